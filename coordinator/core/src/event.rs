@@ -1,0 +1,106 @@
+//! What the coordinator's machine is told, and what it asks for. Closed enums: a driver handles every one.
+
+use crate::ids::{Lsn, ParticipantId, Position, SessionId, Ticket, Time, Token, Txid};
+use crate::message::{FromParticipant, ToParticipant};
+use crate::record::{AdminAction, Record};
+use crate::request::{Reply, Request, RequestKey, Wait};
+use crate::vote::Kind;
+
+/// Told to the machine.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Event {
+    /// A client asks for a whole transaction. Answered when its wait is over.
+    Commit(Ticket, Request),
+    /// A client asks what became of a request.
+    Inquire {
+        /// Whom to answer.
+        ticket: Ticket,
+        /// The request.
+        key: RequestKey,
+        /// Where the coordinator stood when the key was first sent.
+        position: Position,
+        /// When to answer, if it is committed.
+        wait: Wait,
+        /// When to answer at the latest.
+        deadline: Time,
+    },
+    /// A client wants to read at a store that has followed at least this far.
+    AtLeast {
+        /// Whom to answer.
+        ticket: Ticket,
+        /// The store.
+        participant: ParticipantId,
+        /// How far.
+        token: Token,
+        /// When to answer *behind*.
+        deadline: Time,
+    },
+    /// A client has its receipt: its statement results need not be kept.
+    ResultsAcked(Txid),
+    /// Nobody waits at this ticket any more. Decides nothing: the transaction goes on.
+    TicketGone(Ticket),
+    /// A participant is configured and reachable under this session: Welcome it.
+    SessionUp(ParticipantId, SessionId),
+    /// The session ended; nothing of it will arrive any more.
+    SessionDown(ParticipantId, SessionId),
+    /// A message of that session.
+    Message(ParticipantId, SessionId, FromParticipant),
+    /// Every record up to this one is durable.
+    Durable(Lsn),
+    /// The log's space: below the reserve (R-FULL), or enough again.
+    LogFull(bool),
+    /// An operator's command.
+    Admin {
+        /// Whom to answer.
+        ticket: Ticket,
+        /// Who.
+        operator: String,
+        /// What.
+        action: AdminAction,
+        /// Why.
+        reason: String,
+    },
+    /// Time has passed; sent when [`crate::Coordinator::next_deadline`] is due, harmless at any other time.
+    Tick,
+}
+
+/// Asked for by the machine, to be carried out in order.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Effect {
+    /// Append to the log and, with whatever else waits, force it; then say [`Event::Durable`].
+    Append {
+        /// Its place: the last one plus one.
+        lsn: Lsn,
+        /// The record.
+        record: Record,
+        /// Whether somebody waits for it. If not, it may go with the next force that is needed anyway.
+        force: bool,
+    },
+    /// Send to a participant, in its session.
+    Send(ParticipantId, SessionId, ToParticipant),
+    /// Answer a client.
+    Reply(Ticket, Reply),
+    /// The payload of this Commit record is durable at all its participants: forget it.
+    ForgetPayload(Lsn),
+    /// Every Commit, End and older Floor record below this place can go. `Acked`, `Epoch` and the like stay.
+    ForgetBelow(Lsn),
+    /// Tell people.
+    Alarm(Alarm),
+}
+
+/// What people are told without asking.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Alarm {
+    /// Evidence that the log lost records: safe mode (R-LOGLOSS).
+    LogLoss(String),
+    /// A store has lost changes it once acked (R-STORELOSS).
+    StoreLoss(ParticipantId, String),
+    /// A participant belongs to another, or a newer, coordinator (R-OWNER).
+    NotOwner(ParticipantId, String),
+    /// A decided transaction has not been applied for too long, or cannot be.
+    Stuck(ParticipantId, Txid, String),
+    /// A promise is broken (I12).
+    Damage(Box<crate::record::Damage>),
+    /// A participant is not what the log knows it as.
+    WrongKind(ParticipantId, Kind, Kind),
+}

@@ -1,0 +1,106 @@
+//! Phase one's answers.
+
+use crate::ids::Txid;
+use crate::operation::Results;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// How a participant votes and follows. Fixed for the life of the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Kind {
+    /// A database that makes its branch durable itself and holds its locks (PostgreSQL, MariaDB): votes [`Vote::Prepared`].
+    Preparing,
+    /// An index that checks the write and hands over all it needs to apply it (Tantivy, OpenSearch): votes [`Vote::Redo`].
+    Redo,
+    /// A database with one writer that runs transactions for real, last, in one open local transaction (SQLite): votes
+    /// [`Vote::InGroup`] (R-SERIAL).
+    Serial,
+    /// A database whose own commit decides (R-LR): votes [`Vote::Ready`].
+    Leader,
+}
+
+/// One participant's answer to one Prepare.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Vote {
+    /// Yes: durable here, locks held; tell me the outcome.
+    Prepared(Results),
+    /// Yes: checked, cannot fail, and this is all I need to apply it; keep it for me.
+    Redo(Bytes, Results),
+    /// Yes, from the serial executor: it ran; the redo is the group's ([`Ballot::group_redo`]).
+    InGroup(Results),
+    /// Yes, from a leader: all statements have run; give me the CSN and I commit.
+    Ready(Results),
+    /// Nothing was written: released, no phase two.
+    ReadOnly(Results),
+    /// No. It has rolled its branch back.
+    No(Refusal),
+}
+
+/// The votes of one batch, in the order in which the participant ran it.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Ballot {
+    /// A vote for each transaction of the batch.
+    pub votes: Vec<(Txid, Vote)>,
+    /// The serial executor's redo for all its `InGroup` votes together; empty for every other kind.
+    pub group_redo: Bytes,
+}
+
+/// Why a participant or the coordinator said No, split by what the caller must do.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What the caller must do.
+    pub kind: RefusalKind,
+    /// A sentence that names the field, the limit or the reason.
+    pub message: String,
+}
+
+/// What a refused caller must do.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum RefusalKind {
+    /// Mend the request: it can never succeed as it is.
+    Invalid,
+    /// Mend the data: a constraint of the store forbids it.
+    Constraint,
+    /// Read again, then decide: a condition (`if_csn`, rows affected) does not hold.
+    Condition,
+    /// Try again at once: another transaction is in the way (R-NOWAIT).
+    Conflict,
+    /// Try again later: a limit on what may be under way is reached.
+    Busy,
+    /// Try again later: a store, or the log's space, is not available.
+    Unavailable,
+    /// Try again: it took longer than its deadline allowed.
+    Timeout,
+    /// Nothing to do: the caller itself cancelled it, or an operator did.
+    Cancelled,
+}
+
+impl RefusalKind {
+    /// Whether the same transaction, tried again unchanged, may succeed.
+    pub fn retryable(self) -> bool {
+        match self {
+            RefusalKind::Conflict | RefusalKind::Busy | RefusalKind::Unavailable | RefusalKind::Timeout => true,
+            RefusalKind::Invalid | RefusalKind::Constraint | RefusalKind::Condition | RefusalKind::Cancelled => false,
+        }
+    }
+}
+
+impl Refusal {
+    /// A refusal with its sentence.
+    pub fn new(kind: RefusalKind, message: impl Into<String>) -> Refusal {
+        Refusal { kind, message: message.into() }
+    }
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.message)
+    }
+}
+
+impl Vote {
+    /// Whether the transaction may still commit as far as this participant is concerned (I3).
+    pub fn is_yes(&self) -> bool {
+        !matches!(self, Vote::No(_))
+    }
+}

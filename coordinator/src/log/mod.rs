@@ -1,0 +1,49 @@
+//! The decision log: the one place where a decision becomes durable (PROTOCOL §4).
+
+use lockstep_core::{Entry, Lsn};
+
+/// A durable, ordered, gap-free log of records.
+pub trait DecisionLog: Send {
+    /// Everything that is kept, in LSN order, read once at start.
+    fn replay(&mut self) -> Result<Vec<Entry>, LogError>;
+
+    /// Appends the batch and forces it: on return all of it survives power loss. After any error the outcome of the whole batch is
+    /// **unknown** (R-UNKNOWN) and the log takes nothing more (R-FSYNC): stop, start again, replay.
+    fn append(&mut self, batch: &[Entry]) -> Result<(), LogError>;
+
+    /// Forgets the payloads of these Commit records. Not forced.
+    fn forget_payloads(&mut self, lsns: &[Lsn]) -> Result<(), LogError>;
+
+    /// Forgets Commit, End, Acked and Floor records below this place, except the newest Floor and each participant's newest Acked.
+    /// All others are kept. Not forced.
+    fn forget_below(&mut self, lsn: Lsn) -> Result<(), LogError>;
+
+    /// How large it is, and how much room is left.
+    fn space(&self) -> Result<Space, LogError>;
+}
+
+/// Room on the log's disk, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Used by the log.
+    pub used: u64,
+    /// Free on its file system.
+    pub free: u64,
+}
+
+/// Why the log cannot be used, by what must be done.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// Another process holds it.
+    #[error("{0}")]
+    Locked(String),
+    /// A record is damaged or missing; the sentence names its LSN.
+    #[error("{0}")]
+    Corrupt(String),
+    /// It was written by a newer version.
+    #[error("{0}")]
+    Newer(String),
+    /// The disk said no; what was being written is unknown.
+    #[error("{0}")]
+    Io(String),
+}

@@ -1,0 +1,3 @@
+//! Resource managers.
+mod resource_manager;
+pub use resource_manager::*;

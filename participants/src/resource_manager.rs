@@ -1,0 +1,189 @@
+//! What every store must be able to do.
+
+use lockstep_core::{Ballot, Csn, Decided, Kind, Marker, MarkerEvidence, Owner, ParticipantId, Position, Progress, Settle, StatementResult, Txid, Value, Work};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A store, as its worker drives it: one thread, one call at a time, batches wherever there is something to batch.
+///
+/// The worker sees to sessions, owners and order (`lockstep_core::Participant`); the store sees to its data. The rules for all:
+/// phase two is idempotent and cannot be refused; an outcome is never guessed; a branch that is not ours is never touched.
+///
+/// After any [`StoreError::Broken`] the worker drops what is in memory by calling [`ResourceManager::recover`] again: it must bring
+/// the store back to what is durable.
+pub trait ResourceManager: Send {
+    /// How it votes; fixed.
+    fn kind(&self) -> Kind;
+
+    /// Opens a session for `owner`, known by the number `me`: rolls back whatever an older session left working, keeps the owner
+    /// durably, and says what the store holds. The worker has checked the owner against [`ResourceManager::owner`] before.
+    fn recover(&mut self, owner: Owner, me: ParticipantId) -> Result<Recovered, StoreError>;
+
+    /// The owner that the store keeps, if any.
+    fn owner(&mut self) -> Result<Option<Owner>, StoreError>;
+
+    /// Phase one for a batch of transactions, in this order. One vote for each, in the order run. A serial executor and a leader
+    /// leave one local transaction open, and get no second batch before its outcome.
+    fn prepare(&mut self, batch: &[Work]) -> Result<Ballot, StoreError>;
+
+    /// Phase two. In CSN order as far as known; a repeat is harmless. `closed`: no outcome at or below it is open, so a watermark may
+    /// go up to there (R-WATERMARK). A serial executor commits its open group here if the decision is of that group, and applies the
+    /// redo otherwise.
+    fn commit(&mut self, decided: &[Decided], closed: Csn) -> Result<Committed, StoreError>;
+
+    /// Forgets the branches; unknown ones are ignored. At a serial executor or leader: rolls back the whole open batch.
+    fn abort(&mut self, txids: &[Txid]) -> Result<(), StoreError>;
+
+    /// Leaders only: writes the markers of the open batch and commits, in one local transaction. Transactions of the batch that are
+    /// not among them have been refused and must not be in it.
+    fn lead(&mut self, _markers: &[Marker]) -> Result<Led, StoreError> {
+        Err(StoreError::Broken("this store cannot lead".into()))
+    }
+
+    /// Leaders only: the marker, or `None` after an 'A' marker was inserted in its place, durably.
+    fn settle(&mut self, _what: &Settle) -> Result<Option<Marker>, StoreError> {
+        Err(StoreError::Broken("this store cannot lead".into()))
+    }
+
+    /// Leaders only: up to `limit` markers with a CSN above this, in CSN order.
+    fn scan(&mut self, _above: Csn, _limit: usize) -> Result<Vec<Marker>, StoreError> {
+        Err(StoreError::Broken("this store cannot lead".into()))
+    }
+
+    /// Leaders only: markers of transactions that began before this may go, and none may be inserted any more. One local transaction.
+    fn floor(&mut self, _below: Position) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    /// Preparing kinds only: what became of a branch that is not prepared any more.
+    fn evidence(&mut self, _txid: Txid) -> Result<MarkerEvidence, StoreError> {
+        Ok(MarkerEvidence::Unknowable)
+    }
+
+    /// Work that is due by itself: the index's commit, the database's checkpoint. Called when idle and at least when it asked to be.
+    fn tend(&mut self, closed: Csn) -> Result<Tended, StoreError>;
+
+    /// Concurrent reads, from any thread, for as long as the store is open.
+    fn reader(&self) -> Arc<dyn Reader>;
+
+    /// Sets up or changes the schema, outside transactions, when no batch is open. All that came before is durable without the log
+    /// afterwards, and so is the change.
+    fn migrate(&mut self, script: &str) -> Result<String, StoreError>;
+}
+
+/// What a store holds when a session opens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recovered {
+    /// How far it has followed.
+    pub progress: Progress,
+    /// The highest log-decided CSN it has ever seen.
+    pub highest: Csn,
+    /// Branches it holds prepared: complete.
+    pub prepared: Vec<Txid>,
+    /// Branches an operator finished by hand.
+    pub heuristics: Vec<(Txid, bool)>,
+    /// Whether no older session can commit anything here any more.
+    pub exclusive: bool,
+}
+
+/// What phase two did.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Committed {
+    /// How far the store has followed now.
+    pub progress: Progress,
+    /// Transactions that are durable here (kinds that ack one by one).
+    pub done: Vec<Txid>,
+    /// Commits for branches that are not prepared here.
+    pub not_prepared: Vec<(Txid, MarkerEvidence)>,
+    /// Decided redos that could not be applied yet, each with its reason; the worker tries them again.
+    pub stuck: Vec<(Csn, String)>,
+}
+
+/// What a leader's commit did.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Led {
+    /// All are committed, durably.
+    Committed,
+    /// None is, for certain.
+    RolledBack(lockstep_core::Refusal),
+}
+
+/// What [`ResourceManager::tend`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Default)]
+pub struct Tended {
+    /// How far the store has followed now.
+    pub progress: Progress,
+    /// When to call again at the latest.
+    pub next: Option<Instant>,
+}
+
+/// Reads beside the transactions.
+pub trait Reader: Send + Sync {
+    /// Runs one reading SQL statement.
+    fn query(&self, sql: &str, parameters: &[Value], limits: ReadLimits) -> Result<StatementResult, StoreError> {
+        let _ = (sql, parameters, limits);
+        Err(StoreError::Invalid("this store is no database: it cannot be queried by SQL; use search".into()))
+    }
+
+    /// Searches, best first.
+    fn search(&self, query: &str, limits: ReadLimits) -> Result<SearchResult, StoreError> {
+        let _ = (query, limits);
+        Err(StoreError::Invalid("this store is no search index; use query".into()))
+    }
+
+    /// One document by its key.
+    fn get(&self, key: &str) -> Result<Option<Document>, StoreError> {
+        let _ = key;
+        Err(StoreError::Invalid("this store is no search index; use query".into()))
+    }
+}
+
+/// Limits of one read.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadLimits {
+    /// Rows or documents at most.
+    pub rows: usize,
+    /// Documents to leave out first.
+    pub offset: usize,
+    /// How long it may run.
+    pub timeout: Duration,
+}
+
+/// What a search found.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct SearchResult {
+    /// How many match in all.
+    pub total: u64,
+    /// Those within the limits.
+    pub documents: Vec<Document>,
+}
+
+/// A document of an index.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Document {
+    /// Its key.
+    pub key: String,
+    /// The CSN of the write that made it.
+    pub csn: Csn,
+    /// Its text, a JSON object.
+    pub document: String,
+    /// How well it matches; 0 where nothing was searched.
+    pub score: f32,
+}
+
+/// What went wrong at a store, by what must be done.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The caller's input is at fault; the store is as it was.
+    #[error("{0}")]
+    Invalid(String),
+    /// It took longer than allowed; the store is as it was.
+    #[error("{0}")]
+    Timeout(String),
+    /// The store's state in memory can't be trusted any more: recover.
+    #[error("{0}")]
+    Broken(String),
+    /// The store is not what the coordinator knows: an operator must look.
+    #[error("{0}")]
+    Refused(String),
+}
