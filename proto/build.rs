@@ -1,7 +1,7 @@
 //! Compiles the .proto files without `protoc`.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["transaction", "admin"].map(|name| format!("proto/lockstep/v1/{name}.proto"));
+    let files = ["transaction", "participant", "admin"].map(|name| format!("proto/lockstep/v1/{name}.proto"));
     println!("cargo::rerun-if-changed=proto");
     let descriptors = protox::compile(&files, ["proto"])?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);

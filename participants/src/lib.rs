@@ -1,3 +1,9 @@
 //! Resource managers.
 mod resource_manager;
+mod worker;
 pub use resource_manager::*;
+pub use worker::{FromWorker, Worker, WorkerHandle};
+#[cfg(feature = "tantivy")]
+pub mod tantivy;
+#[cfg(feature = "sqlite")]
+pub mod sqlite;

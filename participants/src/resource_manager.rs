@@ -60,6 +60,11 @@ pub trait ResourceManager: Send {
         Ok(MarkerEvidence::Unknowable)
     }
 
+    /// Preparing kinds only: an operator finishes a prepared branch by hand; it is remembered among [`Recovered::heuristics`].
+    fn resolve(&mut self, txid: Txid, _commit: bool) -> Result<(), StoreError> {
+        Err(StoreError::Broken(format!("this store holds no prepared branches: {txid} cannot be resolved")))
+    }
+
     /// Work that is due by itself: the index's commit, the database's checkpoint. Called when idle and at least when it asked to be.
     fn tend(&mut self, closed: Csn) -> Result<Tended, StoreError>;
 

@@ -37,8 +37,6 @@ pub enum Event {
     },
     /// A client has its receipt: its statement results need not be kept.
     ResultsAcked(Txid),
-    /// Nobody waits at this ticket any more. Decides nothing: the transaction goes on.
-    TicketGone(Ticket),
     /// A participant is configured and reachable under this session: Welcome it.
     SessionUp(ParticipantId, SessionId),
     /// The session ended; nothing of it will arrive any more.

@@ -1,17 +1,62 @@
-//! The commit protocol.
+//! The commit protocol of Lockstep as a pure state machine: both ends of it, and the words they use. No async, no I/O, no clock, no
+//! randomness: time is an argument, and what is to be done comes out as effects.
+//!
+//! # The idea
+//!
+//! Every store involved says that it *can* apply a write (phase one). The coordinator takes the next **commit sequence number** and
+//! appends one Commit record to one durable log; once that is forced, it is decided. Then the stores follow the log, in its order
+//! (phase two). The log is the leader.
+//!
+//! # Reading order
+//!
+//! 1. The words: [`ids`], [`operation`], [`vote`], [`record`], [`request`], [`message`].
+//! 2. The contract: [`event`]. A driver feeds [`Event`]s to [`Coordinator::step`] and carries out the [`Effect`]s, in order. It owes
+//!    the machine three things: `Append` is answered by `Durable` only once the record survives power loss; a session is an ordered
+//!    stream that loses nothing before it ends; `Tick` comes when [`Coordinator::next_deadline`] is due.
+//! 3. The coordinator: [`coordinator`] is its state and where each event goes. Then in the order of a transaction's life:
+//!    `requests` (clients), `voting` (phase one and **the decision**), `following` (phase two), `leading` (a database decides),
+//!    `sessions` (what a participant is told when it comes back), `housekeeping` (time), `operator` (a person's hand),
+//!    `recovery` (the start: replay fills the same tables, and then the ordinary resends run).
+//! 4. The participant's end: [`participant`].
+//!
+//! Rule names (R-…) and invariants (I1–I12) are those of `docs/protocol.md`. Assertions of the protocol stay on in release builds: a
+//! coordinator that finds its own promise broken stops rather than goes on.
 
+pub mod config;
+pub mod coordinator;
+mod decision;
 pub mod event;
+pub mod follower;
+mod following;
+mod housekeeping;
 pub mod ids;
+mod keys;
+mod leading;
 pub mod message;
 pub mod operation;
+mod operator;
+pub mod outcomes;
+pub mod participant;
 pub mod record;
+pub mod recovery;
 pub mod request;
+mod requests;
+mod sessions;
+pub mod transaction;
+pub mod view;
 pub mod vote;
+mod voting;
 
+pub use config::{Config, ParticipantConfig, Role};
+pub use coordinator::{Coordinator, Counts, Phase};
 pub use event::{Alarm, Effect, Event};
 pub use ids::{CoordId, Csn, Decider, Epoch, LogId, Lsn, Owner, ParticipantId, Position, SessionId, Ticket, Time, Token, Txid};
 pub use message::{Decided, FromParticipant, Hello, MarkerEvidence, Progress, Settle, ToParticipant, Work};
 pub use operation::{Condition, KeyWrite, Operation, Results, StatementResult, Value};
-pub use record::{AdminAction, BranchRedo, CommitEntry, CommitGroup, Damage, DamageKind, Entry, EntryPayload, GroupRedo, Marker, Payload, Record};
+pub use participant::{Participant, ParticipantEffect, ParticipantEvent, StoreCommand, StoreReport};
+pub use record::{
+    AdminAction, BranchRedo, CommitEntry, CommitGroup, Damage, DamageKind, Entry, EntryPayload, GroupRedo, Marker, Payload, Record,
+};
+pub use recovery::{Identity, StartError};
 pub use request::{Aborted, BranchRequest, Receipt, Reply, Request, RequestKey, Wait};
 pub use vote::{Ballot, Kind, Refusal, RefusalKind, Vote};

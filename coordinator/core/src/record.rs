@@ -1,6 +1,6 @@
 //! What stands in the decision log (PROTOCOL §4). Encoding, checksum and chunks are the log's own business.
 
-use crate::ids::{CoordId, Csn, Epoch, Lsn, LogId, ParticipantId, Position, Txid};
+use crate::ids::{CoordId, Csn, Epoch, LogId, Lsn, ParticipantId, Position, Txid};
 use crate::operation::{KeyWrite, Results};
 use crate::request::RequestKey;
 use crate::vote::Kind;

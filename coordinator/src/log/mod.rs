@@ -1,5 +1,15 @@
 //! The decision log: the one place where a decision becomes durable (PROTOCOL §4).
 
+mod format;
+mod index;
+mod lock;
+mod recovery;
+mod sled_log;
+#[cfg(test)]
+mod tests;
+
+pub use sled_log::{Fault, Metrics, Options, SledLog, Step};
+
 use lockstep_core::{Entry, Lsn};
 
 /// A durable, ordered, gap-free log of records.

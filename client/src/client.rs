@@ -1,0 +1,273 @@
+//! The client: a cheap handle on one connection.
+
+use crate::backoff::Backoff;
+use crate::error::{CallError, ConnectError};
+use crate::ids::{CoordinatorId, LogId, Position, RequestId, uuid_bytes};
+use crate::link::{Greeting, Link, REPLY_BYTES, drive};
+use crate::read::{Call, Get, Query, Search};
+use crate::transaction::{Inquiry, Transaction};
+use crate::value::Value;
+use lockstep_proto::v1;
+use lockstep_proto::v1::transaction_service_client::TransactionServiceClient;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, timeout_at};
+use tonic::transport::{Channel, Endpoint};
+
+/// A handle on a coordinator. Clone it freely: all clones share one connection, which is kept up in the background and closed with the
+/// last of them.
+#[derive(Clone)]
+pub struct Client {
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// How to connect. The defaults are good; every wait has an end.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    endpoint: String,
+    request_timeout: Duration,
+    connect_timeout: Duration,
+    in_flight: usize,
+    reconnect: (Duration, Duration),
+    keep_alive: Duration,
+}
+
+pub(crate) struct Shared {
+    pub link: Arc<Link>,
+    pub in_flight: Semaphore,
+    pub request_timeout: Duration,
+    calls: TransactionServiceClient<Channel>,
+    driver: AbortHandle,
+}
+
+/// Who answers, where it stands, what it takes.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Description {
+    /// Its log's coordinator id.
+    pub coordinator: CoordinatorId,
+    /// Its log's own id.
+    pub log: LogId,
+    /// Where it stands.
+    pub position: Position,
+    /// The stores that a transaction may name.
+    pub stores: Vec<Store>,
+    /// The limits of a transaction.
+    pub limits: Limits,
+    /// The daemon's version.
+    pub version: String,
+}
+
+/// A store.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Store {
+    /// Its name in transactions and reads.
+    pub name: String,
+    /// "sqlite", "tantivy", "remote"
+    pub r#type: String,
+    /// "database" or "index"
+    pub role: String,
+    /// How it votes: "preparing", "redo", "serial", "leader"
+    pub kind: String,
+}
+
+/// Limits of a transaction. The client refuses what exceeds them before sending it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Of the whole transaction, bytes.
+    pub transaction_bytes: u64,
+    /// Operations.
+    pub operations: u64,
+    /// Of one document, bytes.
+    pub document_bytes: u64,
+}
+
+impl Client {
+    /// Connects to a coordinator, for example at `http://127.0.0.1:7117`, with all defaults.
+    pub async fn connect(endpoint: impl Into<String>) -> Result<Client, ConnectError> {
+        Client::builder(endpoint).connect().await
+    }
+
+    /// Says how to connect.
+    pub fn builder(endpoint: impl Into<String>) -> Builder {
+        Builder {
+            endpoint: endpoint.into(),
+            request_timeout: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(5),
+            in_flight: 256,
+            reconnect: (Duration::from_millis(20), Duration::from_secs(2)),
+            keep_alive: Duration::from_secs(5),
+        }
+    }
+
+    /// Begins a transaction. It is put together here, and sent as a whole by [`Transaction::commit`].
+    pub fn transaction(&self) -> Transaction {
+        Transaction::new(self.clone())
+    }
+
+    /// The same as [`Client::transaction`].
+    pub fn begin(&self) -> Transaction {
+        self.transaction()
+    }
+
+    /// Asks what became of a request, by what [`crate::CommitError::Unknown`] carried.
+    pub fn inquire(&self, request: &RequestId) -> Inquiry {
+        Inquiry::new(self.clone(), request.clone())
+    }
+
+    /// Reads one SQL statement at a database.
+    pub fn query(&self, store: &str, sql: &str, parameters: impl IntoIterator<Item = Value>) -> Query {
+        Query::new(self.clone(), store, sql, parameters)
+    }
+
+    /// Searches an index, in its query language.
+    pub fn search(&self, store: &str, query: &str) -> Search {
+        Search::new(self.clone(), store, query)
+    }
+
+    /// One document of an index.
+    pub fn get(&self, store: &str, key: &str) -> Get {
+        Get::new(self.clone(), store, key)
+    }
+
+    /// Sets up or changes a store's schema, outside transactions: SQL for a database, a JSON schema of fields for an index. Says what
+    /// was done. Never repeated by itself: write scripts that may run twice (`CREATE TABLE IF NOT EXISTS`).
+    pub async fn migrate(&self, store: &str, script: &str) -> Result<String, CallError> {
+        let request = v1::MigrateRequest { store: store.into(), script: script.into() };
+        let deadline = Instant::now() + self.shared.request_timeout;
+        let mut service = self.calls();
+        match timeout_at(deadline, service.migrate(request)).await {
+            Ok(reply) => Ok(reply?.into_inner().message),
+            Err(_) => Err(CallError::Unavailable(format!("no answer within {:?}", self.shared.request_timeout))),
+        }
+    }
+
+    /// Asks who is there.
+    pub async fn describe(&self) -> Result<Description, CallError> {
+        let call = Call::new(self.clone());
+        call.until_answered(|mut service| async move { service.describe(v1::DescribeRequest {}).await }).await?.try_into()
+    }
+
+    /// Where the coordinator stood when it last spoke; `None` before it first did. To be kept beside a key that shall outlive this
+    /// process ([`Transaction::position`]).
+    pub fn position(&self) -> Option<Position> {
+        self.shared.link.position()
+    }
+
+    pub(crate) fn calls(&self) -> TransactionServiceClient<Channel> {
+        self.shared.calls.clone()
+    }
+}
+
+impl Builder {
+    /// How long a call waits for its answer where it does not say so itself. Default: 30 s.
+    pub fn request_timeout(mut self, timeout: Duration) -> Builder {
+        self.request_timeout = timeout;
+        self
+    }
+
+    /// How long one try to connect may take, up to the coordinator's Welcome. Default: 5 s.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Builder {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// How many commits may be under way at once; more wait for their turn, inside their deadline. At least 1. Default: 256.
+    pub fn in_flight(mut self, limit: usize) -> Builder {
+        self.in_flight = limit.clamp(1, Semaphore::MAX_PERMITS);
+        self
+    }
+
+    /// The shortest and the longest wait between two tries to reconnect. Default: 20 ms to 2 s.
+    pub fn reconnect(mut self, min: Duration, max: Duration) -> Builder {
+        self.reconnect = (min, max);
+        self
+    }
+
+    /// How long a silent connection stands before it is probed, and then before it counts as lost. Default: 5 s.
+    pub fn keep_alive(mut self, interval: Duration) -> Builder {
+        self.keep_alive = interval;
+        self
+    }
+
+    /// Connects, and waits until the coordinator has answered or the connect time-out has passed.
+    pub async fn connect(self) -> Result<Client, ConnectError> {
+        let deadline = Instant::now() + self.connect_timeout;
+        let endpoint = self.endpoint.clone();
+        let client = self.connect_lazy()?;
+        let mut greeting = client.shared.link.greeting();
+        let welcomed = timeout_at(deadline, greeting.wait_for(|greeting| greeting.welcome.is_some())).await.is_ok();
+        if welcomed {
+            return Ok(client);
+        }
+        let Greeting { trouble, .. } = greeting.borrow().clone();
+        Err(ConnectError::Unreachable { endpoint, message: trouble.unwrap_or_else(|| "no answer in time".to_owned()) })
+    }
+
+    /// Connects in the background, whenever the coordinator comes. Must be called inside a tokio runtime.
+    pub fn connect_lazy(self) -> Result<Client, ConnectError> {
+        let endpoint = self.endpoint()?;
+        let link = Link::new();
+        let backoff = Backoff::new(self.reconnect.0, self.reconnect.1);
+        let driver = tokio::spawn(drive(link.clone(), endpoint.clone(), self.connect_timeout, backoff)).abort_handle();
+        let calls = TransactionServiceClient::new(endpoint.connect_lazy()).max_decoding_message_size(REPLY_BYTES);
+        let in_flight = Semaphore::new(self.in_flight);
+        Ok(Client { shared: Arc::new(Shared { link, in_flight, request_timeout: self.request_timeout, calls, driver }) })
+    }
+
+    fn endpoint(&self) -> Result<Endpoint, ConnectError> {
+        let text = if self.endpoint.contains("://") { self.endpoint.clone() } else { format!("http://{}", self.endpoint) };
+        let invalid = |message| ConnectError::InvalidEndpoint { endpoint: self.endpoint.clone(), message };
+        let endpoint = Endpoint::from_shared(text).map_err(|error| invalid(error.to_string()))?;
+        match endpoint.uri().scheme_str() {
+            Some("http") => {}
+            scheme => return Err(invalid(format!("the scheme is {}, only http is spoken", scheme.unwrap_or("missing")))),
+        }
+        Ok(endpoint
+            .connect_timeout(self.connect_timeout)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(self.keep_alive)
+            .keep_alive_timeout(self.keep_alive)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(4 << 20)
+            .initial_connection_window_size(8 << 20))
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("position", &self.position()).finish_non_exhaustive()
+    }
+}
+
+impl TryFrom<v1::Welcome> for Description {
+    type Error = CallError;
+
+    fn try_from(welcome: v1::Welcome) -> Result<Description, CallError> {
+        let missing = |field| CallError::Unavailable(format!("the answer lacks {field}"));
+        let coordinator = uuid_bytes(&welcome.coord_id).map(CoordinatorId).ok_or_else(|| missing("coord_id"))?;
+        let position = Position::new(coordinator, welcome.position.ok_or_else(|| missing("position"))?);
+        let limits = welcome.limits.unwrap_or_default();
+        let store = |store: v1::Store| Store { name: store.name, r#type: store.r#type, role: store.role, kind: store.kind };
+        Ok(Description {
+            coordinator,
+            log: uuid_bytes(&welcome.log_id).map(LogId).ok_or_else(|| missing("log_id"))?,
+            position,
+            stores: welcome.stores.into_iter().map(store).collect(),
+            limits: Limits {
+                transaction_bytes: limits.transaction_bytes,
+                operations: limits.operations,
+                document_bytes: limits.document_bytes,
+            },
+            version: welcome.version,
+        })
+    }
+}

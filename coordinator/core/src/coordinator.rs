@@ -1,0 +1,262 @@
+//! The coordinator's machine: its state, and where each event goes.
+
+use crate::config::Config;
+use crate::decision::Decision;
+use crate::event::{Alarm, Effect, Event};
+use crate::follower::{Follower, Scan};
+use crate::ids::{Csn, Epoch, LogId, Lsn, Owner, ParticipantId, Position, SessionId, Ticket, Time, Txid};
+use crate::keys::KeyTable;
+use crate::message::{FromParticipant, ToParticipant};
+use crate::outcomes::Outcomes;
+use crate::record::{AdminAction, Damage, Record};
+use crate::request::{Reply, RequestKey};
+use crate::transaction::Transaction;
+use rustc_hash::FxHashMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// The coordinator's end of the protocol. Pure: time comes in with each event, everything to be done comes out as effects.
+#[derive(Debug)]
+pub struct Coordinator {
+    pub(crate) config: Config,
+    pub(crate) owner: Owner,
+    pub(crate) log_id: LogId,
+    pub(crate) spare_log_id: LogId,
+    pub(crate) phase: Phase,
+    /// Every start of this log: (epoch, incarnation).
+    pub(crate) epochs: Vec<(Epoch, u64)>,
+    /// The highest epoch that any participant has seen (R-LOGLOSS).
+    pub(crate) highest_epoch_seen: Epoch,
+    pub(crate) next_lsn: Lsn,
+    /// Number of the next transaction.
+    pub(crate) next_n: u64,
+    /// The highest CSN taken or found in the log; the next one is above it.
+    pub(crate) last_csn: Csn,
+    /// The highest CSN that the log itself decided.
+    pub(crate) last_log_csn: Csn,
+    /// Indexed by `ParticipantId`.
+    pub(crate) followers: Vec<Follower>,
+    pub(crate) transactions: FxHashMap<Txid, Transaction>,
+    /// How many of them are not decided.
+    pub(crate) open: usize,
+    /// By the last CSN of each.
+    pub(crate) decisions: BTreeMap<Csn, Decision>,
+    /// CSNs whose outcome is open.
+    pub(crate) deciding: BTreeSet<Csn>,
+    pub(crate) keys: KeyTable,
+    pub(crate) outcomes: Outcomes,
+    /// What waits for the log, in its order.
+    pub(crate) pending: VecDeque<(Lsn, Pending)>,
+    pub(crate) timers: BTreeSet<(Time, Timer)>,
+    /// Prepared branches that cannot be answered yet.
+    pub(crate) asked: BTreeSet<(ParticipantId, Txid)>,
+    /// Keys that leaders are being asked about.
+    pub(crate) settling: BTreeMap<RequestKey, Settling>,
+    /// Commit records whose payloads may be forgotten once the participants' `Acked` are durable.
+    pub(crate) releasable: Vec<Lsn>,
+    /// Ended transactions that are not in an `End` record yet.
+    pub(crate) ended: Vec<Txid>,
+    pub(crate) damage: Vec<Damage>,
+    /// Branches that an operator resolved by hand.
+    pub(crate) by_hand: BTreeMap<(Txid, ParticipantId), bool>,
+    /// Presumed abort still waits for every participant's evidence (R-LOGLOSS).
+    pub(crate) evidence_awaited: bool,
+    pub(crate) log_full: bool,
+    /// A Floor record is on its way.
+    pub(crate) floor_pending: bool,
+    pub(crate) housekeeping_at: Option<Time>,
+    pub(crate) counts: Counts,
+}
+
+/// What the coordinator may do.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// Its Epoch record is not durable: nothing is sent.
+    Starting,
+    /// Everything.
+    Serving,
+    /// The log has lost records (R-LOGLOSS): no presumed abort, no new transactions.
+    Safe(String),
+    /// It must be started again.
+    Stopped(String),
+}
+
+/// What waits for a record to be durable.
+#[derive(Debug)]
+pub(crate) enum Pending {
+    Start,
+    Decision(Csn),
+    Floor(Position),
+    Acked(Vec<(ParticipantId, Csn)>, Vec<Lsn>),
+    Operator { ticket: Ticket, operator: String, action: AdminAction, reason: String },
+}
+
+/// What a moment in time is for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Timer {
+    Transaction(Txid),
+    Read(ParticipantId, Ticket),
+    Evidence,
+    Housekeeping,
+}
+
+/// A key of an older epoch, while leaders are asked about it.
+#[derive(Debug)]
+pub(crate) struct Settling {
+    pub hash: Option<u64>,
+    pub waiting: BTreeSet<ParticipantId>,
+    pub waiters: Vec<crate::transaction::Waiter>,
+}
+
+/// What has happened since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Transactions decided to commit, read-only ones included.
+    pub committed: u64,
+    /// Transactions aborted or refused.
+    pub aborted: u64,
+}
+
+impl Coordinator {
+    /// Takes one event, and appends what is to be done, in order.
+    pub fn step(&mut self, now: Time, event: Event, fx: &mut Vec<Effect>) {
+        match event {
+            Event::Commit(ticket, request) => self.request(now, ticket, request, fx),
+            Event::Inquire { ticket, key, position, wait, deadline } => self.inquire(now, ticket, key, position, wait, deadline, fx),
+            Event::AtLeast { ticket, participant, token, deadline } => self.at_least(now, ticket, participant, token, deadline, fx),
+            Event::ResultsAcked(txid) => self.outcomes.drop_results(txid),
+            Event::SessionUp(participant, session) => self.session_up(now, participant, session, fx),
+            Event::SessionDown(participant, session) => self.session_down(now, participant, session, fx),
+            Event::Message(participant, session, message) => self.message(now, participant, session, message, fx),
+            Event::Durable(lsn) => self.durable(now, lsn, fx),
+            Event::LogFull(full) => self.log_full = full,
+            Event::Admin { ticket, operator, action, reason } => self.admin(now, ticket, operator, action, reason, fx),
+            Event::Tick => {}
+        }
+        self.fire_timers(now, fx);
+        self.tell_closed(fx);
+        self.arm_housekeeping(now);
+    }
+
+    /// When the next [`Event::Tick`] is due.
+    pub fn next_deadline(&self) -> Option<Time> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Where it stands in the order of beginnings.
+    pub fn position(&self) -> Position {
+        Position { epoch: self.owner.epoch, n: self.next_n }
+    }
+
+    fn message(&mut self, now: Time, participant: ParticipantId, session: SessionId, message: FromParticipant, fx: &mut Vec<Effect>) {
+        if !self.follower(participant).hears(session) {
+            return;
+        }
+        match message {
+            FromParticipant::Hello(hello) => self.hello(now, participant, session, hello, fx),
+            FromParticipant::Refused(owner) => self.refused(participant, session, owner, fx),
+            FromParticipant::Ballot(ballot) => self.ballot(now, participant, session, ballot, fx),
+            FromParticipant::Committed(txid) => self.committed(now, participant, txid, fx),
+            FromParticipant::NotPrepared(txid, evidence) => self.not_prepared(now, participant, txid, evidence, fx),
+            FromParticipant::Progress(progress) => self.progress(now, participant, progress, fx),
+            FromParticipant::Stuck(csn, reason) => self.stuck(participant, csn, reason, fx),
+            FromParticipant::Inquiry(txids) => {
+                for txid in txids {
+                    self.answer(now, participant, txid, fx);
+                }
+            }
+            FromParticipant::Led(txids) => self.led(now, txids, fx),
+            FromParticipant::NotLed(txids, refusal) => self.not_led(now, participant, txids, refusal, fx),
+            FromParticipant::Settled(what, marker) => self.settled(now, participant, what, marker, fx),
+            FromParticipant::Markers { markers, last } => self.markers(now, participant, markers, last, fx),
+            FromParticipant::Resolved { txid, commit } => self.resolved(now, participant, txid, commit, fx),
+        }
+    }
+
+    /// The log has forced everything up to here: the only place where a decision of the log comes true.
+    fn durable(&mut self, now: Time, lsn: Lsn, fx: &mut Vec<Effect>) {
+        assert!(lsn < self.next_lsn, "the log acknowledges a record it was not given: {lsn}");
+        while self.pending.front().is_some_and(|(at, _)| *at <= lsn) {
+            let (at, pending) = self.pending.pop_front().expect("not empty");
+            match pending {
+                Pending::Start => self.started(fx),
+                Pending::Decision(key) => self.decided(now, key, fx),
+                Pending::Floor(position) => self.floor_durable(position, fx),
+                Pending::Acked(acked, lsns) => self.acked_durable(acked, lsns, fx),
+                Pending::Operator { ticket, operator, action, reason } => self.operate(now, at, ticket, operator, action, reason, fx),
+            }
+        }
+    }
+
+    fn started(&mut self, fx: &mut Vec<Effect>) {
+        if self.phase == Phase::Starting {
+            self.phase = Phase::Serving;
+        }
+        for id in 0..self.followers.len() {
+            self.welcome(ParticipantId(id as u16), fx);
+        }
+    }
+
+    /// Appends a record; `pending` happens once it is durable. The only place where a record gets its LSN.
+    pub(crate) fn append(&mut self, record: Record, pending: Option<Pending>, fx: &mut Vec<Effect>) -> Lsn {
+        let lsn = self.next_lsn;
+        self.next_lsn = lsn.next();
+        let force = pending.is_some();
+        if let Some(pending) = pending {
+            self.pending.push_back((lsn, pending));
+        }
+        fx.push(Effect::Append { lsn, record, force });
+        lsn
+    }
+
+    pub(crate) fn send(&self, participant: ParticipantId, message: ToParticipant, fx: &mut Vec<Effect>) {
+        if let Some(session) = self.follower(participant).open_session() {
+            fx.push(Effect::Send(participant, session, message));
+        }
+    }
+
+    pub(crate) fn reply(&self, ticket: Ticket, reply: Reply, fx: &mut Vec<Effect>) {
+        fx.push(Effect::Reply(ticket, reply));
+    }
+
+    pub(crate) fn alarm(&self, alarm: Alarm, fx: &mut Vec<Effect>) {
+        fx.push(Effect::Alarm(alarm));
+    }
+
+    pub(crate) fn follower(&self, participant: ParticipantId) -> &Follower {
+        &self.followers[participant.0 as usize]
+    }
+
+    pub(crate) fn follower_mut(&mut self, participant: ParticipantId) -> &mut Follower {
+        &mut self.followers[participant.0 as usize]
+    }
+
+    pub(crate) fn set_timer(&mut self, txid: Txid, at: Option<Time>) {
+        let transaction = self.transactions.get_mut(&txid).expect("a timer belongs to a live transaction");
+        if transaction.timer == at {
+            return;
+        }
+        if let Some(old) = std::mem::replace(&mut transaction.timer, at) {
+            self.timers.remove(&(old, Timer::Transaction(txid)));
+        }
+        if let Some(at) = at {
+            self.timers.insert((at, Timer::Transaction(txid)));
+        }
+    }
+
+    /// The highest CSN at and below which no outcome is open; `None` while a leader has not been scanned (R-WATERMARK).
+    pub(crate) fn closed(&self) -> Option<Csn> {
+        if self.unscanned_leader().is_some() {
+            return None;
+        }
+        Some(self.deciding.first().map_or(self.last_csn, |csn| csn.before()))
+    }
+
+    /// A leader that may have decided transactions nobody here knows of.
+    pub(crate) fn unscanned_leader(&self) -> Option<&Follower> {
+        self.followers.iter().find(|follower| matches!(follower.scan, Scan::Needed | Scan::Running))
+    }
+
+    pub(crate) fn wall_ms(&self, now: Time) -> u64 {
+        self.config.wall_at_zero_ms + now.0 / 1000
+    }
+}

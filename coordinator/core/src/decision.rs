@@ -1,0 +1,51 @@
+//! The one place where votes become a decision.
+
+use crate::ids::{Csn, Lsn, ParticipantId};
+use crate::message::Decided;
+use crate::record::{CommitEntry, Payload};
+
+/// A decision that some participant has not made durable yet: one Commit record, or one transaction that a database led.
+#[derive(Debug)]
+pub struct Decision {
+    /// Its transactions, in CSN order.
+    pub entries: Vec<CommitEntry>,
+    /// What its participants need.
+    pub payload: Payload,
+    /// Its record; `None` where a database led.
+    pub lsn: Option<Lsn>,
+    /// Whether it is decided. Before that it is only reserved (R-REDO).
+    pub decided: bool,
+    /// Participants' items that are not durable yet.
+    pub open_items: usize,
+}
+
+impl Decision {
+    /// Its key: the last CSN of the group.
+    pub fn key(&self) -> Csn {
+        self.entries.last().expect("a decision has entries").csn
+    }
+
+    /// What one participant is told: of one entry, or of the whole group.
+    pub fn told(&self, participant: ParticipantId, entry: Option<usize>) -> Decided {
+        match entry {
+            Some(i) => {
+                let redo = self.payload.entries[i].redos.iter().find(|redo| redo.participant == participant);
+                let redo = redo.map(|redo| redo.redo.clone()).unwrap_or_default();
+                Decided { csn: self.entries[i].csn, txids: vec![self.entries[i].txid], redo }
+            }
+            None => {
+                let here: Vec<_> = self.entries.iter().filter(|entry| entry.branches.contains(&participant)).collect();
+                let group = self.payload.groups.iter().find(|group| group.participant == participant);
+                let redo = group.map(|group| group.redo.clone()).unwrap_or_default();
+                Decided { csn: here.last().expect("the group has a branch there").csn, txids: here.iter().map(|e| e.txid).collect(), redo }
+            }
+        }
+    }
+
+    /// The entries that an item stands for.
+    pub fn covered(&self, participant: ParticipantId, entry: Option<usize>) -> impl Iterator<Item = (usize, &CommitEntry)> {
+        let whole = entry.is_none();
+        let covers = move |i: &usize| whole || entry == Some(*i);
+        self.entries.iter().enumerate().filter(move |(i, entry)| covers(i) && entry.branches.contains(&participant))
+    }
+}

@@ -1,0 +1,158 @@
+//! A participant, as the coordinator sees it.
+
+use crate::config::Role;
+use crate::ids::{Csn, ParticipantId, SessionId, Ticket, Time};
+use crate::message::Progress;
+use crate::vote::Kind;
+use std::collections::BTreeMap;
+
+/// A participant and how far it has followed.
+#[derive(Debug)]
+pub struct Follower {
+    /// Its number in the log's registry.
+    pub id: ParticipantId,
+    /// Its name.
+    pub name: String,
+    /// How it votes.
+    pub kind: Kind,
+    /// What it is to clients.
+    pub role: Role,
+    /// An index that may be written without any row.
+    pub standalone: bool,
+    /// Whether it is configured now; one that is not keeps what it is owed.
+    pub configured: bool,
+    /// The stream to it.
+    pub session: Session,
+    /// How far it says it has followed.
+    pub progress: Progress,
+    /// How far the log says it had followed, durably (`Record::Acked`).
+    pub acked: Csn,
+    /// Decisions that concern it and are not durable there, by CSN; of a serial executor, one for each group, by its last CSN.
+    pub items: BTreeMap<Csn, Item>,
+    /// The first item that may not be applied yet.
+    pub first_unapplied: Csn,
+    /// The last [`crate::ToParticipant::Closed`] in this session.
+    pub closed_told: Csn,
+    /// What is known of its markers, if it leads.
+    pub scan: Scan,
+    /// Whether it has given its evidence about the log since this start (R-LOGLOSS), or was waived.
+    pub evidence: bool,
+    /// Clients that wait to read here.
+    pub readers: Vec<ReadWaiter>,
+    /// Why it was stuck last, and at what.
+    pub stuck: Option<(Csn, String)>,
+    /// Prepared branches, as of its last Hello.
+    pub prepared: usize,
+}
+
+/// The stream to a participant.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Session {
+    /// None.
+    Down,
+    /// Welcomed; its Hello has not come.
+    Welcomed(SessionId),
+    /// Handed over; takes Prepares.
+    Open(SessionId),
+    /// It must not be used; the sentence says why.
+    Refused(SessionId, String),
+}
+
+/// A decision that concerns a participant and is not durable there.
+#[derive(Clone, Debug)]
+pub struct Item {
+    /// Key of the decision.
+    pub decision: Csn,
+    /// The entry of that decision; `None` is the whole group.
+    pub entry: Option<usize>,
+    /// Whether it can be read there.
+    pub applied: bool,
+    /// Found when the watermark had already passed it: acked by transaction, not by watermark.
+    pub late: bool,
+    /// When it was sent last in this session.
+    pub sent: Option<Time>,
+    /// The pause before it is sent again.
+    pub backoff: u64,
+    /// When it was decided or found.
+    pub since: Time,
+}
+
+/// What is known of a leader's markers in this incarnation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scan {
+    /// It does not lead.
+    NotNeeded,
+    /// Not known at all: its outcomes are in doubt.
+    Needed,
+    /// Being read for the first time.
+    Running,
+    /// Known; and no older session can add to it.
+    Complete,
+    /// Known, but older sessions may still commit: scanned again at this time.
+    Again(Time),
+}
+
+/// A client that waits to read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ReadWaiter {
+    /// Whom to answer.
+    pub ticket: Ticket,
+    /// How far it must have followed.
+    pub csn: Csn,
+    /// Until when at the latest.
+    pub deadline: Time,
+}
+
+impl Follower {
+    /// A participant before its first session.
+    pub fn new(id: ParticipantId, name: String, kind: Kind) -> Follower {
+        Follower {
+            id,
+            name,
+            kind,
+            role: match kind {
+                Kind::Redo => Role::Index,
+                Kind::Preparing | Kind::Serial | Kind::Leader => Role::Database,
+            },
+            standalone: false,
+            configured: false,
+            session: Session::Down,
+            progress: Progress::default(),
+            acked: Csn::ZERO,
+            items: BTreeMap::new(),
+            first_unapplied: Csn::ZERO,
+            closed_told: Csn::ZERO,
+            scan: if kind == Kind::Leader { Scan::Needed } else { Scan::NotNeeded },
+            evidence: false,
+            readers: Vec::new(),
+            stuck: None,
+            prepared: 0,
+        }
+    }
+
+    /// The session that takes Prepares, if there is one.
+    pub fn open_session(&self) -> Option<SessionId> {
+        match self.session {
+            Session::Open(session) => Some(session),
+            Session::Down | Session::Welcomed(_) | Session::Refused(..) => None,
+        }
+    }
+
+    /// Whether a message of this session is to be heard.
+    pub fn hears(&self, session: SessionId) -> bool {
+        match &self.session {
+            Session::Welcomed(current) | Session::Open(current) => *current == session,
+            Session::Down | Session::Refused(..) => false,
+        }
+    }
+
+    /// The oldest decision that it has not applied.
+    pub fn oldest_unapplied(&self) -> Option<(Csn, &Item)> {
+        self.items.range(self.first_unapplied..).find(|(_, item)| !item.applied).map(|(csn, item)| (*csn, item))
+    }
+
+    /// How many decisions it has not applied.
+    pub fn unapplied(&self) -> usize {
+        self.items.range(self.first_unapplied..).filter(|(_, item)| !item.applied).count()
+    }
+}

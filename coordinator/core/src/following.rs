@@ -1,0 +1,238 @@
+//! Phase two: telling participants what is decided, and hearing how far they have come.
+
+use crate::coordinator::{Coordinator, Pending};
+use crate::event::{Alarm, Effect};
+use crate::ids::{Csn, Decider, Lsn, ParticipantId, Time, Txid};
+use crate::message::{Progress, ToParticipant};
+use crate::outcomes::{CommittedFate, Fate};
+use crate::record::Record;
+use crate::transaction::{BranchState, State};
+use crate::vote::Kind;
+
+impl Coordinator {
+    /// A decision has come true: its record is durable, or its leader has committed it.
+    pub(crate) fn decided(&mut self, now: Time, key: Csn, fx: &mut Vec<Effect>) {
+        let decision = self.decisions.get_mut(&key).expect("what is decided was reserved");
+        assert!(!decision.decided, "a decision comes true once: {key}");
+        decision.decided = true;
+        let lsn = decision.lsn;
+        let fates: Vec<_> =
+            decision.entries.iter().zip(&decision.payload.entries).map(|(e, p)| (e.txid, e.csn, p.results.clone())).collect();
+        for (txid, csn, results) in &fates {
+            assert!(self.deciding.remove(csn), "only an open CSN is decided: {csn}");
+            self.outcomes.settle(*txid, Fate::Committed(CommittedFate { csn: *csn, lsn, results: Some(results.clone()) }));
+            self.counts.committed += 1;
+            self.open -= 1;
+            self.enter_committing(*txid, *csn);
+        }
+        self.deliver_decision(now, key, fx);
+        for (txid, ..) in fates {
+            self.answer_waiters(now, txid, fx);
+            self.end_if_followed(txid);
+        }
+        self.release_if_durable(key);
+    }
+
+    fn enter_committing(&mut self, txid: Txid, csn: Csn) {
+        let transaction = self.transactions.get_mut(&txid).expect("a deciding transaction is live");
+        assert_eq!(transaction.state, State::Deciding(csn), "{txid} comes true from another state");
+        transaction.state = State::Committing(csn);
+        if let Decider::Leader(leader) = txid.decider
+            && let Some(branch) = transaction.branch_mut(leader)
+        {
+            branch.state = BranchState::Finished;
+        }
+        let branches = std::mem::take(&mut transaction.branches);
+        self.release_keys(&branches, Some(csn));
+        self.transactions.get_mut(&txid).expect("just found").branches = branches;
+    }
+
+    /// Sends a decision to everyone who follows and is there.
+    fn deliver_decision(&mut self, now: Time, key: Csn, fx: &mut Vec<Effect>) {
+        let decision = &self.decisions[&key];
+        let first = decision.entries.first().expect("a decision has entries").csn;
+        let mut places = Vec::new();
+        for follower in self.followers.iter().filter(|follower| follower.open_session().is_some()) {
+            places.extend(follower.items.range(first..=key).filter(|(_, item)| item.decision == key).map(|(csn, _)| (follower.id, *csn)));
+        }
+        for (participant, csn) in places {
+            self.deliver(now, participant, csn, fx);
+        }
+    }
+
+    /// Sends one decision to one participant: as decided, or as reserved while it is not.
+    pub(crate) fn deliver(&mut self, now: Time, participant: ParticipantId, csn: Csn, fx: &mut Vec<Effect>) {
+        let item = self.follower(participant).items.get(&csn).expect("what is delivered is owed");
+        let decision = &self.decisions[&item.decision];
+        let told = decision.told(participant, item.entry);
+        let message = if decision.decided { ToParticipant::Commit(told) } else { ToParticipant::Reserve(told) };
+        self.send(participant, message, fx);
+        let item = self.follower_mut(participant).items.get_mut(&csn).expect("just found");
+        item.sent = Some(now);
+    }
+
+    /// Watermarks: everything up to `applied` can be read there, everything up to `durable` needs the log no more.
+    pub(crate) fn progress(&mut self, now: Time, participant: ParticipantId, progress: Progress, fx: &mut Vec<Effect>) {
+        assert!(progress.durable <= progress.applied, "{participant} says it has made durable what it has not applied");
+        let follower = self.follower_mut(participant);
+        let progress =
+            Progress { applied: progress.applied.max(follower.progress.applied), durable: progress.durable.max(follower.progress.durable) };
+        follower.progress = progress;
+        if follower.stuck.as_ref().is_some_and(|(csn, _)| *csn <= progress.applied) {
+            follower.stuck = None;
+        }
+        let from = follower.first_unapplied;
+        if from <= progress.applied {
+            let applied = follower.items.range(from..=progress.applied).filter(|(_, item)| !item.applied && !item.late);
+            let applied: Vec<_> = applied.map(|(csn, _)| *csn).collect();
+            for csn in applied {
+                self.applied(now, participant, csn, fx);
+            }
+            self.move_first_unapplied(participant, progress.applied);
+        }
+        while let Some((csn, item)) = self.follower(participant).items.first_key_value()
+            && *csn <= progress.durable
+            && item.applied
+        {
+            let (csn, key) = (*csn, item.decision);
+            self.follower_mut(participant).items.remove(&csn);
+            self.item_durable(key);
+        }
+        self.answer_readers(participant, fx);
+    }
+
+    /// One transaction is durable at a participant that acks one by one.
+    pub(crate) fn committed(&mut self, now: Time, participant: ParticipantId, txid: Txid, fx: &mut Vec<Effect>) {
+        let Some(csn) = self.transactions.get(&txid).and_then(|transaction| transaction.csn()) else { return };
+        let Some(item) = self.follower(participant).items.get(&csn) else { return };
+        assert!(self.decisions[&item.decision].decided, "I11: {participant} committed {txid} before it was decided");
+        self.applied(now, participant, csn, fx);
+        self.drop_item(participant, csn);
+        self.answer_readers(participant, fx);
+    }
+
+    /// A participant cannot apply a decision yet: it is shouted about, and holds up nothing else.
+    pub(crate) fn stuck(&mut self, participant: ParticipantId, csn: Csn, reason: String, fx: &mut Vec<Effect>) {
+        let follower = self.follower_mut(participant);
+        let news = follower.stuck.as_ref().is_none_or(|(at, _)| *at != csn);
+        follower.stuck = Some((csn, reason.clone()));
+        if news && let Some(item) = self.follower(participant).items.get(&csn) {
+            let txid = self.decisions[&item.decision].entries.iter().find(|entry| entry.csn == csn).map(|entry| entry.txid);
+            if let Some(txid) = txid {
+                self.alarm(Alarm::Stuck(participant, txid, reason), fx);
+            }
+        }
+    }
+
+    /// A decision can be read at a participant.
+    pub(crate) fn applied(&mut self, now: Time, participant: ParticipantId, csn: Csn, fx: &mut Vec<Effect>) {
+        let item = self.follower_mut(participant).items.get_mut(&csn).expect("what is applied is owed");
+        if item.applied {
+            return;
+        }
+        let (key, entry) = (item.decision, item.entry);
+        assert!(self.decisions[&key].decided, "I11: {participant} applied {csn} before it was decided");
+        self.follower_mut(participant).items.get_mut(&csn).expect("just found").applied = true;
+        let decision = &self.decisions[&key];
+        let mut here = Vec::new();
+        for (i, entry) in decision.covered(participant, entry) {
+            here.push(entry.txid);
+            for redo in decision.payload.entries[i].redos.iter().filter(|redo| redo.participant == participant) {
+                for write in &redo.keys {
+                    self.keys.settled(participant, write.key.clone(), entry.csn);
+                }
+            }
+        }
+        for txid in here {
+            if let Some(branch) = self.transactions.get_mut(&txid).and_then(|transaction| transaction.branch_mut(participant)) {
+                branch.state = BranchState::Finished;
+                self.answer_waiters(now, txid, fx);
+                self.end_if_followed(txid);
+            }
+        }
+    }
+
+    fn move_first_unapplied(&mut self, participant: ParticipantId, applied: Csn) {
+        let follower = self.follower_mut(participant);
+        let next = follower.items.iter().find(|(_, item)| !item.applied).map(|(csn, _)| *csn);
+        follower.first_unapplied = match next {
+            Some(csn) => csn,
+            None => applied,
+        };
+    }
+
+    /// All acks, not the first: then the transaction is ended.
+    pub(crate) fn end_if_followed(&mut self, txid: Txid) {
+        let Some(transaction) = self.transactions.get(&txid) else { return };
+        if !matches!(transaction.state, State::Committing(_)) || transaction.following().next().is_some() || !transaction.waiters.is_empty()
+        {
+            return;
+        }
+        let preparing = transaction.branches.iter().any(|branch| self.follower(branch.participant).kind == Kind::Preparing);
+        if preparing && txid.decider == Decider::Log {
+            self.ended.push(txid);
+        }
+        self.set_timer(txid, None);
+        self.transactions.remove(&txid);
+    }
+
+    /// A decision is off one participant's list: durable there, or given up.
+    pub(crate) fn drop_item(&mut self, participant: ParticipantId, csn: Csn) {
+        if let Some(item) = self.follower_mut(participant).items.remove(&csn) {
+            let applied = self.follower(participant).first_unapplied;
+            self.move_first_unapplied(participant, applied);
+            self.item_durable(item.decision);
+        }
+    }
+
+    fn item_durable(&mut self, key: Csn) {
+        self.decisions.get_mut(&key).expect("an item belongs to a decision").open_items -= 1;
+        self.release_if_durable(key);
+    }
+
+    fn release_if_durable(&mut self, key: Csn) {
+        if self.decisions.get(&key).is_some_and(|decision| decision.decided && decision.open_items == 0) {
+            let decision = self.decisions.remove(&key).expect("just found");
+            self.releasable.extend(decision.lsn);
+        }
+    }
+
+    /// How far watermarks may go (R-WATERMARK). Sent after the Commits it speaks of, in the same ordered stream.
+    pub(crate) fn tell_closed(&mut self, fx: &mut Vec<Effect>) {
+        let Some(closed) = self.closed() else { return };
+        for i in 0..self.followers.len() {
+            let follower = &mut self.followers[i];
+            let Some(session) = follower.open_session() else { continue };
+            let owed = follower.items.last_key_value().is_some_and(|(last, _)| *last > follower.closed_told);
+            if owed && closed > follower.closed_told && follower.kind != Kind::Preparing {
+                follower.closed_told = closed;
+                fx.push(Effect::Send(follower.id, session, ToParticipant::Closed(closed)));
+            }
+        }
+    }
+
+    /// Forces how far everyone has come, so that payloads may be forgotten (R-STORELOSS).
+    pub(crate) fn force_acked(&mut self, fx: &mut Vec<Effect>) {
+        if self.releasable.is_empty() {
+            return;
+        }
+        let lsns = std::mem::take(&mut self.releasable);
+        let acked: Vec<_> = self.followers.iter().filter(|f| f.progress.durable > f.acked).map(|f| (f.id, f.progress.durable)).collect();
+        let Some((&(last, last_csn), others)) = acked.split_last() else {
+            fx.extend(lsns.into_iter().map(Effect::ForgetPayload));
+            return;
+        };
+        for &(participant, csn) in others {
+            self.append(Record::Acked { participant, csn }, None, fx);
+        }
+        self.append(Record::Acked { participant: last, csn: last_csn }, Some(Pending::Acked(acked, lsns)), fx);
+    }
+
+    pub(crate) fn acked_durable(&mut self, acked: Vec<(ParticipantId, Csn)>, lsns: Vec<Lsn>, fx: &mut Vec<Effect>) {
+        for (participant, csn) in acked {
+            let follower = self.follower_mut(participant);
+            follower.acked = follower.acked.max(csn);
+        }
+        fx.extend(lsns.into_iter().map(Effect::ForgetPayload));
+    }
+}

@@ -1,0 +1,156 @@
+//! What time does: deadlines, resends, and forgetting. The only decision it makes is Abort, and only in Preparing.
+
+use crate::coordinator::{Coordinator, Pending, Phase, Timer};
+use crate::event::{Alarm, Effect};
+use crate::follower::Scan;
+use crate::ids::{Lsn, ParticipantId, Position, Time, Txid};
+use crate::message::ToParticipant;
+use crate::outcomes::Fate;
+use crate::record::Record;
+use crate::transaction::State;
+use crate::vote::{Refusal, RefusalKind};
+
+/// Between two rounds of housekeeping, microseconds.
+const ROUND: u64 = 1_000_000;
+/// Oldest decisions that are sent again to one participant in one round.
+const RESENDS: usize = 64;
+/// Transactions in one End record.
+const ENDS: usize = 1024;
+
+impl Coordinator {
+    pub(crate) fn fire_timers(&mut self, now: Time, fx: &mut Vec<Effect>) {
+        while let Some(&(at, timer)) = self.timers.first()
+            && at <= now
+        {
+            self.timers.pop_first();
+            match timer {
+                Timer::Transaction(txid) => self.transaction_deadline(now, txid, fx),
+                Timer::Read(participant, ticket) => self.read_deadline(participant, ticket, fx),
+                Timer::Evidence => {
+                    self.evidence_awaited = false;
+                    self.evidence_changed(now, fx);
+                }
+                Timer::Housekeeping => self.housekeeping(now, fx),
+            }
+        }
+    }
+
+    /// Keeps a round of housekeeping due while there is something to keep.
+    pub(crate) fn arm_housekeeping(&mut self, now: Time) {
+        if self.housekeeping_at.is_some() || self.phase == Phase::Starting {
+            return;
+        }
+        let rescans = self.followers.iter().any(|follower| matches!(follower.scan, Scan::Again(_)));
+        let busy = !self.decisions.is_empty() || !self.releasable.is_empty() || !self.ended.is_empty() || rescans;
+        let crowded = self.outcomes.len() > self.config.outcomes_max;
+        let at = match (busy || crowded, self.outcomes.iter().next()) {
+            (true, _) => now.after(ROUND),
+            (false, Some(oldest)) => oldest.since.after(self.config.outcomes_keep).max(now.after(ROUND)),
+            (false, None) => return,
+        };
+        self.housekeeping_at = Some(at);
+        self.timers.insert((at, Timer::Housekeeping));
+    }
+
+    fn transaction_deadline(&mut self, now: Time, txid: Txid, fx: &mut Vec<Effect>) {
+        let transaction = self.transactions.get_mut(&txid).expect("a timer belongs to a live transaction");
+        transaction.timer = None;
+        match transaction.state {
+            State::Preparing => {
+                let refusal = Refusal::new(RefusalKind::Timeout, "it was not decided within its deadline (timeout)");
+                self.abort(txid, None, refusal, fx);
+            }
+            State::Deciding(_) => panic!("R-UNKNOWN: no time-out applies to {txid} while it is being decided"),
+            State::Committing(_) => {
+                self.answer_waiters(now, txid, fx);
+                self.end_if_followed(txid);
+            }
+        }
+    }
+
+    fn housekeeping(&mut self, now: Time, fx: &mut Vec<Effect>) {
+        self.housekeeping_at = None;
+        for i in 0..self.followers.len() {
+            self.resend(now, ParticipantId(i as u16), fx);
+            self.rescan(now, ParticipantId(i as u16), fx);
+        }
+        self.force_acked(fx);
+        for txids in std::mem::take(&mut self.ended).chunks(ENDS) {
+            self.append(Record::End { txids: txids.to_vec() }, None, fx);
+        }
+        self.raise_floor(now, fx);
+    }
+
+    /// Commit is sent again for ever, in pauses that grow to a limit.
+    fn resend(&mut self, now: Time, participant: ParticipantId, fx: &mut Vec<Effect>) {
+        let (longest, stuck_after) = (self.config.resend.1, self.config.stuck_after);
+        let follower = self.follower(participant);
+        let mut due = Vec::new();
+        for (csn, item) in follower.items.range(follower.first_unapplied..).filter(|(_, item)| !item.applied).take(RESENDS) {
+            if item.sent.is_some_and(|sent| sent.after(item.backoff) <= now) {
+                due.push(*csn);
+            }
+        }
+        if let Some((csn, item)) = follower.oldest_unapplied()
+            && item.since.after(stuck_after) <= now
+            && follower.stuck.is_none()
+            && let Some(entry) = self.decisions[&item.decision].entries.iter().find(|entry| entry.csn == csn)
+        {
+            let (txid, why) = (entry.txid, "it has been decided for long and is not applied".to_string());
+            self.follower_mut(participant).stuck = Some((csn, why.clone()));
+            self.alarm(Alarm::Stuck(participant, txid, why), fx);
+        }
+        for csn in due {
+            let item = self.follower_mut(participant).items.get_mut(&csn).expect("just found");
+            item.backoff = (item.backoff * 2).min(longest);
+            self.deliver(now, participant, csn, fx);
+        }
+    }
+
+    /// A leader at which older sessions may still commit is looked at again, for ever (R-LR).
+    fn rescan(&mut self, now: Time, participant: ParticipantId, fx: &mut Vec<Effect>) {
+        if let Scan::Again(at) = self.follower(participant).scan
+            && at <= now
+        {
+            self.send(participant, ToParticipant::Scan(crate::ids::Csn::ZERO), fx);
+            self.follower_mut(participant).scan = Scan::Again(now.after(self.config.inquiry));
+        }
+    }
+
+    /// Outcomes are dropped only after a record says from where on they are known.
+    fn raise_floor(&mut self, now: Time, fx: &mut Vec<Effect>) {
+        if self.floor_pending {
+            return;
+        }
+        let oldest = Time(now.0.saturating_sub(self.config.outcomes_keep));
+        let Some(floor) = self.outcomes.next_floor(self.config.outcomes_max, oldest) else { return };
+        let led = |decision: &&crate::decision::Decision| decision.lsn.is_none();
+        let owed = self.decisions.values().filter(led).flat_map(|decision| &decision.entries).map(|entry| entry.txid.position()).min();
+        let floor = owed.map_or(floor, |owed| floor.min(owed));
+        if floor > self.outcomes.floor() {
+            self.floor_pending = true;
+            self.append(Record::Floor { position: floor }, Some(Pending::Floor(floor)), fx);
+        }
+    }
+
+    pub(crate) fn floor_durable(&mut self, position: Position, fx: &mut Vec<Effect>) {
+        self.floor_pending = false;
+        self.outcomes.raise_floor(position);
+        for i in 0..self.followers.len() {
+            if self.followers[i].kind == crate::vote::Kind::Leader {
+                self.send(self.followers[i].id, ToParticipant::Floor(position), fx);
+            }
+        }
+        fx.push(Effect::ForgetBelow(self.lowest_needed()));
+    }
+
+    /// The first record that is still needed: for an outcome above the floor, or for a participant that has not followed.
+    fn lowest_needed(&self) -> Lsn {
+        let outcomes = self.outcomes.iter().filter_map(|known| match &known.fate {
+            Fate::Committed(committed) => committed.lsn,
+            Fate::Running | Fate::Aborted(_) => None,
+        });
+        let decisions = self.decisions.values().filter_map(|decision| decision.lsn);
+        outcomes.chain(decisions).chain(self.releasable.iter().copied()).min().unwrap_or(self.next_lsn)
+    }
+}

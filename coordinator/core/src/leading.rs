@@ -1,0 +1,175 @@
+//! Transactions that a database decides (R-LR).
+
+use crate::coordinator::Coordinator;
+use crate::decision::Decision;
+use crate::event::Effect;
+use crate::follower::{Scan, Session};
+use crate::ids::{Csn, ParticipantId, Time, Txid};
+use crate::message::{Settle, ToParticipant};
+use crate::outcomes::{Fate, Known};
+use crate::record::{DamageKind, Marker, Payload};
+use crate::transaction::{Branch, BranchState, State, Transaction};
+use crate::vote::Refusal;
+use rustc_hash::FxHashSet;
+
+impl Coordinator {
+    /// The leader has committed these: that is the decision.
+    pub(crate) fn led(&mut self, now: Time, txids: Vec<Txid>, fx: &mut Vec<Effect>) {
+        for txid in txids {
+            if let Some(csn) = self.deciding_csn(txid) {
+                self.decided(now, csn, fx);
+            }
+        }
+    }
+
+    /// The leader has rolled these back, for certain: the only way from Deciding to Aborted.
+    pub(crate) fn not_led(&mut self, _now: Time, leader: ParticipantId, txids: Vec<Txid>, refusal: Refusal, fx: &mut Vec<Effect>) {
+        for txid in txids {
+            if let Some(csn) = self.deciding_csn(txid) {
+                self.take_back(txid, csn, leader, refusal.clone(), fx);
+            }
+        }
+    }
+
+    /// The markers that a leader holds, piece by piece.
+    pub(crate) fn markers(&mut self, now: Time, leader: ParticipantId, markers: Vec<Marker>, last: bool, fx: &mut Vec<Effect>) {
+        for marker in markers {
+            self.learn(now, marker, fx);
+        }
+        if !last {
+            return;
+        }
+        let again = now.after(self.config.inquiry);
+        let follower = self.follower_mut(leader);
+        follower.scan = match follower.scan {
+            Scan::Running | Scan::Complete => Scan::Complete,
+            Scan::Again(_) => Scan::Again(again),
+            Scan::Needed | Scan::NotNeeded => return,
+        };
+        if let Session::Welcomed(session) = follower.session {
+            self.open(now, leader, session, fx);
+            self.evidence_changed(now, fx);
+        }
+    }
+
+    /// A marker is a decision, whoever of us made it.
+    pub(crate) fn learn(&mut self, now: Time, marker: Marker, fx: &mut Vec<Effect>) {
+        let (txid, csn) = (marker.entry.txid, marker.entry.csn);
+        if txid.position() < self.outcomes.floor() {
+            return;
+        }
+        match self.outcomes.by_txid(txid).map(|known| &known.fate) {
+            Some(Fate::Committed(_)) => {}
+            Some(Fate::Running) => {
+                assert_eq!(self.deciding_csn(txid), Some(csn), "R-LR: a marker for a transaction that was not led: {txid}");
+                self.decided(now, csn, fx);
+            }
+            Some(Fate::Aborted(_)) => self.reversed(now, txid, fx),
+            None if self.outcomes.by_key(&marker.entry.key).is_some() => self.reversed(now, txid, fx),
+            None => self.adopt_marker(now, marker, fx),
+        }
+    }
+
+    /// A leader committed what was told aborted: a promise is broken, and said so.
+    fn reversed(&mut self, now: Time, txid: Txid, fx: &mut Vec<Effect>) {
+        let crate::ids::Decider::Leader(leader) = txid.decider else { return };
+        let reason = "the database committed a transaction that had been settled as aborted";
+        self.record_damage(now, leader, txid, DamageKind::CommittedByHand, None, reason.into(), fx);
+    }
+
+    fn adopt_marker(&mut self, now: Time, marker: Marker, fx: &mut Vec<Effect>) {
+        let Marker { entry, payload, groups } = marker;
+        let (txid, csn) = (entry.txid, entry.csn);
+        self.last_csn = self.last_csn.max(csn);
+        let fate = Fate::Running;
+        self.outcomes.insert(Known { txid, key: entry.key.clone(), hash: entry.request_hash, since: now, fate });
+        let branches =
+            entry.branches.iter().map(|&participant| Branch { participant, operations: [].into(), state: BranchState::Following });
+        let (state, branches) = (State::Deciding(csn), branches.collect());
+        let transaction = Transaction { txid, began: now, state, branches, group_redo: None, waiters: Vec::new(), timer: None };
+        self.transactions.insert(txid, transaction);
+        self.open += 1;
+        for redo in &payload.redos {
+            for write in &redo.keys {
+                self.keys.replay(redo.participant, write.key.clone(), csn, write.delete);
+            }
+        }
+        let keys: Vec<_> = payload.redos.iter().flat_map(|redo| redo.keys.iter().map(|w| (redo.participant, w.key.clone()))).collect();
+        let payload = Payload::of_one(payload, groups);
+        let mut decision = Decision { entries: vec![entry], payload, lsn: None, decided: false, open_items: 0 };
+        decision.open_items = self.put_items(now, &decision, &FxHashSet::default());
+        self.decisions.insert(csn, decision);
+        self.deciding.insert(csn);
+        self.finish_durable_branches(txid, csn);
+        self.decided(now, csn, fx);
+        for (participant, key) in keys {
+            if !self.follower(participant).items.contains_key(&csn) {
+                self.keys.settled(participant, key, csn);
+            }
+        }
+    }
+
+    /// Branches whose participants say that they have it already owe nothing.
+    fn finish_durable_branches(&mut self, txid: Txid, csn: Csn) {
+        let transaction = self.transactions.get(&txid).expect("just adopted");
+        let done: Vec<_> = transaction.following().filter(|p| !self.follower(*p).items.contains_key(&csn)).collect();
+        let transaction = self.transactions.get_mut(&txid).expect("just adopted");
+        for participant in done {
+            transaction.branch_mut(participant).expect("following").state = BranchState::Finished;
+        }
+    }
+
+    /// The leader has answered a question about one outcome.
+    pub(crate) fn settled(&mut self, now: Time, leader: ParticipantId, what: Settle, marker: Option<Box<Marker>>, fx: &mut Vec<Effect>) {
+        match (what, marker) {
+            (Settle::Key(key, _), marker) => self.key_settled(now, leader, key, marker.map(|marker| *marker), fx),
+            (Settle::Txid(_), Some(marker)) => self.learn(now, *marker, fx),
+            (Settle::Txid(txid), None) => {
+                if let Some(csn) = self.deciding_csn(txid) {
+                    let sentence = format!("store `{}` did not commit it", self.follower(leader).name);
+                    let refusal = Refusal::new(crate::vote::RefusalKind::Unavailable, sentence);
+                    self.take_back(txid, csn, leader, refusal, fx);
+                }
+                self.settled_aborted(now, txid, fx);
+            }
+        }
+        self.evidence_changed(now, fx);
+    }
+
+    /// An 'A' marker stands: prepared branches of it are told.
+    fn settled_aborted(&mut self, now: Time, txid: Txid, fx: &mut Vec<Effect>) {
+        let waiting: Vec<_> = self.asked.iter().filter(|(_, asked)| *asked == txid).copied().collect();
+        for (participant, txid) in waiting {
+            self.asked.remove(&(participant, txid));
+            self.send(participant, ToParticipant::Abort(txid), fx);
+            self.compare_by_hand(now, participant, txid, fx);
+        }
+    }
+
+    fn deciding_csn(&self, txid: Txid) -> Option<Csn> {
+        match self.transactions.get(&txid)?.state {
+            State::Deciding(csn) => Some(csn),
+            State::Preparing | State::Committing(_) => None,
+        }
+    }
+
+    /// R-LR's own insert, or the leader's own roll-back, has decided against it.
+    fn take_back(&mut self, txid: Txid, csn: Csn, leader: ParticipantId, refusal: Refusal, fx: &mut Vec<Effect>) {
+        assert_eq!(txid.decider, crate::ids::Decider::Leader(leader), "R-DECIDER: {txid} is not decided there");
+        assert!(self.deciding.remove(&csn), "only an open CSN is taken back: {csn}");
+        self.decisions.remove(&csn).expect("it was reserved");
+        for i in 0..self.followers.len() {
+            if self.followers[i].items.remove(&csn).is_some() {
+                self.send(self.followers[i].id, ToParticipant::Abort(txid), fx);
+            }
+        }
+        let transaction = self.transactions.remove(&txid).expect("it was deciding");
+        self.release_keys(&transaction.branches, None);
+        for branch in transaction.branches.iter().filter(|branch| branch.participant != leader && branch.state == BranchState::Following) {
+            if self.follower(branch.participant).kind == crate::vote::Kind::Preparing {
+                self.send(branch.participant, ToParticipant::Abort(txid), fx);
+            }
+        }
+        self.aborted(txid, Some(leader), refusal, transaction.waiters, fx);
+    }
+}

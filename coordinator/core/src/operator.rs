@@ -1,0 +1,172 @@
+//! What an operator may do by hand: recorded first, forced, then done (PROTOCOL §9).
+
+use crate::coordinator::{Coordinator, Pending, Phase};
+use crate::event::Effect;
+use crate::ids::{Csn, Epoch, Lsn, ParticipantId, Ticket, Time, Txid};
+use crate::message::ToParticipant;
+use crate::outcomes::Fate;
+use crate::record::{AdminAction, DamageKind, Record};
+use crate::request::Reply;
+use crate::transaction::State;
+use crate::vote::{Kind, Refusal, RefusalKind};
+
+impl Coordinator {
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn admin(&mut self, now: Time, ticket: Ticket, operator: String, action: AdminAction, reason: String, fx: &mut Vec<Effect>) {
+        if let Err(sentence) = self.may(&action, &operator, &reason) {
+            return self.reply(ticket, Reply::Refused(Refusal::new(RefusalKind::Invalid, sentence)), fx);
+        }
+        let record = Record::Admin { operator: operator.clone(), action: action.clone(), reason: reason.clone(), at_ms: self.wall_ms(now) };
+        self.append(record, Some(Pending::Operator { ticket, operator, action, reason }), fx);
+    }
+
+    /// Whether it makes sense now; asked before it is recorded, and again when the record is durable.
+    fn may(&self, action: &AdminAction, operator: &str, reason: &str) -> Result<(), String> {
+        if operator.is_empty() || reason.is_empty() {
+            return Err("operator and reason must be given: they are recorded for ever".into());
+        }
+        match action {
+            AdminAction::Resolve { txid, participant, .. } => self.may_resolve(*txid, *participant),
+            AdminAction::Skip { txid, participant } => self.owed(*txid, *participant).map(|_| ()),
+            AdminAction::Forget { txid, participant } => {
+                let found = self.damage.iter().any(|damage| (damage.txid, damage.participant) == (*txid, *participant));
+                if found { Ok(()) } else { Err(format!("no damage is recorded for {txid} there")) }
+            }
+            AdminAction::Waive { participant } => {
+                self.exists(*participant)?;
+                let told = self.follower(*participant).evidence;
+                if told { Err("this store has told what it knows: there is nothing to waive".into()) } else { Ok(()) }
+            }
+            AdminAction::LeaveSafeMode => match self.phase {
+                Phase::Safe(_) => Ok(()),
+                Phase::Starting | Phase::Serving | Phase::Stopped(_) => Err("the coordinator is not in safe mode".into()),
+            },
+            AdminAction::Cancel { txid } => match self.transactions.get(txid).map(|transaction| transaction.state) {
+                Some(State::Preparing) => Ok(()),
+                Some(State::Deciding(_) | State::Committing(_)) => Err(format!("{txid} is being decided, or is: it cannot be cancelled")),
+                None => Err(format!("{txid} is not under way")),
+            },
+        }
+    }
+
+    fn exists(&self, participant: ParticipantId) -> Result<(), String> {
+        let known = (participant.0 as usize) < self.followers.len();
+        if known { Ok(()) } else { Err(format!("there is no participant {participant}")) }
+    }
+
+    fn may_resolve(&self, txid: Txid, participant: ParticipantId) -> Result<(), String> {
+        self.exists(participant)?;
+        if self.follower(participant).kind != Kind::Preparing {
+            return Err("only a branch that its own store holds prepared can be resolved by hand; see `skip` for the others".into());
+        }
+        match self.outcomes.by_txid(txid).map(|known| &known.fate) {
+            Some(Fate::Committed(_)) => Err(format!("{txid} is committed: its branches follow by themselves")),
+            Some(Fate::Aborted(_)) => Err(format!("{txid} is aborted: its branches follow by themselves")),
+            Some(Fate::Running) | None => Ok(()),
+        }
+    }
+
+    /// The item under which a participant owes a decided transaction.
+    fn owed(&self, txid: Txid, participant: ParticipantId) -> Result<Csn, String> {
+        self.exists(participant)?;
+        let Some(State::Committing(csn)) = self.transactions.get(&txid).map(|transaction| transaction.state) else {
+            return Err(format!("{txid} is not committed, or is applied everywhere: there is nothing to give up"));
+        };
+        let follower = self.follower(participant);
+        let at = match follower.kind {
+            Kind::Serial => follower.items.range(csn..).next().map(|(at, _)| *at),
+            Kind::Preparing | Kind::Redo => follower.items.contains_key(&csn).then_some(csn),
+            Kind::Leader => None,
+        };
+        match at.filter(|at| !follower.items[at].applied) {
+            Some(at) => Ok(at),
+            None => Err(format!("store `{}` has applied {txid}, or has no part in it", follower.name)),
+        }
+    }
+
+    /// The operator's record is durable: now it is done.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn operate(
+        &mut self,
+        now: Time,
+        _lsn: Lsn,
+        ticket: Ticket,
+        operator: String,
+        action: AdminAction,
+        reason: String,
+        fx: &mut Vec<Effect>,
+    ) {
+        if let Err(sentence) = self.may(&action, &operator, &reason) {
+            return self.reply(ticket, Reply::Refused(Refusal::new(RefusalKind::Invalid, format!("meanwhile: {sentence}"))), fx);
+        }
+        let done = match action {
+            AdminAction::Resolve { txid, participant, commit } => {
+                self.by_hand.insert((txid, participant), commit);
+                self.asked.remove(&(participant, txid));
+                self.send(participant, ToParticipant::Resolve { txid, commit }, fx);
+                format!("{txid} is {} by hand at `{}`", if commit { "committed" } else { "rolled back" }, self.follower(participant).name)
+            }
+            AdminAction::Skip { txid, participant } => {
+                let at = self.owed(txid, participant).expect("just asked");
+                self.skip(now, participant, at, &operator, &reason, fx)
+            }
+            AdminAction::Forget { txid, participant } => {
+                self.damage.retain(|damage| (damage.txid, damage.participant) != (txid, participant));
+                self.by_hand.remove(&(txid, participant));
+                format!("the damage of {txid} is forgotten")
+            }
+            AdminAction::Waive { participant } => {
+                self.follower_mut(participant).evidence = true;
+                self.evidence_changed(now, fx);
+                format!("the evidence of `{}` is waived", self.follower(participant).name)
+            }
+            AdminAction::LeaveSafeMode => self.leave_safe_mode(now, fx),
+            AdminAction::Cancel { txid } => {
+                let refusal = Refusal::new(RefusalKind::Cancelled, format!("cancelled by {operator}: {reason}"));
+                self.abort(txid, None, refusal, fx);
+                format!("{txid} is aborted")
+            }
+        };
+        self.reply(ticket, Reply::Done(done), fx);
+    }
+
+    /// R-SKIP: the decided redo is given up at this participant, for ever; it counts as applied.
+    fn skip(&mut self, now: Time, participant: ParticipantId, at: Csn, operator: &str, reason: &str, fx: &mut Vec<Effect>) -> String {
+        let item = self.follower(participant).items[&at].clone();
+        let decision = &self.decisions[&item.decision];
+        let told = decision.told(participant, item.entry);
+        let txids: Vec<_> = told.txids.clone();
+        for &txid in &txids {
+            self.record_damage(now, participant, txid, DamageKind::Skipped, Some(operator.into()), reason.into(), fx);
+        }
+        self.send(participant, ToParticipant::Skip(told), fx);
+        self.applied(now, participant, at, fx);
+        self.drop_item(participant, at);
+        self.answer_readers(participant, fx);
+        let named: Vec<_> = txids.iter().map(|txid| txid.to_string()).collect();
+        format!("given up at `{}`, and recorded as damage: {}", self.follower(participant).name, named.join(", "))
+    }
+
+    /// R-LOGLOSS: an epoch above all seen and a new log id; then the coordinator is started again.
+    fn leave_safe_mode(&mut self, now: Time, fx: &mut Vec<Effect>) -> String {
+        self.append(Record::Header { coord_id: self.owner.coord_id, log_id: self.spare_log_id }, None, fx);
+        let above = self.seen_epoch().next();
+        self.append(
+            Record::Epoch { epoch: above, incarnation: self.owner.incarnation, at_ms: self.wall_ms(now) },
+            Some(Pending::Start),
+            fx,
+        );
+        self.phase = Phase::Stopped("safe mode was left: start it again".into());
+        format!("safe mode is left with epoch {above}: start the coordinator again")
+    }
+
+    fn seen_epoch(&self) -> Epoch {
+        self.epochs.iter().map(|(epoch, _)| *epoch).max().unwrap_or(self.owner.epoch).max(self.highest_epoch_seen)
+    }
+
+    /// An operator's resolve was carried out at the store.
+    pub(crate) fn resolved(&mut self, now: Time, participant: ParticipantId, txid: Txid, commit: bool, fx: &mut Vec<Effect>) {
+        self.by_hand.insert((txid, participant), commit);
+        self.compare_by_hand(now, participant, txid, fx);
+    }
+}

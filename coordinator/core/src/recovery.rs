@@ -1,0 +1,325 @@
+//! The start: replaying the log fills the tables, and then the ordinary resends run. There is no other recovery.
+
+use crate::config::Config;
+use crate::coordinator::{Coordinator, Counts, Pending, Phase, Timer};
+use crate::decision::Decision;
+use crate::event::Effect;
+use crate::follower::{Follower, Item};
+use crate::ids::{CoordId, Csn, Epoch, LogId, Lsn, Owner, ParticipantId, Position, Time, Txid};
+use crate::keys::KeyTable;
+use crate::outcomes::{CommittedFate, Fate, Known, Outcomes};
+use crate::record::{AdminAction, BranchRedo, CommitGroup, DamageKind, Entry, Payload, Record};
+use crate::transaction::{Branch, BranchState, State, Transaction};
+use crate::vote::Kind;
+use rustc_hash::{FxHashMap, FxHashSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// Random numbers for one start, drawn by the driver.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity {
+    /// For a new log.
+    pub coord_id: CoordId,
+    /// For a new log, or for one that is taken back into use after a loss.
+    pub log_id: LogId,
+    /// Of this start.
+    pub incarnation: u64,
+}
+
+/// Why a log cannot be taken up.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum StartError {
+    /// Records without a Header in front: the beginning is lost.
+    NoHeader(Lsn),
+    /// A name is known to the log with another kind.
+    WrongKind {
+        /// The configured name.
+        name: String,
+        /// As the log knows it.
+        logged: Kind,
+        /// As configured.
+        configured: Kind,
+    },
+    /// Two participants are configured under one name.
+    DuplicateName(String),
+}
+
+impl std::fmt::Display for StartError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            StartError::NoHeader(lsn) => write!(f, "the log begins with LSN {lsn} and has no Header record: its beginning is lost"),
+            StartError::WrongKind { name, logged, configured } => write!(
+                f,
+                "store `{name}` is configured as {configured:?}, but the log knows it as {logged:?}: a store keeps its way of voting for the life \
+                 of the log; configure it as before, or under another name"
+            ),
+            StartError::DuplicateName(name) => write!(f, "two stores are configured under the name `{name}`"),
+        }
+    }
+}
+
+impl std::error::Error for StartError {}
+
+impl Coordinator {
+    /// Takes up a log, or begins one. Nothing but appends comes out until the new epoch is durable.
+    pub fn start(config: Config, identity: Identity, log: Vec<Entry>, now: Time, fx: &mut Vec<Effect>) -> Result<Coordinator, StartError> {
+        let mut machine = Coordinator::empty(config, identity, now);
+        let facts = Facts::gather(&log);
+        match (facts.header, log.first()) {
+            (Some((coord_id, log_id)), _) => {
+                machine.owner.coord_id = coord_id;
+                machine.log_id = log_id;
+            }
+            (None, Some(first)) => return Err(StartError::NoHeader(first.lsn)),
+            (None, None) => {
+                let record = Record::Header { coord_id: identity.coord_id, log_id: identity.log_id };
+                machine.append(record, None, fx);
+            }
+        }
+        machine.take_facts(&facts);
+        machine.next_lsn = machine.next_lsn.max(log.last().map_or(Lsn(1), |last| last.lsn.next()));
+        machine.register(&facts, fx)?;
+        for Entry { lsn, record } in log {
+            if let Record::Commit(group) = record {
+                machine.adopt(now, group, Some(lsn), &facts.ended);
+            }
+        }
+        for (participant, csn) in facts.skipped {
+            machine.drop_item(participant, csn);
+        }
+        machine.take_epoch(now, fx);
+        Ok(machine)
+    }
+
+    fn empty(config: Config, identity: Identity, now: Time) -> Coordinator {
+        let outcomes = Outcomes::new(config.results_max);
+        let evidence_until = now.after(config.loss_wait);
+        Coordinator {
+            owner: Owner { coord_id: identity.coord_id, epoch: Epoch(0), incarnation: identity.incarnation },
+            log_id: identity.log_id,
+            spare_log_id: identity.log_id,
+            phase: Phase::Starting,
+            epochs: Vec::new(),
+            highest_epoch_seen: Epoch(0),
+            next_lsn: Lsn(1),
+            next_n: 1,
+            last_csn: Csn::ZERO,
+            last_log_csn: Csn::ZERO,
+            followers: Vec::new(),
+            transactions: FxHashMap::default(),
+            open: 0,
+            decisions: BTreeMap::new(),
+            deciding: BTreeSet::new(),
+            keys: KeyTable::default(),
+            outcomes,
+            pending: VecDeque::new(),
+            timers: BTreeSet::from([(evidence_until, Timer::Evidence)]),
+            asked: BTreeSet::new(),
+            settling: BTreeMap::new(),
+            releasable: Vec::new(),
+            ended: Vec::new(),
+            damage: Vec::new(),
+            by_hand: BTreeMap::new(),
+            evidence_awaited: true,
+            log_full: false,
+            floor_pending: false,
+            housekeeping_at: None,
+            counts: Counts::default(),
+            config,
+        }
+    }
+
+    fn take_facts(&mut self, facts: &Facts) {
+        self.epochs = facts.epochs.clone();
+        self.owner.epoch = facts.epochs.iter().map(|(epoch, _)| *epoch).max().unwrap_or(Epoch(0));
+        self.outcomes.raise_floor(facts.floor);
+        self.damage = facts.damage.clone();
+        self.by_hand = facts.by_hand.clone();
+    }
+
+    fn register(&mut self, facts: &Facts, fx: &mut Vec<Effect>) -> Result<(), StartError> {
+        for (id, (name, kind)) in &facts.participants {
+            assert_eq!(id.0 as usize, self.followers.len(), "participants are numbered from 0 without a gap");
+            let mut follower = Follower::new(*id, name.clone(), *kind);
+            follower.acked = facts.acked.get(id).copied().unwrap_or(Csn::ZERO);
+            self.followers.push(follower);
+        }
+        for configured in self.config.participants.clone() {
+            let id = match self.followers.iter().find(|follower| follower.name == configured.name) {
+                Some(known) if known.configured => return Err(StartError::DuplicateName(configured.name)),
+                Some(known) if known.kind != configured.kind => {
+                    return Err(StartError::WrongKind { name: configured.name, logged: known.kind, configured: configured.kind });
+                }
+                Some(known) => known.id,
+                None => {
+                    let id = ParticipantId(u16::try_from(self.followers.len()).expect("at most 65,536 participants in the life of a log"));
+                    self.append(Record::Participant { id, name: configured.name.clone(), kind: configured.kind }, None, fx);
+                    self.followers.push(Follower::new(id, configured.name.clone(), configured.kind));
+                    id
+                }
+            };
+            let follower = self.follower_mut(id);
+            (follower.configured, follower.role, follower.standalone) = (true, configured.role, configured.standalone);
+        }
+        Ok(())
+    }
+
+    fn take_epoch(&mut self, now: Time, fx: &mut Vec<Effect>) {
+        self.owner.epoch = self.owner.epoch.next();
+        self.epochs.push((self.owner.epoch, self.owner.incarnation));
+        let record = Record::Epoch { epoch: self.owner.epoch, incarnation: self.owner.incarnation, at_ms: self.wall_ms(now) };
+        self.append(record, Some(Pending::Start), fx);
+    }
+
+    /// Decisions of an earlier start, from the log or from a leader's marker, enter the tables as decided.
+    pub(crate) fn adopt(&mut self, now: Time, group: CommitGroup, lsn: Option<Lsn>, ended: &FxHashSet<Txid>) {
+        let CommitGroup { entries, payload } = group;
+        let key = entries.last().expect("a Commit record has entries").csn;
+        self.last_csn = self.last_csn.max(key);
+        if lsn.is_some() {
+            self.last_log_csn = self.last_log_csn.max(key);
+        }
+        let results = payload.as_ref().map(|payload| payload.entries.iter().map(|entry| entry.results.clone()).collect::<Vec<_>>());
+        let floor = self.outcomes.floor();
+        for (i, entry) in entries.iter().enumerate().filter(|(_, entry)| entry.txid.position() >= floor) {
+            let results = results.as_ref().map(|results| results[i].clone());
+            let fate = Fate::Committed(CommittedFate { csn: entry.csn, lsn, results });
+            self.outcomes.insert(Known { txid: entry.txid, key: entry.key.clone(), hash: entry.request_hash, since: now, fate });
+        }
+        let Some(payload) = payload else { return };
+        let mut decision = Decision { entries, payload, lsn, decided: true, open_items: 0 };
+        decision.open_items = self.put_items(now, &decision, ended);
+        if decision.open_items == 0 {
+            self.releasable.extend(lsn);
+            return;
+        }
+        for entry in &decision.entries {
+            self.adopt_transaction(now, entry.txid, entry.csn, &entry.branches);
+        }
+        self.adopt_keys(&decision);
+        self.decisions.insert(key, decision);
+    }
+
+    fn adopt_transaction(&mut self, now: Time, txid: Txid, csn: Csn, branches: &[ParticipantId]) {
+        let owed: Vec<_> = branches.iter().copied().filter(|p| self.owes(*p, csn)).collect();
+        if owed.is_empty() {
+            return;
+        }
+        let branches = owed.into_iter().map(|participant| Branch { participant, operations: [].into(), state: BranchState::Following });
+        let (state, branches) = (State::Committing(csn), branches.collect());
+        let transaction = Transaction { txid, began: now, state, branches, group_redo: None, waiters: Vec::new(), timer: None };
+        self.transactions.insert(txid, transaction);
+    }
+
+    fn adopt_keys(&mut self, decision: &Decision) {
+        for (entry, payload) in decision.entries.iter().zip(&decision.payload.entries) {
+            for BranchRedo { participant, keys, .. } in &payload.redos {
+                if self.follower(*participant).items.contains_key(&entry.csn) {
+                    for write in keys {
+                        self.keys.replay(*participant, write.key.clone(), entry.csn, write.delete);
+                    }
+                }
+            }
+        }
+    }
+
+    fn owes(&self, participant: ParticipantId, csn: Csn) -> bool {
+        let follower = self.follower(participant);
+        match follower.kind {
+            Kind::Serial => follower.items.range(csn..).next().is_some(),
+            Kind::Preparing | Kind::Redo => follower.items.contains_key(&csn),
+            Kind::Leader => false,
+        }
+    }
+
+    /// Puts a decision on the list of everyone who has to follow it, and says on how many lists it is now.
+    pub(crate) fn put_items(&mut self, now: Time, decision: &Decision, ended: &FxHashSet<Txid>) -> usize {
+        let key = decision.key();
+        let mut places: Vec<(ParticipantId, Csn, Option<usize>)> = Vec::new();
+        for (i, entry) in decision.entries.iter().enumerate() {
+            for &participant in &entry.branches {
+                match self.follower(participant).kind {
+                    Kind::Serial => match places.iter_mut().find(|(p, _, item)| *p == participant && item.is_none()) {
+                        Some(place) => place.1 = entry.csn,
+                        None => places.push((participant, entry.csn, None)),
+                    },
+                    Kind::Preparing if ended.contains(&entry.txid) => {}
+                    Kind::Preparing | Kind::Redo => places.push((participant, entry.csn, Some(i))),
+                    Kind::Leader => {}
+                }
+            }
+        }
+        let backoff = self.config.resend.0;
+        places.retain(|(participant, csn, _)| *csn > self.follower(*participant).acked.max(self.follower(*participant).progress.durable));
+        for &(participant, csn, entry) in &places {
+            let follower = self.follower_mut(participant);
+            let item = Item { decision: key, entry, applied: false, late: false, sent: None, backoff, since: now };
+            follower.items.insert(csn, item);
+            follower.first_unapplied = follower.first_unapplied.min(csn);
+        }
+        places.len()
+    }
+}
+
+/// What must be known of a log before its Commit records are read.
+#[derive(Default)]
+struct Facts {
+    header: Option<(CoordId, LogId)>,
+    participants: BTreeMap<ParticipantId, (String, Kind)>,
+    epochs: Vec<(Epoch, u64)>,
+    acked: BTreeMap<ParticipantId, Csn>,
+    ended: FxHashSet<Txid>,
+    floor: Position,
+    damage: Vec<crate::record::Damage>,
+    skipped: Vec<(ParticipantId, Csn)>,
+    by_hand: BTreeMap<(Txid, ParticipantId), bool>,
+}
+
+impl Facts {
+    fn gather(log: &[Entry]) -> Facts {
+        let mut facts = Facts::default();
+        for entry in log {
+            match &entry.record {
+                Record::Header { coord_id, log_id } => facts.header = Some((*coord_id, *log_id)),
+                Record::Participant { id, name, kind } => {
+                    facts.participants.insert(*id, (name.clone(), *kind));
+                }
+                Record::Epoch { epoch, incarnation, .. } => facts.epochs.push((*epoch, *incarnation)),
+                Record::Commit(_) => {}
+                Record::End { txids } => facts.ended.extend(txids.iter().copied()),
+                Record::Acked { participant, csn } => {
+                    let acked = facts.acked.entry(*participant).or_default();
+                    *acked = (*acked).max(*csn);
+                }
+                Record::Damage(damage) => {
+                    if let (DamageKind::Skipped, Some(csn)) = (damage.kind, damage.csn) {
+                        facts.skipped.push((damage.participant, csn));
+                    }
+                    facts.damage.push(damage.clone());
+                }
+                Record::Admin { action, .. } => facts.take_action(action),
+                Record::Floor { position } => facts.floor = facts.floor.max(*position),
+            }
+        }
+        facts
+    }
+
+    fn take_action(&mut self, action: &AdminAction) {
+        match action {
+            AdminAction::Resolve { txid, participant, commit } => {
+                self.by_hand.insert((*txid, *participant), *commit);
+            }
+            AdminAction::Forget { txid, participant } => {
+                self.damage.retain(|damage| (damage.txid, damage.participant) != (*txid, *participant));
+                self.by_hand.remove(&(*txid, *participant));
+            }
+            AdminAction::Skip { .. } | AdminAction::Waive { .. } | AdminAction::LeaveSafeMode | AdminAction::Cancel { .. } => {}
+        }
+    }
+}
+
+impl Payload {
+    /// The payload of a transaction that a database led.
+    pub(crate) fn of_one(entry: crate::record::EntryPayload, groups: Vec<crate::record::GroupRedo>) -> Payload {
+        Payload { entries: vec![entry], groups }
+    }
+}

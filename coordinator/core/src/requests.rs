@@ -1,0 +1,435 @@
+//! Clients: what they ask, and what they are told (PROTOCOL §8).
+
+use crate::coordinator::{Coordinator, Phase, Settling, Timer};
+use crate::event::Effect;
+use crate::follower::{ReadWaiter, Session};
+use crate::ids::{Csn, Decider, ParticipantId, Position, Ticket, Time, Token, Txid};
+use crate::message::{Settle, ToParticipant};
+use crate::outcomes::{CommittedFate, Fate, Known};
+use crate::record::Marker;
+use crate::request::{Aborted, Receipt, Reply, Request, RequestKey, Wait};
+use crate::transaction::{Branch, BranchState, State, Transaction, Waiter};
+use crate::vote::{Kind, Refusal, RefusalKind};
+use crate::{config::Role, follower::Scan};
+use std::collections::BTreeSet;
+
+/// What is to be done with a request whose key is not known (R-KEY).
+enum Unseen {
+    /// First sent to this start: run it.
+    Run,
+    /// First sent to an earlier start: look it up, never run it.
+    LookUp,
+    /// Its outcome may be forgotten.
+    Expired,
+    /// First sent to a start that this log knows nothing of.
+    FromTheFuture,
+}
+
+impl Coordinator {
+    pub(crate) fn request(&mut self, now: Time, ticket: Ticket, request: Request, fx: &mut Vec<Effect>) {
+        let waiter = Waiter { ticket, wait: request.wait, deadline: request.deadline };
+        if let Some(known) = self.outcomes.by_key(&request.key) {
+            if known.hash != request.hash {
+                let txid = known.txid;
+                return self.reply(ticket, Reply::KeyReused(txid), fx);
+            }
+            return self.join(now, known.txid, waiter, fx);
+        }
+        if let Some(reason) = self.cannot_tell() {
+            return self.reply(ticket, Reply::Unknown(reason), fx);
+        }
+        match self.unseen(request.position) {
+            Unseen::Run => self.run(now, waiter, request, fx),
+            Unseen::LookUp => self.look_up(now, waiter, request.key, request.position, Some(request.hash), fx),
+            Unseen::Expired => self.reply(ticket, Reply::Expired(self.outcomes.floor()), fx),
+            Unseen::FromTheFuture => self.reply(ticket, Reply::Unknown(self.future_sentence(request.position)), fx),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn inquire(
+        &mut self,
+        now: Time,
+        ticket: Ticket,
+        key: RequestKey,
+        position: Position,
+        wait: Wait,
+        deadline: Time,
+        fx: &mut Vec<Effect>,
+    ) {
+        let waiter = Waiter { ticket, wait, deadline };
+        if let Some(known) = self.outcomes.by_key(&key) {
+            return self.join(now, known.txid, waiter, fx);
+        }
+        if let Some(reason) = self.cannot_tell() {
+            return self.reply(ticket, Reply::Unknown(reason), fx);
+        }
+        match self.unseen(position) {
+            Unseen::Run => {
+                let refusal = Refusal::new(
+                    RefusalKind::Cancelled,
+                    "the request never arrived; it was asked about first, so it never runs under this key",
+                );
+                self.refuse(now, waiter, key, 0, None, refusal, fx);
+            }
+            Unseen::LookUp => self.look_up(now, waiter, key, position, None, fx),
+            Unseen::Expired => self.reply(ticket, Reply::Expired(self.outcomes.floor()), fx),
+            Unseen::FromTheFuture => self.reply(ticket, Reply::Unknown(self.future_sentence(position)), fx),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn at_least(
+        &mut self,
+        now: Time,
+        ticket: Ticket,
+        participant: ParticipantId,
+        token: Token,
+        deadline: Time,
+        fx: &mut Vec<Effect>,
+    ) {
+        if token.log_id != self.log_id {
+            return self.reply(ticket, Reply::ForeignToken(self.log_id), fx);
+        }
+        if self.reached(participant, token.csn) {
+            return self.reply(ticket, Reply::Reached(self.follower(participant).progress.applied), fx);
+        }
+        if deadline <= now {
+            return self.reply(ticket, Reply::Behind(self.follower(participant).progress.applied), fx);
+        }
+        self.follower_mut(participant).readers.push(ReadWaiter { ticket, csn: token.csn, deadline });
+        self.timers.insert((deadline, Timer::Read(participant, ticket)));
+    }
+
+    /// Whether every branch with a CSN up to this one is applied there.
+    fn reached(&self, participant: ParticipantId, csn: Csn) -> bool {
+        let follower = self.follower(participant);
+        if follower.progress.applied >= csn {
+            return follower.oldest_unapplied().is_none_or(|(oldest, _)| oldest > csn);
+        }
+        let known = follower.evidence && self.unscanned_leader().is_none() && csn <= self.last_csn;
+        known && follower.oldest_unapplied().is_none_or(|(oldest, _)| oldest > csn)
+    }
+
+    /// Answers clients that wait to read there and need not wait any more.
+    pub(crate) fn answer_readers(&mut self, participant: ParticipantId, fx: &mut Vec<Effect>) {
+        if self.follower(participant).readers.is_empty() {
+            return;
+        }
+        let readers = std::mem::take(&mut self.follower_mut(participant).readers);
+        let (reached, waiting): (Vec<_>, Vec<_>) = readers.into_iter().partition(|reader| self.reached(participant, reader.csn));
+        self.follower_mut(participant).readers = waiting;
+        for reader in reached {
+            self.timers.remove(&(reader.deadline, Timer::Read(participant, reader.ticket)));
+            self.reply(reader.ticket, Reply::Reached(self.follower(participant).progress.applied), fx);
+        }
+    }
+
+    pub(crate) fn read_deadline(&mut self, participant: ParticipantId, ticket: Ticket, fx: &mut Vec<Effect>) {
+        self.follower_mut(participant).readers.retain(|reader| reader.ticket != ticket);
+        self.reply(ticket, Reply::Behind(self.follower(participant).progress.applied), fx);
+    }
+
+    /// Why nothing can be said about an unknown key now, if nothing can.
+    fn cannot_tell(&self) -> Option<String> {
+        match &self.phase {
+            Phase::Starting => Some("the coordinator is starting: its new epoch is not durable yet".into()),
+            Phase::Stopped(reason) => Some(format!("the coordinator has stopped: {reason}")),
+            Phase::Serving | Phase::Safe(_) => None,
+        }
+    }
+
+    fn unseen(&self, position: Position) -> Unseen {
+        if position > self.position() {
+            Unseen::FromTheFuture
+        } else if position < self.outcomes.floor() {
+            Unseen::Expired
+        } else if position.epoch < self.owner.epoch {
+            Unseen::LookUp
+        } else {
+            Unseen::Run
+        }
+    }
+
+    fn future_sentence(&self, position: Position) -> String {
+        let Position { epoch, n } = position;
+        format!(
+            "the request was first sent at position {epoch}-{n}, but this log has only come to {}-{}: it may have lost records",
+            self.owner.epoch, self.next_n
+        )
+    }
+
+    /// Another waiter for a known request.
+    fn join(&mut self, now: Time, txid: Txid, waiter: Waiter, fx: &mut Vec<Effect>) {
+        if let Some(transaction) = self.transactions.get_mut(&txid) {
+            transaction.waiters.push(waiter);
+            if matches!(transaction.state, State::Committing(_)) {
+                self.answer_waiters(now, txid, fx);
+            }
+            return;
+        }
+        let reply = self.told(txid).expect("a known request that does not run has its fate");
+        self.reply(waiter.ticket, reply, fx);
+    }
+
+    /// What a client is told of a settled request.
+    fn told(&self, txid: Txid) -> Option<Reply> {
+        match &self.outcomes.by_txid(txid)?.fate {
+            Fate::Running => None,
+            Fate::Committed(committed) => Some(Reply::Committed(self.receipt(txid, committed))),
+            Fate::Aborted(aborted) => Some(Reply::Aborted((**aborted).clone())),
+        }
+    }
+
+    fn receipt(&self, txid: Txid, committed: &CommittedFate) -> Receipt {
+        let token = Token { log_id: self.log_id, csn: committed.csn };
+        Receipt { txid, csn: committed.csn, token, results: committed.results.clone(), pending: Vec::new() }
+    }
+
+    /// A key of an earlier start that the log does not know: every database that may have decided it is asked (R-KEY, R-LR).
+    fn look_up(&mut self, now: Time, waiter: Waiter, key: RequestKey, position: Position, hash: Option<u64>, fx: &mut Vec<Effect>) {
+        if let Some(reason) = self.no_presumption(None) {
+            return self.reply(waiter.ticket, Reply::Unknown(reason), fx);
+        }
+        if let Some(settling) = self.settling.get_mut(&key) {
+            settling.hash = settling.hash.or(hash);
+            settling.waiters.push(waiter);
+            return;
+        }
+        let mut waiting = BTreeSet::new();
+        for follower in self.followers.iter().filter(|follower| follower.kind == Kind::Leader) {
+            match (follower.scan, follower.open_session()) {
+                (Scan::NotNeeded | Scan::Complete, _) => {}
+                (Scan::Needed | Scan::Running, _) | (Scan::Again(_), None) => {
+                    let reason = format!("store `{}` may have decided it, and is not available now", follower.name);
+                    return self.reply(waiter.ticket, Reply::Unknown(reason), fx);
+                }
+                (Scan::Again(_), Some(_)) => {
+                    waiting.insert(follower.id);
+                }
+            }
+        }
+        if waiting.is_empty() {
+            return self.presume_aborted(now, waiter, key, hash.unwrap_or(0), fx);
+        }
+        for &leader in &waiting {
+            self.send(leader, ToParticipant::Settle(Settle::Key(key.clone(), position)), fx);
+        }
+        self.settling.insert(key, Settling { hash, waiting, waiters: vec![waiter] });
+    }
+
+    /// A leader has said what it knows of a key.
+    pub(crate) fn key_settled(&mut self, now: Time, leader: ParticipantId, key: RequestKey, marker: Option<Marker>, fx: &mut Vec<Effect>) {
+        if let Some(marker) = marker {
+            self.learn(now, marker, fx);
+        }
+        let Some(settling) = self.settling.get_mut(&key) else { return };
+        settling.waiting.remove(&leader);
+        let known = self.outcomes.by_key(&key).map(|known| known.txid);
+        if known.is_none() && !settling.waiting.is_empty() {
+            return;
+        }
+        let settling = self.settling.remove(&key).expect("just found");
+        for waiter in settling.waiters {
+            match self.outcomes.by_key(&key).map(|known| known.txid) {
+                Some(txid) => self.join(now, txid, waiter, fx),
+                None => self.presume_aborted(now, waiter, key.clone(), settling.hash.unwrap_or(0), fx),
+            }
+        }
+    }
+
+    /// A leader that was being asked has gone: those who wait are told to ask again.
+    pub(crate) fn leader_gone(&mut self, leader: ParticipantId, fx: &mut Vec<Effect>) {
+        let name = self.follower(leader).name.clone();
+        let gone: Vec<_> =
+            self.settling.iter().filter(|(_, settling)| settling.waiting.contains(&leader)).map(|(key, _)| key.clone()).collect();
+        for key in gone {
+            for waiter in self.settling.remove(&key).expect("just found").waiters {
+                self.reply(
+                    waiter.ticket,
+                    Reply::Unknown(format!("store `{name}` may have decided it, and has just become unavailable")),
+                    fx,
+                );
+            }
+        }
+    }
+
+    fn presume_aborted(&mut self, now: Time, waiter: Waiter, key: RequestKey, hash: u64, fx: &mut Vec<Effect>) {
+        let refusal = Refusal::new(RefusalKind::Unavailable, "the coordinator was restarted before this transaction was decided");
+        self.refuse(now, waiter, key, hash, None, refusal, fx);
+    }
+
+    /// A request that is not run: aborted under its key, for ever.
+    #[allow(clippy::too_many_arguments)]
+    fn refuse(
+        &mut self,
+        now: Time,
+        waiter: Waiter,
+        key: RequestKey,
+        hash: u64,
+        at: Option<ParticipantId>,
+        refusal: Refusal,
+        fx: &mut Vec<Effect>,
+    ) {
+        let txid = self.next_txid(Decider::Log);
+        let aborted = Aborted { txid: Some(txid), participant: at, refusal };
+        self.reply(waiter.ticket, Reply::Aborted(aborted.clone()), fx);
+        self.outcomes.insert(Known { txid, key, hash, since: now, fate: Fate::Aborted(Box::new(aborted)) });
+        self.counts.aborted += 1;
+    }
+
+    fn next_txid(&mut self, decider: Decider) -> Txid {
+        let txid = Txid { epoch: self.owner.epoch, n: self.next_n, decider };
+        self.next_n += 1;
+        txid
+    }
+
+    fn run(&mut self, now: Time, waiter: Waiter, request: Request, fx: &mut Vec<Effect>) {
+        let decider = match self.admit(&request) {
+            Ok(decider) => decider,
+            Err((at, refusal)) => return self.refuse(now, waiter, request.key, request.hash, at, refusal, fx),
+        };
+        let txid = self.next_txid(decider);
+        for branch in &request.branches {
+            for operation in branch.operations.iter() {
+                self.keys.begin(branch.participant, operation);
+            }
+        }
+        let timeout = if request.timeout == 0 { self.config.transaction_timeout } else { request.timeout };
+        let mut branches: Vec<_> = request.branches.into_iter().map(Branch::idle).collect();
+        branches.sort_by_key(|branch| branch.participant);
+        self.outcomes.insert(Known { txid, key: request.key, hash: request.hash, since: now, fate: Fate::Running });
+        let transaction =
+            Transaction { txid, began: now, state: State::Preparing, branches, group_redo: None, waiters: vec![waiter], timer: None };
+        self.transactions.insert(txid, transaction);
+        self.open += 1;
+        self.set_timer(txid, Some(now.after(timeout)));
+        self.advance(now, txid, fx);
+    }
+
+    /// Everything that can be seen before any Prepare is sent. Says who decides.
+    fn admit(&self, request: &Request) -> Result<Decider, (Option<ParticipantId>, Refusal)> {
+        let no = |at, kind, sentence: String| Err((at, Refusal::new(kind, sentence)));
+        if let Phase::Safe(evidence) = &self.phase {
+            return no(None, RefusalKind::Unavailable, format!("the coordinator is in safe mode: {evidence}"));
+        }
+        if self.log_full {
+            return no(
+                None,
+                RefusalKind::Unavailable,
+                "the decision log's disk is full: only what is under way is finished (R-FULL)".into(),
+            );
+        }
+        if self.open >= self.config.max_open {
+            let sentence = format!("{} transactions are under way, the limit (open_transactions)", self.config.max_open);
+            return no(None, RefusalKind::Busy, sentence);
+        }
+        if request.branches.is_empty() {
+            return no(None, RefusalKind::Invalid, "the transaction has no operations".into());
+        }
+        let mut decider = Decider::Log;
+        let (mut serial, mut rows, mut uncovered) = (None, false, None);
+        for (i, branch) in request.branches.iter().enumerate() {
+            let at = Some(branch.participant);
+            let follower = self.follower(branch.participant);
+            if request.branches[..i].iter().any(|earlier| earlier.participant == branch.participant) {
+                return no(at, RefusalKind::Invalid, format!("store `{}` is named twice", follower.name));
+            }
+            match (&follower.session, follower.configured) {
+                (_, false) => return no(at, RefusalKind::Invalid, format!("store `{}` is not configured any more", follower.name)),
+                (Session::Open(_), true) => {}
+                (Session::Down | Session::Welcomed(_), true) => {
+                    return no(at, RefusalKind::Unavailable, format!("store `{}` is not available now", follower.name));
+                }
+                (Session::Refused(_, why), true) => {
+                    return no(at, RefusalKind::Unavailable, format!("store `{}` must not be used: {why}", follower.name));
+                }
+            }
+            if follower.items.len() >= self.config.max_lag {
+                let sentence = format!("store `{}` is {} decisions behind, the limit (max_lag)", follower.name, follower.items.len());
+                return no(at, RefusalKind::Busy, sentence);
+            }
+            match follower.kind {
+                Kind::Leader if decider != Decider::Log => {
+                    return no(at, RefusalKind::Invalid, "at most one store of a transaction can be database-led".into());
+                }
+                Kind::Leader => decider = Decider::Leader(branch.participant),
+                Kind::Serial if serial.is_some() => {
+                    return no(at, RefusalKind::Invalid, "at most one store of a transaction can be a serial executor (SQLite)".into());
+                }
+                Kind::Serial => serial = Some(branch.participant),
+                Kind::Preparing | Kind::Redo => {}
+            }
+            match follower.role {
+                Role::Database => rows = true,
+                Role::Index if follower.standalone => {}
+                Role::Index => uncovered = Some(branch.participant),
+            }
+            self.admit_keys(branch.participant, &branch.operations).map_err(|refusal| (at, refusal))?;
+        }
+        match uncovered {
+            Some(index) if !rows => no(Some(index), RefusalKind::Invalid, self.uncovered_sentence(index)),
+            _ => Ok(decider),
+        }
+    }
+
+    fn admit_keys(&self, participant: ParticipantId, operations: &[crate::Operation]) -> Result<(), Refusal> {
+        for operation in operations {
+            if operation.condition().is_some()
+                && let Some(leader) = self.unscanned_leader()
+            {
+                let sentence = format!("a condition cannot be tested before store `{}` has told what it decided", leader.name);
+                return Err(Refusal::new(RefusalKind::Unavailable, sentence));
+            }
+            self.keys.admit(participant, operation)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn uncovered_sentence(&self, index: ParticipantId) -> String {
+        format!(
+            "the transaction writes documents of `{}` and no row: nothing gives their order (R-COVER); write a row in the same transaction, or \
+             configure the index as standalone",
+            self.follower(index).name
+        )
+    }
+
+    /// Answers those whose wait is over. Only for a decided transaction.
+    pub(crate) fn answer_waiters(&mut self, now: Time, txid: Txid, fx: &mut Vec<Effect>) {
+        let Some(transaction) = self.transactions.get(&txid) else { return };
+        let State::Committing(_) = transaction.state else { return };
+        let (mut rows, mut documents) = (true, true);
+        for participant in transaction.following() {
+            match self.follower(participant).role {
+                Role::Database => (rows, documents) = (false, false),
+                Role::Index => documents = false,
+            }
+        }
+        let over = |waiter: &Waiter| match waiter.wait {
+            Wait::Decided => true,
+            Wait::Applied => rows,
+            Wait::Visible => documents,
+        };
+        if transaction.waiters.iter().any(|waiter| over(waiter) || waiter.deadline <= now) {
+            let Some(Known { fate: Fate::Committed(committed), .. }) = self.outcomes.by_txid(txid) else {
+                panic!("I7: a transaction in Committing has no committed fate: {txid}");
+            };
+            let receipt = self.receipt(txid, committed);
+            let following: Vec<_> = transaction.following().collect();
+            for waiter in transaction.waiters.iter().filter(|waiter| over(waiter) || waiter.deadline <= now) {
+                let pending = if over(waiter) { Vec::new() } else { following.clone() };
+                fx.push(Effect::Reply(waiter.ticket, Reply::Committed(receipt.clone().pending(pending))));
+            }
+            let transaction = self.transactions.get_mut(&txid).expect("just found");
+            transaction.waiters.retain(|waiter| !over(waiter) && waiter.deadline > now);
+        }
+        let earliest = self.transactions[&txid].earliest_wait();
+        self.set_timer(txid, earliest);
+    }
+}
+
+impl Branch {
+    fn idle(request: crate::request::BranchRequest) -> Branch {
+        Branch { participant: request.participant, operations: request.operations, state: BranchState::Idle }
+    }
+}

@@ -1,0 +1,112 @@
+//! The decision log's disk: it keeps what was forced, and any part of the rest.
+
+use super::dice::Dice;
+use crate::{Entry, Lsn, Record};
+
+/// A log in memory, and how much of it would survive power loss.
+#[derive(Debug, Default)]
+pub(crate) struct Disk {
+    entries: Vec<Entry>,
+    durable: Lsn,
+    forcing: Option<Lsn>,
+    wanted: bool,
+    /// Not forced: after a crash any of them may be undone.
+    forgotten: Vec<Forgotten>,
+}
+
+#[derive(Debug)]
+enum Forgotten {
+    Payload(Lsn),
+    Below(Lsn),
+}
+
+impl Disk {
+    pub(crate) fn append(&mut self, entry: Entry, force: bool) {
+        assert!(self.entries.last().is_none_or(|last| last.lsn.next() == entry.lsn), "LSNs are gap-free: {}", entry.lsn);
+        self.entries.push(entry);
+        self.wanted |= force;
+    }
+
+    /// Whether a force is to be started now.
+    pub(crate) fn start_force(&mut self) -> bool {
+        if self.forcing.is_some() || !self.wanted {
+            return false;
+        }
+        self.forcing = self.entries.last().map(|last| last.lsn);
+        self.wanted = false;
+        true
+    }
+
+    /// The force is done: everything that was there when it began is durable.
+    pub(crate) fn finish_force(&mut self) -> Lsn {
+        self.durable = self.forcing.take().expect("a force was under way");
+        self.durable
+    }
+
+    pub(crate) fn last(&self) -> Lsn {
+        self.entries.last().map_or(Lsn(0), |last| last.lsn)
+    }
+
+    /// Records after this one, up to what is durable.
+    pub(crate) fn durable_since(&self, after: Lsn) -> impl Iterator<Item = &Entry> {
+        let durable = self.durable;
+        self.entries.iter().rev().take_while(move |entry| entry.lsn > after).filter(move |entry| entry.lsn <= durable)
+    }
+
+    pub(crate) fn durable(&self) -> Lsn {
+        self.durable
+    }
+
+    pub(crate) fn forget_payload(&mut self, lsn: Lsn) {
+        self.forgotten.push(Forgotten::Payload(lsn));
+    }
+
+    pub(crate) fn forget_below(&mut self, lsn: Lsn) {
+        self.forgotten.push(Forgotten::Below(lsn));
+    }
+
+    /// Power loss: of what was not forced a random beginning survives.
+    pub(crate) fn crash(&mut self, dice: &mut Dice) {
+        let unforced = self.last().0 - self.durable.0;
+        let kept = Lsn(self.durable.0 + dice.below(unforced + 1));
+        self.entries.retain(|entry| entry.lsn <= kept);
+        self.durable = kept;
+        (self.forcing, self.wanted) = (None, false);
+        for forgotten in std::mem::take(&mut self.forgotten) {
+            if dice.chance(0.8) {
+                self.carry_out(forgotten);
+            }
+        }
+    }
+
+    pub(crate) fn replay(&self) -> Vec<Entry> {
+        self.entries.clone()
+    }
+
+    fn carry_out(&mut self, forgotten: Forgotten) {
+        match forgotten {
+            Forgotten::Payload(lsn) => {
+                if let Some(Entry { record: Record::Commit(group), .. }) = self.entries.iter_mut().find(|entry| entry.lsn == lsn) {
+                    group.payload = None;
+                }
+            }
+            Forgotten::Below(lsn) => {
+                let newest_floor = self.entries.iter().rev().find(|e| matches!(e.record, Record::Floor { .. })).map(|e| e.lsn);
+                let mut acked = std::collections::BTreeMap::new();
+                for entry in &self.entries {
+                    if let Record::Acked { participant, .. } = entry.record {
+                        acked.insert(participant, entry.lsn);
+                    }
+                }
+                // The last record stays, so that the next LSN is known.
+                let last = self.last();
+                self.entries.retain(|entry| match &entry.record {
+                    Record::Commit(_) | Record::End { .. } => entry.lsn >= lsn || entry.lsn == last,
+                    Record::Floor { .. } => entry.lsn >= lsn || Some(entry.lsn) == newest_floor,
+                    Record::Acked { participant, .. } => entry.lsn >= lsn || acked.get(participant) == Some(&entry.lsn),
+                    Record::Header { .. } | Record::Participant { .. } | Record::Epoch { .. } | Record::Damage(_) | Record::Admin { .. } => true,
+                });
+            }
+        }
+    }
+}

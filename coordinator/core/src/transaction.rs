@@ -1,0 +1,127 @@
+//! A transaction between its request and its end.
+
+use crate::ids::{Csn, ParticipantId, SessionId, Ticket, Time, Txid};
+use crate::operation::Operation;
+use crate::record::GroupRedo;
+use crate::request::{Receipt, Wait};
+use crate::vote::Vote;
+use std::sync::Arc;
+
+/// A transaction that is not ended.
+#[derive(Debug)]
+pub struct Transaction {
+    /// Its id.
+    pub txid: Txid,
+    /// When its request came.
+    pub began: Time,
+    /// How far it is.
+    pub state: State,
+    /// Its parts.
+    pub branches: Vec<Branch>,
+    /// The serial executor's redo of its batch of one, while a leader of another database votes.
+    pub group_redo: Option<GroupRedo>,
+    /// Who waits for it.
+    pub waiters: Vec<Waiter>,
+    /// Its timer: the deadline of the decision, then that of the waits.
+    pub timer: Option<Time>,
+}
+
+/// PROTOCOL §2, from the request to the end. `Ended` and `Aborted` are fates in [`crate::outcomes`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum State {
+    /// Votes are being collected. May still abort.
+    Preparing,
+    /// All voted Yes, the CSN is taken, the decision is on its way to the disk. There is no way to Aborted but R-LR's own (R-UNKNOWN).
+    Deciding(Csn),
+    /// Decided, for ever; participants follow.
+    Committing(Csn),
+}
+
+/// A transaction's part at one participant.
+#[derive(Debug)]
+pub struct Branch {
+    /// Where.
+    pub participant: ParticipantId,
+    /// What.
+    pub operations: Arc<[Operation]>,
+    /// How far.
+    pub state: BranchState,
+}
+
+/// How far a branch is.
+#[derive(Clone, PartialEq, Debug)]
+pub enum BranchState {
+    /// Prepare was not sent.
+    Idle,
+    /// Prepare was sent in this session.
+    Asked(SessionId),
+    /// The vote that came in this session.
+    Voted(SessionId, Vote),
+    /// Decided; not applied yet.
+    Following,
+    /// Applied, or nothing to apply.
+    Finished,
+}
+
+/// Somebody who waits for a transaction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Waiter {
+    /// Whom to answer.
+    pub ticket: Ticket,
+    /// For what.
+    pub wait: Wait,
+    /// Until when at the latest.
+    pub deadline: Time,
+}
+
+impl Transaction {
+    /// The branch at a participant.
+    pub fn branch(&self, participant: ParticipantId) -> Option<&Branch> {
+        self.branches.iter().find(|branch| branch.participant == participant)
+    }
+
+    /// The branch at a participant, to change it.
+    pub fn branch_mut(&mut self, participant: ParticipantId) -> Option<&mut Branch> {
+        self.branches.iter_mut().find(|branch| branch.participant == participant)
+    }
+
+    /// Participants that have not applied it yet.
+    pub fn following(&self) -> impl Iterator<Item = ParticipantId> {
+        self.branches.iter().filter(|branch| branch.state == BranchState::Following).map(|branch| branch.participant)
+    }
+
+    /// Its place, once it has one.
+    pub fn csn(&self) -> Option<Csn> {
+        match self.state {
+            State::Preparing => None,
+            State::Deciding(csn) | State::Committing(csn) => Some(csn),
+        }
+    }
+
+    /// The earliest deadline of a waiter.
+    pub fn earliest_wait(&self) -> Option<Time> {
+        self.waiters.iter().map(|waiter| waiter.deadline).min()
+    }
+}
+
+impl Branch {
+    /// Whether its Yes holds only in the session that carried it (R-REDO): it is lost with the session.
+    pub fn depends_on_session(&self) -> bool {
+        match &self.state {
+            BranchState::Asked(_) => true,
+            BranchState::Voted(_, vote) => match vote {
+                Vote::Redo(..) | Vote::InGroup(_) | Vote::Ready(_) => true,
+                Vote::Prepared(_) | Vote::ReadOnly(_) | Vote::No(_) => false,
+            },
+            BranchState::Idle | BranchState::Following | BranchState::Finished => false,
+        }
+    }
+}
+
+impl Receipt {
+    /// The same receipt with the stores that had not followed.
+    pub fn pending(mut self, pending: Vec<ParticipantId>) -> Receipt {
+        self.pending = pending;
+        self
+    }
+}

@@ -1,0 +1,320 @@
+//! Phase one: asking, counting, and the decision.
+
+use crate::config::Role;
+use crate::coordinator::{Coordinator, Pending};
+use crate::decision::Decision;
+use crate::event::Effect;
+use crate::ids::{Csn, Decider, ParticipantId, SessionId, Time, Txid};
+use crate::message::{ToParticipant, Work};
+use crate::operation::{KeyWrite, Operation};
+use crate::outcomes::{CommittedFate, Fate};
+use crate::record::{BranchRedo, CommitEntry, CommitGroup, EntryPayload, GroupRedo, Marker, Payload, Record};
+use crate::request::{Aborted, Reply};
+use crate::transaction::{BranchState, State, Transaction};
+use crate::vote::{Ballot, Kind, Refusal, RefusalKind, Vote};
+use rustc_hash::FxHashSet;
+use std::sync::Arc;
+
+/// What a transaction in Preparing needs next.
+enum Next {
+    /// These are to be asked now.
+    Ask(Vec<ParticipantId>),
+    /// Votes are outstanding.
+    Wait,
+    /// All have voted Yes.
+    Decide,
+}
+
+impl Coordinator {
+    /// One order for all: redo participants at once, preparing databases one after another, then the serial executor, the leader last.
+    pub(crate) fn advance(&mut self, now: Time, txid: Txid, fx: &mut Vec<Effect>) {
+        match self.next(txid) {
+            Next::Ask(participants) => {
+                for participant in participants {
+                    self.ask(now, txid, participant, fx);
+                }
+            }
+            Next::Wait => {}
+            Next::Decide => self.conclude(now, txid, fx),
+        }
+    }
+
+    fn next(&self, txid: Txid) -> Next {
+        let transaction = &self.transactions[&txid];
+        let of_kind = |kind| transaction.branches.iter().filter(move |branch| self.follower(branch.participant).kind == kind);
+        let idle = |kind| of_kind(kind).filter(|branch| branch.state == BranchState::Idle).map(|branch| branch.participant);
+        let asked = |kind| of_kind(kind).any(|branch| matches!(branch.state, BranchState::Asked(_)));
+        let mut ask: Vec<_> = idle(Kind::Redo).collect();
+        if !asked(Kind::Preparing) {
+            ask.extend(idle(Kind::Preparing).next());
+        }
+        if !ask.is_empty() {
+            return Next::Ask(ask);
+        }
+        if asked(Kind::Redo) || asked(Kind::Preparing) {
+            return Next::Wait;
+        }
+        for last in [Kind::Serial, Kind::Leader] {
+            if let Some(participant) = idle(last).next() {
+                return Next::Ask(vec![participant]);
+            }
+            if asked(last) {
+                return Next::Wait;
+            }
+        }
+        Next::Decide
+    }
+
+    fn ask(&mut self, now: Time, txid: Txid, participant: ParticipantId, fx: &mut Vec<Effect>) {
+        let Some(session) = self.follower(participant).open_session() else {
+            let sentence = format!("store `{}` has become unavailable", self.follower(participant).name);
+            return self.abort(txid, Some(participant), Refusal::new(RefusalKind::Unavailable, sentence), fx);
+        };
+        let timeout = self.config.prepare_timeout;
+        let Some(transaction) = self.transactions.get_mut(&txid) else { return };
+        let left = transaction.timer.map_or(timeout, |deadline| deadline.0.saturating_sub(now.0));
+        let branch = transaction.branch_mut(participant).expect("only branches are asked");
+        assert_eq!(branch.state, BranchState::Idle, "R-ONEPREP: a second Prepare for {txid}");
+        branch.state = BranchState::Asked(session);
+        let work = Work { txid, operations: branch.operations.clone(), timeout: timeout.min(left) };
+        fx.push(Effect::Send(participant, session, ToParticipant::Prepare(work)));
+    }
+
+    pub(crate) fn ballot(&mut self, now: Time, participant: ParticipantId, session: SessionId, ballot: Ballot, fx: &mut Vec<Effect>) {
+        let in_batch = |vote: &Vote| matches!(vote, Vote::InGroup(_) | Vote::Ready(_));
+        // R-SERIAL: one of the open batch was aborted meanwhile; its Abort is on its way, and the others run again.
+        let taken_back = ballot.votes.iter().any(|(txid, vote)| in_batch(vote) && !self.awaits(*txid, participant, session));
+        let (mut batch, mut others) = (Vec::new(), Vec::new());
+        for (txid, vote) in ballot.votes {
+            if !self.awaits(txid, participant, session) || (taken_back && in_batch(&vote)) {
+                continue;
+            }
+            assert!(vote_fits(&vote, self.follower(participant).kind), "{participant} voted {vote:?}, which its kind cannot");
+            let refusal = if let Vote::No(refusal) = &vote { Some(refusal.clone()) } else { None };
+            let voted = if in_batch(&vote) { &mut batch } else { &mut others };
+            let transaction = self.transactions.get_mut(&txid).expect("awaited");
+            transaction.branch_mut(participant).expect("awaited").state = BranchState::Voted(session, vote);
+            match refusal {
+                Some(refusal) => self.abort(txid, Some(participant), refusal, fx),
+                None => voted.push(txid),
+            }
+        }
+        self.batch_voted(now, participant, batch, ballot.group_redo, fx);
+        for txid in others {
+            if self.transactions.contains_key(&txid) {
+                self.advance(now, txid, fx);
+            }
+        }
+    }
+
+    /// Whether this participant's vote on it, in this session, is still to come.
+    fn awaits(&self, txid: Txid, participant: ParticipantId, session: SessionId) -> bool {
+        let branch = self.transactions.get(&txid).and_then(|transaction| transaction.branch(participant));
+        branch.is_some_and(|branch| branch.state == BranchState::Asked(session))
+    }
+
+    /// The votes of a batch that ran in one open local transaction: decided together, in the order run (R-SERIAL).
+    fn batch_voted(&mut self, now: Time, participant: ParticipantId, batch: Vec<Txid>, redo: bytes::Bytes, fx: &mut Vec<Effect>) {
+        let Some(&first) = batch.first() else { return };
+        match (self.follower(participant).kind, first.decider) {
+            (Kind::Leader, _) => self.lead(now, participant, batch, fx),
+            (_, Decider::Log) => {
+                assert!(batch.iter().all(|txid| txid.decider == Decider::Log), "R-SERIAL: a led transaction shares a batch");
+                self.decide(now, &batch, vec![GroupRedo { participant, redo }], fx);
+            }
+            (_, Decider::Leader(_)) => {
+                assert_eq!(batch.len(), 1, "R-SERIAL: a led transaction gets a batch of its own");
+                self.transactions.get_mut(&first).expect("voted").group_redo = Some(GroupRedo { participant, redo });
+                self.advance(now, first, fx);
+            }
+        }
+    }
+
+    /// All have voted Yes, and none of them in an open batch.
+    fn conclude(&mut self, now: Time, txid: Txid, fx: &mut Vec<Effect>) {
+        let transaction = &self.transactions[&txid];
+        let writes = |role| {
+            let mut branches = transaction.branches.iter().filter(|branch| self.follower(branch.participant).role == role);
+            branches.find(|branch| !matches!(branch.state, BranchState::Voted(_, Vote::ReadOnly(_)))).map(|branch| branch.participant)
+        };
+        match (writes(Role::Database), writes(Role::Index), txid.decider) {
+            (None, None, _) => self.commit_read_only(now, txid, fx),
+            (None, Some(index), Decider::Log) if self.follower(index).standalone => self.decide(now, &[txid], Vec::new(), fx),
+            (None, Some(index), _) => {
+                let refusal = Refusal::new(RefusalKind::Invalid, self.uncovered_sentence(index));
+                self.abort(txid, Some(index), refusal, fx);
+            }
+            (Some(_), _, Decider::Log) => self.decide(now, &[txid], Vec::new(), fx),
+            (Some(database), _, Decider::Leader(leader)) => {
+                let sentence = format!("nothing was written at `{}`, which would have to decide", self.follower(leader).name);
+                self.abort(txid, Some(database), Refusal::new(RefusalKind::Invalid, sentence), fx);
+            }
+        }
+    }
+
+    /// Nothing was written anywhere: no CSN, no record, no phase two.
+    fn commit_read_only(&mut self, now: Time, txid: Txid, fx: &mut Vec<Effect>) {
+        let csn = self.closed().unwrap_or(Csn::ZERO);
+        let results = Some(results_of(&self.transactions[&txid]));
+        self.outcomes.settle(txid, Fate::Committed(CommittedFate { csn, lsn: None, results }));
+        self.counts.committed += 1;
+        self.open -= 1;
+        self.set_timer(txid, None);
+        let transaction = self.transactions.get_mut(&txid).expect("it is being concluded");
+        transaction.state = State::Committing(csn);
+        let branches = std::mem::take(&mut transaction.branches);
+        self.release_keys(&branches, None);
+        self.answer_waiters(now, txid, fx);
+        self.end_if_followed(txid);
+    }
+
+    /// **The decision**, where the log decides: CSNs are taken in this order, and one record holds them all (R-ORDER, R-SERIAL).
+    fn decide(&mut self, now: Time, txids: &[Txid], groups: Vec<GroupRedo>, fx: &mut Vec<Effect>) {
+        let (entries, payloads): (Vec<_>, Vec<_>) = txids.iter().map(|txid| self.take_csn(now, *txid)).unzip();
+        let payload = Payload { entries: payloads, groups };
+        let key = self.last_csn;
+        let group = CommitGroup { entries: entries.clone(), payload: Some(payload.clone()) };
+        let lsn = self.append(Record::Commit(group), Some(Pending::Decision(key)), fx);
+        self.last_log_csn = key;
+        self.reserve(now, Decision { entries, payload, lsn: Some(lsn), decided: false, open_items: 0 });
+    }
+
+    /// The CSNs where a database decides: everything has run there; now it may commit (R-LR).
+    fn lead(&mut self, now: Time, leader: ParticipantId, batch: Vec<Txid>, fx: &mut Vec<Effect>) {
+        let mut markers = Vec::with_capacity(batch.len());
+        for txid in batch {
+            let (entry, payload) = self.take_csn(now, txid);
+            let groups: Vec<_> = self.transactions.get_mut(&txid).expect("voted").group_redo.take().into_iter().collect();
+            markers.push(Marker { entry: entry.clone(), payload: payload.clone(), groups: groups.clone() });
+            let payload = Payload::of_one(payload, groups);
+            self.reserve(now, Decision { entries: vec![entry], payload, lsn: None, decided: false, open_items: 0 });
+        }
+        self.send(leader, ToParticipant::Lead(markers), fx);
+    }
+
+    /// Takes the next CSN for a transaction on which everyone has voted Yes (I3, R-ORDER).
+    fn take_csn(&mut self, now: Time, txid: Txid) -> (CommitEntry, EntryPayload) {
+        let csn = self.next_csn();
+        let at_ms = self.wall_ms(now);
+        self.deciding.insert(csn);
+        self.set_timer(txid, None);
+        let known = self.outcomes.by_txid(txid).expect("a live transaction is known");
+        let (key, request_hash) = (known.key.clone(), known.hash);
+        let transaction = self.transactions.get_mut(&txid).expect("voted");
+        assert_eq!(transaction.state, State::Preparing, "a decision is taken once: {txid}");
+        transaction.state = State::Deciding(csn);
+        let mut entry = CommitEntry { txid, csn, key, request_hash, at_ms, branches: Vec::new() };
+        let mut payload = EntryPayload { results: results_of(transaction), redos: Vec::new() };
+        for branch in &mut transaction.branches {
+            let BranchState::Voted(_, vote) = std::mem::replace(&mut branch.state, BranchState::Following) else {
+                panic!("I3: {txid} is decided without the vote of {}", branch.participant);
+            };
+            match vote {
+                Vote::Prepared(_) | Vote::InGroup(_) | Vote::Ready(_) => entry.branches.push(branch.participant),
+                Vote::Redo(redo, _) => {
+                    entry.branches.push(branch.participant);
+                    payload.redos.push(BranchRedo { participant: branch.participant, redo, keys: keys_of(&branch.operations) });
+                }
+                Vote::ReadOnly(_) => branch.state = BranchState::Finished,
+                Vote::No(_) => panic!("I3: {txid} is decided against the vote of {}", branch.participant),
+            }
+        }
+        (entry, payload)
+    }
+
+    fn next_csn(&mut self) -> Csn {
+        let n = if self.last_csn.epoch() == self.owner.epoch { self.last_csn.n() + 1 } else { 1 };
+        let csn = Csn::new(self.owner.epoch, n);
+        assert!(csn > self.last_csn, "R-ORDER: CSNs never go back");
+        self.last_csn = csn;
+        csn
+    }
+
+    /// From now on every new session of a participant learns of this redo before it takes a Prepare (R-REDO).
+    fn reserve(&mut self, now: Time, mut decision: Decision) {
+        decision.open_items = self.put_items(now, &decision, &FxHashSet::default());
+        self.decisions.insert(decision.key(), decision);
+    }
+
+    /// The one way to Aborted: before the decision, or by a leader's own word (R-LR).
+    pub(crate) fn abort(&mut self, txid: Txid, at: Option<ParticipantId>, refusal: Refusal, fx: &mut Vec<Effect>) {
+        self.set_timer(txid, None);
+        let transaction = self.transactions.remove(&txid).expect("only a live transaction is aborted");
+        assert_eq!(transaction.state, State::Preparing, "R-UNKNOWN: there is no way from {:?} to Aborted: {txid}", transaction.state);
+        for branch in &transaction.branches {
+            let session = self.follower(branch.participant).open_session();
+            let working = match &branch.state {
+                BranchState::Asked(asked) => session == Some(*asked),
+                BranchState::Voted(_, Vote::Prepared(_)) => session.is_some(),
+                BranchState::Voted(voted, Vote::Redo(..) | Vote::InGroup(_) | Vote::Ready(_)) => session == Some(*voted),
+                BranchState::Voted(_, Vote::ReadOnly(_) | Vote::No(_)) | BranchState::Idle => false,
+                BranchState::Following | BranchState::Finished => false,
+            };
+            if working {
+                self.send(branch.participant, ToParticipant::Abort(txid), fx);
+            }
+        }
+        self.release_keys(&transaction.branches, None);
+        self.aborted(txid, at, refusal, transaction.waiters, fx);
+    }
+
+    /// Settles the fate and tells everyone who waits.
+    pub(crate) fn aborted(
+        &mut self,
+        txid: Txid,
+        at: Option<ParticipantId>,
+        refusal: Refusal,
+        waiters: Vec<crate::transaction::Waiter>,
+        fx: &mut Vec<Effect>,
+    ) {
+        let aborted = Aborted { txid: Some(txid), participant: at, refusal };
+        for waiter in waiters {
+            self.reply(waiter.ticket, Reply::Aborted(aborted.clone()), fx);
+        }
+        self.outcomes.settle(txid, Fate::Aborted(Box::new(aborted)));
+        self.open -= 1;
+        self.counts.aborted += 1;
+    }
+
+    /// The writers of these documents are decided.
+    pub(crate) fn release_keys(&mut self, branches: &[crate::transaction::Branch], committed: Option<Csn>) {
+        for branch in branches {
+            for operation in branch.operations.iter() {
+                self.keys.decide(branch.participant, operation, committed);
+            }
+        }
+    }
+}
+
+fn vote_fits(vote: &Vote, kind: Kind) -> bool {
+    match vote {
+        Vote::ReadOnly(_) | Vote::No(_) => true,
+        Vote::Prepared(_) => kind == Kind::Preparing,
+        Vote::Redo(..) => kind == Kind::Redo,
+        Vote::InGroup(_) => kind == Kind::Serial,
+        Vote::Ready(_) => kind == Kind::Leader,
+    }
+}
+
+fn results_of(transaction: &Transaction) -> crate::outcomes::ResultsByStore {
+    let mut results = Vec::new();
+    for branch in &transaction.branches {
+        let of_branch = match &branch.state {
+            BranchState::Voted(_, Vote::Prepared(r) | Vote::Redo(_, r) | Vote::InGroup(r) | Vote::Ready(r) | Vote::ReadOnly(r)) => r,
+            BranchState::Voted(_, Vote::No(_)) => continue,
+            BranchState::Idle | BranchState::Asked(_) | BranchState::Following | BranchState::Finished => continue,
+        };
+        if !of_branch.is_empty() {
+            results.push((branch.participant, of_branch.clone()));
+        }
+    }
+    results
+}
+
+fn keys_of(operations: &[Operation]) -> Vec<KeyWrite> {
+    let write = |operation: &Operation| {
+        let delete = matches!(operation, Operation::Delete { .. });
+        operation.key().map(|key| KeyWrite { key: Arc::from(key), delete })
+    };
+    operations.iter().filter_map(write).collect()
+}

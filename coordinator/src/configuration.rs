@@ -1,0 +1,736 @@
+//! The daemon's configuration: one TOML file, overridden by the environment, overridden by flags. `lockstepd.example.toml` documents
+//! every key; a test holds it to these types and their defaults.
+
+use crate::engine_handle::Role;
+use clap::Args;
+use lockstep_core::Kind;
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use toml::{Table, Value};
+
+/// All of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Configuration {
+    /// The folder of the log and the embedded stores.
+    pub data_dir: PathBuf,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// The stores, in the file's order.
+    #[serde(rename = "store")]
+    pub stores: Vec<Store>,
+    /// Sizes and counts.
+    pub limits: Limits,
+    /// Time-outs.
+    pub timeouts: Timeouts,
+    /// What is kept for clients.
+    pub retention: Retention,
+    /// The decision log.
+    pub log: Log,
+    /// The end.
+    pub shutdown: Shutdown,
+    /// What is told to people.
+    pub logging: Logging,
+}
+
+/// One store.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum Store {
+    /// An embedded SQLite database.
+    Sqlite(SqliteStore),
+    /// An embedded Tantivy index.
+    Tantivy(TantivyStore),
+    /// A resource manager in a process of its own, which dials the daemon.
+    Remote(RemoteStore),
+}
+
+/// An embedded SQLite database.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SqliteStore {
+    /// Its name.
+    pub name: String,
+    /// The file, relative to the data folder; `NAME.sqlite` if absent.
+    pub path: Option<PathBuf>,
+    /// Who decides.
+    #[serde(default)]
+    pub mode: Mode,
+    /// Pages in the write-ahead log after which a checkpoint is made.
+    #[serde(default = "default_checkpoint_pages")]
+    pub checkpoint_pages: u32,
+}
+
+/// Who decides the transactions of a database.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// The decision log; the database follows.
+    #[default]
+    LogDecided,
+    /// The database's own commit (R-LR).
+    DatabaseLed,
+}
+
+/// An embedded Tantivy index.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TantivyStore {
+    /// Its name.
+    pub name: String,
+    /// The folder, relative to the data folder; `NAME` if absent.
+    pub path: Option<PathBuf>,
+    /// How long after the last Tantivy commit the next one starts, milliseconds.
+    #[serde(default = "default_commit_every_ms")]
+    pub commit_every_ms: u64,
+    /// The indexing thread's memory, MiB.
+    #[serde(default = "default_heap_mb")]
+    pub heap_mb: usize,
+    /// Whether documents may be written with no database row in the same transaction (R-COVER).
+    #[serde(default)]
+    pub standalone: bool,
+}
+
+/// A remote resource manager.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoteStore {
+    /// Its name.
+    pub name: String,
+    /// What it takes.
+    pub role: ConfiguredRole,
+    /// How it votes.
+    pub kind: ConfiguredKind,
+    /// Index only: whether documents may be written with no database row in the same transaction (R-COVER).
+    #[serde(default)]
+    pub standalone: bool,
+}
+
+/// [`Role`], as it is written in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConfiguredRole {
+    /// Takes SQL.
+    Database,
+    /// Takes documents.
+    Index,
+}
+
+/// [`Kind`], as it is written in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConfiguredKind {
+    /// Durable before its Yes.
+    Preparing,
+    /// Its Yes carries the redo.
+    Redo,
+    /// Runs last, in groups.
+    Serial,
+    /// Its own commit decides.
+    Leader,
+}
+
+/// Sizes in bytes, and counts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// One transaction, all operations together.
+    pub transaction_bytes: usize,
+    /// Operations of one transaction.
+    pub operations: usize,
+    /// One document.
+    pub document_bytes: usize,
+    /// A document's key.
+    pub key_bytes: usize,
+    /// Transactions that are not decided yet.
+    pub open_transactions: usize,
+    /// Open Transact streams.
+    pub streams: usize,
+    /// Unanswered requests of one stream.
+    pub stream_in_flight: usize,
+    /// One frame of a client's stream.
+    pub frame_bytes: usize,
+    /// One frame of a remote participant's stream.
+    pub participant_frame_bytes: usize,
+    /// Events that wait for the engine.
+    pub queue_events: u32,
+    /// Messages that wait for a remote participant.
+    pub participant_queue: usize,
+    /// Reads that run at once.
+    pub reads: usize,
+    /// Rows of one result.
+    pub result_rows: usize,
+    /// One result.
+    pub result_bytes: usize,
+}
+
+/// Time-outs, milliseconds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Timeouts {
+    /// Begin without Commit.
+    pub begin_ms: u64,
+    /// Phase one at one participant.
+    pub prepare_ms: u64,
+    /// A transaction until it is decided, where the request names none.
+    pub transaction_ms: u64,
+    /// The longest that a request may name.
+    pub transaction_max_ms: u64,
+    /// A wait after the decision, where the request names none.
+    pub wait_ms: u64,
+    /// The longest that a request may name.
+    pub wait_max_ms: u64,
+    /// One statement, query or search.
+    pub statement_ms: u64,
+    /// First inquiry.
+    pub inquiry_min_ms: u64,
+    /// Longest pause between inquiries.
+    pub inquiry_max_ms: u64,
+    /// First resend.
+    pub resend_min_ms: u64,
+    /// Longest pause between resends.
+    pub resend_max_ms: u64,
+    /// A decided transaction that is not applied by then is shouted about.
+    pub stuck_ms: u64,
+    /// A client that takes none of its replies for so long loses its stream.
+    pub stream_stall_ms: u64,
+}
+
+/// What is kept for clients that ask again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retention {
+    /// So many outcomes.
+    pub outcomes_max: usize,
+    /// For so long.
+    pub outcomes_keep_hours: u64,
+}
+
+/// The decision log.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// Free space below which new transactions are refused (R-FULL).
+    pub reserve_bytes: u64,
+    /// Whose evidence a start waits for (R-LOGLOSS).
+    pub loss_check: LossCheck,
+    /// For how long, with `LossCheck::Wait`.
+    pub loss_check_wait_ms: u64,
+}
+
+/// Whose evidence a start waits for (R-LOGLOSS).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LossCheck {
+    /// All participants', but not longer than `loss_check_wait_ms`.
+    #[default]
+    Wait,
+    /// All participants', however long.
+    Strict,
+}
+
+/// The end.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Shutdown {
+    /// How long decided transactions may take to reach their stores.
+    pub deadline_ms: u64,
+}
+
+/// What is told to people.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Logging {
+    /// In which form.
+    pub format: LogFormat,
+    /// A level or a filter.
+    pub level: String,
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Human,
+    /// For machines: one JSON object a line.
+    Json,
+}
+
+/// Where the configuration comes from, and what overrides it.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Source {
+    /// The configuration file (TOML). Without one the defaults hold: see lockstepd.example.toml
+    #[arg(long, env = "LOCKSTEP_CONFIG", value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+    /// The folder of the decision log and the embedded stores
+    #[arg(long, env = "LOCKSTEP_DATA_DIR", value_name = "DIR", global = true)]
+    pub data_dir: Option<String>,
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, env = "LOCKSTEP_LISTEN", value_name = "IP:PORT", global = true)]
+    pub listen: Option<String>,
+    /// "human" or "json"
+    #[arg(long, env = "LOCKSTEP_LOG_FORMAT", value_name = "FORMAT", global = true)]
+    pub log_format: Option<String>,
+    /// error, warn, info, debug, trace, or a filter
+    #[arg(long, env = "LOCKSTEP_LOG_LEVEL", value_name = "LEVEL", global = true)]
+    pub log_level: Option<String>,
+    /// How long a shutdown may take, milliseconds
+    #[arg(long, env = "LOCKSTEP_SHUTDOWN_DEADLINE_MS", value_name = "MS", global = true)]
+    pub shutdown_deadline_ms: Option<i64>,
+    /// Any key of the file, for example limits.streams=50; repeatable, in the environment separated by commas
+    #[arg(long, env = "LOCKSTEP_SET", value_name = "KEY=VALUE", value_delimiter = ',', global = true)]
+    pub set: Vec<String>,
+}
+
+/// A configuration that can't be used. The sentence names the key.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct ConfigurationError(pub String);
+
+impl Source {
+    /// Reads the file, puts the overrides over it, and checks the whole.
+    pub fn load(&self) -> Result<Configuration, ConfigurationError> {
+        let text = match &self.config {
+            None => String::new(),
+            Some(path) => std::fs::read_to_string(path)
+                .map_err(|error| ConfigurationError(format!("cannot read the configuration {}: {error}", path.display())))?,
+        };
+        self.apply(&text).map_err(|ConfigurationError(sentence)| match &self.config {
+            None => ConfigurationError(sentence),
+            Some(path) => ConfigurationError(format!("{}: {sentence}", path.display())),
+        })
+    }
+
+    fn apply(&self, text: &str) -> Result<Configuration, ConfigurationError> {
+        // By itself first: errors of the file name its line.
+        let file: Configuration = toml::from_str(text).map_err(|error| ConfigurationError(error.to_string().trim_end().to_string()))?;
+        let overrides = self.overrides()?;
+        if overrides.is_empty() {
+            return file.checked();
+        }
+        let mut table: Table = toml::from_str(text).map_err(|error| ConfigurationError(error.to_string()))?;
+        for (key, value) in overrides {
+            put(&mut table, &key, value)?;
+        }
+        let merged: Configuration = table.try_into().map_err(|error: toml::de::Error| ConfigurationError(error.message().to_string()))?;
+        merged.checked()
+    }
+
+    /// The keys that flags and environment set, the strongest last.
+    fn overrides(&self) -> Result<Vec<(String, Value)>, ConfigurationError> {
+        let mut overrides = Vec::new();
+        for pair in &self.set {
+            let (key, value) = pair.split_once('=').ok_or_else(|| ConfigurationError(format!("--set {pair}: expected KEY=VALUE")))?;
+            overrides.push((key.trim().to_string(), scalar(value.trim())));
+        }
+        let mut set = |key: &str, value: Option<Value>| overrides.extend(value.map(|value| (key.to_string(), value)));
+        set("data_dir", self.data_dir.clone().map(Value::String));
+        set("listen", self.listen.clone().map(Value::String));
+        set("logging.format", self.log_format.clone().map(Value::String));
+        set("logging.level", self.log_level.clone().map(Value::String));
+        set("shutdown.deadline_ms", self.shutdown_deadline_ms.map(Value::Integer));
+        Ok(overrides)
+    }
+}
+
+/// A TOML scalar, or else the text as it stands: `--set listen=127.0.0.1:0` needs no quotes.
+fn scalar(text: &str) -> Value {
+    toml::from_str::<Table>(&format!("value = {text}"))
+        .ok()
+        .and_then(|mut table| table.remove("value"))
+        .unwrap_or_else(|| Value::String(text.into()))
+}
+
+fn put(table: &mut Table, key: &str, value: Value) -> Result<(), ConfigurationError> {
+    match key.split_once('.') {
+        None => drop(table.insert(key.to_string(), value)),
+        Some((head, rest)) => match table.entry(head).or_insert_with(|| Value::Table(Table::new())) {
+            Value::Table(inner) => put(inner, rest, value)?,
+            _ => return Err(ConfigurationError(format!("`{head}` is no table: `{rest}` in it cannot be set"))),
+        },
+    }
+    Ok(())
+}
+
+impl Configuration {
+    /// Where the decision log lives.
+    pub fn log_dir(&self) -> PathBuf {
+        self.data_dir.join("log")
+    }
+
+    /// Checks what types alone do not.
+    fn checked(self) -> Result<Configuration, ConfigurationError> {
+        self.check_stores().and_then(|()| self.check_numbers()).map(|()| self).map_err(ConfigurationError)
+    }
+
+    fn check_stores(&self) -> Result<(), String> {
+        if self.stores.is_empty() {
+            return Err("there is no store: leave `store` out for the two embedded ones, or name at least one".into());
+        }
+        let (mut names, mut paths) = (HashSet::new(), HashSet::new());
+        for store in &self.stores {
+            let name = store.name();
+            if !valid_name(name) {
+                return Err(format!("store name `{name}` is not allowed: [a-z][a-z0-9_-]{{0,62}}"));
+            }
+            if !names.insert(name) {
+                return Err(format!("store name `{name}` is used twice"));
+            }
+            if let Some(path) = store.path(&self.data_dir) {
+                if path.starts_with(self.log_dir()) {
+                    return Err(format!("store `{name}`: its path {} is in the decision log's folder", path.display()));
+                }
+                if !paths.insert(path.clone()) {
+                    return Err(format!("store `{name}`: its path {} belongs to another store", path.display()));
+                }
+            }
+            match store {
+                Store::Sqlite(sqlite) => at_least(&format!("store `{name}`: checkpoint_pages"), sqlite.checkpoint_pages.into(), 1)?,
+                Store::Tantivy(tantivy) => {
+                    at_least(&format!("store `{name}`: commit_every_ms"), tantivy.commit_every_ms, 1)?;
+                    at_least(&format!("store `{name}`: heap_mb"), tantivy.heap_mb as u64, 15)?;
+                }
+                Store::Remote(remote) => match (remote.role, remote.kind) {
+                    (ConfiguredRole::Index, ConfiguredKind::Redo) | (ConfiguredRole::Database, _) => {}
+                    (ConfiguredRole::Index, _) => {
+                        return Err(format!("store `{name}`: an index votes with its redo: kind must be \"redo\""));
+                    }
+                },
+            }
+        }
+        Ok(())
+    }
+
+    fn check_numbers(&self) -> Result<(), String> {
+        let limits = &self.limits;
+        for (key, value) in [
+            ("limits.transaction_bytes", limits.transaction_bytes),
+            ("limits.operations", limits.operations),
+            ("limits.document_bytes", limits.document_bytes),
+            ("limits.key_bytes", limits.key_bytes),
+            ("limits.open_transactions", limits.open_transactions),
+            ("limits.streams", limits.streams),
+            ("limits.stream_in_flight", limits.stream_in_flight),
+            ("limits.participant_queue", limits.participant_queue),
+            ("limits.reads", limits.reads),
+            ("limits.result_rows", limits.result_rows),
+            ("limits.result_bytes", limits.result_bytes),
+            ("retention.outcomes_max", self.retention.outcomes_max),
+        ] {
+            at_least(key, value as u64, 1)?;
+        }
+        // An index keeps a key as one term, and Tantivy drops terms above 65,530 bytes.
+        at_most("limits.key_bytes", limits.key_bytes as u64, 512)?;
+        at_least("limits.queue_events", limits.queue_events.into(), limits.stream_in_flight as u64)?;
+        at_most("limits.queue_events", limits.queue_events.into(), 1 << 24)?;
+        at_least("limits.frame_bytes", limits.frame_bytes as u64, limits.transaction_bytes as u64 + FRAME_OVERHEAD)?;
+        at_least("limits.participant_frame_bytes", limits.participant_frame_bytes as u64, limits.frame_bytes as u64)?;
+        let timeouts = &self.timeouts;
+        for (key, value) in [
+            ("timeouts.begin_ms", timeouts.begin_ms),
+            ("timeouts.prepare_ms", timeouts.prepare_ms),
+            ("timeouts.transaction_ms", timeouts.transaction_ms),
+            ("timeouts.wait_ms", timeouts.wait_ms),
+            ("timeouts.statement_ms", timeouts.statement_ms),
+            ("timeouts.inquiry_min_ms", timeouts.inquiry_min_ms),
+            ("timeouts.resend_min_ms", timeouts.resend_min_ms),
+            ("timeouts.stuck_ms", timeouts.stuck_ms),
+            ("timeouts.stream_stall_ms", timeouts.stream_stall_ms),
+            ("retention.outcomes_keep_hours", self.retention.outcomes_keep_hours),
+        ] {
+            at_least(key, value, 1)?;
+        }
+        at_least("timeouts.transaction_max_ms", timeouts.transaction_max_ms, timeouts.transaction_ms)?;
+        at_least("timeouts.wait_max_ms", timeouts.wait_max_ms, timeouts.wait_ms)?;
+        at_least("timeouts.inquiry_max_ms", timeouts.inquiry_max_ms, timeouts.inquiry_min_ms)?;
+        at_least("timeouts.resend_max_ms", timeouts.resend_max_ms, timeouts.resend_min_ms)
+    }
+}
+
+impl Store {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        match self {
+            Store::Sqlite(store) => &store.name,
+            Store::Tantivy(store) => &store.name,
+            Store::Remote(store) => &store.name,
+        }
+    }
+
+    /// The word in the file.
+    pub fn store_type(&self) -> &'static str {
+        match self {
+            Store::Sqlite(_) => "sqlite",
+            Store::Tantivy(_) => "tantivy",
+            Store::Remote(_) => "remote",
+        }
+    }
+
+    /// What it takes.
+    pub fn role(&self) -> Role {
+        match self {
+            Store::Sqlite(_) => Role::Database,
+            Store::Tantivy(_) => Role::Index,
+            Store::Remote(store) => match store.role {
+                ConfiguredRole::Database => Role::Database,
+                ConfiguredRole::Index => Role::Index,
+            },
+        }
+    }
+
+    /// How it votes.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Store::Sqlite(store) => match store.mode {
+                Mode::LogDecided => Kind::Serial,
+                Mode::DatabaseLed => Kind::Leader,
+            },
+            Store::Tantivy(_) => Kind::Redo,
+            Store::Remote(store) => match store.kind {
+                ConfiguredKind::Preparing => Kind::Preparing,
+                ConfiguredKind::Redo => Kind::Redo,
+                ConfiguredKind::Serial => Kind::Serial,
+                ConfiguredKind::Leader => Kind::Leader,
+            },
+        }
+    }
+
+    /// Whether documents may be written there with no database row in the same transaction (R-COVER).
+    pub fn standalone(&self) -> bool {
+        match self {
+            Store::Sqlite(_) => false,
+            Store::Tantivy(store) => store.standalone,
+            Store::Remote(store) => store.standalone,
+        }
+    }
+
+    /// Its file or folder, if it is embedded.
+    pub fn path(&self, data_dir: &Path) -> Option<PathBuf> {
+        match self {
+            Store::Sqlite(store) => Some(data_dir.join(store.path.clone().unwrap_or_else(|| format!("{}.sqlite", store.name).into()))),
+            Store::Tantivy(store) => Some(data_dir.join(store.path.clone().unwrap_or_else(|| store.name.clone().into()))),
+            Store::Remote(_) => None,
+        }
+    }
+}
+
+impl Timeouts {
+    /// A request's deadline until the decision, from its own wish in milliseconds (0: none).
+    pub fn transaction(&self, wish_ms: u32) -> Duration {
+        Duration::from_millis(if wish_ms == 0 { self.transaction_ms } else { u64::from(wish_ms).min(self.transaction_max_ms) })
+    }
+
+    /// A wait's deadline, from the request's own wish in milliseconds (0: none).
+    pub fn wait(&self, wish_ms: u32) -> Duration {
+        Duration::from_millis(if wish_ms == 0 { self.wait_ms } else { u64::from(wish_ms).min(self.wait_max_ms) })
+    }
+
+    /// A read's time, from the request's own wish in milliseconds (0: none).
+    pub fn statement(&self, wish_ms: u32) -> Duration {
+        Duration::from_millis(if wish_ms == 0 { self.statement_ms } else { u64::from(wish_ms).min(self.statement_ms) })
+    }
+}
+
+/// What a frame needs beside one transaction of the largest size.
+const FRAME_OVERHEAD: u64 = 65_536;
+
+fn default_checkpoint_pages() -> u32 {
+    1000
+}
+fn default_commit_every_ms() -> u64 {
+    100
+}
+fn default_heap_mb() -> usize {
+    50
+}
+
+fn valid_name(name: &str) -> bool {
+    name.len() <= 63
+        && name.starts_with(|first: char| first.is_ascii_lowercase())
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-')
+}
+
+fn at_least(key: &str, value: u64, least: u64) -> Result<(), String> {
+    if value < least { Err(format!("{key} = {value} is too small: at least {least}")) } else { Ok(()) }
+}
+
+fn at_most(key: &str, value: u64, most: u64) -> Result<(), String> {
+    if value > most { Err(format!("{key} = {value} is too large: at most {most}")) } else { Ok(()) }
+}
+
+impl Default for Configuration {
+    fn default() -> Configuration {
+        Configuration {
+            data_dir: "./lockstep-data".into(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 7117)),
+            stores: vec![
+                Store::Sqlite(SqliteStore {
+                    name: "db".into(),
+                    path: Some("db.sqlite".into()),
+                    mode: Mode::default(),
+                    checkpoint_pages: default_checkpoint_pages(),
+                }),
+                Store::Tantivy(TantivyStore {
+                    name: "index".into(),
+                    path: Some("index".into()),
+                    commit_every_ms: default_commit_every_ms(),
+                    heap_mb: default_heap_mb(),
+                    standalone: false,
+                }),
+            ],
+            limits: Limits::default(),
+            timeouts: Timeouts::default(),
+            retention: Retention::default(),
+            log: Log::default(),
+            shutdown: Shutdown::default(),
+            logging: Logging::default(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            transaction_bytes: 4 << 20,
+            operations: 10_000,
+            document_bytes: 1 << 20,
+            key_bytes: 512,
+            open_transactions: 10_000,
+            streams: 1_000,
+            stream_in_flight: 1_024,
+            frame_bytes: 8 << 20,
+            participant_frame_bytes: 256 << 20,
+            queue_events: 65_536,
+            participant_queue: 65_536,
+            reads: 16,
+            result_rows: 10_000,
+            result_bytes: 4 << 20,
+        }
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Timeouts {
+        Timeouts {
+            begin_ms: 30_000,
+            prepare_ms: 5_000,
+            transaction_ms: 15_000,
+            transaction_max_ms: 300_000,
+            wait_ms: 10_000,
+            wait_max_ms: 300_000,
+            statement_ms: 5_000,
+            inquiry_min_ms: 2_000,
+            inquiry_max_ms: 60_000,
+            resend_min_ms: 100,
+            resend_max_ms: 10_000,
+            stuck_ms: 60_000,
+            stream_stall_ms: 30_000,
+        }
+    }
+}
+
+impl Default for Retention {
+    fn default() -> Retention {
+        Retention { outcomes_max: 200_000, outcomes_keep_hours: 24 }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Log {
+        Log { reserve_bytes: 256 << 20, loss_check: LossCheck::default(), loss_check_wait_ms: 30_000 }
+    }
+}
+
+impl Default for Shutdown {
+    fn default() -> Shutdown {
+        Shutdown { deadline_ms: 10_000 }
+    }
+}
+
+impl Default for Logging {
+    fn default() -> Logging {
+        Logging { format: LogFormat::default(), level: "info".into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLE: &str = include_str!("../lockstepd.example.toml");
+
+    fn refused(text: &str) -> String {
+        Source::default().apply(text).expect_err(text).0
+    }
+
+    #[test]
+    fn no_configuration_is_the_default() {
+        assert_eq!(Source::default().apply("").unwrap(), Configuration::default());
+    }
+
+    #[test]
+    fn the_example_is_the_default_and_has_every_key() {
+        assert_eq!(Source::default().apply(EXAMPLE).unwrap(), Configuration::default());
+        let example: Table = toml::from_str(EXAMPLE).unwrap();
+        let default = Table::try_from(Configuration::default()).unwrap();
+        assert_eq!(example, default, "a key is missing in the example, or has another value there");
+    }
+
+    #[test]
+    fn unknown_keys_are_refused_by_name() {
+        assert!(refused("lisen = 1").contains("`lisen`"));
+        assert!(refused("[limits]\nstreems = 1").contains("`streems`"));
+        assert!(refused("[[store]]\nname = \"db\"\ntype = \"sqlite\"\nmodus = \"x\"").contains("`modus`"));
+        assert!(refused("[[store]]\nname = \"db\"\ntype = \"postgres\"").contains("`postgres`"));
+        let error = Source { set: vec!["limits.streems=1".into()], ..Source::default() }.apply("").unwrap_err();
+        assert!(error.0.contains("`streems`"), "{error}");
+    }
+
+    #[test]
+    fn names_and_paths_are_checked() {
+        let long = "a".repeat(64);
+        for name in ["", "Db", "1db", "d b", "dß", long.as_str()] {
+            assert!(refused(&format!("[[store]]\nname = \"{name}\"\ntype = \"sqlite\"")).contains("is not allowed"), "{name}");
+        }
+        let two = |more: &str| format!("[[store]]\nname = \"a\"\ntype = \"sqlite\"\n[[store]]\ntype = \"sqlite\"\n{more}");
+        assert!(refused(&two("name = \"a\"")).contains("`a` is used twice"));
+        assert!(refused(&two("name = \"b\"\npath = \"a.sqlite\"")).contains("belongs to another store"));
+        assert!(refused(&two("name = \"b\"\npath = \"log/b\"")).contains("decision log's folder"));
+        assert!(refused("store = []").contains("there is no store"));
+    }
+
+    #[test]
+    fn numbers_are_checked_by_key_and_limit() {
+        assert_eq!(refused("[limits]\noperations = 0"), "limits.operations = 0 is too small: at least 1");
+        assert_eq!(refused("[limits]\nkey_bytes = 513"), "limits.key_bytes = 513 is too large: at most 512");
+        assert!(refused("[limits]\ntransaction_bytes = 9000000").contains("limits.frame_bytes"));
+        assert!(refused("[timeouts]\nresend_max_ms = 1").contains("timeouts.resend_max_ms"));
+        assert!(refused("[limits]\nstreams = -1").contains("streams"));
+    }
+
+    #[test]
+    fn a_remote_index_votes_with_its_redo() {
+        let remote = |kind: &str| format!("[[store]]\nname = \"r\"\ntype = \"remote\"\nrole = \"index\"\nkind = \"{kind}\"");
+        assert_eq!(Source::default().apply(&remote("redo")).unwrap().stores[0].kind(), Kind::Redo);
+        assert!(refused(&remote("serial")).contains("kind must be \"redo\""));
+    }
+
+    #[test]
+    fn flags_override_the_file() {
+        let source = Source {
+            listen: Some("127.0.0.1:0".into()),
+            shutdown_deadline_ms: Some(7),
+            set: vec!["limits.streams=5".into(), "logging.level=debug".into(), "listen=127.0.0.1:9".into()],
+            ..Source::default()
+        };
+        let configuration = source.apply("[limits]\nstreams = 9\noperations = 3").unwrap();
+        assert_eq!(configuration.listen.port(), 0, "a flag of its own is stronger than --set");
+        assert_eq!((configuration.limits.streams, configuration.limits.operations), (5, 3));
+        assert_eq!((configuration.shutdown.deadline_ms, configuration.logging.level.as_str()), (7, "debug"));
+    }
+}

@@ -1,0 +1,412 @@
+//! Act three, the crash: the catalogue is loaded and rewritten by many clients while the daemon is killed again and again.
+
+use super::catalogue::Film;
+use super::contents::Contents;
+use super::daemon::Daemon;
+use super::lockstep::{DATABASE, INDEX, Lockstep, Written, write_film};
+use super::report::{Cell, Row};
+use super::stage::Stage;
+use anyhow::Context;
+use indicatif::ProgressBar;
+use lockstep_client::{Transaction, Wait, params};
+use lockstep_proto::v1::StatusReply;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use serde::Serialize;
+use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// Every transaction leaves an entry here, exactly one: the row counts how often it was applied, and so does the tally.
+const JOURNAL: &str = "
+    CREATE TABLE journal (entry TEXT PRIMARY KEY NOT NULL, times INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE tally (id INTEGER PRIMARY KEY CHECK (id = 1), n INTEGER NOT NULL);
+    INSERT INTO tally (id, n) VALUES (1, 0);";
+const WRITE_ENTRY: &str = "INSERT INTO journal (entry, times) VALUES (?1, 1) ON CONFLICT (entry) DO UPDATE SET times = times + 1";
+const COUNT: &str = "UPDATE tally SET n = n + 1 WHERE id = 1";
+
+/// Clients that share a connection.
+const CLIENTS_PER_CONNECTION: usize = 8;
+/// How long all clients together may take to load what is not loaded when the last kill is over.
+const LOAD_LIMIT: Duration = Duration::from_secs(20);
+/// How long the last restart may take until every store has followed.
+const MEND_LIMIT: Duration = Duration::from_secs(30);
+
+/// How large the act is.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct CrashSize {
+    /// Clients that write at once.
+    pub clients: usize,
+    /// Times that the daemon is killed.
+    pub kills: usize,
+}
+
+/// What the act showed.
+#[derive(Debug, Serialize)]
+pub struct CrashReport {
+    /// Its size.
+    pub size: CrashSize,
+    /// Films in the catalogue.
+    pub films: usize,
+    /// Transactions told committed.
+    pub committed: u64,
+    /// Transactions told aborted.
+    pub aborted: u64,
+    /// Transactions that got no definite answer.
+    pub unanswered: u64,
+    /// Told committed, and missing in a store.
+    pub lost: u64,
+    /// In a store, and not told committed.
+    pub half_aborted: u64,
+    /// Applied more than once, by the journal's rows, its documents or the tally.
+    pub twice: u64,
+    /// Keys on which the two stores disagree.
+    pub disagree: u64,
+    /// Keys at which a store holds something else than the committed write with the highest CSN.
+    pub not_last: u64,
+    /// Still in doubt at the end, and damage recorded.
+    pub in_doubt: u64,
+    /// Every restart after a kill.
+    pub restarts: Vec<Restart>,
+}
+
+/// One restart after a kill.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Restart {
+    /// From the process's start until it took transactions, milliseconds; nothing if it was killed before.
+    pub serving_ms: Option<u64>,
+    /// From the process's start until every store had followed all that the log held; nothing if it was killed before.
+    pub mended_ms: Option<u64>,
+}
+
+/// One transaction, and what its client was told of it.
+struct Told {
+    entry: String,
+    film: String,
+    /// What the film's key holds if this is its last write: a stamp, or nothing after a delete.
+    leaves: Option<String>,
+    written: Option<Written>,
+}
+
+/// What a client does next.
+#[derive(Clone, Copy)]
+enum Plan {
+    /// Writes the film.
+    Put,
+    /// Deletes the film from both stores.
+    Delete,
+    /// Writes the film, and then what the database refuses.
+    DoomedByDatabase,
+    /// Writes the film, and a document that the index refuses.
+    DoomedByIndex,
+}
+
+/// Runs the act.
+pub async fn run(stage: &Stage, films: &[Film], size: CrashSize) -> anyhow::Result<CrashReport> {
+    let bar = stage.act("3 the crash", size.kills as u64);
+    let films: Arc<Vec<Film>> = Arc::new(films.iter().cloned().map(Film::mended).collect());
+    let mut daemon = Daemon::start(stage.launch("crash/lockstep/data")?).await?;
+    daemon.wait_until_serving().await?;
+    let lockstep = Lockstep::connect(&daemon.url()).await?;
+    lockstep.create_tables().await?;
+    lockstep.migrate(JOURNAL).await?;
+
+    let load = Arc::new(Load::new(films.clone()));
+    let mut connections = Vec::new();
+    for _ in 0..size.clients.div_ceil(CLIENTS_PER_CONNECTION) {
+        connections.push(Arc::new(Lockstep::connect(&daemon.url()).await?));
+    }
+    let client = |client: usize| {
+        let random = StdRng::seed_from_u64(stage.seed ^ (client as u64 + 1) << 40);
+        tokio::spawn(load.clone().client(connections[client / CLIENTS_PER_CONNECTION].clone(), client, random))
+    };
+    let clients: Vec<_> = (0..size.clients).map(client).collect();
+    let restarts = kill_again_and_again(&mut daemon, size.kills, stage.seed, &load, &bar).await?;
+    load.finish().await;
+    let mut told = Vec::new();
+    for client in clients {
+        told.extend(client.await.context("a client panicked")?);
+    }
+
+    bar.set_message("every transaction and every key is looked at");
+    let status =
+        daemon.wait_for(MEND_LIMIT, |status| status.in_doubt == 0 && status.participants.iter().all(|store| store.lag == 0)).await?;
+    for connection in &connections {
+        connection.wait_until_visible().await?;
+    }
+    let report = examine(&lockstep, size, films.len(), told, restarts, &status).await?;
+    drop((lockstep, connections));
+    daemon.stop().await?;
+    stage.finish(
+        &bar,
+        format!("{} transactions told committed, {} told aborted; broken promises: {}", report.committed, report.aborted, report.faults()),
+    );
+    Ok(report)
+}
+
+impl CrashReport {
+    /// The act's heading.
+    pub fn title(&self) -> String {
+        let CrashSize { clients, kills } = self.size;
+        format!("3 The crash: {clients} clients load and rewrite {} films, kill -9 of the daemon {kills} times", self.films)
+    }
+
+    /// The act's lines.
+    pub fn rows(&self) -> Vec<Row> {
+        let row = |what: &str, lockstep: Cell| Row { what: what.into(), naive: Cell::Nothing, lockstep };
+        vec![
+            row("transactions told committed / aborted", Cell::Fact(format!("{} / {}", self.committed, self.aborted))),
+            row("told nothing definite", Cell::Faults(self.unanswered)),
+            row("told committed, not in both stores", Cell::Faults(self.lost)),
+            row("not told committed, in a store all the same", Cell::Faults(self.half_aborted)),
+            row("applied twice", Cell::Faults(self.twice)),
+            row("keys on which database and index disagree", Cell::Faults(self.disagree)),
+            row("keys that do not hold the last decided write", Cell::Faults(self.not_last)),
+            row("in doubt or damaged at the end", Cell::Faults(self.in_doubt)),
+            row("restart until serving: median, worst", Cell::Fact(spread(self.restarts.iter().filter_map(|restart| restart.serving_ms)))),
+            row("restart until mended: median, worst", Cell::Fact(spread(self.restarts.iter().filter_map(|restart| restart.mended_ms)))),
+        ]
+    }
+
+    fn faults(&self) -> u64 {
+        self.unanswered + self.lost + self.half_aborted + self.twice + self.disagree + self.not_last + self.in_doubt
+    }
+}
+
+/// What the clients share.
+struct Load {
+    films: Arc<Vec<Film>>,
+    /// Films that somebody has begun to load.
+    loaded: AtomicUsize,
+    committed: AtomicUsize,
+    over: AtomicBool,
+}
+
+impl Load {
+    fn new(films: Arc<Vec<Film>>) -> Load {
+        Load { films, loaded: AtomicUsize::new(0), committed: AtomicUsize::new(0), over: AtomicBool::new(false) }
+    }
+
+    /// One client: loads what nobody has loaded yet, then rewrites at random, until it is over.
+    async fn client(self: Arc<Load>, lockstep: Arc<Lockstep>, client: usize, mut random: StdRng) -> Vec<Told> {
+        let mut told = Vec::new();
+        for n in 0.. {
+            if self.over.load(Ordering::Relaxed) {
+                break;
+            }
+            let next = self.loaded.fetch_add(1, Ordering::Relaxed);
+            let (film, plan) = match self.films.get(next) {
+                Some(film) => (film, Plan::Put),
+                None => (&self.films[random.random_range(0..self.films.len())], Plan::draw(&mut random)),
+            };
+            let entry = format!("c{client}-{n}");
+            let wait = if random.random_bool(0.5) { Wait::Decided } else { Wait::Applied };
+            let written = lockstep.commit(plan.write(lockstep.transaction(), film, &entry).wait(wait)).await.ok();
+            if matches!(written, Some(Written::Committed { .. })) {
+                self.committed.fetch_add(1, Ordering::Relaxed);
+            }
+            let leaves = (!matches!(plan, Plan::Delete)).then(|| entry.clone());
+            told.push(Told { entry, film: film.id.clone(), leaves, written });
+        }
+        told
+    }
+
+    /// Lets the clients load what is left, then ends it.
+    async fn finish(&self) {
+        let until = Instant::now() + LOAD_LIMIT;
+        while self.loaded.load(Ordering::Relaxed) < self.films.len() && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.over.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Plan {
+    fn draw(random: &mut StdRng) -> Plan {
+        match random.random_range(0..100) {
+            0..4 => Plan::DoomedByDatabase,
+            4..8 => Plan::DoomedByIndex,
+            8..18 => Plan::Delete,
+            _ => Plan::Put,
+        }
+    }
+
+    /// The film's write and the journal's entry, in both stores, as one transaction.
+    fn write(self, transaction: Transaction, film: &Film, entry: &str) -> Transaction {
+        let journal = transaction.sql(DATABASE, WRITE_ENTRY, params![entry]).sql(DATABASE, COUNT, params![]).put(
+            INDEX,
+            &format!("journal-{entry}"),
+            &json!({ "stamp": entry }),
+        );
+        match self {
+            Plan::Put => write_film(journal, film, entry),
+            Plan::Delete => journal.sql(DATABASE, "DELETE FROM film WHERE id = ?1", params![&film.id]).delete(INDEX, &film.id),
+            Plan::DoomedByDatabase => {
+                write_film(journal, film, entry).sql(DATABASE, "INSERT INTO film (id, stamp) VALUES (?1, NULL)", params![entry])
+            }
+            Plan::DoomedByIndex => write_film(journal, film, entry).put(INDEX, entry, &json!({ "stamp": entry, "year": "never" })),
+        }
+    }
+}
+
+/// Kills the daemon at random moments, also while it still recovers, and starts it again.
+async fn kill_again_and_again(
+    daemon: &mut Daemon,
+    kills: usize,
+    seed: u64,
+    load: &Load,
+    bar: &ProgressBar,
+) -> anyhow::Result<Vec<Restart>> {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut restarts: Vec<Restart> = Vec::new();
+    for kill in 0..kills {
+        // Every fourth kill comes soon after the start before.
+        let lives = if kill % 4 == 3 { random.random_range(0..80) } else { random.random_range(100..900) };
+        let observed = observe(daemon, Duration::from_millis(lives)).await;
+        if let Some(last) = restarts.last_mut() {
+            *last = observed;
+        }
+        daemon.kill();
+        daemon.start_again().await.with_context(|| format!("restart after kill {}", kill + 1))?;
+        restarts.push(Restart { serving_ms: None, mended_ms: None });
+        bar.inc(1);
+        bar.set_message(format!("{} transactions committed", load.committed.load(Ordering::Relaxed)));
+    }
+    let status = daemon.wait_until_mended(MEND_LIMIT).await?;
+    if let Some(last) = restarts.last_mut() {
+        *last = Restart::from(&status);
+    }
+    Ok(restarts)
+}
+
+/// Lets the daemon live for so long, and says how far its start got by then.
+async fn observe(daemon: &Daemon, lives: Duration) -> Restart {
+    let due = tokio::time::Instant::now() + lives;
+    let mut seen = Restart { serving_ms: None, mended_ms: None };
+    let look = async {
+        while seen.mended_ms.is_none() {
+            if let Ok(status) = daemon.status().await {
+                seen = Restart::from(&status);
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    // Not mended by then is an observation, too.
+    let _ = tokio::time::timeout_at(due, look).await;
+    tokio::time::sleep_until(due).await;
+    seen
+}
+
+impl From<&StatusReply> for Restart {
+    fn from(status: &StatusReply) -> Restart {
+        let known = |milliseconds: u64| (milliseconds > 0).then_some(milliseconds);
+        Restart { serving_ms: known(status.serving_after_ms), mended_ms: known(status.mended_after_ms) }
+    }
+}
+
+/// Holds both stores against what the clients were told.
+async fn examine(
+    lockstep: &Lockstep,
+    size: CrashSize,
+    films: usize,
+    told: Vec<Told>,
+    restarts: Vec<Restart>,
+    status: &StatusReply,
+) -> anyhow::Result<CrashReport> {
+    let committed: BTreeSet<&str> = told.iter().filter(|told| told.csn().is_some()).map(|told| told.entry.as_str()).collect();
+    let unanswered = told.iter().filter(|told| told.written.is_none()).count() as u64;
+
+    let rows = lockstep.rows("SELECT entry, CAST(times AS TEXT) FROM journal WHERE entry > ?1 ORDER BY entry LIMIT ?2").await?;
+    let tally = lockstep.rows("SELECT '', CAST(n AS TEXT) FROM tally WHERE ?1 = '' LIMIT ?2").await?;
+    let tally: u64 = tally.first().context("the tally is gone")?.1.parse()?;
+    let documents = lockstep.documents().await?;
+    let in_database: BTreeSet<&str> = rows.iter().map(|(entry, _)| entry.as_str()).collect();
+    let in_index: BTreeSet<&str> = documents.iter().filter_map(|(key, _)| key.strip_prefix("journal-")).collect();
+    let unwanted = documents.iter().filter(|(key, _)| !key.starts_with("journal-") && !key.starts_with("film-")).count();
+
+    let rows_twice = rows.iter().filter(|(_, times)| times != "1").count();
+    let keys: BTreeSet<&str> = documents.iter().map(|(key, _)| key.as_str()).collect();
+    let documents_twice = documents.len() - keys.len();
+    let tally_off = tally.abs_diff(rows.len() as u64);
+
+    let contents = lockstep.contents().await?;
+    let in_a_store: BTreeSet<&str> = in_database.union(&in_index).copied().collect();
+    Ok(CrashReport {
+        size,
+        films,
+        committed: committed.len() as u64,
+        aborted: told.len() as u64 - committed.len() as u64 - unanswered,
+        unanswered,
+        lost: committed.iter().filter(|entry| !in_database.contains(*entry) || !in_index.contains(*entry)).count() as u64,
+        half_aborted: in_a_store.difference(&committed).count() as u64 + unwanted as u64,
+        twice: (rows_twice + documents_twice) as u64 + tally_off,
+        disagree: contents.disagreement().keys(),
+        not_last: not_last(&told, &contents),
+        in_doubt: status.in_doubt + status.damage,
+        restarts,
+    })
+}
+
+/// Keys at which a store holds something else than the committed write with the highest CSN left there.
+fn not_last(told: &[Told], contents: &Contents) -> u64 {
+    let mut last: BTreeMap<&str, (u64, Option<&String>)> = BTreeMap::new();
+    for told in told {
+        if let Some(csn) = told.csn() {
+            let newest = last.entry(&told.film).or_default();
+            *newest = (*newest).max((csn, told.leaves.as_ref()));
+        }
+    }
+    let wrong = |(key, (_, leaves)): &(&&str, &(u64, Option<&String>))| {
+        contents.rows.get(**key) != *leaves || contents.documents.get(**key) != *leaves
+    };
+    last.iter().filter(wrong).count() as u64
+}
+
+impl Told {
+    fn csn(&self) -> Option<u64> {
+        match self.written {
+            Some(Written::Committed { csn }) => Some(csn),
+            Some(Written::Aborted { .. }) | None => None,
+        }
+    }
+}
+
+/// The median and the worst, for people.
+fn spread(milliseconds: impl Iterator<Item = u64>) -> String {
+    let mut sorted: Vec<u64> = milliseconds.collect();
+    sorted.sort_unstable();
+    match sorted.as_slice() {
+        [] => "–".into(),
+        all => format!("{} ms, {} ms", all[all.len() / 2], all[all.len() - 1]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(film: &str, csn: u64, leaves: Option<&str>) -> Told {
+        let written = Some(Written::Committed { csn });
+        Told { entry: format!("c0-{csn}"), film: film.into(), leaves: leaves.map(str::to_string), written }
+    }
+
+    #[test]
+    fn the_write_with_the_highest_csn_must_be_the_one_that_is_there() {
+        let all = [told("a", 2, Some("s2")), told("a", 1, Some("s1")), told("b", 3, Some("s3")), told("b", 4, None)];
+        let mut contents = Contents::default();
+        contents.rows.insert("a".into(), "s2".into());
+        contents.documents.insert("a".into(), "s2".into());
+        assert_eq!(not_last(&all, &contents), 0);
+        contents.documents.insert("a".into(), "s1".into());
+        assert_eq!(not_last(&all, &contents), 1);
+        contents.rows.insert("b".into(), "s3".into());
+        assert_eq!(not_last(&all, &contents), 2);
+    }
+
+    #[test]
+    fn spreads_are_medians_and_worsts() {
+        assert_eq!(spread([30, 10, 20].into_iter()), "20 ms, 30 ms");
+        assert_eq!(spread([].into_iter()), "–");
+    }
+}

@@ -1,0 +1,246 @@
+//! A daemon as a process of its own: started, asked, killed, started again. It never outlives its handle.
+
+use anyhow::{Context, bail};
+use lockstep_proto::v1::admin_service_client::AdminServiceClient;
+use lockstep_proto::v1::{StatusReply, StatusRequest};
+use rand::RngExt;
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+use tonic::transport::{Channel, Endpoint};
+
+/// How long a daemon may take to listen, and to serve.
+const START_LIMIT: Duration = Duration::from_secs(30);
+/// How long a daemon may take to stop when asked to.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// How often a condition is looked at while it is waited for.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// How to start a daemon.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// The `lockstepd` binary.
+    pub program: PathBuf,
+    /// Everything the daemon keeps; the port file and its output (`daemon.log`) stand beside it.
+    pub data_dir: PathBuf,
+    /// Further arguments.
+    pub arguments: Vec<String>,
+    /// Further environment.
+    pub environment: Vec<(String, String)>,
+}
+
+/// A running daemon, or one that was killed and not yet started again. Dropping it kills the process, by its own id.
+pub struct Daemon {
+    launch: Launch,
+    address: SocketAddr,
+    child: Option<Child>,
+}
+
+impl Launch {
+    /// This very program as the daemon, on embedded stores in `data_dir`, with no configuration.
+    pub fn this_program(data_dir: &Path) -> anyhow::Result<Launch> {
+        let program = std::env::current_exe().context("cannot tell which program this is")?;
+        Ok(Launch { program, data_dir: data_dir.to_path_buf(), arguments: Vec::new(), environment: Vec::new() })
+    }
+
+    /// Where the daemon's output goes.
+    pub fn log_file(&self) -> PathBuf {
+        self.beside("daemon.log")
+    }
+
+    fn port_file(&self) -> PathBuf {
+        self.beside("daemon.port")
+    }
+
+    fn beside(&self, name: &str) -> PathBuf {
+        self.data_dir.parent().unwrap_or(Path::new(".")).join(name)
+    }
+}
+
+impl Daemon {
+    /// Starts a daemon on a free loopback port and waits until it listens. It keeps the port over all restarts.
+    pub async fn start(launch: Launch) -> anyhow::Result<Daemon> {
+        fs::create_dir_all(&launch.data_dir).with_context(|| format!("cannot make {}", launch.data_dir.display()))?;
+        let mut daemon = Daemon { address: SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?)), launch, child: None };
+        daemon.start_again().await?;
+        Ok(daemon)
+    }
+
+    /// Starts it again on the same folder and port, and waits until it listens.
+    pub async fn start_again(&mut self) -> anyhow::Result<()> {
+        assert!(self.child.is_none(), "the daemon runs already");
+        let port_file = self.launch.port_file();
+        if port_file.exists() {
+            fs::remove_file(&port_file)?;
+        }
+        let foreign = std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_string_lossy().starts_with("LOCKSTEP_"));
+        let log = File::options().create(true).append(true).open(self.launch.log_file())?;
+        let mut command = Command::new(&self.launch.program);
+        // What configures another daemon is not meant for this one.
+        for name in foreign {
+            command.env_remove(name);
+        }
+        let child = command
+            .arg("--data-dir")
+            .arg(&self.launch.data_dir)
+            .arg("--listen")
+            .arg(self.address.to_string())
+            .arg("--port-file")
+            .arg(&port_file)
+            .args(&self.launch.arguments)
+            .envs(self.launch.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .with_context(|| format!("cannot start {}", self.launch.program.display()))?;
+        self.child = Some(child);
+        self.wait_until_listening(&port_file).await
+    }
+
+    /// Where it listens, or will again.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Where it listens, as clients write it.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Its process id, while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// How it was started.
+    pub fn launch(&self) -> &Launch {
+        &self.launch
+    }
+
+    /// `kill -9`. On return the process is gone and its locks are free.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // Fails only if it is gone already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Asks it to stop (SIGTERM) and waits until it has; kills it if it takes too long, and says so.
+    pub async fn stop(&mut self) -> anyhow::Result<ExitStatus> {
+        let child = self.child.as_mut().context("the daemon does not run")?;
+        kill_process(Pid::from_child(child), Signal::TERM)?;
+        let until = Instant::now() + STOP_LIMIT;
+        loop {
+            if let Some(status) = child.try_wait()? {
+                self.child = None;
+                return Ok(status);
+            }
+            if Instant::now() > until {
+                self.kill();
+                bail!("the daemon did not stop within {STOP_LIMIT:?}; its output is in {}", self.launch.log_file().display());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Waits until it stops by itself, as at a failpoint. `None` if it still runs after `limit`.
+    pub async fn wait_until_dead(&mut self, limit: Duration) -> anyhow::Result<Option<ExitStatus>> {
+        let until = Instant::now() + limit;
+        loop {
+            let Some(child) = self.child.as_mut() else { bail!("the daemon does not run") };
+            if let Some(status) = child.try_wait()? {
+                self.child = None;
+                return Ok(Some(status));
+            }
+            if Instant::now() > until {
+                return Ok(None);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// What it says of itself.
+    pub async fn status(&self) -> anyhow::Result<StatusReply> {
+        Ok(AdminServiceClient::new(self.channel().await?).status(StatusRequest {}).await?.into_inner())
+    }
+
+    /// Waits until `enough` is true of its status, and returns that status. An error after `limit`, with what it said last.
+    pub async fn wait_for(&self, limit: Duration, mut enough: impl FnMut(&StatusReply) -> bool) -> anyhow::Result<StatusReply> {
+        let until = Instant::now() + limit;
+        loop {
+            let last = self.status().await;
+            match &last {
+                Ok(status) if enough(status) => return last,
+                _ if Instant::now() < until => tokio::time::sleep(LOOK).await,
+                Ok(status) => {
+                    bail!("the daemon is `{}` ({}) after {limit:?}; log: {}", status.phase, status.why, self.launch.log_file().display())
+                }
+                Err(error) => bail!("the daemon does not answer after {limit:?}: {error:#}; log: {}", self.launch.log_file().display()),
+            }
+        }
+    }
+
+    /// Waits until it takes transactions.
+    pub async fn wait_until_serving(&self) -> anyhow::Result<StatusReply> {
+        self.wait_for(START_LIMIT, |status| status.phase == "serving").await
+    }
+
+    /// Waits until every store has followed everything that the log held at this start.
+    pub async fn wait_until_mended(&self, limit: Duration) -> anyhow::Result<StatusReply> {
+        self.wait_for(limit, |status| status.phase == "serving" && status.mended_after_ms > 0).await
+    }
+
+    async fn channel(&self) -> anyhow::Result<Channel> {
+        Ok(Endpoint::from_shared(self.url())?.connect_timeout(Duration::from_secs(2)).timeout(Duration::from_secs(5)).connect().await?)
+    }
+
+    async fn wait_until_listening(&mut self, port_file: &Path) -> anyhow::Result<()> {
+        let until = Instant::now() + START_LIMIT;
+        loop {
+            if fs::read_to_string(port_file).is_ok_and(|text| !text.trim().is_empty()) {
+                return Ok(());
+            }
+            let child = self.child.as_mut().context("the daemon does not run")?;
+            if let Some(status) = child.try_wait()? {
+                self.child = None;
+                bail!("the daemon ended at its start ({status}):\n{}", tail(&self.launch.log_file()));
+            }
+            if Instant::now() > until {
+                self.kill();
+                bail!("the daemon does not listen after {START_LIMIT:?}:\n{}", tail(&self.launch.log_file()));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A free port below the range from which the kernel takes ports for outgoing connections: a client that keeps trying to reach a dead
+/// daemon there could otherwise be given the daemon's own port, connect to itself, and keep the daemon from coming back.
+fn free_port() -> anyhow::Result<u16> {
+    let mut random = rand::rng();
+    for _ in 0..100 {
+        let port = random.random_range(15_000..32_000);
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    bail!("found no free port between 15000 and 32000")
+}
+
+/// The last lines of the daemon's output.
+fn tail(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(12)..].join("\n")
+}

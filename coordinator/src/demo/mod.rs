@@ -1,0 +1,131 @@
+//! `lockstepd demo`: the point of it all, in three acts, on real input, against a real daemon in a process of its own.
+//!
+//! 1. [`race`]: many clients write the same keys at once. 2. [`half_write`]: writes die between the two stores. 3. [`crash`]: the
+//! daemon is killed again and again. The same is done by naive dual writes first, where that makes sense.
+
+pub mod catalogue;
+pub mod contents;
+pub mod crash;
+pub mod daemon;
+pub mod half_write;
+pub mod lockstep;
+pub mod naive;
+pub mod race;
+pub mod report;
+pub mod stage;
+
+use anyhow::bail;
+use clap::{Args, ValueEnum};
+use crash::CrashSize;
+use half_write::NaiveWriter;
+use race::RaceSize;
+use report::Report;
+use stage::{Root, Stage};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// What the demo is told.
+#[derive(Args, Clone, Debug)]
+pub struct DemoArgs {
+    /// Leave everything that the demo makes in this folder, and say how to look at it
+    #[arg(long, value_name = "DIR")]
+    pub keep: Option<PathBuf>,
+    /// Make the same choices as a run before (not the same timing)
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// A smaller run
+    #[arg(long)]
+    pub quick: bool,
+    /// What to print on stdout
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+    #[arg(long, hide = true, value_name = "DIR")]
+    naive_writer: Option<PathBuf>,
+    #[arg(long, hide = true, default_value_t = 0)]
+    naive_writer_from: usize,
+    #[arg(long, hide = true, default_value_t = 0)]
+    naive_writer_writes: usize,
+}
+
+/// The form of the report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// Plays the three acts. Success only if Lockstep broke no promise; whatever happens, no daemon and no file is left behind.
+pub fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
+    let films = catalogue::films()?;
+    let seed = args.seed.unwrap_or_else(rand::random);
+    if let Some(folder) = args.naive_writer {
+        NaiveWriter { folder, from: args.naive_writer_from, writes: args.naive_writer_writes, seed }.run(&films)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let root = Root::make(args.keep.as_deref())?;
+    let stage = Stage { root: root.path().to_path_buf(), seed, over: Arc::default() };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let report = runtime.block_on(async {
+        tokio::select! {
+            report = play(&stage, &films, args.quick) => report,
+            stopped = interrupted() => stopped,
+        }
+    });
+    stage.over.store(true, Ordering::Relaxed);
+    // Naive clients that are still at work look at `over` before every write.
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    let report = report?;
+    match args.output {
+        Output::Table => print!("{}", report.text()),
+        Output::Json => println!("{}", report.json()?),
+    }
+    match &root {
+        Root::Kept(folder) => eprint!("{}", how_to_look(folder)),
+        Root::Temporary(_) => eprintln!("Everything that this made is gone again; `--keep DIR` leaves it to be looked at."),
+    }
+    Ok(if report.faults() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn play(stage: &Stage, films: &[catalogue::Film], quick: bool) -> anyhow::Result<Report> {
+    let started = Instant::now();
+    let (race, writes, crash) = match quick {
+        false => (RaceSize { clients: 8, keys: 8, writes: 320 }, 120, CrashSize { clients: 32, kills: 12 }),
+        true => (RaceSize { clients: 8, keys: 8, writes: 96 }, 40, CrashSize { clients: 16, kills: 4 }),
+    };
+    let race = race::run(stage, films, race).await?;
+    let half_write = half_write::run(stage, films, writes).await?;
+    let crash = crash::run(stage, films, crash).await?;
+    Ok(Report { seed: stage.seed, race, half_write, crash, seconds: started.elapsed().as_secs_f64() })
+}
+
+/// Ends the acts when a person or a supervisor says so; dropping them kills their daemons.
+async fn interrupted() -> anyhow::Result<Report> {
+    let (mut terminate, mut hang_up) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+        _ = hang_up.recv() => {}
+    }
+    bail!("interrupted; the daemon was stopped and everything was cleaned up")
+}
+
+fn how_to_look(folder: &Path) -> String {
+    let folder = folder.display();
+    format!(
+        "\
+Kept in {folder}:
+  the race, the naive side        sqlite3 {folder}/race/naive/database.sqlite 'SELECT id, stamp FROM film'
+  every act through Lockstep      sqlite3 {folder}/crash/lockstep/data/db.sqlite 'SELECT count(*), sum(times) FROM journal'
+                                  (also race/lockstep and half-write/lockstep; the daemon's output is in daemon.log beside data)
+  the daemon on what it left      cargo run --release -- --data-dir {folder}/crash/lockstep/data
+  … and, while it runs            cargo run --release -p lockstep -- status
+                                  cargo run --release -p lockstep -- log dump
+"
+    )
+}

@@ -1,0 +1,77 @@
+//! What the acts share: where they play, their progress, their seed.
+
+use super::daemon::Launch;
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+/// Where the acts play.
+pub struct Stage {
+    /// Everything they make is below this.
+    pub root: PathBuf,
+    /// Makes the same choices again.
+    pub seed: u64,
+    /// Set when somebody interrupts: threads of the naive side look at it.
+    pub over: Arc<AtomicBool>,
+}
+
+impl Stage {
+    /// A folder below the root, made.
+    pub fn folder(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let folder = self.root.join(name);
+        std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        Ok(folder)
+    }
+
+    /// This program as a daemon that keeps its data in a folder below the root.
+    pub fn launch(&self, data: &str) -> anyhow::Result<Launch> {
+        Launch::this_program(&self.folder(data)?)
+    }
+
+    /// An act's progress bar, on stderr.
+    pub fn act(&self, title: &'static str, length: u64) -> ProgressBar {
+        let style = ProgressStyle::with_template("{prefix:<16} {bar:32} {pos:>6}/{len:<6} {elapsed:>4}  {msg}");
+        let bar = ProgressBar::new(length).with_style(style.expect("the template is valid")).with_prefix(title);
+        bar.enable_steady_tick(std::time::Duration::from_millis(200));
+        bar
+    }
+
+    /// Ends an act with its finding in a line, also where no bar can be drawn.
+    pub fn finish(&self, bar: &ProgressBar, finding: String) {
+        if !std::io::stderr().is_terminal() {
+            eprintln!("{:<16} {finding}", bar.prefix());
+        }
+        bar.finish_with_message(finding);
+    }
+}
+
+/// A folder for the acts: the one that the user wants to keep, or a temporary one that goes when it is dropped.
+pub enum Root {
+    /// Kept.
+    Kept(PathBuf),
+    /// Removed at the end, whatever the end is.
+    Temporary(tempfile::TempDir),
+}
+
+impl Root {
+    /// Makes it. A folder to be kept must be empty or not yet there.
+    pub fn make(keep: Option<&Path>) -> anyhow::Result<Root> {
+        let Some(folder) = keep else {
+            return Ok(Root::Temporary(tempfile::Builder::new().prefix("lockstep-demo-").tempdir()?));
+        };
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        anyhow::ensure!(std::fs::read_dir(folder)?.next().is_none(), "--keep {}: the folder is not empty", folder.display());
+        Ok(Root::Kept(folder.canonicalize()?))
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        match self {
+            Root::Kept(folder) => folder,
+            Root::Temporary(folder) => folder.path(),
+        }
+    }
+}

@@ -1,0 +1,532 @@
+//! How the daemon's outer shell talks to the engine: the one thread that owns the machine (`lockstep_core::Coordinator`).
+//!
+//! One way in, an [`EngineMessage`]; one way out, an [`Answer`] given exactly once. What everybody may read at any time (position,
+//! phase, names) is published beside the queue, without locks on the hot path.
+
+use lockstep_core::{
+    CoordId, Epoch, Event, FromParticipant, Kind, LogId, ParticipantId, Position, Reply, SessionId, Ticket, Time, ToParticipant,
+};
+use lockstep_participants::{Reader, StoreError, WorkerHandle};
+use lockstep_proto::v1;
+use rustc_hash::FxHashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, RwLock, mpsc};
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
+
+/// Anything the engine thread is told.
+pub enum EngineMessage {
+    /// Events from clients, as many as came in one frame. The room is given back when the message is dropped.
+    Submit(Vec<Submission>, Room),
+    /// One event that nobody waits for.
+    Event(Event),
+    /// What one frame of a participant held, in order. Dropped as a whole if that session is not the participant's current one.
+    FromParticipant(ParticipantId, SessionId, Vec<FromParticipant>, Room),
+    /// A participant is reachable under this session: tell the machine `SessionDown` of an older one, keep the outbox, open it, tell
+    /// the machine `SessionUp`.
+    Attend(ParticipantId, SessionId, Outbox),
+    /// A look at the machine.
+    Ask(Question),
+    /// Take no new transaction, finish what is decided, as far as the deadline allows; then say how it went and end.
+    Stop(Instant, oneshot::Sender<Stopped>),
+}
+
+/// An event and whom to answer.
+#[derive(Debug)]
+pub struct Submission {
+    /// The ticket inside the event; `None` where the event has none (then nothing is answered).
+    pub ticket: Option<Ticket>,
+    /// The event.
+    pub event: Event,
+    /// Who waits.
+    pub answer: Answer,
+}
+
+/// Who waits for a [`Reply`]. Given on the engine thread; never blocks.
+#[derive(Debug)]
+pub enum Answer {
+    /// A request of a multiplexed stream.
+    Stream(StreamReplies, u64),
+    /// One waiting caller.
+    Once(oneshot::Sender<Reply>),
+    /// Nobody.
+    Nobody,
+}
+
+/// A stream's way back. The stream counts what is under way, so what waits here is bounded by its in-flight limit.
+pub type StreamReplies = tokio::sync::mpsc::UnboundedSender<(u64, Reply)>;
+
+/// Room in the engine's queue, held by a message until it is dropped.
+#[derive(Debug)]
+pub struct Room(#[allow(dead_code)] Option<OwnedSemaphorePermit>);
+
+/// A session's way to its participant.
+pub enum Outbox {
+    /// A store in this process, driven by a thread of its own.
+    Worker(Arc<WorkerHandle>),
+    /// A remote resource manager's stream, with a bounded queue.
+    Stream(tokio::sync::mpsc::Sender<ToParticipant>),
+}
+
+/// The participant is gone, or does not read what it is sent: end its session.
+#[derive(Debug, PartialEq, Eq)]
+pub struct SessionLost;
+
+/// A look at the machine or its log. Each carries whom to answer; an answer dropped means that the engine has stopped.
+pub enum Question {
+    /// Who it is and how it is.
+    Status(oneshot::Sender<v1::StatusReply>),
+    /// Transactions by state.
+    ListTransactions(v1::ListTransactionsRequest, oneshot::Sender<v1::ListTransactionsReply>),
+    /// One transaction; `None` if nothing is known of it.
+    ShowTransaction(lockstep_core::Txid, oneshot::Sender<Option<v1::TransactionDetail>>),
+    /// All participants.
+    ListParticipants(oneshot::Sender<v1::ListParticipantsReply>),
+    /// A piece of the log, or why it can't be read.
+    DumpLog(v1::DumpLogRequest, oneshot::Sender<Result<Vec<v1::LogRecord>, String>>),
+    /// What is wrong, and what to do about it.
+    Doctor(oneshot::Sender<v1::DoctorReply>),
+    /// Recorded damage.
+    ListDamage(oneshot::Sender<v1::ListDamageReply>),
+}
+
+/// How the engine ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// Everything decided is applied where stores were up.
+    Clean,
+    /// The deadline came first: the rest is done at the next start.
+    Deadline,
+}
+
+/// The engine's queue is full: try again.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the engine's queue is full (limits.queue_events)")]
+pub struct Overloaded;
+
+/// The engine thread has ended.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the daemon is stopping")]
+pub struct EngineGone;
+
+/// What the daemon is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum Phase {
+    /// Replaying, or waiting for evidence of stores (R-LOGLOSS).
+    #[default]
+    Starting,
+    /// Taking transactions.
+    Serving,
+    /// Evidence that the log lost records: nothing is presumed (R-LOGLOSS). Why.
+    SafeMode(String),
+    /// Finishing what is decided.
+    Stopping,
+}
+
+/// Whose log it is, and which one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The coordinator.
+    pub coord_id: CoordId,
+    /// Its log.
+    pub log_id: LogId,
+}
+
+/// A configured store, as clients see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Takes SQL.
+    Database,
+    /// Takes documents.
+    Index,
+}
+
+/// A store's entry in the [`Registry`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registered {
+    /// Its number in the log.
+    pub id: ParticipantId,
+    /// Its configured name.
+    pub name: Arc<str>,
+    /// "sqlite", "tantivy", "remote".
+    pub store_type: &'static str,
+    /// What it takes.
+    pub role: Role,
+    /// How it votes.
+    pub kind: Kind,
+    /// Whether documents may be written there with no database row in the same transaction (R-COVER).
+    pub standalone: bool,
+}
+
+/// Names and numbers of the stores. Fixed while the daemon runs.
+#[derive(Debug, Default)]
+pub struct Registry {
+    entries: Vec<Registered>,
+    by_name: FxHashMap<Arc<str>, usize>,
+    by_id: FxHashMap<ParticipantId, usize>,
+}
+
+/// Sets up or changes a store's schema: hands the script to the store's thread, which answers when it is done.
+pub type Migrate = Box<dyn Fn(String, oneshot::Sender<Result<String, StoreError>>) + Send + Sync>;
+
+/// What the handle knows of an embedded store beside its name.
+pub struct Access {
+    /// Whose.
+    pub participant: ParticipantId,
+    /// Concurrent reads.
+    pub reader: Arc<dyn Reader>,
+    /// Its schema.
+    pub migrate: Migrate,
+}
+
+/// Cheap to clone; every service holds one.
+#[derive(Clone)]
+pub struct EngineHandle {
+    shared: Arc<Shared>,
+    queue: mpsc::Sender<EngineMessage>,
+}
+
+/// What the engine publishes for everybody.
+pub struct Shared {
+    registry: Registry,
+    access: OnceLock<FxHashMap<ParticipantId, Access>>,
+    room: Arc<Semaphore>,
+    room_limit: u32,
+    origin: Instant,
+    next_ticket: AtomicU64,
+    next_session: AtomicU64,
+    position: AtomicU64,
+    phase: watch::Sender<Phase>,
+    identity: RwLock<Identity>,
+}
+
+/// What an [`EngineHandle`] is made from.
+pub struct HandleParts {
+    /// The stores.
+    pub registry: Registry,
+    /// How many events may wait in the queue (`limits.queue_events`).
+    pub queue_events: u32,
+    /// Whose log.
+    pub identity: Identity,
+    /// Where the machine stands.
+    pub position: Position,
+}
+
+impl EngineHandle {
+    /// A handle, and the queue's other end for the engine thread.
+    pub fn new(parts: HandleParts) -> (EngineHandle, mpsc::Receiver<EngineMessage>) {
+        let (queue, messages) = mpsc::channel();
+        let shared = Shared {
+            registry: parts.registry,
+            access: OnceLock::new(),
+            room: Arc::new(Semaphore::new(parts.queue_events as usize)),
+            room_limit: parts.queue_events,
+            origin: Instant::now(),
+            next_ticket: AtomicU64::new(1),
+            next_session: AtomicU64::new(1),
+            position: AtomicU64::new(pack(parts.position)),
+            phase: watch::Sender::new(Phase::Starting),
+            identity: RwLock::new(parts.identity),
+        };
+        (EngineHandle { shared: Arc::new(shared), queue }, messages)
+    }
+
+    /// A ticket that no one else has.
+    pub fn ticket(&self) -> Ticket {
+        Ticket(self.shared.next_ticket.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// A session number above all before.
+    pub fn session(&self) -> SessionId {
+        SessionId(self.shared.next_session.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The machine's clock: microseconds since the handle was made.
+    pub fn now(&self) -> Time {
+        self.shared.now()
+    }
+
+    /// Submits one event without waiting for room.
+    pub fn submit(&self, ticket: Ticket, event: Event, answer: Answer) -> Result<(), Overloaded> {
+        let room = Arc::clone(&self.shared.room).try_acquire_owned().map_err(|_| Overloaded)?;
+        self.send(EngineMessage::Submit(vec![Submission { ticket: Some(ticket), event, answer }], Room(Some(room))));
+        Ok(())
+    }
+
+    /// Submits what one frame held, waiting for room in the queue: this is the back-pressure on clients.
+    pub async fn submit_all(&self, submissions: Vec<Submission>) {
+        let room = self.wait_for_room(submissions.len()).await;
+        self.send(EngineMessage::Submit(submissions, room));
+    }
+
+    /// Submits one event made from a fresh ticket and waits for its reply.
+    pub async fn call(&self, event: impl FnOnce(Ticket) -> Event) -> Result<Reply, EngineGone> {
+        let ticket = self.ticket();
+        self.call_as(ticket, event(ticket)).await
+    }
+
+    /// Submits one event that carries this ticket and waits for its reply.
+    pub async fn call_as(&self, ticket: Ticket, event: Event) -> Result<Reply, EngineGone> {
+        let (answer, reply) = oneshot::channel();
+        self.submit_all(vec![Submission { ticket: Some(ticket), event, answer: Answer::Once(answer) }]).await;
+        reply.await.map_err(|_| EngineGone)
+    }
+
+    /// Tells the engine something that nobody waits for. Its number is bounded by what the machine itself has under way.
+    pub fn tell(&self, event: Event) {
+        self.send(EngineMessage::Event(event));
+    }
+
+    /// Opens a session for a participant.
+    pub fn attend(&self, participant: ParticipantId, outbox: Outbox) -> SessionId {
+        let session = self.session();
+        self.send(EngineMessage::Attend(participant, session, outbox));
+        session
+    }
+
+    /// Hands over what a remote participant sent in one frame, waiting for room in the queue.
+    pub async fn receive(&self, participant: ParticipantId, session: SessionId, messages: Vec<FromParticipant>) {
+        let room = self.wait_for_room(messages.len()).await;
+        self.send(EngineMessage::FromParticipant(participant, session, messages, room));
+    }
+
+    /// Hands over what an embedded store's thread has to say. Does not wait.
+    pub fn receive_now(&self, participant: ParticipantId, session: SessionId, messages: Vec<FromParticipant>) {
+        self.send(EngineMessage::FromParticipant(participant, session, messages, Room(None)));
+    }
+
+    /// Asks; `handle.ask(Question::Status).await`.
+    pub async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Question) -> Result<T, EngineGone> {
+        let (answer, reply) = oneshot::channel();
+        self.send(EngineMessage::Ask(question(answer)));
+        reply.await.map_err(|_| EngineGone)
+    }
+
+    /// Ends the engine: no new transactions; what is decided is finished as far as the deadline allows.
+    pub async fn stop(&self, deadline: Duration) -> Result<Stopped, EngineGone> {
+        let (answer, reply) = oneshot::channel();
+        self.send(EngineMessage::Stop(Instant::now() + deadline, answer));
+        reply.await.map_err(|_| EngineGone)
+    }
+
+    /// Where the machine stands.
+    pub fn position(&self) -> Position {
+        self.shared.position()
+    }
+
+    /// Whose log, and which.
+    pub fn identity(&self) -> Identity {
+        *self.shared.identity.read().expect("nobody panics while holding the identity")
+    }
+
+    /// What the daemon is doing, and changes of it.
+    pub fn phase(&self) -> watch::Receiver<Phase> {
+        self.shared.phase.subscribe()
+    }
+
+    /// The stores.
+    pub fn names(&self) -> &Registry {
+        &self.shared.registry
+    }
+
+    /// A store's concurrent reads; `None` if it is remote.
+    pub fn reader(&self, participant: ParticipantId) -> Option<Arc<dyn Reader>> {
+        self.access(participant).map(|access| Arc::clone(&access.reader))
+    }
+
+    /// Sets up or changes a store's schema, outside transactions.
+    pub async fn migrate(&self, participant: ParticipantId, script: String) -> Result<String, StoreError> {
+        let Some(access) = self.access(participant) else {
+            return Err(StoreError::Invalid("this store is remote: its schema is its own".into()));
+        };
+        let (answer, reply) = oneshot::channel();
+        (access.migrate)(script, answer);
+        reply.await.unwrap_or_else(|_| Err(StoreError::Broken("the store's thread has ended before it answered".into())))
+    }
+
+    /// Makes the embedded stores' reads and schemas known, once.
+    pub fn install(&self, access: Vec<Access>) {
+        let access = access.into_iter().map(|access| (access.participant, access)).collect();
+        assert!(self.shared.access.set(access).is_ok(), "stores are installed once");
+    }
+
+    /// What the engine publishes through.
+    pub fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+
+    /// A message to an engine that has ended is dropped, and with it the answers inside: their waiters see that.
+    fn send(&self, message: EngineMessage) {
+        let _ = self.queue.send(message);
+    }
+
+    fn access(&self, participant: ParticipantId) -> Option<&Access> {
+        self.shared.access.get()?.get(&participant)
+    }
+
+    async fn wait_for_room(&self, events: usize) -> Room {
+        let events = (events as u32).min(self.shared.room_limit);
+        Room(Arc::clone(&self.shared.room).acquire_many_owned(events).await.ok())
+    }
+}
+
+impl Shared {
+    /// The machine's clock.
+    pub fn now(&self) -> Time {
+        Time(self.origin.elapsed().as_micros() as u64)
+    }
+
+    /// The instant at which the clock shows `time`.
+    pub fn instant(&self, time: Time) -> Instant {
+        self.origin + Duration::from_micros(time.0)
+    }
+
+    /// Where the machine stands.
+    pub fn position(&self) -> Position {
+        unpack(self.position.load(Ordering::Acquire))
+    }
+
+    /// Publishes where the machine stands. The engine alone calls it.
+    pub fn publish_position(&self, position: Position) {
+        self.position.store(pack(position), Ordering::Release);
+    }
+
+    /// Publishes what the daemon is doing; unchanged phases wake nobody.
+    pub fn publish_phase(&self, phase: Phase) {
+        self.phase.send_if_modified(|current| {
+            let changed = *current != phase;
+            *current = phase;
+            changed
+        });
+    }
+
+    /// Publishes a new log identity (R-LOGLOSS).
+    pub fn publish_identity(&self, identity: Identity) {
+        *self.identity.write().expect("nobody panics while holding the identity") = identity;
+    }
+
+    /// The stores.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+}
+
+impl Answer {
+    /// Gives the reply. Nobody there any more: nothing to do, the transaction goes on.
+    pub fn give(self, reply: Reply) {
+        match self {
+            Answer::Stream(replies, id) => drop(replies.send((id, reply))),
+            Answer::Once(waiter) => drop(waiter.send(reply)),
+            Answer::Nobody => {}
+        }
+    }
+}
+
+impl Outbox {
+    /// The session begins; every older one of this participant has ended. Before anything is sent in it.
+    pub fn open(&self, session: SessionId) {
+        match self {
+            Outbox::Worker(worker) => worker.session_up(session),
+            Outbox::Stream(_) => {}
+        }
+    }
+
+    /// Sends without waiting, in order.
+    pub fn send(&self, session: SessionId, messages: Vec<ToParticipant>) -> Result<(), SessionLost> {
+        match self {
+            Outbox::Worker(worker) => worker.send(session, messages),
+            Outbox::Stream(sender) => {
+                for message in messages {
+                    sender.try_send(message).map_err(|_| SessionLost)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The session has ended on this side. A stream ends when its outbox is dropped.
+    pub fn close(&self, session: SessionId) {
+        match self {
+            Outbox::Worker(worker) => worker.session_down(session),
+            Outbox::Stream(_) => {}
+        }
+    }
+}
+
+impl Registry {
+    /// From its entries. Names and numbers are distinct: the configuration and the log have seen to that.
+    pub fn new(entries: Vec<Registered>) -> Registry {
+        let by_name: FxHashMap<_, _> = entries.iter().enumerate().map(|(at, entry)| (Arc::clone(&entry.name), at)).collect();
+        let by_id: FxHashMap<_, _> = entries.iter().enumerate().map(|(at, entry)| (entry.id, at)).collect();
+        assert!(by_name.len() == entries.len() && by_id.len() == entries.len(), "stores with the same name or number");
+        Registry { entries, by_name, by_id }
+    }
+
+    /// By name.
+    pub fn named(&self, name: &str) -> Option<&Registered> {
+        self.by_name.get(name).map(|at| &self.entries[*at])
+    }
+
+    /// By number.
+    pub fn numbered(&self, id: ParticipantId) -> Option<&Registered> {
+        self.by_id.get(&id).map(|at| &self.entries[*at])
+    }
+
+    /// Its name, or its number's form where the store is not configured any more.
+    pub fn name(&self, id: ParticipantId) -> String {
+        self.numbered(id).map_or_else(|| id.to_string(), |entry| entry.name.to_string())
+    }
+
+    /// All of them, in the configuration's order.
+    pub fn all(&self) -> &[Registered] {
+        &self.entries
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Phase::Starting => "starting",
+            Phase::Serving => "serving",
+            Phase::SafeMode(_) => "safe mode",
+            Phase::Stopping => "stopping",
+        })
+    }
+}
+
+/// Bits of a position's number when both halves share one atomic; the epoch has the 24 above.
+const POSITION_BITS: u32 = 40;
+
+fn pack(position: Position) -> u64 {
+    assert!(position.n < 1 << POSITION_BITS, "position out of range");
+    u64::from(position.epoch.0) << POSITION_BITS | position.n
+}
+
+fn unpack(raw: u64) -> Position {
+    Position { epoch: Epoch((raw >> POSITION_BITS) as u32), n: raw & ((1 << POSITION_BITS) - 1) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_position_survives_its_atomic() {
+        for position in [Position::default(), Position { epoch: Epoch::MAX, n: (1 << POSITION_BITS) - 1 }] {
+            assert_eq!(unpack(pack(position)), position);
+        }
+    }
+
+    #[test]
+    fn a_full_queue_is_said_so_and_room_returns_with_the_message() {
+        let identity = Identity { coord_id: CoordId(1), log_id: LogId(2) };
+        let (handle, messages) =
+            EngineHandle::new(HandleParts { registry: Registry::default(), queue_events: 1, identity, position: Position::default() });
+        let submit = || handle.submit(handle.ticket(), Event::Tick, Answer::Nobody);
+        assert_eq!(submit(), Ok(()));
+        assert_eq!(submit(), Err(Overloaded));
+        drop(messages.recv());
+        assert_eq!(submit(), Ok(()));
+    }
+}

@@ -1,0 +1,571 @@
+//! The decision log on sled: what it keeps, what it refuses, and what survives `kill -9`.
+
+use super::format::{CHUNK, Encoded, Key, Piece, Space as KeySpace, VERSION, encode};
+use super::*;
+use bytes::Bytes;
+use lockstep_core::*;
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use std::io::{self, BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use tempfile::TempDir;
+
+fn folder() -> TempDir {
+    tempfile::tempdir().expect("a temp folder")
+}
+
+fn open(folder: &Path) -> SledLog {
+    SledLog::open(folder, Options::default()).expect("the log opens")
+}
+
+fn reopened(folder: &Path) -> Vec<Entry> {
+    open(folder).replay().expect("the log replays")
+}
+
+fn refused(folder: &Path) -> LogError {
+    SledLog::open(folder, Options::default()).err().expect("the log is refused")
+}
+
+fn txid(n: u64) -> Txid {
+    Txid { epoch: Epoch(3), n, decider: Decider::Log }
+}
+
+/// A Commit of one transaction with a redo of so many bytes; the bytes follow from the LSN.
+fn commit(lsn: u64, redo: usize) -> Entry {
+    let byte = lsn.to_le_bytes()[0];
+    let branch = BranchRedo {
+        participant: ParticipantId(2),
+        redo: Bytes::from(vec![byte; redo]),
+        keys: vec![KeyWrite { key: Arc::from("a"), delete: false }],
+    };
+    let entry = CommitEntry {
+        txid: txid(lsn),
+        csn: Csn::new(Epoch(3), lsn),
+        key: RequestKey { key: Arc::from(lsn.to_be_bytes().as_slice()), attempt: 1 },
+        request_hash: lsn.wrapping_mul(0x9E37_79B9_7F4A_7C15),
+        at_ms: 1_700_000_000_000 + lsn,
+        branches: vec![ParticipantId(1), ParticipantId(2)],
+    };
+    let payload = Payload { entries: vec![EntryPayload { results: vec![], redos: vec![branch] }], groups: vec![] };
+    Entry { lsn: Lsn(lsn), record: Record::Commit(CommitGroup { entries: vec![entry], payload: Some(payload) }) }
+}
+
+fn without_payload(entry: &Entry) -> Entry {
+    match &entry.record {
+        Record::Commit(group) => Entry { lsn: entry.lsn, record: Record::Commit(CommitGroup { payload: None, ..group.clone() }) },
+        _ => entry.clone(),
+    }
+}
+
+fn end(lsn: u64) -> Entry {
+    Entry { lsn: Lsn(lsn), record: Record::End { txids: vec![txid(lsn)] } }
+}
+
+fn acked(lsn: u64, participant: u16) -> Entry {
+    let (participant, csn) = (ParticipantId(participant), Csn::new(Epoch(3), lsn));
+    Entry { lsn: Lsn(lsn), record: Record::Acked { participant, csn } }
+}
+
+fn floor(lsn: u64) -> Entry {
+    Entry { lsn: Lsn(lsn), record: Record::Floor { position: Position { epoch: Epoch(3), n: lsn } } }
+}
+
+/// One of every kind, with everything in it that a record may hold, from LSN 1.
+fn every_kind() -> Vec<Entry> {
+    let results: Results = Arc::from([StatementResult {
+        rows_affected: 1,
+        columns: vec!["a".into()],
+        rows: vec![vec![
+            Value::Null,
+            Value::Integer(i64::MIN),
+            Value::Real(-0.5),
+            Value::Text("ü".into()),
+            Value::Blob(Bytes::from_static(b"\0\xff")),
+        ]],
+    }]);
+    let keys = vec![KeyWrite { key: Arc::from("k"), delete: true }];
+    let Record::Commit(mut rich) = commit(1, 10).record else { unreachable!() };
+    rich.entries[0].txid.decider = Decider::Leader(ParticipantId(7));
+    let payload = rich.payload.as_mut().expect("it has one");
+    payload.entries[0].results = vec![(ParticipantId(1), results)];
+    payload.groups = vec![GroupRedo { participant: ParticipantId(1), redo: Bytes::from_static(b"changeset") }];
+    let damage = Damage {
+        txid: txid(4),
+        csn: Some(Csn::new(Epoch(3), 4)),
+        participant: ParticipantId(1),
+        kind: DamageKind::Skipped,
+        keys,
+        operator: Some("ada".into()),
+        reason: "the index refuses it".into(),
+        at_ms: 5,
+    };
+    let action = AdminAction::Resolve { txid: txid(4), participant: ParticipantId(1), commit: true };
+    let records = [
+        Record::Header { coord_id: CoordId(u128::MAX), log_id: LogId(7) },
+        Record::Participant { id: ParticipantId(1), name: "orders".into(), kind: Kind::Serial },
+        Record::Epoch { epoch: Epoch::MAX, incarnation: u64::MAX, at_ms: 1 },
+        Record::Commit(rich.clone()),
+        Record::Commit(CommitGroup { payload: Some(Payload::default()), ..rich.clone() }),
+        Record::Commit(CommitGroup { payload: None, ..rich }),
+        Record::End { txids: vec![txid(1), txid(2)] },
+        Record::Acked { participant: ParticipantId(1), csn: Csn::new(Epoch(3), 4) },
+        Record::Damage(damage),
+        Record::Admin { operator: "ada".into(), action, reason: "r".repeat(3 * CHUNK), at_ms: 6 },
+        Record::Floor { position: Position { epoch: Epoch(2), n: 9 } },
+    ];
+    records.into_iter().zip(1..).map(|(record, lsn)| Entry { lsn: Lsn(lsn), record }).collect()
+}
+
+fn blobs(folder: &Path) -> usize {
+    std::fs::read_dir(folder.join("blobs")).expect("sled's folder").count()
+}
+
+/// Sled itself, on a log that is closed: to do damage.
+fn tamper(folder: &Path, damage: impl FnOnce(&sled::Db)) {
+    let config = sled::Config::new().path(folder).segment_size(2 << 20).flush_every_ms(None);
+    let db = super::sled_log::open_after_remains(&config).expect("sled opens");
+    damage(&db);
+    db.flush().expect("sled flushes");
+}
+
+fn key(lsn: u64, piece: Piece, index: u32, count: u32) -> [u8; Key::LEN] {
+    Key { space: KeySpace::Journal, lsn: Lsn(lsn), piece, index, count }.encode()
+}
+
+#[test]
+fn every_kind_of_record_comes_back() {
+    let folder = folder();
+    let all = every_kind();
+    let mut log = open(folder.path());
+    assert_eq!(log.replay().unwrap(), vec![]);
+    for pair in all.chunks(2) {
+        log.append(pair).unwrap();
+    }
+    assert_eq!(log.replay().unwrap(), all, "while it is open");
+    assert_eq!((log.metrics().forces.load(Relaxed), log.metrics().records.load(Relaxed)), (6, 11));
+    let space = log.space().unwrap();
+    assert!(space.used > 0 && space.free > 0);
+    drop(log);
+    assert_eq!(reopened(folder.path()), all);
+    assert_eq!(SledLog::inspect(folder.path()).unwrap(), all);
+}
+
+#[test]
+fn big_redos_are_cut_and_no_page_goes_to_blobs() {
+    let folder = folder();
+    let mut log = open(folder.path());
+    let all: Vec<Entry> = (1..=50).map(|lsn| commit(lsn, 1 << 20)).collect();
+    for group in all.chunks(20) {
+        log.append(group).unwrap();
+        assert_eq!(blobs(folder.path()), 0);
+    }
+    log.forget_payloads(&(1..=50).step_by(3).map(Lsn).collect::<Vec<_>>()).unwrap();
+    let kept: Vec<Entry> = all.iter().map(|entry| if entry.lsn.0 % 3 == 1 { without_payload(entry) } else { entry.clone() }).collect();
+    assert!(log.replay().unwrap() == kept);
+    drop(log);
+    assert!(reopened(folder.path()) == kept);
+    assert_eq!(blobs(folder.path()), 0);
+}
+
+/// Leaves that shrink are merged into their neighbours: no pattern of forgetting may make a page big enough for `blobs/`.
+#[test]
+fn forgetting_in_any_pattern_sends_no_page_to_blobs() {
+    let folder = folder();
+    let mut random = StdRng::seed_from_u64(7);
+    let mut log = open(folder.path());
+    let (mut next, mut stuck) = (1, std::collections::BTreeSet::new());
+    for round in 0..40_u64 {
+        let group: Vec<Entry> = (next..next + 64).map(|lsn| commit(lsn, random.random_range(0..4 * CHUNK))).collect();
+        log.append(&group).unwrap();
+        let mut forgotten: Vec<Lsn> = (next..next + 64).filter(|_| random.random_range(0..10) >= round % 5).map(Lsn).collect();
+        stuck.extend((next..next + 64).map(Lsn).filter(|lsn| !forgotten.contains(lsn)));
+        if round % 2 == 0 {
+            forgotten.reverse();
+        }
+        log.forget_payloads(&forgotten).unwrap();
+        next += 64;
+        assert_eq!(blobs(folder.path()), 0);
+    }
+    log.append(&[end(next)]).unwrap();
+    let replayed = log.replay().unwrap();
+    assert_eq!(replayed.len() as u64, next);
+    for entry in replayed {
+        if let Record::Commit(group) = &entry.record {
+            assert_eq!(group.payload.is_some(), stuck.contains(&entry.lsn));
+        }
+    }
+    assert_eq!(blobs(folder.path()), 0);
+}
+
+#[test]
+fn what_is_forgotten_stays_forgotten_and_the_rest_stays() {
+    let folder = folder();
+    let mut all = every_kind();
+    all.extend([commit(12, 9000), commit(13, 9000), end(14), acked(15, 1), acked(16, 2), floor(17), commit(18, 5), acked(19, 1)]);
+    let mut log = open(folder.path());
+    log.append(&all).unwrap();
+    log.forget_payloads(&[Lsn(12), Lsn(12), Lsn(14), Lsn(6)]).unwrap();
+    log.forget_below(Lsn(13)).unwrap();
+    log.forget_below(Lsn(3)).unwrap();
+
+    // Below 13: no Commit, no End, no Floor or Acked that has a newer one. 13 and above: everything.
+    let lsns = |entries: &[Entry]| entries.iter().map(|entry| entry.lsn.0).collect::<Vec<_>>();
+    let left = log.replay().unwrap();
+    assert_eq!(lsns(&left), [1, 2, 3, 9, 10, 13, 14, 15, 16, 17, 18, 19]);
+    drop(log);
+    assert_eq!(reopened(folder.path()), left);
+
+    let mut log = open(folder.path());
+    assert_eq!(log.next(), Lsn(20));
+    log.forget_payloads(&[Lsn(5), Lsn(13)]).unwrap();
+    log.append(&[end(20)]).unwrap();
+    log.forget_below(Lsn(21)).unwrap();
+    drop(log);
+    // The newest Floor, and each participant's newest Acked, have nothing newer.
+    let left = reopened(folder.path());
+    assert_eq!(lsns(&left), [1, 2, 3, 9, 10, 16, 17, 19]);
+    let mut log = open(folder.path());
+    assert_eq!(log.next(), Lsn(21), "numbers go on where everything was forgotten");
+    log.append(&[floor(21), acked(22, 2)]).unwrap();
+    log.forget_below(Lsn(23)).unwrap();
+    assert_eq!(lsns(&log.replay().unwrap()), [1, 2, 3, 9, 10, 19, 21, 22]);
+}
+
+#[test]
+fn a_forgotten_payload_is_told_from_a_lost_one() {
+    let folder = folder();
+    open(folder.path()).append(&[commit(1, 9000), commit(2, 9000), end(3)]).unwrap();
+    tamper(folder.path(), |db| {
+        for index in 0..3 {
+            db.remove(key(1, Piece::Body, index, 3)).unwrap().expect("a chunk of the body");
+        }
+    });
+    let error = refused(folder.path());
+    assert!(matches!(&error, LogError::Corrupt(how) if how.contains("record 1 is there in part only")), "{error}");
+    tamper(folder.path(), |db| assert!(db.insert(Key::forgotten(Lsn(1)).encode(), b"").unwrap().is_none()));
+    assert_eq!(reopened(folder.path()), [without_payload(&commit(1, 9000)), commit(2, 9000), end(3)]);
+}
+
+#[test]
+fn removals_that_a_crash_cut_short_are_finished() {
+    let folder = folder();
+    let mut log = open(folder.path());
+    log.append(&[commit(1, 9000), commit(2, 9000), end(3)]).unwrap();
+    drop(log);
+    // The mark and the start come first; of the chunks behind them some are still there.
+    tamper(folder.path(), |db| {
+        db.insert(super::format::START_KEY, super::format::Start(Lsn(2)).encode()).unwrap();
+        db.remove(key(1, Piece::Head, 0, 1)).unwrap().expect("the head");
+        db.insert(Key::forgotten(Lsn(2)).encode(), b"").unwrap();
+        db.remove(key(2, Piece::Body, 1, 3)).unwrap().expect("a chunk of the body");
+    });
+    assert_eq!(reopened(folder.path()), [without_payload(&commit(2, 9000)), end(3)]);
+    tamper(folder.path(), |db| assert_eq!(db.len(), 4, "start, mark, two heads"));
+}
+
+#[test]
+fn the_second_process_is_told_who_has_it() {
+    let folder = folder();
+    let log = open(folder.path());
+    for error in [refused(folder.path()), SledLog::inspect(folder.path()).unwrap_err()] {
+        let expected = format!("is in use by process {}: stop that one first", std::process::id());
+        assert!(matches!(&error, LogError::Locked(how) if how.contains(&expected)), "{error}");
+    }
+    drop(log);
+    open(folder.path());
+}
+
+#[test]
+fn inspecting_makes_nothing() {
+    let folder = folder();
+    assert!(matches!(SledLog::inspect(folder.path()), Err(LogError::Io(how)) if how.contains("there is no decision log")));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_half_written_snapshot_is_deleted() {
+    let folder = folder();
+    open(folder.path()).append(&every_kind()).unwrap();
+    let half = folder.path().join("snap.FFFFFFFFFFFFFFFF.generating");
+    std::fs::write(&half, b"half a snapsh").unwrap();
+    assert_eq!(reopened(folder.path()), every_kind());
+    assert!(!half.exists());
+}
+
+#[test]
+fn a_torn_tail_is_erased_and_its_number_used_again() {
+    for (piece, index, count) in [(Piece::Body, 2, 3), (Piece::Head, 0, 1), (Piece::Body, 0, 3)] {
+        let folder = folder();
+        open(folder.path()).append(&[commit(1, 9000), commit(2, 9000)]).unwrap();
+        tamper(folder.path(), |db| assert!(db.remove(key(2, piece, index, count)).unwrap().is_some()));
+        assert_eq!(SledLog::inspect(folder.path()).unwrap(), [commit(1, 9000)]);
+        let mut log = open(folder.path());
+        assert_eq!(log.replay().unwrap(), [commit(1, 9000)]);
+        log.append(&[end(2)]).unwrap();
+        drop(log);
+        assert_eq!(reopened(folder.path()), [commit(1, 9000), end(2)]);
+    }
+}
+
+#[test]
+fn damage_is_refused_by_its_lsn() {
+    type Damage = fn(&sled::Db);
+    let flip = |db: &sled::Db, key: [u8; Key::LEN], at: usize| {
+        let mut value = db.get(key).unwrap().expect("the chunk").to_vec();
+        value[at] ^= 1;
+        db.insert(key, value).unwrap();
+    };
+    let flips: [([u8; Key::LEN], usize, &str); 4] = [
+        (key(2, Piece::Head, 0, 1), 0, "record 2 has a checksum that does not match"),
+        (key(2, Piece::Head, 0, 1), 30, "record 2 has a checksum that does not match"),
+        (key(2, Piece::Body, 1, 3), 30, "record 2 has a payload whose checksum does not match"),
+        (key(3, Piece::Head, 0, 1), 5, "record 3 has a checksum that does not match"),
+    ];
+    let others: [(Damage, &str); 7] = [
+        (|db| drop(db.remove(key(2, Piece::Body, 1, 3)).unwrap().unwrap()), "record 2 is there in part only"),
+        (|db| drop(db.remove(key(2, Piece::Head, 0, 1)).unwrap().unwrap()), "record 2 is there in part only"),
+        (|db| drop(db.insert(key(2, Piece::Body, 1, 9), b"").unwrap()), "record 2 holds chunks that do not belong together"),
+        (
+            |db| {
+                for (piece, count) in [(Piece::Head, 1), (Piece::Body, 3)] {
+                    (0..count).for_each(|index| drop(db.remove(key(1, piece, index, count)).unwrap().unwrap()));
+                }
+            },
+            "record 1 is missing",
+        ),
+        (
+            |db| drop(db.insert(key(2, Piece::Head, 0, 1), db.get(key(1, Piece::Head, 0, 1)).unwrap().unwrap()).unwrap()),
+            "record 2 holds record 1 instead",
+        ),
+        (
+            |db| {
+                let twin = Key { space: KeySpace::Kept, lsn: Lsn(2), piece: Piece::Head, index: 0, count: 1 };
+                drop(db.insert(twin.encode(), encode(&acked(2, 1)).unwrap().head).unwrap());
+            },
+            "record 2 stands there twice",
+        ),
+        (|db| drop(db.insert(b"what?", b"").unwrap()), "foreign key"),
+    ];
+    let check = |damage: &dyn Fn(&sled::Db), expected: &str| {
+        let folder = folder();
+        open(folder.path()).append(&[commit(1, 9000), commit(2, 9000), end(3)]).unwrap();
+        tamper(folder.path(), |db| damage(db));
+        let error = refused(folder.path());
+        assert!(matches!(&error, LogError::Corrupt(how) if how.contains(expected)), "expected `{expected}`, got: {error}");
+        assert!(matches!(SledLog::inspect(folder.path()), Err(LogError::Corrupt(_))));
+    };
+    for (key, at, expected) in flips {
+        check(&|db| flip(db, key, at), expected);
+    }
+    for (damage, expected) in others {
+        check(&damage, expected);
+    }
+}
+
+#[test]
+fn a_newer_version_is_refused() {
+    let newer = |mut frame: Vec<u8>| {
+        let end = frame.len() - 4;
+        frame[0] = VERSION + 1;
+        let crc = crc32c::crc32c(&frame[..end]);
+        frame[end..].copy_from_slice(&crc.to_le_bytes());
+        frame
+    };
+    let Encoded { head, .. } = encode(&end(2)).unwrap();
+    let start = super::format::Start(Lsn(1)).encode();
+    for (at, value, what) in [
+        (key(2, Piece::Head, 0, 1).to_vec(), head, "record 2 has format 2, known up to 1"),
+        (super::format::START_KEY.to_vec(), start, "the log's start has format 2, known up to 1"),
+    ] {
+        let folder = folder();
+        open(folder.path()).append(&[end(1), end(2), end(3)]).unwrap();
+        tamper(folder.path(), |db| drop(db.insert(at, newer(value)).unwrap()));
+        let error = refused(folder.path());
+        assert!(matches!(&error, LogError::Newer(how) if how.contains(what)), "{error}");
+    }
+}
+
+/// R-FSYNC, R-UNKNOWN: whichever step fails, nothing is taken any more, and nothing is tried again.
+#[test]
+fn after_the_first_failure_everything_is_refused() {
+    for broken in [Step::Write, Step::Flush, Step::Sync] {
+        let folder = folder();
+        let calls = Arc::new(AtomicU64::new(0));
+        let (counter, arm) = (calls.clone(), Arc::new(AtomicU64::new(0)));
+        let armed = arm.clone();
+        let fault: Fault = Arc::new(move |step| {
+            counter.fetch_add(1, Relaxed);
+            if armed.load(Relaxed) == 1 && step == broken { Err(io::Error::other("no such luck")) } else { Ok(()) }
+        });
+        let mut log = SledLog::open(folder.path(), Options { fault: Some(fault), ..Options::default() }).unwrap();
+        log.append(&[commit(1, 10)]).unwrap();
+        arm.store(1, Relaxed);
+        let error = log.append(&[commit(2, 10)]).unwrap_err();
+        assert!(matches!(&error, LogError::Io(how) if how.contains("no such luck")), "{error}");
+        arm.store(0, Relaxed);
+        let before = calls.load(Relaxed);
+        for error in [
+            log.append(&[commit(3, 10)]).unwrap_err(),
+            log.forget_payloads(&[Lsn(1)]).unwrap_err(),
+            log.forget_below(Lsn(1)).unwrap_err(),
+            log.replay().unwrap_err(),
+        ] {
+            assert!(matches!(&error, LogError::Io(how) if how.contains("takes nothing more") && how.contains("no such luck")), "{error}");
+        }
+        drop(log);
+        assert_eq!(calls.load(Relaxed), before, "nothing is written or forced again");
+        assert!(matches!(refused(folder.path()), LogError::Locked(_)), "only the end of the process lets go of it");
+    }
+}
+
+#[test]
+fn a_record_above_the_limit_is_refused_before_anything_is_written() {
+    let error = encode(&commit(1, super::format::RECORD_MAX)).unwrap_err();
+    assert!(matches!(&error, super::format::Unreadable::TooBig(how) if how.contains("the limit is 268435456")), "{error:?}");
+}
+
+const APPENDER: &str = "LOCKSTEP_TEST_LOG";
+
+/// The size of a record's redo follows from its LSN, so that whoever reads it knows what was written.
+fn numbered(lsn: u64) -> Entry {
+    match lsn % 50 {
+        0 => commit(lsn, 300_000),
+        7 => end(lsn),
+        11 => floor(lsn),
+        13 => acked(lsn, 1),
+        n => commit(lsn, 100 * n as usize),
+    }
+}
+
+/// Not a test: the child of the next one. Appends until it is killed, and says what was acknowledged.
+#[test]
+#[ignore = "started by the next test"]
+fn appender() {
+    let Ok(folder) = std::env::var(APPENDER) else { return };
+    let mut random = rand::rng();
+    let mut log = open(Path::new(&folder));
+    log.replay().unwrap();
+    loop {
+        let next = log.next().0;
+        let group: Vec<Entry> = (next..next + random.random_range(1..40)).map(numbered).collect();
+        log.append(&group).unwrap();
+        println!("\nacknowledged {}", group.last().unwrap().lsn);
+        let done: Vec<Lsn> = (next.saturating_sub(100).max(1)..next.saturating_sub(60)).map(Lsn).collect();
+        log.forget_payloads(&done).unwrap();
+        log.forget_below(Lsn(next.saturating_sub(200))).unwrap();
+    }
+}
+
+#[test]
+fn everything_acknowledged_survives_kill_9() {
+    let folder = folder();
+    let mut random = rand::rng();
+    let mut acknowledged = 0;
+    for round in 0..20 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "log::tests::appender", "--ignored", "--nocapture", "--test-threads=1"])
+            .env(APPENDER, folder.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(|line| line.unwrap());
+        let mut said = lines.filter_map(|line| line.strip_prefix("acknowledged ").map(|lsn| lsn.parse::<u64>().unwrap()));
+        // In some rounds it dies while it opens.
+        let last = said.by_ref().take(if round % 5 == 4 { 0 } else { random.random_range(1..60) }).last();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        acknowledged = said.last().or(last).unwrap_or(acknowledged);
+
+        let left = reopened(folder.path());
+        let end = left.last().map_or(0, |entry| entry.lsn.0);
+        assert!(end >= acknowledged, "round {round}: record {acknowledged} was acknowledged, the log ends at {end}");
+        let newest: Vec<&Entry> = left.iter().filter(|entry| entry.lsn.0 > end.saturating_sub(200)).collect();
+        assert_eq!(newest.len() as u64, end.min(200), "round {round}: none is missing");
+        for entry in newest {
+            let whole = numbered(entry.lsn.0);
+            let may_be_forgotten = entry.lsn.0 <= end.saturating_sub(60);
+            assert!(*entry == whole || (may_be_forgotten && *entry == without_payload(&whole)), "round {round}: record {}", entry.lsn);
+        }
+        acknowledged = end;
+    }
+    assert!(acknowledged > 0);
+    assert_eq!(blobs(folder.path()), 0);
+}
+
+#[test]
+fn the_disk_does_not_fill_up() {
+    const GROUP: u64 = 400;
+    let folder = folder();
+    let mut log = open(folder.path());
+    for first in (1..=200_000).step_by(GROUP as usize) {
+        let group: Vec<Entry> = (first..first + GROUP).map(|lsn| commit(lsn, 200)).collect();
+        log.append(&group).unwrap();
+        log.forget_payloads(&group.iter().map(|entry| entry.lsn).collect::<Vec<_>>()).unwrap();
+        log.forget_below(Lsn(first.saturating_sub(1000))).unwrap();
+        if first % 10_000 == 1 {
+            let used = log.space().unwrap().used;
+            eprint!("{} ", used >> 20);
+            if std::env::var("NOASSERT").is_err() { assert!(used < 64 << 20, "{used} bytes after {first} records"); }
+        }
+    }
+    assert_eq!(blobs(folder.path()), 0);
+}
+
+/// Records a second in groups of 32, and memory and disk afterwards; against a bare file. Prints, asserts nothing.
+#[test]
+#[ignore = "measurement"]
+fn measure() {
+    use std::io::Write;
+    use std::time::Instant;
+    let total: u64 = std::env::var("RECORDS").map_or(1_000_000, |n| n.parse().unwrap());
+    let (folder, started) = (folder(), Instant::now());
+    let times = Arc::new(std::sync::Mutex::new(vec![]));
+    let t2 = times.clone();
+    let fault: Fault = Arc::new(move |s| { t2.lock().unwrap().push((s, Instant::now())); Ok(()) });
+    let mut log = SledLog::open(folder.path(), Options { fault: Some(fault), ..Options::default() }).unwrap();
+    let mut sums = [0f64; 5];
+    let mut most = 0;
+    for first in (1..=total).step_by(32) {
+        let group: Vec<Entry> = (first..first + 32).map(|lsn| commit(lsn, 200)).collect();
+        let t0 = Instant::now();
+        log.append(&group).unwrap();
+        let t1 = Instant::now();
+        let v = std::mem::take(&mut *times.lock().unwrap());
+        let n = v.len();
+        sums[0] += (v[n-3].1 - t0).as_secs_f64();
+        sums[1] += (v[n-2].1 - v[n-3].1).as_secs_f64();
+        sums[2] += (v[n-1].1 - v[n-2].1).as_secs_f64();
+        sums[3] += (t1 - v[n-1].1).as_secs_f64();
+        log.forget_payloads(&group.iter().map(|entry| entry.lsn).collect::<Vec<_>>()).unwrap();
+        log.forget_below(Lsn(first.saturating_sub(10_000))).unwrap();
+        sums[4] += t1.elapsed().as_secs_f64();
+        most = most.max(log.space().unwrap().used);
+        if first % 32000 == 1 { eprint!("{} ", log.space().unwrap().used >> 20); }
+    }
+    let per_second = total as f64 / started.elapsed().as_secs_f64();
+    eprintln!("encode apply flush sync forget: {sums:?}");
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let resident: String = status.lines().filter(|line| line.starts_with("VmRSS") || line.starts_with("VmHWM")).collect();
+    println!("sled: {per_second:.0} records/s, {resident}, disk {} KiB, at most {} KiB", log.space().unwrap().used >> 10, most >> 10);
+    let started = Instant::now();
+    drop(log);
+    println!("closed in {:?}", started.elapsed());
+    let started = Instant::now();
+    println!("opened {} records in {:?}", reopened(folder.path()).len(), started.elapsed());
+
+    let (mut file, started) = (std::fs::File::create(folder.path().join("bare")).unwrap(), Instant::now());
+    for first in (1..=total).step_by(32) {
+        let mut bytes = Vec::new();
+        for lsn in first..first + 32 {
+            let Encoded { head, body, .. } = encode(&commit(lsn, 200)).unwrap();
+            bytes.extend(head);
+            bytes.extend(body);
+        }
+        file.write_all(&bytes).unwrap();
+        file.sync_data().unwrap();
+    }
+    println!("bare file: {:.0} records/s", total as f64 / started.elapsed().as_secs_f64());
+}

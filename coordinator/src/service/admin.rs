@@ -1,0 +1,152 @@
+//! `AdminService`: looks at the machine, and operators' commands. Names become numbers here; the engine knows the rest.
+
+use super::{Context, translate};
+use crate::engine_handle::Question;
+use lockstep_core::{AdminAction, Event, ParticipantId, Reply, Txid};
+use lockstep_proto::v1;
+use lockstep_proto::v1::admin_service_server::AdminService;
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context as Poller, Poll};
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status};
+
+/// The service.
+pub struct Admin(pub(super) Context);
+
+/// Records of the log, read from the engine beforehand: at most [`DUMP_RECORDS`].
+pub struct Records(VecDeque<v1::LogRecord>);
+
+/// Transactions in one list, and records in one dump, at most; and where the request names no limit.
+const LIST_TRANSACTIONS: u32 = 10_000;
+const DUMP_RECORDS: u32 = 10_000;
+const LIST_DEFAULT: u32 = 100;
+/// Who and why are kept in the log: at most so many bytes each.
+const TEXT_BYTES: usize = 1024;
+
+const STATES: [&str; 6] = ["active", "preparing", "deciding", "committing", "committed", "aborted"];
+
+impl Stream for Records {
+    type Item = Result<v1::LogRecord, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, _: &mut Poller<'_>) -> Poll<Option<Self::Item>> {
+        Poll::Ready(self.0.pop_front().map(Ok))
+    }
+}
+
+#[tonic::async_trait]
+impl AdminService for Admin {
+    type DumpLogStream = Records;
+
+    async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
+        Ok(Response::new(self.0.engine.ask(Question::Status).await?))
+    }
+
+    async fn list_transactions(
+        &self,
+        request: Request<v1::ListTransactionsRequest>,
+    ) -> Result<Response<v1::ListTransactionsReply>, Status> {
+        let mut request = request.into_inner();
+        request.limit = limit(request.limit, LIST_TRANSACTIONS)?;
+        if let Some(state) = request.states.iter().find(|state| !STATES.contains(&state.as_str())) {
+            return Err(Status::invalid_argument(format!("states: `{state}` is none of {}", STATES.join(", "))));
+        }
+        if !request.participant.is_empty() {
+            self.participant(&request.participant)?;
+        }
+        Ok(Response::new(self.0.engine.ask(|answer| Question::ListTransactions(request, answer)).await?))
+    }
+
+    async fn show_transaction(&self, request: Request<v1::ShowTransactionRequest>) -> Result<Response<v1::TransactionDetail>, Status> {
+        let txid = txid(&request.get_ref().txid)?;
+        let detail = self.0.engine.ask(|answer| Question::ShowTransaction(txid, answer)).await?;
+        let unknown = || Status::not_found(format!("nothing is known of transaction {txid}: never begun, or no longer kept"));
+        Ok(Response::new(detail.ok_or_else(unknown)?))
+    }
+
+    async fn list_participants(&self, _: Request<v1::ListParticipantsRequest>) -> Result<Response<v1::ListParticipantsReply>, Status> {
+        Ok(Response::new(self.0.engine.ask(Question::ListParticipants).await?))
+    }
+
+    async fn dump_log(&self, request: Request<v1::DumpLogRequest>) -> Result<Response<Records>, Status> {
+        let mut request = request.into_inner();
+        request.limit = limit(request.limit, DUMP_RECORDS)?;
+        let records = self.0.engine.ask(|answer| Question::DumpLog(request, answer)).await?.map_err(Status::unavailable)?;
+        Ok(Response::new(Records(records.into())))
+    }
+
+    async fn doctor(&self, _: Request<v1::DoctorRequest>) -> Result<Response<v1::DoctorReply>, Status> {
+        Ok(Response::new(self.0.engine.ask(Question::Doctor).await?))
+    }
+
+    async fn resolve(&self, request: Request<v1::ResolveRequest>) -> Result<Response<v1::AdminReply>, Status> {
+        let request = request.into_inner();
+        let (txid, participant) = (txid(&request.txid)?, self.participant(&request.participant)?);
+        self.act(request.operator, request.reason, AdminAction::Resolve { txid, participant, commit: request.commit }).await
+    }
+
+    async fn skip(&self, request: Request<v1::SkipRequest>) -> Result<Response<v1::AdminReply>, Status> {
+        let request = request.into_inner();
+        let (txid, participant) = (txid(&request.txid)?, self.participant(&request.participant)?);
+        self.act(request.operator, request.reason, AdminAction::Skip { txid, participant }).await
+    }
+
+    async fn list_damage(&self, _: Request<v1::ListDamageRequest>) -> Result<Response<v1::ListDamageReply>, Status> {
+        Ok(Response::new(self.0.engine.ask(Question::ListDamage).await?))
+    }
+
+    async fn forget_damage(&self, request: Request<v1::ForgetDamageRequest>) -> Result<Response<v1::AdminReply>, Status> {
+        let request = request.into_inner();
+        let (txid, participant) = (txid(&request.txid)?, self.participant(&request.participant)?);
+        self.act(request.operator, request.reason, AdminAction::Forget { txid, participant }).await
+    }
+
+    async fn waive(&self, request: Request<v1::WaiveRequest>) -> Result<Response<v1::AdminReply>, Status> {
+        let request = request.into_inner();
+        let participant = self.participant(&request.participant)?;
+        self.act(request.operator, request.reason, AdminAction::Waive { participant }).await
+    }
+
+    async fn leave_safe_mode(&self, request: Request<v1::LeaveSafeModeRequest>) -> Result<Response<v1::AdminReply>, Status> {
+        let request = request.into_inner();
+        self.act(request.operator, request.reason, AdminAction::LeaveSafeMode).await
+    }
+}
+
+impl Admin {
+    fn participant(&self, name: &str) -> Result<ParticipantId, Status> {
+        let names = self.0.engine.names();
+        let unknown = || Status::not_found(format!("participant: {}", translate::unknown_store(name, names)));
+        names.named(name).map(|entry| entry.id).ok_or_else(unknown)
+    }
+
+    async fn act(&self, operator: String, reason: String, action: AdminAction) -> Result<Response<v1::AdminReply>, Status> {
+        for (field, text) in [("operator", &operator), ("reason", &reason)] {
+            match text.trim().len() {
+                0 => return Err(Status::invalid_argument(format!("{field} is empty: it is kept with the command"))),
+                size if size > TEXT_BYTES => {
+                    return Err(Status::invalid_argument(format!("{field} has {size} bytes: at most {TEXT_BYTES}")));
+                }
+                _ => {}
+            }
+        }
+        let (done, message) = match self.0.engine.call(|ticket| Event::Admin { ticket, operator, action, reason }).await? {
+            Reply::Done(message) => (true, message),
+            Reply::Refused(refusal) => (false, refusal.message),
+            reply => panic!("the engine answered an operator with {reply:?}"),
+        };
+        Ok(Response::new(v1::AdminReply { done, message }))
+    }
+}
+
+fn txid(text: &str) -> Result<Txid, Status> {
+    text.parse().map_err(|sentence| Status::invalid_argument(format!("txid: {sentence}")))
+}
+
+fn limit(limit: u32, most: u32) -> Result<u32, Status> {
+    match limit {
+        0 => Ok(LIST_DEFAULT),
+        limit if limit > most => Err(Status::invalid_argument(format!("limit is {limit}: at most {most}"))),
+        limit => Ok(limit),
+    }
+}

@@ -1,0 +1,206 @@
+//! `TransactionService`: transactions, reads, schemas.
+
+use super::Context;
+use super::stream::{self, Writer};
+use super::translate::{self, Translator};
+use crate::engine_handle::Registered;
+use lockstep_core::{Csn, Event, ParticipantId, Reply};
+use lockstep_participants::{ReadLimits, Reader, StoreError};
+use lockstep_proto::v1;
+use lockstep_proto::v1::transaction_service_server::TransactionService;
+use prost::Message;
+use std::sync::Arc;
+use tonic::metadata::MetadataValue;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+/// In a read's error: the CSN at which a store that is behind its token stands.
+pub const BEHIND_METADATA: &str = "lockstep-behind-csn";
+/// In a read's error: the log that this daemon has, where the token is of another one.
+pub const LOG_METADATA: &str = "lockstep-log-id";
+
+/// The service.
+pub struct Transactions(pub(super) Context);
+
+/// Who is there.
+pub(super) fn welcome(context: &Context) -> v1::Welcome {
+    let (identity, limits) = (context.engine.identity(), &context.configuration.limits);
+    let store = |store: &Registered| v1::Store {
+        name: store.name.to_string(),
+        r#type: store.store_type.into(),
+        role: translate::role_word(store.role).into(),
+        kind: translate::kind_word(store.kind).into(),
+    };
+    v1::Welcome {
+        coord_id: identity.coord_id.0.to_be_bytes().to_vec().into(),
+        log_id: identity.log_id.0.to_be_bytes().to_vec().into(),
+        position: Some(translate::position_out(context.engine.position())),
+        stores: context.engine.names().all().iter().map(store).collect(),
+        limits: Some(v1::Limits {
+            transaction_bytes: limits.transaction_bytes as u64,
+            operations: limits.operations as u64,
+            document_bytes: limits.document_bytes as u64,
+        }),
+        version: env!("CARGO_PKG_VERSION").into(),
+    }
+}
+
+#[tonic::async_trait]
+impl TransactionService for Transactions {
+    type TransactStream = Writer;
+
+    async fn transact(&self, request: Request<Streaming<v1::TransactRequests>>) -> Result<Response<Writer>, Status> {
+        let limit = self.0.configuration.limits.streams;
+        let slot = Arc::clone(&self.0.streams)
+            .try_acquire_owned()
+            .map_err(|_| Status::resource_exhausted(format!("there are {limit} open streams, as many as there may be (limits.streams)")))?;
+        let (reader, writer) = stream::open(self.0.clone(), slot);
+        tokio::spawn(reader.run(request.into_inner()));
+        Ok(Response::new(writer))
+    }
+
+    async fn commit(&self, request: Request<v1::CommitRequest>) -> Result<Response<v1::Outcome>, Status> {
+        let engine = &self.0.engine;
+        let mut translator = Translator::new(engine.names(), &self.0.configuration.limits, &self.0.configuration.timeouts);
+        let reply = match translator.commit(request.into_inner(), engine.position(), engine.now()) {
+            Ok(request) => engine.call(|ticket| Event::Commit(ticket, request)).await?,
+            Err(invalid) => invalid.reply(),
+        };
+        Ok(Response::new(translate::outcome_out(reply, engine.names())))
+    }
+
+    async fn inquire(&self, request: Request<v1::InquireRequest>) -> Result<Response<v1::Outcome>, Status> {
+        let engine = &self.0.engine;
+        let translator = Translator::new(engine.names(), &self.0.configuration.limits, &self.0.configuration.timeouts);
+        let ticket = engine.ticket();
+        let event = translator
+            .inquire(request.into_inner(), ticket, engine.position(), engine.now())
+            .map_err(|invalid| Status::invalid_argument(invalid.sentence))?;
+        Ok(Response::new(translate::outcome_out(engine.call_as(ticket, event).await?, engine.names())))
+    }
+
+    async fn describe(&self, _: Request<v1::DescribeRequest>) -> Result<Response<v1::Welcome>, Status> {
+        Ok(Response::new(welcome(&self.0)))
+    }
+
+    async fn query(&self, request: Request<v1::QueryRequest>) -> Result<Response<v1::QueryReply>, Status> {
+        let request = request.into_inner();
+        let store = self.store(&request.store)?;
+        let parameters = translate::values(request.parameters).map_err(Status::invalid_argument)?;
+        if request.sql.trim().is_empty() {
+            return Err(Status::invalid_argument("sql is empty"));
+        }
+        self.at_least(store, &request.at_least, request.wait_ms).await?;
+        let limits = self.read_limits(request.limit, 0, request.timeout_ms)?;
+        let result = self.read(store, move |reader| reader.query(&request.sql, &parameters, limits)).await?;
+        self.sized(v1::QueryReply { result: Some(translate::result_out(&result)) })
+    }
+
+    async fn search(&self, request: Request<v1::SearchRequest>) -> Result<Response<v1::SearchReply>, Status> {
+        let request = request.into_inner();
+        let store = self.store(&request.store)?;
+        self.at_least(store, &request.at_least, request.wait_ms).await?;
+        let limits = self.read_limits(request.limit, request.offset, request.timeout_ms)?;
+        let found = self.read(store, move |reader| reader.search(&request.query, limits)).await?;
+        self.sized(v1::SearchReply { total: found.total, documents: found.documents.into_iter().map(translate::document_out).collect() })
+    }
+
+    async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetReply>, Status> {
+        let request = request.into_inner();
+        let store = self.store(&request.store)?;
+        self.at_least(store, &request.at_least, request.wait_ms).await?;
+        let document = self.read(store, move |reader| reader.get(&request.key)).await?;
+        self.sized(v1::GetReply { document: document.map(translate::document_out) })
+    }
+
+    async fn migrate(&self, request: Request<v1::MigrateRequest>) -> Result<Response<v1::MigrateReply>, Status> {
+        let request = request.into_inner();
+        let store = self.store(&request.store)?;
+        let message = self.0.engine.migrate(store.id, request.script).await.map_err(store_status)?;
+        Ok(Response::new(v1::MigrateReply { message }))
+    }
+}
+
+impl Transactions {
+    fn store(&self, name: &str) -> Result<&Registered, Status> {
+        let names = self.0.engine.names();
+        names.named(name).ok_or_else(|| Status::not_found(format!("store: {}", translate::unknown_store(name, names))))
+    }
+
+    /// Waits until the store has followed as far as the token says; no token, no wait.
+    async fn at_least(&self, store: &Registered, token: &[u8], wait_ms: u32) -> Result<(), Status> {
+        if token.is_empty() {
+            return Ok(());
+        }
+        let token = translate::token(token).map_err(Status::invalid_argument)?;
+        let engine = &self.0.engine;
+        let deadline = engine.now().after(self.0.configuration.timeouts.wait(wait_ms).as_micros() as u64);
+        let participant: ParticipantId = store.id;
+        match engine.call(|ticket| Event::AtLeast { ticket, participant, token, deadline }).await? {
+            Reply::Reached(_) => Ok(()),
+            Reply::Behind(at) => Err(behind(store, token.csn, at)),
+            Reply::ForeignToken(ours) => {
+                let sentence = format!("at_least is of another log, {}: this one is {ours}", token.log_id);
+                Err(with_metadata(Status::failed_precondition(sentence), LOG_METADATA, &ours.to_string()))
+            }
+            Reply::Refused(refusal) => Err(Status::unavailable(refusal.message)),
+            Reply::Unknown(sentence) => Err(Status::unavailable(sentence)),
+            reply => panic!("the engine answered at_least with {reply:?}"),
+        }
+    }
+
+    fn read_limits(&self, limit: u32, offset: u32, timeout_ms: u32) -> Result<ReadLimits, Status> {
+        let most = self.0.configuration.limits.result_rows;
+        if limit as usize > most {
+            return Err(Status::invalid_argument(format!("limit is {limit}: at most {most} (limits.result_rows)")));
+        }
+        let rows = if limit == 0 { most } else { limit as usize };
+        Ok(ReadLimits { rows, offset: offset as usize, timeout: self.0.configuration.timeouts.statement(timeout_ms) })
+    }
+
+    /// Reads on a thread that may block; as many at once as `limits.reads`.
+    async fn read<T: Send + 'static>(
+        &self,
+        store: &Registered,
+        read: impl FnOnce(&dyn Reader) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let remote = || Status::failed_precondition(format!("store `{}` is remote: read it at its own address", store.name));
+        let reader = self.0.engine.reader(store.id).ok_or_else(remote)?;
+        let slot = Arc::clone(&self.0.reads).acquire_owned().await.map_err(|_| Status::unavailable("the daemon is stopping"))?;
+        let run = move || {
+            let _slot = slot;
+            read(&*reader)
+        };
+        tokio::task::spawn_blocking(run).await.map_err(|error| Status::internal(format!("the read failed: {error}")))?.map_err(store_status)
+    }
+
+    fn sized<T: Message>(&self, reply: T) -> Result<Response<T>, Status> {
+        let (size, limit) = (reply.encoded_len(), self.0.configuration.limits.result_bytes);
+        if size > limit {
+            return Err(Status::resource_exhausted(format!(
+                "the result has {size} bytes: at most {limit} (limits.result_bytes); ask for less"
+            )));
+        }
+        Ok(Response::new(reply))
+    }
+}
+
+fn behind(store: &Registered, wanted: Csn, at: Csn) -> Status {
+    let sentence = format!("store `{}` is behind: it has followed up to CSN {at}, at_least asks for {wanted}; ask again", store.name);
+    with_metadata(Status::new(Code::DeadlineExceeded, sentence), BEHIND_METADATA, &at.to_u64().to_string())
+}
+
+fn with_metadata(mut status: Status, key: &'static str, value: &str) -> Status {
+    if let Ok(value) = MetadataValue::try_from(value) {
+        status.metadata_mut().insert(key, value);
+    }
+    status
+}
+
+fn store_status(error: StoreError) -> Status {
+    match error {
+        StoreError::Invalid(sentence) => Status::invalid_argument(sentence),
+        StoreError::Timeout(sentence) => Status::deadline_exceeded(sentence),
+        StoreError::Broken(sentence) => Status::unavailable(sentence),
+        StoreError::Refused(sentence) => Status::failed_precondition(sentence),
+    }
+}

@@ -1,0 +1,69 @@
+//! What SQLite's errors mean, by what must be done.
+
+use super::authorizer::Reason;
+use crate::StoreError;
+use lockstep_core::{Refusal, RefusalKind};
+use rusqlite::ErrorCode;
+
+/// Why a statement or a step did not succeed.
+#[derive(Debug)]
+pub enum Failure {
+    /// The transaction is at fault, or its time is up; the store is well.
+    Refused(Refusal),
+    /// The store is not well.
+    Broken(String),
+}
+
+impl Failure {
+    /// A refusal.
+    pub fn refused(kind: RefusalKind, message: impl Into<String>) -> Failure {
+        Failure::Refused(Refusal::new(kind, message))
+    }
+
+    /// Of an error that a caller's statement met. `reason` is the authorizer's, if it said No.
+    pub fn of_statement(error: rusqlite::Error, reason: Option<Reason>) -> Failure {
+        use RefusalKind::*;
+        if let Some(reason) = reason {
+            return Failure::refused(Invalid, reason.0);
+        }
+        let (code, message) = match &error {
+            rusqlite::Error::SqliteFailure(e, message) => (e.code, message.clone().unwrap_or_else(|| e.to_string())),
+            rusqlite::Error::SqlInputError { error: e, msg, .. } => (e.code, msg.clone()),
+            rusqlite::Error::MultipleStatement => return Failure::refused(Invalid, "one operation takes exactly one statement; there are several"),
+            other => return Failure::refused(Invalid, other.to_string()),
+        };
+        match code {
+            ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch => Failure::refused(Constraint, message),
+            ErrorCode::OperationInterrupted => Failure::refused(Timeout, "the statement took longer than the transaction's time-out"),
+            ErrorCode::OperationAborted | ErrorCode::AuthorizationForStatementDenied => Failure::refused(Invalid, message),
+            ErrorCode::TooBig => Failure::refused(Invalid, format!("{message}: a value or a statement is longer than the store's limits allow")),
+            ErrorCode::ApiMisuse => Failure::refused(Invalid, "the statement is empty"),
+            ErrorCode::ParameterOutOfRange | ErrorCode::Unknown | ErrorCode::NotFound => Failure::refused(Invalid, message),
+            ErrorCode::DiskFull => Failure::refused(Unavailable, "the database's disk is full"),
+            ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => Failure::refused(Unavailable, "the database file is locked by another process"),
+            _ => Failure::Broken(format!("SQLite failed: {message}")),
+        }
+    }
+}
+
+/// An error of a step of our own: nobody but the store can be at fault.
+impl From<rusqlite::Error> for Failure {
+    fn from(error: rusqlite::Error) -> Failure {
+        Failure::Broken(format!("SQLite failed: {error}"))
+    }
+}
+
+impl From<Failure> for StoreError {
+    fn from(failure: Failure) -> StoreError {
+        match failure {
+            Failure::Refused(refusal) if refusal.kind.retryable() => StoreError::Timeout(refusal.message),
+            Failure::Refused(refusal) => StoreError::Invalid(refusal.message),
+            Failure::Broken(message) => StoreError::Broken(message),
+        }
+    }
+}
+
+/// An error of a step of our own, as the worker is told it.
+pub fn broken(error: rusqlite::Error) -> StoreError {
+    Failure::from(error).into()
+}

@@ -1,0 +1,118 @@
+//! Queries beside the transactions: a few read-only connections, lent one by one.
+
+use super::SqliteOptions;
+use super::authorizer::Mode;
+use super::failure::broken;
+use super::hooks::{Guarded, Lengths};
+use super::schema::{Promise, Schema};
+use super::writer::{Room, compile, rows_of};
+use crate::{ReadLimits, Reader, StoreError};
+use lockstep_core::{StatementResult, Value};
+use rusqlite::{Connection, OpenFlags};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The readers of one file.
+pub struct Readers {
+    options: SqliteOptions,
+    promise: Promise,
+    pool: Mutex<Pool>,
+    returned: Condvar,
+}
+
+#[derive(Default)]
+struct Pool {
+    idle: Vec<Guarded>,
+    /// Connections that exist, lent ones too.
+    open: usize,
+    /// Changes with every change of the schema; connections are then opened anew.
+    generation: u64,
+}
+
+impl Readers {
+    /// None is open yet.
+    pub fn new(options: SqliteOptions, promise: Promise) -> Readers {
+        Readers { options, promise, pool: Mutex::default(), returned: Condvar::new() }
+    }
+
+    /// The schema has changed.
+    pub fn renew(&self) {
+        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        pool.generation += 1;
+        pool.open -= pool.idle.len();
+        pool.idle.clear();
+    }
+
+    fn lend(&self, until: Instant) -> Result<(Guarded, u64), StoreError> {
+        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(conn) = pool.idle.pop() {
+                return Ok((conn, pool.generation));
+            }
+            if pool.open < self.options.limits.readers {
+                pool.open += 1;
+                let generation = pool.generation;
+                drop(pool);
+                return self.open().map(|conn| (conn, generation)).inspect_err(|_| self.lost());
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left == Duration::ZERO {
+                return Err(StoreError::Timeout(format!("all {} reading connections are busy (readers)", self.options.limits.readers)));
+            }
+            pool = self.returned.wait_timeout(pool, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn give_back(&self, conn: Guarded, generation: u64) {
+        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        if generation == pool.generation {
+            pool.idle.push(conn);
+        } else {
+            pool.open -= 1;
+        }
+        drop(pool);
+        self.returned.notify_one();
+    }
+
+    fn lost(&self) {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner).open -= 1;
+        self.returned.notify_one();
+    }
+
+    fn open(&self) -> Result<Guarded, StoreError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let conn = Connection::open_with_flags(&self.options.path, flags).map_err(broken)?;
+        conn.busy_timeout(self.options.busy_timeout).map_err(broken)?;
+        conn.execute_batch("PRAGMA query_only = ON; PRAGMA temp_store = MEMORY").map_err(broken)?;
+        let limits = self.options.limits;
+        let schema = Schema::read(&conn, self.promise).map_err(broken)?;
+        let conn = Guarded::new(conn, Mode::Reading, Lengths { value: limits.value_bytes, sql: limits.statement_bytes });
+        conn.hooks.schema.replace(schema);
+        Ok(conn)
+    }
+
+    fn run(&self, conn: &Guarded, sql: &str, parameters: &[Value], limits: ReadLimits) -> Result<StatementResult, StoreError> {
+        let mut statement = compile(conn, Mode::Reading, sql, parameters)?;
+        if !statement.readonly() || statement.column_count() == 0 {
+            return Err(StoreError::Invalid("a query is one statement that only reads and gives rows; to write, use a transaction".into()));
+        }
+        let mut own = self.options.limits;
+        own.rows = limits.rows;
+        Ok(rows_of(&mut statement, &mut Room { rows: own.rows, bytes: own.result_bytes, limits: own }, limits.offset)?)
+    }
+}
+
+impl Reader for Readers {
+    fn query(&self, sql: &str, parameters: &[Value], limits: ReadLimits) -> Result<StatementResult, StoreError> {
+        let until = Instant::now() + limits.timeout;
+        let (conn, generation) = self.lend(until)?;
+        conn.hooks.deadline.set(Some(until));
+        let result = self.run(&conn, sql, parameters, limits);
+        conn.hooks.deadline.set(None);
+        self.give_back(conn, generation);
+        match result {
+            Err(StoreError::Timeout(_)) => Err(StoreError::Timeout(format!("the query took longer than {:?}", limits.timeout))),
+            other => other,
+        }
+    }
+}

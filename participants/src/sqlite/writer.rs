@@ -1,0 +1,465 @@
+//! The one writing connection: its transactions, its statements, its checkpoints.
+
+use super::authorizer::Mode;
+use super::failure::{Failure, broken};
+use super::hooks::{Guarded, Lengths};
+use super::redo;
+use super::schema::{OWN, Promise, Schema};
+use super::session::Session;
+use super::{Limits, SqliteOptions};
+use crate::StoreError;
+use lockstep_core::{Operation, Refusal, RefusalKind, Results, StatementResult, Value, Work};
+use rusqlite::config::DbConfig;
+use rusqlite::types::{ToSqlOutput, ValueRef};
+use rusqlite::{CachedStatement, Connection, OpenFlags, Params, ToSql};
+use std::time::{Duration, Instant};
+
+/// Our own statements begin like this; no client's may. So a client's statement never meets one of ours in the cache, compiled for us.
+pub const MARK: &str = "/*lockstep*/";
+
+const BEGIN: &str = "/*lockstep*/BEGIN IMMEDIATE";
+const COMMIT: &str = "/*lockstep*/COMMIT";
+const ROLLBACK: &str = "/*lockstep*/ROLLBACK";
+const SAVEPOINT: &str = "/*lockstep*/SAVEPOINT branch";
+const RELEASE: &str = "/*lockstep*/RELEASE branch";
+const ROLLBACK_TO: &str = "/*lockstep*/ROLLBACK TO branch";
+const DATA_VERSION: &str = "/*lockstep*/PRAGMA data_version";
+
+/// Compiled statements that are kept.
+const CACHE: usize = 256;
+
+/// The writing connection.
+pub struct Writer {
+    conn: Guarded,
+    limits: Limits,
+    promise: Promise,
+    /// Changes with every commit by anybody else.
+    data_version: i64,
+    /// Frames of the write-ahead log that are in the database file already.
+    backfilled: u32,
+    /// Whether anything was committed since the last completed checkpoint.
+    dirty: bool,
+    /// When the last checkpoint was tried.
+    checkpointed_at: Instant,
+    /// How thoroughly commits are forced.
+    sync: Sync,
+}
+
+/// How a transaction ran.
+pub enum Ran {
+    /// It wrote; its savepoint is released.
+    Wrote(Results),
+    /// It wrote nothing.
+    Read(Results),
+    /// It was rolled back; those before it stand.
+    Refused(Refusal),
+    /// It was rolled back, and SQLite rolled everything before it back too: the others are to be run again.
+    Gone(Refusal),
+}
+
+/// How thoroughly a commit is forced.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Sync {
+    /// By the next checkpoint; the decision log has it until then.
+    Normal,
+    /// Before it returns.
+    Full,
+}
+
+impl Writer {
+    /// Opens the file, or makes it.
+    pub fn open(options: &SqliteOptions, promise: Promise) -> Result<Writer, StoreError> {
+        let path = options.path.display();
+        let new = !options.path.exists();
+        let refused = |error: rusqlite::Error| StoreError::Refused(format!("cannot open {path} as a SQLite database: {error}"));
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let conn = Connection::open_with_flags(&options.path, flags).map_err(refused)?;
+        conn.busy_timeout(options.busy_timeout).map_err(refused)?;
+        let journal: String = conn.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)).map_err(refused)?;
+        if journal != "wal" {
+            return Err(StoreError::Refused(format!("{path} cannot have a write-ahead log (its journal mode stays `{journal}`)")));
+        }
+        conn.execute_batch("PRAGMA wal_autocheckpoint = 0; PRAGMA temp_store = MEMORY; PRAGMA foreign_keys = ON").map_err(refused)?;
+        conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true).map_err(refused)?;
+        conn.set_prepared_statement_cache_capacity(CACHE);
+        if new {
+            sync_folder_of(&options.path).map_err(|error| StoreError::Refused(format!("cannot make {path} durable: {error}")))?;
+        }
+        let lengths = Lengths { value: options.limits.value_bytes, sql: options.limits.statement_bytes };
+        let mut writer = Writer {
+            conn: Guarded::new(conn, Mode::Trusted, lengths),
+            limits: options.limits,
+            promise,
+            data_version: 0,
+            backfilled: 0,
+            dirty: true,
+            checkpointed_at: Instant::now(),
+            sync: Sync::Normal,
+        };
+        writer.set_sync(Sync::Normal)?;
+        writer.data_version = writer.read_data_version()?;
+        Ok(writer)
+    }
+
+    /// The connection, for statements of our own.
+    pub fn conn(&self) -> &Connection {
+        &self.conn
+    }
+
+    /// Runs a statement of our own, which begins with [`MARK`].
+    pub fn run<P: Params>(&self, sql: &str, parameters: P) -> rusqlite::Result<usize> {
+        debug_assert!(sql.starts_with(MARK));
+        self.conn.prepare_cached(sql)?.execute(parameters)
+    }
+
+    /// Reads the schema anew, and guards the keys that need it. After every change of it, and outside transactions.
+    pub fn learn_schema(&self) -> Result<(), StoreError> {
+        self.learn().map_err(broken)
+    }
+
+    fn learn(&self) -> rusqlite::Result<()> {
+        self.conn.flush_prepared_statement_cache();
+        let mut old = self.conn.prepare("SELECT name FROM sqlite_temp_master WHERE type = 'trigger' AND name LIKE '\\_lockstep\\_%' ESCAPE '\\'")?;
+        let old: Vec<String> = old.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        for trigger in old {
+            self.conn.execute_batch(&format!("DROP TRIGGER temp.{}", super::schema::quoted(&trigger)))?;
+        }
+        let schema = Schema::read(&self.conn, self.promise)?;
+        if self.promise == Promise::Replay {
+            self.conn.execute_batch(&schema.key_guards())?;
+        }
+        self.conn.hooks.schema.replace(schema);
+        Ok(())
+    }
+
+    /// What is known of the schema.
+    pub fn schema(&self) -> std::cell::Ref<'_, Schema> {
+        self.conn.hooks.schema.borrow()
+    }
+
+    /// How thoroughly the following commits are forced. Outside transactions only.
+    pub fn set_sync(&mut self, sync: Sync) -> Result<(), StoreError> {
+        let level = match sync {
+            Sync::Normal => "NORMAL",
+            Sync::Full => "FULL",
+        };
+        self.sync = sync;
+        self.conn.pragma_update(None, "synchronous", level).map_err(broken)
+    }
+
+    /// Takes the file's one write lock. `Refused` if anybody else has written the file: what the log holds for it does not fit any more.
+    pub fn begin(&self) -> Result<(), StoreError> {
+        self.run(BEGIN, []).map_err(|error| match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => {
+                StoreError::Timeout("the database file is locked by another process, which must not write it".into())
+            }
+            _ => broken(error),
+        })?;
+        if self.read_data_version()? != self.data_version {
+            self.roll_back()?;
+            return Err(StoreError::Refused(
+                "another process has written to the database file, which only Lockstep may write: stop that process, then start Lockstep again".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether a transaction is open.
+    pub fn in_transaction(&self) -> bool {
+        !self.conn.is_autocommit()
+    }
+
+    /// Commits. After an error nobody knows, until the file is opened again.
+    pub fn commit(&mut self) -> Result<(), StoreError> {
+        self.run(COMMIT, []).map_err(broken)?;
+        self.dirty = true;
+        if self.conn.hooks.wal_frames.get() < self.backfilled {
+            self.backfilled = 0;
+        }
+        Ok(())
+    }
+
+    /// Rolls back, if there is anything to roll back.
+    pub fn roll_back(&self) -> Result<(), StoreError> {
+        if self.in_transaction() {
+            self.run(ROLLBACK, []).map_err(broken)?;
+        }
+        Ok(())
+    }
+
+    /// Frames of the write-ahead log that wait for a checkpoint.
+    pub fn frames_waiting(&self) -> u32 {
+        if self.dirty { self.conn.hooks.wal_frames.get().saturating_sub(self.backfilled) } else { 0 }
+    }
+
+    /// Whether anything was committed since the last completed checkpoint.
+    pub fn dirty(&self) -> bool {
+        self.dirty
+    }
+
+    /// When the last checkpoint was tried.
+    pub fn checkpointed_at(&self) -> Instant {
+        self.checkpointed_at
+    }
+
+    /// Moves the write-ahead log into the database file and forces both. True if all of it is there; readers may keep some of it back.
+    pub fn checkpoint(&mut self) -> Result<bool, StoreError> {
+        self.checkpointed_at = Instant::now();
+        // A log that readers keep from starting over is waited for, or it would grow for ever.
+        let mode = if self.conn.hooks.wal_frames.get() > self.limits.wal_frames { "RESTART" } else { "PASSIVE" };
+        let (busy, in_log, moved): (bool, i64, i64) = self
+            .conn
+            .query_row(&format!("PRAGMA main.wal_checkpoint({mode})"), [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+            .map_err(broken)?;
+        self.backfilled = u32::try_from(moved).unwrap_or(0);
+        // (A RESTART that was kept from starting over says busy though all of it was moved.)
+        let complete = in_log == moved && (!busy || mode == "RESTART");
+        self.dirty &= !complete;
+        Ok(complete)
+    }
+
+    /// Runs one transaction's operations in a savepoint of the open transaction.
+    pub fn branch(&self, work: &Work, session: Option<&Session<'_>>) -> Result<Ran, StoreError> {
+        let timeout = match work.timeout {
+            0 => self.limits.timeout,
+            micros => Duration::from_micros(micros).min(self.limits.timeout),
+        };
+        let deadline = Instant::now() + timeout;
+        self.run(SAVEPOINT, []).map_err(broken)?;
+        let before = self.conn.total_changes();
+        let size = session.map_or(0, Session::size);
+        self.conn.hooks.deadline.set(Some(deadline));
+        let ran = self.operations(&work.operations, deadline);
+        self.conn.hooks.deadline.set(None);
+        let ran = ran.and_then(|results| {
+            if self.conn.violates_foreign_keys() {
+                return Err(Failure::refused(RefusalKind::Constraint, "FOREIGN KEY constraint failed"));
+            }
+            if let Some(session) = session {
+                self.check_size(session.size(), size)?;
+            }
+            Ok(results)
+        });
+        match ran {
+            Ok(results) if self.conn.total_changes() == before => {
+                self.undo_branch()?;
+                Ok(Ran::Read(results))
+            }
+            Ok(results) => {
+                self.run(RELEASE, []).map_err(broken)?;
+                Ok(Ran::Wrote(results))
+            }
+            Err(Failure::Refused(refusal)) if self.in_transaction() => {
+                self.undo_branch()?;
+                Ok(Ran::Refused(refusal))
+            }
+            Err(Failure::Refused(refusal)) => Ok(Ran::Gone(refusal)),
+            Err(broken @ Failure::Broken(_)) => Err(broken.into()),
+        }
+    }
+
+    /// Runs a script that changes the schema, as one durable transaction.
+    pub fn migrate(&mut self, script: &str) -> Result<(), StoreError> {
+        let sync = self.sync;
+        self.set_sync(Sync::Full)?;
+        // As SQLite advises for schema changes: foreign keys do not act meanwhile, and are checked at the end.
+        self.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, false).map_err(broken)?;
+        let migrated = self.migrate_inner(script);
+        let _ = self.roll_back();
+        self.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, true).map_err(broken)?;
+        self.set_sync(sync)?;
+        self.learn_schema()?;
+        migrated
+    }
+
+    fn migrate_inner(&mut self, script: &str) -> Result<(), StoreError> {
+        self.begin()?;
+        let invalid = |message: String| StoreError::Invalid(format!("the migration was not applied: {message}"));
+        self.conn.judged(Mode::Migration, |conn| conn.execute_batch(script)).map_err(|(error, reason)| {
+            match Failure::of_statement(error, reason) {
+                Failure::Refused(refusal) => invalid(refusal.message),
+                Failure::Broken(message) => StoreError::Broken(message),
+            }
+        })?;
+        if !self.in_transaction() {
+            return Err(invalid("a statement of it rolled everything back".into()));
+        }
+        let orphan: Option<String> = {
+            let mut check = self.conn.prepare("PRAGMA main.foreign_key_check").map_err(broken)?;
+            let mut rows = check.query([]).map_err(|error| invalid(error.to_string()))?;
+            rows.next().map_err(|error| invalid(error.to_string()))?.map(|row| row.get(0)).transpose().map_err(broken)?
+        };
+        if let Some(table) = orphan {
+            return Err(invalid(format!("rows of table `{table}` would refer to rows that are not there (FOREIGN KEY)")));
+        }
+        self.commit()
+    }
+
+    fn undo_branch(&self) -> Result<(), StoreError> {
+        self.run(ROLLBACK_TO, []).and_then(|_| self.run(RELEASE, [])).map(drop).map_err(broken)
+    }
+
+    fn check_size(&self, now: u64, before: u64) -> Result<(), Failure> {
+        let Limits { redo_bytes, group_bytes, .. } = self.limits;
+        if now - before > redo_bytes {
+            return Err(Failure::refused(
+                RefusalKind::Invalid,
+                format!("the transaction's changes take {} bytes; redo_bytes allows {redo_bytes}", now - before),
+            ));
+        }
+        if now > group_bytes {
+            return Err(Failure::refused(RefusalKind::Busy, format!("the group's changes would exceed group_bytes ({group_bytes}): try again")));
+        }
+        Ok(())
+    }
+
+    fn operations(&self, operations: &[Operation], deadline: Instant) -> Result<Results, Failure> {
+        let mut results = Vec::with_capacity(operations.len());
+        let mut room = Room { rows: self.limits.rows, bytes: self.limits.result_bytes, limits: self.limits };
+        for operation in operations {
+            match operation {
+                Operation::Statement { sql, parameters, expect_rows } => {
+                    if Instant::now() >= deadline {
+                        return Err(Failure::refused(RefusalKind::Timeout, "the transaction took longer than its time-out"));
+                    }
+                    let result = self.statement(sql, parameters, &mut room)?;
+                    if let Some(expected) = expect_rows.filter(|expected| *expected != result.rows_affected) {
+                        let message = format!("the statement affected {} rows, {expected} were expected", result.rows_affected);
+                        return Err(Failure::refused(RefusalKind::Condition, message));
+                    }
+                    results.push(result);
+                }
+                Operation::Put { key, .. } | Operation::Delete { key, .. } => {
+                    return Err(Failure::refused(
+                        RefusalKind::Invalid,
+                        format!("this store is a database: it takes SQL statements, not the document `{key}`"),
+                    ));
+                }
+            }
+        }
+        Ok(results.into())
+    }
+
+    fn statement(&self, sql: &str, parameters: &[Value], room: &mut Room) -> Result<StatementResult, Failure> {
+        let mut statement = compile(&self.conn, Mode::Transaction, sql, parameters)?;
+        let reads = statement.readonly();
+        let mut result = rows_of(&mut statement, room, 0)?;
+        if !reads {
+            result.rows_affected = self.conn.changes();
+        }
+        Ok(result)
+    }
+
+    /// Takes the recording of the open group: its redo.
+    pub fn group_redo(&self, session: &Session<'_>) -> Result<bytes::Bytes, StoreError> {
+        let sequences = if self.schema().counts_ids { redo::sequences(&self.conn).map_err(broken)? } else { Vec::new() };
+        Ok(session.changeset(redo::head(&sequences))?)
+    }
+
+    fn read_data_version(&self) -> Result<i64, StoreError> {
+        let mut statement = self.conn.prepare_cached(DATA_VERSION).map_err(broken)?;
+        statement.query_row([], |row| row.get(0)).map_err(broken)
+    }
+}
+
+/// Compiles a client's statement, or finds it in the cache, and binds its parameters.
+pub fn compile<'a>(conn: &'a Guarded, mode: Mode, sql: &str, parameters: &[Value]) -> Result<CachedStatement<'a>, Failure> {
+    if sql.trim_start().starts_with(MARK) {
+        return Err(Failure::refused(RefusalKind::Invalid, format!("a statement may not begin with {MARK}, which marks Lockstep's own ({OWN}…)")));
+    }
+    let mut statement = conn.judged(mode, |conn| conn.prepare_cached(sql)).map_err(|(error, reason)| Failure::of_statement(error, reason))?;
+    if statement.parameter_count() != parameters.len() {
+        let message = format!("the statement takes {} parameters, {} were given", statement.parameter_count(), parameters.len());
+        return Err(Failure::refused(RefusalKind::Invalid, message));
+    }
+    for (i, value) in parameters.iter().enumerate() {
+        statement.raw_bind_parameter(i + 1, Parameter(value)).map_err(|error| Failure::of_statement(error, None))?;
+    }
+    Ok(statement)
+}
+
+/// Steps a bound statement to its end; leaves out the first `offset` rows.
+pub fn rows_of(statement: &mut CachedStatement<'_>, room: &mut Room, offset: usize) -> Result<StatementResult, Failure> {
+    let columns: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+    let mut result = StatementResult { rows_affected: 0, columns, rows: Vec::new() };
+    let mut rows = statement.raw_query();
+    let mut left_out = 0;
+    while let Some(row) = rows.next().map_err(|error| Failure::of_statement(error, None))? {
+        if left_out < offset {
+            left_out += 1;
+            continue;
+        }
+        let mut values = Vec::with_capacity(result.columns.len());
+        for (i, name) in result.columns.iter().enumerate() {
+            values.push(value_of(row.get_ref_unwrap(i), name)?);
+        }
+        room.take(&values)?;
+        result.rows.push(values);
+    }
+    Ok(result)
+}
+
+/// What is left of the limits on results.
+pub struct Room {
+    /// Rows.
+    pub rows: usize,
+    /// Bytes of all values.
+    pub bytes: usize,
+    /// The limits, for the sentence.
+    pub limits: Limits,
+}
+
+impl Room {
+    fn take(&mut self, row: &[Value]) -> Result<(), Failure> {
+        let size: usize = row.iter().map(size_of_value).sum();
+        let Limits { rows, result_bytes, .. } = self.limits;
+        self.rows = self.rows.checked_sub(1).ok_or_else(|| Failure::refused(RefusalKind::Invalid, format!("the result has more rows than allowed ({rows})")))?;
+        self.bytes = self
+            .bytes
+            .checked_sub(size)
+            .ok_or_else(|| Failure::refused(RefusalKind::Invalid, format!("the result is larger than result_bytes allows ({result_bytes})")))?;
+        Ok(())
+    }
+}
+
+fn size_of_value(value: &Value) -> usize {
+    match value {
+        Value::Null => 1,
+        Value::Integer(_) | Value::Real(_) => 8,
+        Value::Text(text) => text.len(),
+        Value::Blob(bytes) => bytes.len(),
+    }
+}
+
+fn value_of(value: ValueRef<'_>, column: &str) -> Result<Value, Failure> {
+    Ok(match value {
+        ValueRef::Null => Value::Null,
+        ValueRef::Integer(value) => Value::Integer(value),
+        ValueRef::Real(value) => Value::Real(value),
+        ValueRef::Text(text) => match std::str::from_utf8(text) {
+            Ok(text) => Value::Text(text.to_owned()),
+            Err(_) => return Err(Failure::refused(RefusalKind::Invalid, format!("column `{column}` of the result is a text that is not UTF-8"))),
+        },
+        ValueRef::Blob(bytes) => Value::Blob(bytes::Bytes::copy_from_slice(bytes)),
+    })
+}
+
+struct Parameter<'a>(&'a Value);
+
+impl ToSql for Parameter<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self.0 {
+            Value::Null => ValueRef::Null,
+            Value::Integer(value) => ValueRef::Integer(*value),
+            Value::Real(value) => ValueRef::Real(*value),
+            Value::Text(text) => ValueRef::Text(text.as_bytes()),
+            Value::Blob(bytes) => ValueRef::Blob(bytes),
+        }))
+    }
+}
+
+fn sync_folder_of(path: &std::path::Path) -> std::io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."));
+    std::fs::File::open(folder)?.sync_all()
+}
+

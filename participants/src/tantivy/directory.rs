@@ -1,0 +1,116 @@
+//! The index's files, as Tantivy writes them: behind a fence, and with the one sync that Tantivy leaves out.
+
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use tantivy::Directory;
+use tantivy::directory::error::{DeleteError, LockError, OpenReadError, OpenWriteError};
+use tantivy::directory::{DirectoryLock, FileHandle, Lock, MmapDirectory, WatchCallback, WatchHandle, WritePtr};
+
+/// Stops a writer for good. Tantivy's merge threads outlive their `IndexWriter` and would write `meta.json` and delete files under
+/// the next one; behind a closed fence nothing of them reaches the folder.
+#[derive(Clone, Debug)]
+pub(super) struct Fence(Arc<FenceState>);
+
+#[derive(Debug)]
+struct FenceState {
+    open: RwLock<bool>,
+    /// How many more changes pass, for tests that crash between any two of them.
+    #[cfg(test)]
+    passes: std::sync::atomic::AtomicI64,
+}
+
+impl Fence {
+    pub fn new() -> Fence {
+        Fence(Arc::new(FenceState {
+            open: RwLock::new(true),
+            #[cfg(test)]
+            passes: i64::MAX.into(),
+        }))
+    }
+
+    /// Waits for changes under way; later ones fail.
+    pub fn close(&self) {
+        *self.0.open.write().unwrap_or_else(PoisonError::into_inner) = false;
+    }
+
+    /// Lets only so many more changes pass.
+    #[cfg(test)]
+    pub fn close_after(&self, changes: i64) {
+        self.0.passes.store(changes, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    /// Whether no change would pass any more.
+    #[cfg(test)]
+    pub fn is_closed(&self) -> bool {
+        self.0.passes.load(std::sync::atomic::Ordering::SeqCst) < 0
+    }
+
+    /// Held for the time of one change.
+    fn pass(&self) -> io::Result<RwLockReadGuard<'_, bool>> {
+        let open = self.0.open.read().unwrap_or_else(PoisonError::into_inner);
+        #[cfg(test)]
+        if self.0.passes.fetch_sub(1, std::sync::atomic::Ordering::SeqCst) <= 0 {
+            return Err(io::Error::other("the index writer was stopped"));
+        }
+        if *open { Ok(open) } else { Err(io::Error::other("the index writer was stopped")) }
+    }
+}
+
+/// An [`MmapDirectory`] behind a [`Fence`], whose atomic writes are durable when they return: Tantivy syncs the folder before it
+/// renames the new `meta.json` and not after, so that power loss could bring back the old one after the commit returned.
+#[derive(Clone, Debug)]
+pub(super) struct FencedDirectory {
+    inner: MmapDirectory,
+    fence: Fence,
+}
+
+impl FencedDirectory {
+    pub fn open(folder: &Path, fence: Fence) -> tantivy::Result<FencedDirectory> {
+        Ok(FencedDirectory { inner: MmapDirectory::open(folder)?, fence })
+    }
+}
+
+impl Directory for FencedDirectory {
+    fn get_file_handle(&self, path: &Path) -> Result<Arc<dyn FileHandle>, OpenReadError> {
+        self.inner.get_file_handle(path)
+    }
+
+    fn delete(&self, path: &Path) -> Result<(), DeleteError> {
+        let _pass = self.fence.pass().map_err(|e| DeleteError::IoError { io_error: Arc::new(e), filepath: path.to_owned() })?;
+        self.inner.delete(path)
+    }
+
+    fn exists(&self, path: &Path) -> Result<bool, OpenReadError> {
+        self.inner.exists(path)
+    }
+
+    fn open_write(&self, path: &Path) -> Result<WritePtr, OpenWriteError> {
+        let _pass = self.fence.pass().map_err(|e| OpenWriteError::IoError { io_error: Arc::new(e), filepath: path.to_owned() })?;
+        self.inner.open_write(path)
+    }
+
+    fn atomic_read(&self, path: &Path) -> Result<Vec<u8>, OpenReadError> {
+        self.inner.atomic_read(path)
+    }
+
+    fn atomic_write(&self, path: &Path, data: &[u8]) -> io::Result<()> {
+        let _pass = self.fence.pass()?;
+        self.inner.atomic_write(path, data)?;
+        // Only meta.json decides; the list of managed files may lag behind it.
+        if path == Path::new("meta.json") { self.inner.sync_directory() } else { Ok(()) }
+    }
+
+    fn sync_directory(&self) -> io::Result<()> {
+        let _pass = self.fence.pass()?;
+        self.inner.sync_directory()
+    }
+
+    fn acquire_lock(&self, lock: &Lock) -> Result<DirectoryLock, LockError> {
+        self.inner.acquire_lock(lock)
+    }
+
+    fn watch(&self, callback: WatchCallback) -> tantivy::Result<WatchHandle> {
+        self.inner.watch(callback)
+    }
+}

@@ -1,0 +1,376 @@
+//! Tantivy, embedded: a search index that votes by redo (DESIGN §3).
+//!
+//! Prepare checks every document against the declaration and Tantivy's limits, and hands the documents back as the redo: nothing is
+//! written before the decision. Phase two deletes by key and adds, in CSN order as far as known, many transactions to one commit of the
+//! index, whose payload carries the watermark. The log keeps every redo above the watermark, so the log makes the vote safe, not
+//! Tantivy: after any error the writer is dropped, and [`ResourceManager::recover`] opens the index as its last commit left it.
+//!
+//! ```text
+//! folder/LOCK         held while open
+//! folder/store.json   format, owner, declaration, and which generation is the current one
+//! folder/index-<n>/   the index; a migration builds the next one beside it and switches by store.json
+//! ```
+
+mod directory;
+mod document;
+mod index;
+mod manifest;
+mod reader;
+mod redo;
+mod schema;
+
+pub use document::{DocumentLimits, MAX_KEY, MAX_NAME};
+pub use reader::MAX_WINDOW;
+pub use schema::{Declaration, FieldDeclaration, FieldKind, MAX_FIELD_NAME, MAX_FIELDS};
+
+use crate::{Committed, Reader, Recovered, ResourceManager, StoreError, Tended};
+use document::shown;
+use index::{Applied, Writer};
+use lockstep_core::{Ballot, Condition, Csn, Decided, Kind, Operation, Owner, ParticipantId, Refusal, RefusalKind, Txid, Vote, Work};
+use manifest::{Manifest, sync_folder};
+use reader::IndexReads;
+use redo::Write;
+use rustc_hash::FxHashSet;
+use schema::Layout;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How a Tantivy store is run.
+#[derive(Clone, Debug)]
+pub struct TantivyOptions {
+    /// Where it lies; made if it is not there. Nothing else may be in it.
+    pub folder: PathBuf,
+    /// How long after the last commit began the next one is due, if anything waits: the lag of searches behind commits.
+    pub commit_every: Duration,
+    /// Memory for documents that wait to be written to disk, bytes; at least 15 MB.
+    pub heap: usize,
+    /// Limits of one document.
+    pub limits: DocumentLimits,
+}
+
+impl TantivyOptions {
+    /// The defaults in this folder: a commit every 100 ms, 30 MB, documents of 1 MiB.
+    pub fn new(folder: impl Into<PathBuf>) -> TantivyOptions {
+        TantivyOptions { folder: folder.into(), commit_every: Duration::from_millis(100), heap: 30_000_000, limits: DocumentLimits::default() }
+    }
+}
+
+/// A Tantivy index as a participant.
+pub struct Tantivy {
+    options: TantivyOptions,
+    manifest: Manifest,
+    layout: Arc<Layout>,
+    /// `None` after an error, until recovered.
+    writer: Option<Writer>,
+    reads: Arc<IndexReads>,
+    /// When the last commit began.
+    committed_at: Option<Instant>,
+    /// Last, so that it is released last.
+    _lock: File,
+}
+
+impl Tantivy {
+    /// Opens the index, or makes one. Errors: [`StoreError::Refused`] if another process has it, a newer version wrote it, or it is
+    /// not what it should be; [`StoreError::Broken`] if the disk fails.
+    pub fn open(options: TantivyOptions) -> Result<Tantivy, StoreError> {
+        assert!(options.limits.depth <= 100, "documents can be at most 100 levels deep");
+        make_folder(&options.folder)?;
+        let lock = lock(&options.folder)?;
+        let manifest = match Manifest::load(&options.folder)? {
+            Some(manifest) => manifest,
+            None => found(&options)?,
+        };
+        remove_other_generations(&options.folder, manifest.generation)?;
+        let layout = Arc::new(Layout::new(&manifest.declaration));
+        let writer = Writer::open(&index_folder(&options.folder, manifest.generation), layout.clone(), options.heap)?;
+        let reads = Arc::new(IndexReads::new(writer.snapshot().clone()));
+        Ok(Tantivy { options, manifest, layout, writer: Some(writer), reads, committed_at: None, _lock: lock })
+    }
+
+    /// What its documents look like.
+    pub fn declaration(&self) -> &Declaration {
+        &self.manifest.declaration
+    }
+
+    fn writer(&mut self) -> Result<&mut Writer, StoreError> {
+        self.writer.as_mut().ok_or_else(|| StoreError::Broken("the index is stopped after an error: it must be recovered".into()))
+    }
+
+    /// Runs one step of the writer; an error ends the writer.
+    fn step<T>(&mut self, step: impl FnOnce(&mut Writer, &Layout) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let layout = self.layout.clone();
+        let result = step(self.writer()?, &layout);
+        if result.is_err() {
+            self.writer = None;
+        }
+        result
+    }
+
+    /// Opens the index as its last commit left it.
+    fn reopen(&mut self) -> Result<(), StoreError> {
+        self.writer = None;
+        let folder = index_folder(&self.options.folder, self.manifest.generation);
+        let writer = Writer::open(&folder, self.layout.clone(), self.options.heap)?;
+        self.reads.switch(writer.snapshot().clone());
+        self.writer = Some(writer);
+        Ok(())
+    }
+
+    fn vote(&self, writer: &Writer, operations: &[Operation]) -> Result<Vote, StoreError> {
+        if operations.is_empty() {
+            return Ok(Vote::ReadOnly(Arc::from([])));
+        }
+        let mut writes = Vec::with_capacity(operations.len());
+        let mut keys = FxHashSet::default();
+        for operation in operations {
+            match self.check(writer, operation)? {
+                Ok(write) if keys.insert(write.key()) => writes.push(write),
+                Ok(write) => return Ok(no(RefusalKind::Invalid, format!("the document `{}` is written twice in one transaction", shown(write.key())))),
+                Err(refusal) => return Ok(Vote::No(refusal)),
+            }
+        }
+        Ok(Vote::Redo(redo::encode(writes), Arc::from([])))
+    }
+
+    fn check<'a>(&self, writer: &Writer, operation: &'a Operation) -> Result<Result<Write<'a>, Refusal>, StoreError> {
+        let Some(write) = Write::of(operation) else {
+            let sentence = "an index takes no SQL: put and delete whole documents";
+            return Ok(Err(Refusal::new(RefusalKind::Invalid, sentence)));
+        };
+        let (verb, checked) = match &write {
+            Write::Put { key, document } => ("put", document::check_key(key).and_then(|()| document::check(&self.layout, self.options.limits, document))),
+            Write::Delete { key } => ("delete", document::check_key(key)),
+        };
+        if let Err(sentence) = checked {
+            return Ok(Err(Refusal::new(RefusalKind::Invalid, format!("{verb} of `{}`: {sentence}", shown(write.key())))));
+        }
+        if let Some(condition) = operation.condition() {
+            // The coordinator has tested it against decided writes that are not here yet (R-COND).
+            let found = match writer.newest(write.key()) {
+                Some(newest) => (!newest.delete).then_some(newest.csn),
+                None => writer.snapshot().csn(write.key())?,
+            };
+            if let Some(sentence) = unmet(condition, found) {
+                return Ok(Err(Refusal::new(RefusalKind::Condition, format!("{verb} of `{}`: {sentence}", shown(write.key())))));
+            }
+        }
+        Ok(Ok(write))
+    }
+
+    /// Builds the index anew under another declaration, beside the current one. Nothing changes unless every document fits.
+    fn rebuild(&self, declaration: &Declaration, generation: u64) -> Result<(Arc<Layout>, Writer), StoreError> {
+        let older = self.writer.as_ref().expect("checked by the caller");
+        remove_other_generations(&self.options.folder, self.manifest.generation)?;
+        let folder = index_folder(&self.options.folder, generation);
+        make_folder(&folder)?;
+        let layout = Arc::new(Layout::new(declaration));
+        let mut writer = Writer::create(&folder, layout.clone(), self.options.heap)?;
+        older.snapshot().for_each(|document| {
+            document::check(&layout, self.options.limits, &document.document).map_err(|sentence| {
+                StoreError::Invalid(format!("the schema does not fit the document `{}`: {sentence}", shown(&document.key)))
+            })?;
+            writer.add(&layout, &document.key, document.csn, &document.document)
+        })?;
+        writer.follow(older);
+        writer.commit()?;
+        Ok((layout, writer))
+    }
+}
+
+impl ResourceManager for Tantivy {
+    fn kind(&self) -> Kind {
+        Kind::Redo
+    }
+
+    /// Everything above the watermark is given up, wherever it stands, and comes again from the log.
+    fn recover(&mut self, owner: Owner, _me: ParticipantId) -> Result<Recovered, StoreError> {
+        if !self.writer.as_ref().is_some_and(Writer::untouched) {
+            self.reopen()?;
+        }
+        if self.manifest.owner() != Some(owner) {
+            let mut manifest = self.manifest.clone();
+            manifest.set_owner(owner);
+            manifest.store(&self.options.folder)?;
+            self.manifest = manifest;
+        }
+        let writer = self.writer()?;
+        Ok(Recovered { progress: writer.progress(), highest: writer.highest(), prepared: Vec::new(), heuristics: Vec::new(), exclusive: true })
+    }
+
+    fn owner(&mut self) -> Result<Option<Owner>, StoreError> {
+        Ok(self.manifest.owner())
+    }
+
+    fn prepare(&mut self, batch: &[Work]) -> Result<Ballot, StoreError> {
+        self.writer()?;
+        let writer = self.writer.as_ref().expect("just seen");
+        let votes = batch.iter().map(|work| Ok((work.txid, self.vote(writer, &work.operations)?))).collect::<Result<_, StoreError>>()?;
+        Ok(Ballot { votes, ..Ballot::default() })
+    }
+
+    fn commit(&mut self, decided: &[Decided], closed: Csn) -> Result<Committed, StoreError> {
+        self.step(|writer, layout| {
+            let mut stuck = Vec::new();
+            for decided in decided {
+                match writer.apply(layout, decided)? {
+                    Applied::Yes => {}
+                    Applied::Stuck(sentence) => stuck.push((decided.csn, sentence)),
+                }
+            }
+            writer.close(closed);
+            Ok(Committed { progress: writer.progress(), stuck, ..Committed::default() })
+        })
+    }
+
+    /// A vote holds nothing here: there is nothing to forget.
+    fn abort(&mut self, _txids: &[Txid]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn tend(&mut self, closed: Csn) -> Result<Tended, StoreError> {
+        let now = Instant::now();
+        let due_at = self.committed_at.and_then(|at| at.checked_add(self.options.commit_every)).filter(|at| *at > now);
+        let (progress, committed) = self.step(|writer, _| {
+            writer.close(closed);
+            let commit = due_at.is_none() && writer.due();
+            if commit {
+                writer.commit()?;
+            }
+            Ok((writer.progress(), commit))
+        })?;
+        if committed {
+            self.committed_at = Some(now);
+        }
+        let next = if self.writer()?.due() { due_at.or_else(|| now.checked_add(self.options.commit_every)) } else { None };
+        Ok(Tended { progress, next })
+    }
+
+    fn reader(&self) -> Arc<dyn Reader> {
+        self.reads.clone()
+    }
+
+    /// Sets the declaration: JSON, see [`Declaration`]. On an index that is not empty every document must fit the new declaration; the
+    /// index is then built anew beside the old one, and the switch is one atomic rename. Transactions that have voted but are not
+    /// decided should not be under way: their documents were checked against the old declaration, and what does not fit the new one
+    /// would be kept but not found by its field.
+    fn migrate(&mut self, script: &str) -> Result<String, StoreError> {
+        let declaration = Declaration::parse(script)?;
+        self.step(|writer, _| if writer.due() { writer.commit() } else { Ok(()) })?;
+        if declaration == self.manifest.declaration {
+            return Ok("the schema is as it was: nothing to do".into());
+        }
+        let mut manifest = self.manifest.clone();
+        manifest.generation += 1;
+        manifest.declaration = declaration;
+        let rebuilt = self.rebuild(&manifest.declaration, manifest.generation).and_then(|rebuilt| manifest.store(&self.options.folder).map(|()| rebuilt));
+        let (layout, writer) = match rebuilt {
+            Ok(rebuilt) => rebuilt,
+            Err(error @ StoreError::Broken(_)) => {
+                // Whether the switch is on disk is not known: find out.
+                self.writer = None;
+                if let Some(manifest) = Manifest::load(&self.options.folder)? {
+                    self.layout = Arc::new(Layout::new(&manifest.declaration));
+                    self.manifest = manifest;
+                }
+                return Err(error);
+            }
+            Err(error) => {
+                remove_other_generations(&self.options.folder, self.manifest.generation)?;
+                return Err(error);
+            }
+        };
+        let documents = writer.snapshot().len();
+        self.reads.switch(writer.snapshot().clone());
+        (self.manifest, self.layout, self.writer) = (manifest, layout, Some(writer));
+        remove_other_generations(&self.options.folder, self.manifest.generation)?;
+        Ok(format!("the schema is set; {documents} documents were indexed anew"))
+    }
+}
+
+fn no(kind: RefusalKind, sentence: String) -> Vote {
+    Vote::No(Refusal::new(kind, sentence))
+}
+
+/// Why the condition does not hold, if it does not. `found`: the CSN of the document, if there is one.
+fn unmet(condition: Condition, found: Option<Csn>) -> Option<String> {
+    match (condition, found) {
+        (Condition::Csn(asked), Some(found)) if asked == found => None,
+        (Condition::Csn(asked), Some(found)) => Some(format!("expected the document with CSN {asked}, found it with CSN {found}")),
+        (Condition::Csn(asked), None) => Some(format!("expected the document with CSN {asked}, found no such document")),
+        (Condition::Absent, None) => None,
+        (Condition::Absent, Some(found)) => Some(format!("expected no such document, found it with CSN {found}")),
+    }
+}
+
+/// Takes the lock of the folder, for as long as the file is open.
+fn lock(folder: &Path) -> Result<File, StoreError> {
+    let path = folder.join("LOCK");
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(|e| io(&path, e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(StoreError::Refused(format!("the index folder {} is in use: another process holds its LOCK", folder.display())))
+        }
+        Err(TryLockError::Error(e)) => Err(io(&path, e)),
+    }
+}
+
+/// Founds a new store. A crash before its manifest is there leaves an index that holds nothing, and is removed.
+fn found(options: &TantivyOptions) -> Result<Manifest, StoreError> {
+    let manifest = Manifest::new();
+    let folder = index_folder(&options.folder, manifest.generation);
+    for (_, other) in generations(&options.folder)? {
+        let meta = std::fs::read(other.join("meta.json")).unwrap_or_default();
+        let committed = serde_json::from_slice::<serde_json::Value>(&meta).is_ok_and(|meta| meta["opstamp"] != 0);
+        if committed {
+            return Err(StoreError::Refused(format!("{} has an index but no store.json: restore it", options.folder.display())));
+        }
+    }
+    remove_other_generations(&options.folder, 0)?;
+    make_folder(&folder)?;
+    Writer::create(&folder, Arc::new(Layout::new(&manifest.declaration)), options.heap)?;
+    manifest.store(&options.folder)?;
+    Ok(manifest)
+}
+
+fn index_folder(folder: &Path, generation: u64) -> PathBuf {
+    folder.join(format!("index-{generation}"))
+}
+
+fn make_folder(folder: &Path) -> Result<(), StoreError> {
+    std::fs::create_dir_all(folder).map_err(|e| io(folder, e))?;
+    match folder.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        Some(parent) => sync_folder(parent).map_err(|e| io(parent, e)),
+        None => Ok(()),
+    }
+}
+
+/// Removes what a migration left, or never finished.
+fn remove_other_generations(folder: &Path, current: u64) -> Result<(), StoreError> {
+    for (generation, path) in generations(folder)? {
+        if generation != current {
+            std::fs::remove_dir_all(&path).map_err(|e| io(&path, e))?;
+        }
+    }
+    Ok(())
+}
+
+/// The generations whose folders are there.
+fn generations(folder: &Path) -> Result<Vec<(u64, PathBuf)>, StoreError> {
+    let mut generations = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(|e| io(folder, e))? {
+        let path = entry.map_err(|e| io(folder, e))?.path();
+        let generation = path.file_name().and_then(|name| name.to_str()?.strip_prefix("index-")?.parse().ok());
+        generations.extend(generation.map(|generation| (generation, path)));
+    }
+    Ok(generations)
+}
+
+fn io(path: &Path, error: std::io::Error) -> StoreError {
+    StoreError::Broken(format!("{}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,95 @@
+//! Crashes inside Tantivy's own commit, which only a fence of its own can cut at every change of the folder.
+
+use super::*;
+use crate::ReadLimits;
+use lockstep_core::{CoordId, Decider, Epoch};
+
+const OWNER: Owner = Owner { coord_id: CoordId(7), epoch: Epoch(1), incarnation: 9 };
+
+fn open(folder: &Path) -> Tantivy {
+    let mut options = TantivyOptions::new(folder);
+    options.commit_every = Duration::ZERO;
+    options.heap = 15_000_000;
+    let mut store = Tantivy::open(options).unwrap();
+    store.recover(OWNER, ParticipantId(1)).unwrap();
+    store
+}
+
+fn csn(n: u64) -> Csn {
+    Csn::new(Epoch(1), n)
+}
+
+fn decided(n: u64, operation: Operation) -> Decided {
+    let txid = Txid { epoch: Epoch(1), n, decider: Decider::Log };
+    Decided { csn: csn(n), txids: vec![txid], redo: redo::encode(vec![Write::of(&operation).unwrap()]) }
+}
+
+fn put(n: u64, key: &str) -> Decided {
+    decided(n, Operation::Put { key: key.into(), document: format!("{{\"n\":{n}}}"), condition: None })
+}
+
+fn delete(n: u64, key: &str) -> Decided {
+    decided(n, Operation::Delete { key: key.into(), condition: None })
+}
+
+/// Every change of the folder that a commit makes is cut off once; after each the store opens, takes the replay, and is right.
+#[test]
+fn a_crash_at_any_change_of_a_commit_loses_nothing() {
+    let mut cuts = 0;
+    for changes in 0.. {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = open(folder.path());
+        // Two commits make segments, so that the third has deletes to write, and names them after its operations' numbers.
+        let first: Vec<_> = (1..=40).map(|n| put(n, &format!("k{}", n % 10))).collect();
+        store.commit(&first[..20], csn(20)).unwrap();
+        store.tend(csn(20)).unwrap();
+        store.commit(&first[20..], csn(40)).unwrap();
+        store.tend(csn(40)).unwrap();
+
+        let second = [delete(41, "k1"), put(42, "k2"), put(43, "k11")];
+        let fence = store.writer.as_ref().unwrap().fence().clone();
+        fence.close_after(changes);
+        let result = store.commit(&second, csn(43)).and_then(|_| store.tend(csn(43)));
+        let cut = fence.is_closed();
+        drop(store);
+
+        let mut store = open(folder.path());
+        let durable = store.writer.as_ref().unwrap().progress().durable;
+        match result {
+            Ok(tended) => assert_eq!((tended.progress.durable, durable), (csn(43), csn(43)), "told durable, so it is ({changes} changes)"),
+            Err(error) => {
+                assert!(matches!(error, StoreError::Broken(_)), "{error}");
+                assert!(durable == csn(40) || durable == csn(43), "all of a commit or nothing ({changes} changes)");
+            }
+        }
+        store.commit(&second, csn(43)).unwrap();
+        let progress = store.tend(csn(43)).unwrap().progress;
+        assert_eq!(progress.durable, csn(43), "after {changes} changes");
+        let reader = store.reader();
+        let all = ReadLimits { rows: 100, offset: 0, timeout: Duration::from_secs(10) };
+        let mut found: Vec<_> = reader.search("*", all).unwrap().documents.into_iter().map(|d| (d.key, d.csn.n())).collect();
+        found.sort();
+        let mut expected: Vec<_> = (0..10).filter(|k| *k != 1).map(|k| (format!("k{k}"), if k == 0 { 40 } else { 30 + k })).collect();
+        expected.iter_mut().filter(|(key, _)| key == "k2").for_each(|(_, n)| *n = 42);
+        expected.push(("k11".into(), 43));
+        expected.sort();
+        assert_eq!(found, expected, "after {changes} changes");
+        if !cut {
+            break;
+        }
+        cuts += 1;
+    }
+    assert!(cuts > 5, "only {cuts} places to cut at");
+}
+
+/// A writer that was dropped reaches the folder no more, whatever its threads still do.
+#[test]
+fn a_dropped_writer_is_fenced_off() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let fence = store.writer.as_ref().unwrap().fence().clone();
+    drop(store);
+    let directory = directory::FencedDirectory::open(&index_folder(folder.path(), 1), fence).unwrap();
+    let error = tantivy::Directory::atomic_write(&directory, Path::new("meta.json"), b"{}").unwrap_err();
+    assert_eq!(error.to_string(), "the index writer was stopped");
+}

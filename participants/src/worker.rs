@@ -1,0 +1,299 @@
+//! One thread beside one store: runs the branch's side of the protocol and calls the store itself, so that a transaction takes no
+//! further thread hop on its way.
+//!
+//! The loop: take everything that has arrived, let the machine choose the store's next command, carry it out, send what came of it.
+//! While the store works the inbox fills; that is what makes the next batch.
+
+use crate::resource_manager::{Committed, Led, Reader, Recovered, ResourceManager, StoreError, Tended};
+use lockstep_core::{
+    Ballot, FromParticipant, Kind, Participant, ParticipantEffect, ParticipantEvent, Refusal, RefusalKind, SessionId, StoreCommand,
+    StoreReport, Ticket, Time, ToParticipant, Vote, Work,
+};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// What a worker is told. The inbox has no limit of its own: the coordinator limits what it has under way.
+#[derive(Debug)]
+enum ToWorker {
+    SessionUp(SessionId),
+    SessionDown(SessionId),
+    Messages(SessionId, Vec<ToParticipant>),
+    Migrate(Ticket, Arc<str>),
+    Stop,
+}
+
+/// What a worker says.
+#[derive(Clone, PartialEq, Debug)]
+pub enum FromWorker {
+    /// To the coordinator, in that session.
+    Message(SessionId, FromParticipant),
+    /// The session is over from this side, and why: the store broke, or the other side broke a rule. Open a new one.
+    SessionDown(SessionId, String),
+    /// What became of a migration.
+    Migrated(Ticket, Result<String, Refusal>),
+}
+
+/// A running worker, as its owner holds it. Dropping it stops the worker.
+pub struct WorkerHandle {
+    kind: Kind,
+    reader: Arc<dyn Reader>,
+    inbox: Sender<ToWorker>,
+    thread: Option<JoinHandle<Box<dyn ResourceManager>>>,
+}
+
+/// A worker: the machine, its store, and both directions.
+pub struct Worker {
+    machine: Participant,
+    store: Box<dyn ResourceManager>,
+    inbox: Receiver<ToWorker>,
+    outbox: Box<dyn FnMut(&mut Vec<FromWorker>) + Send>,
+    /// `Time(0)` of this worker.
+    origin: Instant,
+    effects: Vec<ParticipantEffect>,
+    outgoing: Vec<FromWorker>,
+    stopping: bool,
+}
+
+impl Worker {
+    /// Starts a thread of this name for a store. `outbox` is called on that thread with everything there is to send, in order, and
+    /// takes it out of the list; it must not block for long.
+    ///
+    /// Fails if the store cannot say whom it belongs to. A panic inside the store ends the process: its state is unknown, and a
+    /// restart recovers it.
+    pub fn spawn(
+        name: &str,
+        mut store: Box<dyn ResourceManager>,
+        outbox: impl FnMut(&mut Vec<FromWorker>) + Send + 'static,
+    ) -> Result<WorkerHandle, StoreError> {
+        let owner = store.owner()?;
+        let (kind, reader) = (store.kind(), store.reader());
+        let (sender, inbox) = channel();
+        let mut worker = Worker {
+            machine: Participant::new(kind),
+            store,
+            inbox,
+            outbox: Box::new(outbox),
+            origin: Instant::now(),
+            effects: Vec::new(),
+            outgoing: Vec::new(),
+            stopping: false,
+        };
+        worker.machine.step(Time(0), ParticipantEvent::Started(owner), &mut worker.effects);
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let _guard = AbortOnPanic;
+            worker.run();
+            worker.store
+        });
+        let thread = thread.map_err(|e| StoreError::Refused(format!("cannot start a thread for the store: {e}")))?;
+        Ok(WorkerHandle { kind, reader, inbox: sender, thread: Some(thread) })
+    }
+
+    fn run(&mut self) {
+        while !self.stopping {
+            self.wait();
+            self.take_all();
+            self.step(ParticipantEvent::Idle);
+            self.carry_out();
+        }
+    }
+
+    /// Waits until something arrives or is due.
+    fn wait(&mut self) {
+        let first = match self.machine.next_deadline() {
+            None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(due) => self.inbox.recv_timeout(Duration::from_micros(due.0.saturating_sub(self.now().0))),
+        };
+        match first {
+            Ok(first) => self.take(first),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => self.stopping = true,
+        }
+    }
+
+    /// Takes everything that has arrived.
+    fn take_all(&mut self) {
+        while !self.stopping
+            && let Ok(next) = self.inbox.try_recv()
+        {
+            self.take(next);
+        }
+    }
+
+    fn take(&mut self, message: ToWorker) {
+        match message {
+            ToWorker::SessionUp(session) => self.step(ParticipantEvent::SessionUp(session)),
+            ToWorker::SessionDown(session) => self.step(ParticipantEvent::SessionDown(session)),
+            ToWorker::Migrate(ticket, script) => self.step(ParticipantEvent::Migrate(ticket, script)),
+            ToWorker::Messages(session, messages) => {
+                for message in messages {
+                    self.step(ParticipantEvent::Message(session, message));
+                }
+            }
+            ToWorker::Stop => self.stopping = true,
+        }
+    }
+
+    fn step(&mut self, event: ParticipantEvent) {
+        let now = self.now();
+        self.machine.step(now, event, &mut self.effects);
+    }
+
+    /// Carries out what the machine asks for, until it asks for nothing more of the store. Votes and acks go out, and the inbox is
+    /// looked at, between any two store calls.
+    fn carry_out(&mut self) {
+        while let Some(command) = self.dispatch() {
+            let report = self.call(command);
+            self.step(ParticipantEvent::Store(report));
+            assert!(self.dispatch().is_none(), "the store gets its next command only when the inbox is empty");
+            self.take_all();
+            if self.stopping {
+                return;
+            }
+            self.step(ParticipantEvent::Idle);
+        }
+    }
+
+    /// Sends what there is to send; gives back what there is for the store.
+    fn dispatch(&mut self) -> Option<StoreCommand> {
+        let mut command = None;
+        for effect in self.effects.drain(..) {
+            match effect {
+                ParticipantEffect::Store(next) => assert!(command.replace(next).is_none(), "one store command at a time"),
+                ParticipantEffect::Send(session, message) => self.outgoing.push(FromWorker::Message(session, message)),
+                ParticipantEffect::EndSession(session, reason) => {
+                    tracing::warn!(session = session.0, %reason, "the store's session is ended");
+                    self.outgoing.push(FromWorker::SessionDown(session, reason));
+                }
+                ParticipantEffect::Migrated(ticket, result) => self.outgoing.push(FromWorker::Migrated(ticket, result)),
+            }
+        }
+        if !self.outgoing.is_empty() {
+            (self.outbox)(&mut self.outgoing);
+            self.outgoing.clear();
+        }
+        command
+    }
+
+    fn call(&mut self, command: StoreCommand) -> StoreReport {
+        let store = &mut self.store;
+        let report = match command {
+            StoreCommand::Recover { owner, me } => store.recover(owner, me).map(|recovered| {
+                let Recovered { progress, highest, prepared, heuristics, exclusive } = recovered;
+                StoreReport::Recovered { progress, highest, prepared, heuristics, exclusive }
+            }),
+            StoreCommand::Prepare(batch) => store.prepare(&batch).or_else(|error| refuse_all(&batch, error)).map(StoreReport::Prepared),
+            StoreCommand::Commit { decided, closed } => store.commit(&decided, closed).map(|committed| {
+                let Committed { progress, done, not_prepared, stuck } = committed;
+                StoreReport::Committed { progress, done, not_prepared, stuck }
+            }),
+            StoreCommand::Abort(txids) => store.abort(&txids).map(|()| StoreReport::Aborted),
+            StoreCommand::Lead(markers) => store.lead(&markers).map(|led| {
+                StoreReport::Led(match led {
+                    Led::Committed => Ok(()),
+                    Led::RolledBack(refusal) => Err(refusal),
+                })
+            }),
+            StoreCommand::Settle(what) => store.settle(&what).map(|marker| StoreReport::Settled(marker.map(Box::new))),
+            StoreCommand::Scan { above, limit } => store.scan(above, limit).map(StoreReport::Scanned),
+            StoreCommand::Floor(below) => store.floor(below).map(|()| StoreReport::Floored),
+            StoreCommand::Resolve { txid, commit } => store.resolve(txid, commit).map(|()| StoreReport::Resolved),
+            StoreCommand::Tend(closed) => store.tend(closed).map(|Tended { progress, next }| {
+                let next = next.map(|at| Time(micros(at.saturating_duration_since(self.origin))));
+                StoreReport::Tended { progress, next }
+            }),
+            StoreCommand::Migrate(_, script) => match store.migrate(&script) {
+                Ok(done) => Ok(StoreReport::Migrated(Ok(done))),
+                Err(StoreError::Broken(why)) => Err(StoreError::Broken(why)),
+                Err(StoreError::Invalid(why)) => Ok(StoreReport::Migrated(Err(Refusal::new(RefusalKind::Invalid, why)))),
+                Err(StoreError::Timeout(why)) => Ok(StoreReport::Migrated(Err(Refusal::new(RefusalKind::Timeout, why)))),
+                Err(StoreError::Refused(why)) => Ok(StoreReport::Migrated(Err(Refusal::new(RefusalKind::Unavailable, why)))),
+            },
+        };
+        // Whatever could not be done and is not a vote leaves the session without an answer it needs: recover.
+        report.unwrap_or_else(|error| StoreReport::Broken(error.to_string()))
+    }
+
+    fn now(&self) -> Time {
+        Time(micros(self.origin.elapsed()))
+    }
+}
+
+impl WorkerHandle {
+    /// How the store votes.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Reads beside the transactions, from any thread.
+    pub fn reader(&self) -> Arc<dyn Reader> {
+        self.reader.clone()
+    }
+
+    /// A session is up; every older one has ended. Numbers rise.
+    pub fn session_up(&self, session: SessionId) {
+        self.tell(ToWorker::SessionUp(session));
+    }
+
+    /// The session has ended.
+    pub fn session_down(&self, session: SessionId) {
+        self.tell(ToWorker::SessionDown(session));
+    }
+
+    /// Messages of a session, in order.
+    pub fn send(&self, session: SessionId, messages: Vec<ToParticipant>) {
+        self.tell(ToWorker::Messages(session, messages));
+    }
+
+    /// Changes the schema once the store is at rest; answered by [`FromWorker::Migrated`].
+    pub fn migrate(&self, ticket: Ticket, script: Arc<str>) {
+        self.tell(ToWorker::Migrate(ticket, script));
+    }
+
+    /// Stops the worker after the store call that is under way, and hands the store back.
+    pub fn stop(mut self) -> Box<dyn ResourceManager> {
+        self.tell(ToWorker::Stop);
+        self.thread.take().expect("stopped once").join().expect("a panic of the worker ends the process")
+    }
+
+    fn tell(&self, message: ToWorker) {
+        // The worker only stops after it was told to: then nobody waits for an answer.
+        let _ = self.inbox.send(message);
+    }
+}
+
+impl Drop for WorkerHandle {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            self.tell(ToWorker::Stop);
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A store that panicked is in no known state, and so is this process.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+/// The store is as it was: the whole batch is voted down.
+fn refuse_all(batch: &[Work], error: StoreError) -> Result<Ballot, StoreError> {
+    let kind = match &error {
+        StoreError::Invalid(_) => RefusalKind::Invalid,
+        StoreError::Timeout(_) => RefusalKind::Timeout,
+        StoreError::Broken(_) | StoreError::Refused(_) => return Err(error),
+    };
+    let refusal = Refusal::new(kind, error.to_string());
+    Ok(Ballot { votes: batch.iter().map(|work| (work.txid, Vote::No(refusal.clone()))).collect(), ..Ballot::default() })
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
