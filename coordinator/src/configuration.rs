@@ -1,9 +1,8 @@
 //! The daemon's configuration: one TOML file, overridden by the environment, overridden by flags. `lockstepd.example.toml` documents
 //! every key; a test holds it to these types and their defaults.
 
-use crate::engine_handle::Role;
 use clap::Args;
-use lockstep_core::Kind;
+use lockstep_core::{Config, Kind, ParticipantConfig, Role};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -86,7 +85,7 @@ pub struct TantivyStore {
     /// How long after the last Tantivy commit the next one starts, milliseconds.
     #[serde(default = "default_commit_every_ms")]
     pub commit_every_ms: u64,
-    /// The indexing thread's memory, MiB.
+    /// The indexing thread's memory, MB (10^6 bytes).
     #[serde(default = "default_heap_mb")]
     pub heap_mb: usize,
     /// Whether documents may be written with no database row in the same transaction (R-COVER).
@@ -147,6 +146,8 @@ pub struct Limits {
     pub key_bytes: usize,
     /// Transactions that are not decided yet.
     pub open_transactions: usize,
+    /// Decided transactions that one store has not made durable.
+    pub lag_transactions: usize,
     /// Open Transact streams.
     pub streams: usize,
     /// Unanswered requests of one stream.
@@ -171,8 +172,6 @@ pub struct Limits {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Timeouts {
-    /// Begin without Commit.
-    pub begin_ms: u64,
     /// Phase one at one participant.
     pub prepare_ms: u64,
     /// A transaction until it is decided, where the request names none.
@@ -185,10 +184,8 @@ pub struct Timeouts {
     pub wait_max_ms: u64,
     /// One statement, query or search.
     pub statement_ms: u64,
-    /// First inquiry.
-    pub inquiry_min_ms: u64,
-    /// Longest pause between inquiries.
-    pub inquiry_max_ms: u64,
+    /// How often a leader is scanned again that older sessions may still commit at (R-LR).
+    pub inquiry_ms: u64,
     /// First resend.
     pub resend_min_ms: u64,
     /// Longest pause between resends.
@@ -207,6 +204,8 @@ pub struct Retention {
     pub outcomes_max: usize,
     /// For so long.
     pub outcomes_keep_hours: u64,
+    /// So many outcomes with their statement results.
+    pub results_max: usize,
 }
 
 /// The decision log.
@@ -363,6 +362,34 @@ impl Configuration {
         self.data_dir.join("log")
     }
 
+    /// The machine's part of it. `wall_at_zero_ms`: the wall clock at the machine's time zero, milliseconds since 1970.
+    pub fn machine(&self, wall_at_zero_ms: u64) -> Config {
+        let Configuration { limits, timeouts, retention, log, .. } = self;
+        let micros = |milliseconds: u64| milliseconds.saturating_mul(1_000);
+        let participant = |store: &Store| ParticipantConfig {
+            name: store.name().to_string(),
+            kind: store.kind(),
+            role: store.role(),
+            standalone: store.standalone(),
+        };
+        Config {
+            participants: self.stores.iter().map(participant).collect(),
+            prepare_timeout: micros(timeouts.prepare_ms),
+            transaction_timeout: micros(timeouts.transaction_ms),
+            resend: (micros(timeouts.resend_min_ms), micros(timeouts.resend_max_ms)),
+            inquiry: micros(timeouts.inquiry_ms),
+            stuck_after: micros(timeouts.stuck_ms),
+            loss_wait: micros(log.loss_check_wait_ms),
+            loss_strict: log.loss_check == LossCheck::Strict,
+            max_open: limits.open_transactions,
+            max_lag: limits.lag_transactions,
+            outcomes_max: retention.outcomes_max,
+            outcomes_keep: micros(retention.outcomes_keep_hours.saturating_mul(3_600_000)),
+            results_max: retention.results_max,
+            wall_at_zero_ms,
+        }
+    }
+
     /// Checks what types alone do not.
     fn checked(self) -> Result<Configuration, ConfigurationError> {
         self.check_stores().and_then(|()| self.check_numbers()).map(|()| self).map_err(ConfigurationError)
@@ -414,6 +441,7 @@ impl Configuration {
             ("limits.document_bytes", limits.document_bytes),
             ("limits.key_bytes", limits.key_bytes),
             ("limits.open_transactions", limits.open_transactions),
+            ("limits.lag_transactions", limits.lag_transactions),
             ("limits.streams", limits.streams),
             ("limits.stream_in_flight", limits.stream_in_flight),
             ("limits.participant_queue", limits.participant_queue),
@@ -432,12 +460,11 @@ impl Configuration {
         at_least("limits.participant_frame_bytes", limits.participant_frame_bytes as u64, limits.frame_bytes as u64)?;
         let timeouts = &self.timeouts;
         for (key, value) in [
-            ("timeouts.begin_ms", timeouts.begin_ms),
             ("timeouts.prepare_ms", timeouts.prepare_ms),
             ("timeouts.transaction_ms", timeouts.transaction_ms),
             ("timeouts.wait_ms", timeouts.wait_ms),
             ("timeouts.statement_ms", timeouts.statement_ms),
-            ("timeouts.inquiry_min_ms", timeouts.inquiry_min_ms),
+            ("timeouts.inquiry_ms", timeouts.inquiry_ms),
             ("timeouts.resend_min_ms", timeouts.resend_min_ms),
             ("timeouts.stuck_ms", timeouts.stuck_ms),
             ("timeouts.stream_stall_ms", timeouts.stream_stall_ms),
@@ -447,7 +474,6 @@ impl Configuration {
         }
         at_least("timeouts.transaction_max_ms", timeouts.transaction_max_ms, timeouts.transaction_ms)?;
         at_least("timeouts.wait_max_ms", timeouts.wait_max_ms, timeouts.wait_ms)?;
-        at_least("timeouts.inquiry_max_ms", timeouts.inquiry_max_ms, timeouts.inquiry_min_ms)?;
         at_least("timeouts.resend_max_ms", timeouts.resend_max_ms, timeouts.resend_min_ms)
     }
 }
@@ -540,13 +566,13 @@ impl Timeouts {
 const FRAME_OVERHEAD: u64 = 65_536;
 
 fn default_checkpoint_pages() -> u32 {
-    1000
+    4000
 }
 fn default_commit_every_ms() -> u64 {
     100
 }
 fn default_heap_mb() -> usize {
-    50
+    30
 }
 
 fn valid_name(name: &str) -> bool {
@@ -601,6 +627,7 @@ impl Default for Limits {
             document_bytes: 1 << 20,
             key_bytes: 512,
             open_transactions: 10_000,
+            lag_transactions: 100_000,
             streams: 1_000,
             stream_in_flight: 1_024,
             frame_bytes: 8 << 20,
@@ -617,16 +644,14 @@ impl Default for Limits {
 impl Default for Timeouts {
     fn default() -> Timeouts {
         Timeouts {
-            begin_ms: 30_000,
             prepare_ms: 5_000,
             transaction_ms: 15_000,
             transaction_max_ms: 300_000,
             wait_ms: 10_000,
             wait_max_ms: 300_000,
             statement_ms: 5_000,
-            inquiry_min_ms: 2_000,
-            inquiry_max_ms: 60_000,
-            resend_min_ms: 100,
+            inquiry_ms: 2_000,
+            resend_min_ms: 1_000,
             resend_max_ms: 10_000,
             stuck_ms: 60_000,
             stream_stall_ms: 30_000,
@@ -636,7 +661,7 @@ impl Default for Timeouts {
 
 impl Default for Retention {
     fn default() -> Retention {
-        Retention { outcomes_max: 200_000, outcomes_keep_hours: 24 }
+        Retention { outcomes_max: 200_000, outcomes_keep_hours: 24, results_max: 10_000 }
     }
 }
 

@@ -4,7 +4,7 @@
 //! phase, names) is published beside the queue, without locks on the hot path.
 
 use lockstep_core::{
-    CoordId, Epoch, Event, FromParticipant, Kind, LogId, ParticipantId, Position, Reply, SessionId, Ticket, Time, ToParticipant,
+    CoordId, Epoch, Event, FromParticipant, Kind, LogId, ParticipantId, Position, Reply, Role, SessionId, Ticket, Time, ToParticipant,
 };
 use lockstep_participants::{Reader, StoreError, WorkerHandle};
 use lockstep_proto::v1;
@@ -133,15 +133,6 @@ pub struct Identity {
     pub log_id: LogId,
 }
 
-/// A configured store, as clients see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Takes SQL.
-    Database,
-    /// Takes documents.
-    Index,
-}
-
 /// A store's entry in the [`Registry`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registered {
@@ -151,12 +142,10 @@ pub struct Registered {
     pub name: Arc<str>,
     /// "sqlite", "tantivy", "remote".
     pub store_type: &'static str,
-    /// What it takes.
+    /// What it takes: statements or documents.
     pub role: Role,
     /// How it votes.
     pub kind: Kind,
-    /// Whether documents may be written there with no database row in the same transaction (R-COVER).
-    pub standalone: bool,
 }
 
 /// Names and numbers of the stores. Fixed while the daemon runs.
@@ -199,6 +188,14 @@ pub struct Shared {
     position: AtomicU64,
     phase: watch::Sender<Phase>,
     identity: RwLock<Identity>,
+}
+
+/// A started engine, as the daemon holds it.
+pub struct RunningEngine {
+    /// The way in.
+    pub handle: EngineHandle,
+    /// Why it cannot go on (R-FSYNC). Nothing is sent when it ends because it was asked to.
+    pub failed: oneshot::Receiver<String>,
 }
 
 /// What an [`EngineHandle`] is made from.

@@ -1,8 +1,16 @@
 //! lockstepd, the coordinator's daemon: runs what `lockstep_core` decides, in the order in which it decides.
 
 pub mod configuration;
+pub mod daemon;
 pub mod demo;
+pub mod committer;
+pub mod engine;
 pub mod engine_handle;
 pub mod failpoints;
 pub mod log;
 pub mod service;
+pub mod shutdown;
+pub mod stores;
+pub mod telemetry;
+pub mod view;
+pub mod workers;

@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Response, Status, Streaming};
 
 /// What happens to the next commit that was not seen before.
@@ -87,7 +88,8 @@ impl Fake {
         let state = State { coordinator: 7, epoch: 1, n: 1, ..State::default() };
         let state = Arc::new(Mutex::new(state));
         let service = TransactionServiceServer::new(Service { state: state.clone(), proxy: proxy.clone() });
-        tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(TcpListenerStream::new(listener)));
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
         Fake { state, proxy }
     }
 
@@ -126,6 +128,7 @@ impl Proxy {
                 }
                 accepting.connections.lock().unwrap().spawn(async move {
                     if let Ok(mut outer) = TcpStream::connect(target).await {
+                        inner.set_nodelay(true).and(outer.set_nodelay(true)).unwrap();
                         let _ = tokio::io::copy_bidirectional(&mut inner, &mut outer).await;
                     }
                 });

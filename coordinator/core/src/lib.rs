@@ -42,6 +42,8 @@ pub mod recovery;
 pub mod request;
 mod requests;
 mod sessions;
+#[cfg(any(test, feature = "simulator"))]
+pub mod simulator;
 pub mod transaction;
 pub mod view;
 pub mod vote;

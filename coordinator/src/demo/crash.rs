@@ -26,6 +26,8 @@ const JOURNAL: &str = "
 const WRITE_ENTRY: &str = "INSERT INTO journal (entry, times) VALUES (?1, 1) ON CONFLICT (entry) DO UPDATE SET times = times + 1";
 const COUNT: &str = "UPDATE tally SET n = n + 1 WHERE id = 1";
 
+/// How long a client waits after an abort.
+const AFTER_ABORT: Duration = Duration::from_millis(2);
 /// Clients that share a connection.
 const CLIENTS_PER_CONNECTION: usize = 8;
 /// How long all clients together may take to load what is not loaded when the last kill is over.
@@ -203,8 +205,10 @@ impl Load {
             let entry = format!("c{client}-{n}");
             let wait = if random.random_bool(0.5) { Wait::Decided } else { Wait::Applied };
             let written = lockstep.commit(plan.write(lockstep.transaction(), film, &entry).wait(wait)).await.ok();
-            if matches!(written, Some(Written::Committed { .. })) {
-                self.committed.fetch_add(1, Ordering::Relaxed);
+            match written {
+                Some(Written::Committed { .. }) => drop(self.committed.fetch_add(1, Ordering::Relaxed)),
+                // A daemon that has just come back may say "not yet" faster than anybody wants to hear it.
+                Some(Written::Aborted { .. }) | None => tokio::time::sleep(AFTER_ABORT).await,
             }
             let leaves = (!matches!(plan, Plan::Delete)).then(|| entry.clone());
             told.push(Told { entry, film: film.id.clone(), leaves, written });

@@ -206,7 +206,7 @@ mod tests {
         let size = RaceSize { clients: 3, keys: 2, writes: 12 };
         let plans = plans(7, &catalogue::films().unwrap(), size);
         let naive = Naive::open(folder.path()).unwrap();
-        let made = race_naively(&naive, &plans, &ProgressBar::hidden()).unwrap();
+        let made = race_naively(&naive, &plans, &ProgressBar::hidden(), &AtomicBool::new(false)).unwrap();
         assert_eq!(made, [4, 4, 4]);
         let films = plans.iter().flatten().map(|(film, _)| film.id.clone()).collect::<std::collections::BTreeSet<_>>();
         let mut entries = 0;

@@ -11,8 +11,11 @@
 //! Integers are little-endian where not said otherwise. In every version the first byte is the version and the last four are the
 //! CRC of all before them: so a newer version and a flipped bit can be told apart.
 //!
-//! A body that is not there is *lost*, unless a third piece, the *forgotten* mark, stands beside the head. The mark is written
-//! before or together with the removal of the first chunk. Likewise the start is moved before or with the removal of records below it.
+//! Chunks are written in the order of their keys, record after record, so a crash leaves whole records and at most one in part, the
+//! last: it was never acknowledged. A record in part anywhere else is damage.
+//!
+//! A body that is not there is *lost*, unless a third piece, the *forgotten* mark, stands beside the head: it is written before the
+//! first chunk is removed. Likewise the start is moved before the first record below it is removed.
 
 use lockstep_core::{CommitGroup, Entry, Lsn, Payload, Record};
 

@@ -1,4 +1,5 @@
-//! What stands in the log and in how many chunks: kept in memory, so that forgetting reads nothing. Eight bytes a record.
+//! What stands in the log and in how many chunks: kept in memory, so that forgetting reads nothing. Twelve bytes a
+//! record.
 
 use super::format::{Encoded, Key, Piece, START_KEY, Space, Start, chunk_count};
 use lockstep_core::{Entry, Lsn, ParticipantId, Record};
@@ -39,11 +40,6 @@ impl Index {
     /// Of a log that begins here.
     pub fn new(start: Lsn) -> Index {
         Index { start, shapes: VecDeque::new(), floor: None, acked: BTreeMap::new(), superseded: BTreeSet::new() }
-    }
-
-    /// From here on nothing is missing.
-    pub fn start(&self) -> Lsn {
-        self.start
     }
 
     /// Where the next record goes.

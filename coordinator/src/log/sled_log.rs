@@ -7,6 +7,8 @@
 //!   every page of chunks, and should a blob appear all the same it is synced with the rest;
 //! - an interrupted start leaves `snap.*.generating`, which the next start takes for a snapshot: deleted under the log's own lock;
 //! - dropping it after an error would write and sync once more, and panic if that fails: it is leaked instead (R-FSYNC);
+//! - its batches (`apply_batch`) keep it from freeing segments as fast as it fills them: with 400 records a batch the file grew by all
+//!   that was written. So changes go in one by one, in an order in which every beginning of them makes sense ([`super::format`]);
 //! - concurrent flushes can hang, so there is one committer, and it blocks.
 
 use super::format::{self, Unreadable};
@@ -26,9 +28,10 @@ use std::time::{Duration, Instant};
 
 /// Bytes of a segment of sled's file, for the life of the log. A quarter of it, the limit for a page, holds 128 chunks; a page splits
 /// at 16, and grows beyond that only while its neighbours are merged into it.
-const SEGMENT: usize = 2 << 20;
-/// Bytes of changes in one atomic write of the engine. Bigger groups take several, in order: a crash may leave their beginning.
-const WRITE_MAX: usize = 1 << 20;
+pub(super) const SEGMENT: usize = 2 << 20;
+/// Bytes of changes between two forces: less than a segment, so that sled cannot move a page, free the segment it was in and overwrite
+/// that one before the page is durable in its new place.
+const UNFORCED_MAX: usize = 1 << 20;
 /// Removals that may wait for the next append.
 const PENDING_MAX: usize = 4096;
 /// How long a measured folder size counts as current.
@@ -78,7 +81,7 @@ pub enum Step {
 /// Counters since open.
 #[derive(Default, Debug)]
 pub struct Metrics {
-    /// Forces.
+    /// Groups appended and forced.
     pub forces: AtomicU64,
     /// Records appended.
     pub records: AtomicU64,
@@ -102,7 +105,7 @@ struct Engine {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { cache: std::env::var("CACHE").map_or(16, |s| s.parse().unwrap()) << 20, fault: None }
+        Options { cache: 16 << 20, fault: None }
     }
 }
 
@@ -258,7 +261,9 @@ impl DecisionLog for SledLog {
 
 impl Drop for SledLog {
     fn drop(&mut self) {
-        if let Err(error) = self.engine().is_ok().then(|| self.commit(Vec::new(), false)).unwrap_or(Ok(())) {
+        if matches!(self.state, State::Open(_))
+            && let Err(error) = self.commit(Vec::new(), false)
+        {
             tracing::warn!(%error, "what was forgotten last comes back at the next start");
         }
     }
@@ -271,10 +276,10 @@ impl Engine {
         delete_half_snapshots(folder).map_err(io("clean"))?;
         let config = sled::Config::new()
             .path(folder)
-            .segment_size(std::env::var("SEG").map_or(SEGMENT, |s| s.parse().unwrap()))
+            .segment_size(SEGMENT)
             .cache_capacity(cache)
             .use_compression(false)
-            .flush_every_ms(std::env::var("FEM").map_or(flush_every_ms, |s| Some(s.parse().unwrap())));
+            .flush_every_ms(flush_every_ms);
         let db = open_after_remains(&config).map_err(|error| recovery::engine(folder, "open", error))?;
         let file = File::open(folder.join("db")).map_err(io("open"))?;
         // The folder may have been made just now, and the file's length and name with it.
@@ -286,33 +291,23 @@ impl Engine {
         Ok(Engine { db, file, blobs: folder.join("blobs"), _lock: lock })
     }
 
-    /// Hands over the changes in their order, in atomic pieces.
+    /// Hands over the changes one by one: after a crash the first of them are there, up to some point.
     fn write(&self, changes: Vec<Change>, fault: &Option<Fault>) -> io::Result<()> {
         if changes.is_empty() {
             return Ok(());
         }
         step(fault, Step::Write)?;
-        let (mut batch, mut bytes) = (sled::Batch::default(), 0);
+        let mut unforced = 0;
         for (key, value) in changes {
-            if std::env::var("PLAIN").is_ok() {
-                match value {
-                    Some(v) => { self.db.insert(key, v)?; }
-                    None => { self.db.remove(key)?; }
-                }
-                continue;
-            }
-            bytes += key.len() + value.as_ref().map_or(0, |value| value.len());
+            unforced += key.len() + value.as_ref().map_or(0, |value| value.len());
             match value {
-                Some(value) => batch.insert(key, value),
-                None => batch.remove(key),
+                Some(value) => self.db.insert(key, value)?,
+                None => self.db.remove(key)?,
+            };
+            if unforced >= UNFORCED_MAX {
+                self.force(fault)?;
+                unforced = 0;
             }
-            if bytes >= WRITE_MAX {
-                self.db.apply_batch(std::mem::take(&mut batch))?;
-                bytes = 0;
-            }
-        }
-        if bytes > 0 {
-            self.db.apply_batch(batch)?;
         }
         Ok(())
     }
@@ -337,8 +332,8 @@ impl Engine {
     }
 }
 
-/// Sled's background threads let go of its own lock some time after a log is dropped. Under our lock nobody else can hold it, so
-/// it is waited for.
+/// Sled's background threads let go of its own lock some time after a log is dropped. Under our lock nobody else holds it for
+/// longer, so it is waited for.
 pub(super) fn open_after_remains(config: &sled::Config) -> sled::Result<sled::Db> {
     let started = Instant::now();
     loop {
@@ -373,18 +368,17 @@ fn delete_half_snapshots(folder: &Path) -> io::Result<()> {
 
 /// Bytes that a folder takes on its disk.
 fn allocated(folder: &Path) -> io::Result<u64> {
-    let mut bytes = 0;
-    for file in std::fs::read_dir(folder)? {
+    let size = |file: io::Result<std::fs::DirEntry>| {
         let file = file?;
-        bytes += match file.metadata() {
-            Ok(metadata) if metadata.is_dir() => allocated(&file.path())?,
-            Ok(metadata) => metadata.blocks() * 512,
+        match file.metadata() {
+            Ok(metadata) if metadata.is_dir() => allocated(&file.path()),
+            Ok(metadata) => Ok(metadata.blocks() * 512),
             // Snapshots come and go.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-            Err(error) => return Err(error),
-        };
-    }
-    Ok(bytes)
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(error),
+        }
+    };
+    std::fs::read_dir(folder)?.map(size).sum()
 }
 
 fn failure(folder: &Path, doing: &str, error: &io::Error) -> LogError {

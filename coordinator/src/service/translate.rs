@@ -3,10 +3,10 @@
 
 use super::hash::xxh64;
 use crate::configuration::{Limits, Timeouts};
-use crate::engine_handle::{Registered, Registry, Role};
+use crate::engine_handle::{Registered, Registry};
 use lockstep_core::{
     Aborted, BranchRequest, Condition, Csn, Decider, Epoch, Event, Kind, LogId, Operation, ParticipantId, Position, Receipt, Refusal,
-    RefusalKind, Reply, Request, RequestKey, StatementResult, Ticket, Time, Token, Txid, Value, Wait,
+    RefusalKind, Reply, Request, Role, RequestKey, StatementResult, Ticket, Time, Token, Txid, Value, Wait,
 };
 use lockstep_participants::Document;
 use lockstep_proto::v1;
@@ -72,7 +72,6 @@ impl<'a> Translator<'a> {
             }
             branches.push(branch);
         }
-        self.check_cover(&branches)?;
         branches.sort_unstable_by_key(|branch| branch.participant);
         let hash = self.hash(&branches)?;
         let timeout = self.timeouts.transaction(request.timeout_ms).as_micros() as u64;
@@ -153,25 +152,6 @@ impl<'a> Translator<'a> {
             0 => Err("is empty".into()),
             size if size > self.limits.key_bytes => Err(format!("has {size} bytes: at most {} (limits.key_bytes)", self.limits.key_bytes)),
             _ => Ok(()),
-        }
-    }
-
-    /// R-COVER, as far as it can be checked without the stores.
-    fn check_cover(&self, branches: &[BranchRequest]) -> Result<(), Invalid> {
-        let store = |branch: &BranchRequest| self.names.numbered(branch.participant);
-        if branches.iter().filter_map(store).any(|store| store.role == Role::Database) {
-            return Ok(());
-        }
-        match branches.iter().filter_map(store).find(|store| !store.standalone) {
-            None => Ok(()),
-            Some(store) => Err(Invalid {
-                participant: Some(store.id),
-                sentence: format!(
-                    "branches: documents of `{}` are written with a database row in the same transaction, which fixes their order; \
-                     set standalone = true at this store to do without (R-COVER)",
-                    store.name
-                ),
-            }),
         }
     }
 
@@ -519,7 +499,7 @@ mod tests {
     const HERE: Position = Position { epoch: Epoch(3), n: 17 };
 
     fn names() -> Registry {
-        let entry = |id, name: &str, role, kind, standalone| Registered {
+        let entry = |id, name: &str, role, kind| Registered {
             id: ParticipantId(id),
             name: name.into(),
             store_type: "sqlite",
@@ -528,9 +508,9 @@ mod tests {
             standalone,
         };
         Registry::new(vec![
-            entry(1, "db", Role::Database, Kind::Serial, false),
-            entry(2, "index", Role::Index, Kind::Redo, false),
-            entry(3, "notes", Role::Index, Kind::Redo, true),
+            entry(1, "db", Role::Database, Kind::Serial),
+            entry(2, "index", Role::Index, Kind::Redo),
+            entry(3, "notes", Role::Index, Kind::Redo),
         ])
     }
 
@@ -615,12 +595,6 @@ mod tests {
             vec![branch("db", vec![statement("x"), statement("x")]), branch("notes", vec![put("a", "{}", None), put("b", "{}", None)])];
         refused(request(spread), "branches[1].operations: the transaction has more than 3 operations");
         refused(request(vec![branch("db", vec![statement(&"x".repeat(300))])]), "at most 200 (limits.transaction_bytes)");
-    }
-
-    #[test]
-    fn documents_without_a_row_need_a_standalone_index() {
-        refused(request(vec![branch("index", vec![put("k", "{}", None)])]), "(R-COVER)");
-        assert!(translate(request(vec![branch("notes", vec![put("k", "{}", None)])])).is_ok());
     }
 
     #[test]

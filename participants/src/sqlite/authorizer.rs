@@ -1,6 +1,6 @@
 //! What a statement may do, decided once, when it is compiled.
 
-use super::schema::{OWN, Schema};
+use super::schema::{OWN, Schema, is_own};
 use rusqlite::ffi;
 
 /// Whose statement is being compiled.
@@ -69,7 +69,6 @@ fn reading(schema: &Schema, action: &Action<'_>) -> Result<(), String> {
 }
 
 fn in_migration(action: &Action<'_>) -> Result<(), String> {
-    let own = |name: &str| name.get(..OWN.len()).is_some_and(|start| start.eq_ignore_ascii_case(OWN));
     match action.code {
         ffi::SQLITE_TRANSACTION | ffi::SQLITE_SAVEPOINT => Err("a migration is one transaction of its own: no BEGIN, COMMIT, ROLLBACK or SAVEPOINT in it".into()),
         ffi::SQLITE_ATTACH | ffi::SQLITE_DETACH => Err(refusal(action)),
@@ -78,7 +77,7 @@ fn in_migration(action: &Action<'_>) -> Result<(), String> {
             Err("a migration may not create TEMP tables, views, triggers or indices: nobody would see them".into())
         }
         ffi::SQLITE_READ | ffi::SQLITE_SELECT | ffi::SQLITE_FUNCTION | ffi::SQLITE_RECURSIVE => Ok(()),
-        _ if own(action.first) || own(action.second) => Err(format!("names that begin with {OWN} are Lockstep's own")),
+        _ if is_own(action.first) || is_own(action.second) => Err(format!("names that begin with {OWN} are Lockstep's own")),
         _ => Ok(()),
     }
 }

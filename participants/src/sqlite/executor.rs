@@ -133,17 +133,19 @@ impl Executor {
 
     /// Commits the open group if this is its decision, and applies redos otherwise.
     pub fn commit(&mut self, writer: &mut Writer, decided: &[Decided], closed: Csn) -> Result<Committed, StoreError> {
-        let mut rest = decided.iter().filter(|decision| !self.has(decision.csn)).peekable();
+        let new: Vec<&Decided> = decided.iter().filter(|decision| !self.has(decision.csn)).collect();
+        let mut rest = new.as_slice();
         let mut stuck = Vec::new();
         if !self.open.is_empty() {
-            match rest.next() {
+            match rest.split_first() {
                 None => {}
-                Some(decision) if decision.txids == self.open => {
+                Some((decision, others)) if decision.txids == self.open => {
+                    rest = others;
                     self.keep(writer, [decision.csn], closed)?;
                     writer.commit()?;
                     self.open.clear();
                 }
-                Some(decision) => {
+                Some((decision, _)) => {
                     assert!(
                         !decision.txids.iter().any(|txid| self.open.contains(txid)),
                         "R-SERIAL: {:?} was decided, which is a part of the open group {:?}",
@@ -157,9 +159,8 @@ impl Executor {
                 }
             }
         }
-        if rest.peek().is_some() {
-            let rest: Vec<_> = rest.collect();
-            stuck = self.replay(writer, &rest, closed)?;
+        if !rest.is_empty() {
+            stuck = self.replay(writer, rest, closed)?;
         }
         self.close(closed);
         if writer.frames_waiting() >= self.checkpoint_frames && !writer.in_transaction() {

@@ -96,7 +96,7 @@ impl Schema {
 
     /// User tables that transactions may not write, each with its reason, by name.
     pub fn refused(&self) -> Vec<(&str, &str)> {
-        let users = self.tables.values().filter(|table| !table.name.starts_with(OWN) && !table.name.starts_with("sqlite_"));
+        let users = self.tables.values().filter(|table| !is_own(&table.name) && !table.name.starts_with("sqlite_"));
         let mut refused: Vec<_> = users.filter_map(|table| Some((table.name.as_str(), table.refusal.as_deref()?))).collect();
         refused.sort_unstable();
         refused
@@ -124,7 +124,7 @@ impl Schema {
 impl Table {
     fn refusal_by_name(&self, kind: &str, promise: Promise) -> Option<String> {
         let name = &self.name;
-        if name.len() >= OWN.len() && name[..OWN.len()].eq_ignore_ascii_case(OWN) {
+        if is_own(name) {
             return Some(format!("table `{name}` is Lockstep's own bookkeeping"));
         }
         if name.to_ascii_lowercase().starts_with("sqlite_") {
@@ -141,7 +141,7 @@ impl Table {
 
     /// Reads columns and key, and finds out what a changeset cannot do here.
     fn examine(&mut self, conn: &Connection, without_rowid: bool, strict: bool) -> rusqlite::Result<()> {
-        let name = &self.name;
+        let name = &self.name.clone();
         let mut statement = conn.prepare_cached("SELECT name, type, \"notnull\", pk, hidden FROM pragma_table_xinfo(?)")?;
         let columns: Vec<(String, String, bool, bool, i64)> = statement
             .query_map([name], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get::<_, i64>(3)? > 0, row.get(4)?)))?
@@ -158,7 +158,7 @@ impl Table {
         }
         for (column, declared, not_null, ..) in keys.iter().filter(|_| !rowid_is_key) {
             let affinity = Affinity::of(declared, strict);
-            let (_, collation, ..) = conn.column_metadata(Some(c"main"), name.as_str(), column.as_str())?;
+            let (_, collation, ..) = conn.column_metadata(Some("main"), name.as_str(), column.as_str())?;
             let own_collation = collation.map_or("BINARY".into(), |name| name.to_string_lossy().into_owned());
             if let Some(collation) = key_collations.iter().chain([&own_collation]).find(|name| !name.eq_ignore_ascii_case("BINARY")) {
                 self.refusal = Some(format!("table `{name}` has a PRIMARY KEY with the collation {collation}: its changes cannot be recorded; use BINARY"));
@@ -229,6 +229,11 @@ impl Affinity {
             Affinity::Any
         }
     }
+}
+
+/// Whether a name is one of ours.
+pub fn is_own(name: &str) -> bool {
+    name.get(..OWN.len()).is_some_and(|start| start.eq_ignore_ascii_case(OWN))
 }
 
 /// A name as SQL writes it.

@@ -109,7 +109,16 @@ fn check_declared(name: &str, declared: FieldDeclaration, value: &Value, depth: 
         (FieldKind::Real, Value::Number(_)) | (FieldKind::Boolean, Value::Bool(_)) => Ok(()),
         (FieldKind::Date, Value::String(text)) if date(text).is_some() => Ok(()),
         (FieldKind::Json, Value::Object(members)) => members.iter().try_for_each(|(inner, value)| check_any(inner, value, 3, depth)),
-        (FieldKind::Text | FieldKind::Keyword | FieldKind::Integer | FieldKind::Real | FieldKind::Boolean | FieldKind::Date | FieldKind::Json, found) => wrong(found),
+        (
+            FieldKind::Text
+            | FieldKind::Keyword
+            | FieldKind::Integer
+            | FieldKind::Real
+            | FieldKind::Boolean
+            | FieldKind::Date
+            | FieldKind::Json,
+            found,
+        ) => wrong(found),
     }
 }
 
@@ -137,7 +146,8 @@ fn check_words(name: &str, text: &str) -> Result<(), String> {
     if text.len() <= MAX_TOKEN_LEN / 2 {
         return Ok(());
     }
-    let lengths = text.split(|c: char| !c.is_alphanumeric()).map(|word| word.chars().flat_map(char::to_lowercase).map(char::len_utf8).sum());
+    let lengths =
+        text.split(|c: char| !c.is_alphanumeric()).map(|word| word.chars().flat_map(char::to_lowercase).map(char::len_utf8).sum());
     check_token(name, lengths.max().unwrap_or(0))
 }
 

@@ -265,7 +265,8 @@ struct Position {
 impl Payload {
     fn text(watermark: Csn, highest: Csn, newest: &FxHashMap<String, Newest>) -> String {
         let deletes = newest.iter().filter(|(_, n)| n.delete && n.csn > watermark).map(|(key, n)| (n.csn.to_string(), key.clone()));
-        let payload = Payload { format: FORMAT, watermark: watermark.to_string(), highest: highest.to_string(), deletes: deletes.collect() };
+        let payload =
+            Payload { format: FORMAT, watermark: watermark.to_string(), highest: highest.to_string(), deletes: deletes.collect() };
         serde_json::to_string(&payload).expect("texts always encode")
     }
 
@@ -280,7 +281,11 @@ impl Payload {
         let read = || -> Result<Position, String> {
             let payload: Payload = serde_json::from_str(text).map_err(|e| e.to_string())?;
             let deletes = payload.deletes.into_iter().map(|(csn, key)| Ok((csn.parse()?, key)));
-            Ok(Position { watermark: payload.watermark.parse()?, highest: payload.highest.parse()?, deletes: deletes.collect::<Result<_, String>>()? })
+            Ok(Position {
+                watermark: payload.watermark.parse()?,
+                highest: payload.highest.parse()?,
+                deletes: deletes.collect::<Result<_, String>>()?,
+            })
         };
         read().map_err(|e| StoreError::Refused(format!("the payload of the index's last commit is damaged: {e}")))
     }

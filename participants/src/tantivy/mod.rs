@@ -53,7 +53,12 @@ pub struct TantivyOptions {
 impl TantivyOptions {
     /// The defaults in this folder: a commit every 100 ms, 30 MB, documents of 1 MiB.
     pub fn new(folder: impl Into<PathBuf>) -> TantivyOptions {
-        TantivyOptions { folder: folder.into(), commit_every: Duration::from_millis(100), heap: 30_000_000, limits: DocumentLimits::default() }
+        TantivyOptions {
+            folder: folder.into(),
+            commit_every: Duration::from_millis(100),
+            heap: 30_000_000,
+            limits: DocumentLimits::default(),
+        }
     }
 }
 
@@ -127,7 +132,12 @@ impl Tantivy {
         for operation in operations {
             match self.check(writer, operation)? {
                 Ok(write) if keys.insert(write.key()) => writes.push(write),
-                Ok(write) => return Ok(no(RefusalKind::Invalid, format!("the document `{}` is written twice in one transaction", shown(write.key())))),
+                Ok(write) => {
+                    return Ok(no(
+                        RefusalKind::Invalid,
+                        format!("the document `{}` is written twice in one transaction", shown(write.key())),
+                    ));
+                }
                 Err(refusal) => return Ok(Vote::No(refusal)),
             }
         }
@@ -140,7 +150,9 @@ impl Tantivy {
             return Ok(Err(Refusal::new(RefusalKind::Invalid, sentence)));
         };
         let (verb, checked) = match &write {
-            Write::Put { key, document } => ("put", document::check_key(key).and_then(|()| document::check(&self.layout, self.options.limits, document))),
+            Write::Put { key, document } => {
+                ("put", document::check_key(key).and_then(|()| document::check(&self.layout, self.options.limits, document)))
+            }
             Write::Delete { key } => ("delete", document::check_key(key)),
         };
         if let Err(sentence) = checked {
@@ -196,7 +208,13 @@ impl ResourceManager for Tantivy {
             self.manifest = manifest;
         }
         let writer = self.writer()?;
-        Ok(Recovered { progress: writer.progress(), highest: writer.highest(), prepared: Vec::new(), heuristics: Vec::new(), exclusive: true })
+        Ok(Recovered {
+            progress: writer.progress(),
+            highest: writer.highest(),
+            prepared: Vec::new(),
+            heuristics: Vec::new(),
+            exclusive: true,
+        })
     }
 
     fn owner(&mut self) -> Result<Option<Owner>, StoreError> {
@@ -264,7 +282,9 @@ impl ResourceManager for Tantivy {
         let mut manifest = self.manifest.clone();
         manifest.generation += 1;
         manifest.declaration = declaration;
-        let rebuilt = self.rebuild(&manifest.declaration, manifest.generation).and_then(|rebuilt| manifest.store(&self.options.folder).map(|()| rebuilt));
+        let rebuilt = self
+            .rebuild(&manifest.declaration, manifest.generation)
+            .and_then(|rebuilt| manifest.store(&self.options.folder).map(|()| rebuilt));
         let (layout, writer) = match rebuilt {
             Ok(rebuilt) => rebuilt,
             Err(error @ StoreError::Broken(_)) => {

@@ -135,7 +135,8 @@ impl Snapshot {
     }
 
     fn parse(&self, query: &str) -> Result<Box<dyn Query>, StoreError> {
-        let invalid = |sentences: Vec<String>| StoreError::Invalid(format!("the query `{query}` cannot be searched: {}", sentences.join("; ")));
+        let invalid =
+            |sentences: Vec<String>| StoreError::Invalid(format!("the query `{query}` cannot be searched: {}", sentences.join("; ")));
         let (mut ast, errors) = parse_query_lenient(query);
         if !errors.is_empty() {
             return Err(invalid(errors.into_iter().map(|e| format!("{} at position {}", e.message, e.pos)).collect()));

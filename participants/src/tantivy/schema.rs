@@ -5,8 +5,8 @@ use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use tantivy::schema::{
-    DateOptions, DateTimePrecision, FAST, Field, INDEXED, IndexRecordOption, JsonObjectOptions, NumericOptions, STORED, STRING, Schema, SchemaBuilder,
-    TextFieldIndexing, TextOptions,
+    DateOptions, DateTimePrecision, FAST, Field, INDEXED, IndexRecordOption, JsonObjectOptions, NumericOptions, STORED, STRING, Schema,
+    SchemaBuilder, TextFieldIndexing, TextOptions,
 };
 use tantivy::tokenizer::{LowerCaser, SimpleTokenizer, TextAnalyzer};
 
@@ -77,8 +77,11 @@ impl FieldKind {
 impl Declaration {
     /// Reads and checks an operator's script. Errors: [`StoreError::Invalid`], naming the field.
     pub fn parse(script: &str) -> Result<Declaration, StoreError> {
-        let declaration: Declaration = serde_json::from_str(script)
-            .map_err(|e| StoreError::Invalid(format!("the schema is not of the form {{\"fields\": {{\"title\": {{\"type\": \"text\", \"required\": true}}}}}}: {e}")))?;
+        let declaration: Declaration = serde_json::from_str(script).map_err(|e| {
+            StoreError::Invalid(format!(
+                "the schema is not of the form {{\"fields\": {{\"title\": {{\"type\": \"text\", \"required\": true}}}}}}: {e}"
+            ))
+        })?;
         let Some(fields) = &declaration.fields else { return Ok(declaration) };
         if fields.is_empty() || fields.len() > MAX_FIELDS {
             return Err(StoreError::Invalid(format!("the schema has {} fields; it must have 1 to {MAX_FIELDS}", fields.len())));
@@ -170,7 +173,9 @@ fn add_field(schema: &mut SchemaBuilder, name: &str, kind: FieldKind) -> Field {
         FieldKind::Integer => schema.add_i64_field(name, number),
         FieldKind::Real => schema.add_f64_field(name, number),
         FieldKind::Boolean => schema.add_bool_field(name, number),
-        FieldKind::Date => schema.add_date_field(name, DateOptions::default().set_indexed().set_fast().set_precision(DateTimePrecision::Microseconds)),
+        FieldKind::Date => {
+            schema.add_date_field(name, DateOptions::default().set_indexed().set_fast().set_precision(DateTimePrecision::Microseconds))
+        }
         FieldKind::Json => schema.add_json_field(name, JsonObjectOptions::default().set_indexing_options(words())),
     }
 }

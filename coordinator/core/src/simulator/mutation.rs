@@ -1,0 +1,45 @@
+//! Rules broken on purpose, to show that the simulator sees it.
+
+/// What one part of the world gets wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Mutation {
+    /// Nothing.
+    #[default]
+    None,
+    /// The log says Durable before it has forced: replies and Commits go out for what a crash may take back (§3.6).
+    DurableBeforeForce,
+    /// An index's watermark goes up to the newest CSN it has applied, past open ones (R-WATERMARK).
+    WatermarkPassesOpen,
+    /// A store acks what a crash may take back (§3.7).
+    AckBeforeDurable,
+    /// A put below the document's CSN overwrites it (§7).
+    OldDocumentsWin,
+    /// A serial executor applies a redo again (I8).
+    AppliesTwice,
+    /// A preparing store votes without holding locks (R-ORDER).
+    NoLocks,
+    /// A store keeps its open batch over the end of a session (R-SESSION).
+    KeepsWorking,
+    /// The network delivers messages of ended sessions in the next one (R-SESSION).
+    SessionsMix,
+    /// A branch's Prepare is delivered a second time, later (R-ONEPREP).
+    PreparesAgain,
+    /// Handed-over redos and the end of the handover arrive in the wrong order (R-REDO).
+    NoHandover,
+}
+
+impl Mutation {
+    /// All that break something.
+    pub const ALL: [Mutation; 10] = [
+        Mutation::DurableBeforeForce,
+        Mutation::WatermarkPassesOpen,
+        Mutation::AckBeforeDurable,
+        Mutation::OldDocumentsWin,
+        Mutation::AppliesTwice,
+        Mutation::NoLocks,
+        Mutation::KeepsWorking,
+        Mutation::SessionsMix,
+        Mutation::PreparesAgain,
+        Mutation::NoHandover,
+    ];
+}

@@ -1,0 +1,506 @@
+//! A store of any kind, in memory: what is durable, what a crash takes, and a history of all that was applied.
+
+use super::checker::{Checker, Tag};
+use super::dice::Dice;
+use super::mutation::Mutation;
+use crate::participant::{StoreCommand, StoreReport};
+use crate::vote::{Kind, Refusal, RefusalKind};
+use crate::{
+    Ballot, Condition, Csn, Decided, Decider, Marker, MarkerEvidence, Operation, Owner, Position, Progress, RequestKey, Settle, Time, Txid,
+    Value, Vote, Work,
+};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+/// What a transaction did at a store.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Applied {
+    pub tag: Tag,
+    pub txid: Txid,
+    /// Keys in whose row or document the write took effect.
+    pub keys: Vec<String>,
+}
+
+/// A write that ran and is not applied: a redo's content, or a prepared branch.
+#[derive(Clone, Debug)]
+struct Branch {
+    tag: Tag,
+    txid: Txid,
+    writes: Vec<(String, bool)>,
+}
+
+/// A redo. The bytes on the wire are its number; what it stands for is fixed when it is made.
+#[derive(Debug)]
+struct Redo {
+    branches: Vec<Branch>,
+    /// A serial executor's redo fits one state alone.
+    base: u64,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Document {
+    pub csn: Csn,
+    pub deleted: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(crate) struct State {
+    pub owner: Option<Owner>,
+    pub history: Vec<Rc<Applied>>,
+    pub documents: BTreeMap<String, Document>,
+    pub watermark: Csn,
+    pub highest: Csn,
+    pub prepared: BTreeMap<Txid, Rc<PreparedBranch>>,
+    /// Branches whose marker stands (R-MARKER).
+    committed: BTreeSet<Txid>,
+    by_hand: BTreeMap<Txid, bool>,
+    /// A leader's markers; `None` is an 'A'.
+    pub markers: BTreeMap<Txid, Option<Rc<Marker>>>,
+    aborted_keys: BTreeSet<RequestKey>,
+    floor: Position,
+    /// Changes with every applied transaction.
+    chain: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct PreparedBranch(Branch);
+
+#[derive(Debug)]
+struct OpenBatch {
+    state: State,
+    branches: Vec<Branch>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Store {
+    pub index: usize,
+    pub kind: Kind,
+    /// Survives a crash for certain.
+    pub durable: State,
+    /// States that may survive one: committed and not yet synced, oldest first.
+    unsynced: Vec<State>,
+    pub live: State,
+    open: Option<OpenBatch>,
+    redos: Vec<Rc<Redo>>,
+    pub mutation: Mutation,
+    /// How long redos stay stuck.
+    pub calm: bool,
+}
+
+/// Odds of one call.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Odds {
+    pub stuck: f64,
+    pub refuses: f64,
+}
+
+impl Store {
+    pub(crate) fn new(index: usize, kind: Kind, mutation: Mutation) -> Store {
+        let state = State::default();
+        Store { index, kind, durable: state.clone(), unsynced: Vec::new(), live: state, open: None, redos: Vec::new(), mutation, calm: false }
+    }
+
+    /// Power loss.
+    pub(crate) fn crash(&mut self, dice: &mut Dice) {
+        self.open = None;
+        self.unsynced.insert(0, std::mem::take(&mut self.durable));
+        // Kinds that ack one by one have synced everything they acked: their list is always of one.
+        let survivor = dice.below(self.unsynced.len() as u64) as usize;
+        self.durable = self.unsynced.swap_remove(survivor);
+        self.unsynced.clear();
+        self.live = self.durable.clone();
+    }
+
+    pub(crate) fn idle(&self) -> bool {
+        self.open.is_none() && self.durable.prepared.is_empty()
+    }
+
+    /// Carries out one command.
+    pub(crate) fn call(&mut self, now: Time, command: &StoreCommand, odds: Odds, dice: &mut Dice, checker: &mut Checker) -> StoreReport {
+        match command {
+            StoreCommand::Recover { owner, .. } => self.recover(*owner, dice),
+            StoreCommand::Prepare(batch) => StoreReport::Prepared(self.prepare(batch, odds, dice)),
+            StoreCommand::Commit { decided, closed } => self.commit(decided, *closed, odds, dice, checker),
+            StoreCommand::Abort(txids) => {
+                self.open = None;
+                if self.kind == Kind::Preparing {
+                    for txid in txids {
+                        self.live.prepared.remove(txid);
+                    }
+                    self.sync();
+                }
+                StoreReport::Aborted
+            }
+            StoreCommand::Lead(markers) => StoreReport::Led(self.lead(markers, checker)),
+            StoreCommand::Settle(what) => StoreReport::Settled(self.settle(what)),
+            StoreCommand::Scan { above, limit } => {
+                let mut found: Vec<_> = self.live.markers.values().flatten().filter(|m| m.entry.csn > *above).map(|m| (**m).clone()).collect();
+                found.sort_by_key(|m| m.entry.csn);
+                found.truncate(*limit);
+                StoreReport::Scanned(found)
+            }
+            StoreCommand::Floor(below) => {
+                if self.kind == Kind::Leader {
+                    self.live.floor = self.live.floor.max(*below);
+                    self.live.markers.retain(|txid, _| txid.position() >= *below);
+                    self.sync();
+                }
+                StoreReport::Floored
+            }
+            StoreCommand::Resolve { txid, commit } => {
+                self.resolve(*txid, *commit, checker);
+                StoreReport::Resolved
+            }
+            StoreCommand::Tend(closed) => self.tend(now, *closed, dice),
+            StoreCommand::Migrate(..) => StoreReport::Migrated(Ok("nothing to change".into())),
+        }
+    }
+
+    fn sync(&mut self) {
+        self.durable = self.live.clone();
+        self.unsynced.clear();
+    }
+
+    fn progress(&self) -> Progress {
+        match self.kind {
+            Kind::Serial if self.mutation == Mutation::AckBeforeDurable => Progress { applied: self.live.watermark, durable: self.live.watermark },
+            Kind::Serial => Progress { applied: self.live.watermark, durable: self.durable.watermark },
+            Kind::Redo if self.mutation == Mutation::AckBeforeDurable => {
+                Progress { applied: self.live.watermark, durable: self.live.watermark }
+            }
+            Kind::Redo => Progress { applied: self.durable.watermark, durable: self.durable.watermark },
+            Kind::Preparing | Kind::Leader => Progress::default(),
+        }
+    }
+
+    fn recover(&mut self, owner: Owner, dice: &mut Dice) -> StoreReport {
+        if self.mutation != Mutation::KeepsWorking {
+            self.open = None;
+        }
+        if self.kind == Kind::Redo && dice.chance(0.5) {
+            self.live = self.durable.clone(); // the writer was dropped
+        }
+        self.live.owner = Some(owner);
+        match self.kind {
+            // The owner is durable at once; what was committed before it, too.
+            Kind::Serial | Kind::Preparing | Kind::Leader => self.sync(),
+            Kind::Redo => self.durable.owner = Some(owner),
+        }
+        StoreReport::Recovered {
+            progress: self.progress(),
+            highest: self.live.highest,
+            prepared: self.live.prepared.keys().copied().collect(),
+            heuristics: self.live.by_hand.iter().map(|(txid, commit)| (*txid, *commit)).collect(),
+            exclusive: true,
+        }
+    }
+
+    fn prepare(&mut self, batch: &[Work], odds: Odds, dice: &mut Dice) -> Ballot {
+        let mut votes = Vec::new();
+        let mut ran: Vec<Branch> = Vec::new();
+        let mut state = self.live.clone();
+        let base = state.chain;
+        for work in batch {
+            votes.push((work.txid, self.vote(work, &mut state, &mut ran, odds, dice)));
+        }
+        let mut group_redo = Bytes::new();
+        match self.kind {
+            Kind::Preparing => {
+                self.live = state;
+                self.sync();
+            }
+            Kind::Redo => {}
+            Kind::Serial | Kind::Leader => {
+                assert!(self.open.is_none() || self.mutation == Mutation::KeepsWorking, "a second batch on top of an open one");
+                if !ran.is_empty() {
+                    if self.kind == Kind::Serial {
+                        group_redo = self.keep_redo(Redo { branches: ran.clone(), base });
+                    }
+                    self.open = Some(OpenBatch { state, branches: ran });
+                }
+            }
+        }
+        Ballot { votes, group_redo }
+    }
+
+    fn vote(&mut self, work: &Work, state: &mut State, ran: &mut Vec<Branch>, odds: Odds, dice: &mut Dice) -> Vote {
+        let no = |kind, why: &str| Vote::No(Refusal::new(kind, why));
+        if dice.chance(odds.refuses) {
+            return no(RefusalKind::Constraint, "the data forbids it");
+        }
+        let Some(branch) = read_work(work) else { return Vote::ReadOnly([].into()) };
+        match self.kind {
+            Kind::Preparing => {
+                let locked = |key: &String| state.prepared.values().any(|p| p.0.writes.iter().any(|(k, _)| k == key));
+                if branch.writes.iter().any(|(key, _)| locked(key)) && self.mutation != Mutation::NoLocks {
+                    return no(RefusalKind::Conflict, "the row is locked");
+                }
+                assert!(!state.prepared.contains_key(&work.txid), "R-ONEPREP: {} is prepared twice", work.txid);
+                assert!(!state.committed.contains(&work.txid), "R-ONEPREP: {} is prepared after its end", work.txid);
+                state.prepared.insert(work.txid, Rc::new(PreparedBranch(branch)));
+                Vote::Prepared([].into())
+            }
+            Kind::Redo => {
+                for operation in work.operations.iter() {
+                    if !condition_holds(state, operation) {
+                        return no(RefusalKind::Condition, "the document was written by another");
+                    }
+                }
+                Vote::Redo(self.keep_redo(Redo { branches: vec![branch], base: 0 }), [].into())
+            }
+            Kind::Serial => {
+                state.run(&branch);
+                ran.push(branch);
+                Vote::InGroup([].into())
+            }
+            Kind::Leader => {
+                state.run(&branch);
+                ran.push(branch);
+                Vote::Ready([].into())
+            }
+        }
+    }
+
+    fn keep_redo(&mut self, redo: Redo) -> Bytes {
+        self.redos.push(Rc::new(redo));
+        Bytes::copy_from_slice(&(self.redos.len() as u64 - 1).to_be_bytes())
+    }
+
+    fn redo(&self, bytes: &Bytes) -> Rc<Redo> {
+        let number = u64::from_be_bytes(bytes[..].try_into().expect("a redo of ours"));
+        self.redos[number as usize].clone()
+    }
+
+    fn commit(&mut self, decided: &[Decided], closed: Csn, odds: Odds, dice: &mut Dice, checker: &mut Checker) -> StoreReport {
+        let (mut done, mut not_prepared, mut stuck) = (Vec::new(), Vec::new(), Vec::<(Csn, String)>::new());
+        for decision in decided {
+            if !self.calm && dice.chance(odds.stuck) || (self.kind == Kind::Serial && !stuck.is_empty()) {
+                stuck.push((decision.csn, "the disk is full".into()));
+                if self.kind == Kind::Serial {
+                    self.open = None;
+                }
+                continue;
+            }
+            if decision.txids.iter().any(|txid| txid.decider == Decider::Log) {
+                self.live.highest = self.live.highest.max(decision.csn);
+            }
+            match self.kind {
+                Kind::Preparing => self.commit_prepared(decision, &mut done, &mut not_prepared, checker),
+                Kind::Redo => self.commit_documents(decision, checker),
+                Kind::Serial => self.commit_group(decision, closed, checker),
+                Kind::Leader => panic!("a leader gets no Commit"),
+            }
+        }
+        match self.kind {
+            Kind::Preparing => self.sync(),
+            Kind::Redo => {
+                let limit = stuck.first().map_or(closed, |(csn, _)| closed.min(csn.before()));
+                self.live.watermark = self.live.watermark.max(limit);
+                if self.mutation == Mutation::WatermarkPassesOpen {
+                    let newest = decided.last().map_or(Csn::ZERO, |d| d.csn);
+                    self.live.watermark = self.live.watermark.max(newest);
+                }
+                self.unsynced_write();
+            }
+            Kind::Serial => {
+                let limit = stuck.first().map_or(closed, |(csn, _)| closed.min(csn.before()));
+                self.live.watermark = self.live.watermark.max(limit);
+                self.unsynced_write();
+            }
+            Kind::Leader => {}
+        }
+        StoreReport::Committed { progress: self.progress(), done, not_prepared, stuck }
+    }
+
+    /// A local commit that a crash may or may not take back.
+    fn unsynced_write(&mut self) {
+        match self.kind {
+            Kind::Serial => self.unsynced.push(self.live.clone()),
+            // An index's uncommitted writer is gone after a crash, always.
+            Kind::Redo | Kind::Preparing | Kind::Leader => {}
+        }
+    }
+
+    fn commit_prepared(&mut self, decision: &Decided, done: &mut Vec<Txid>, missing: &mut Vec<(Txid, MarkerEvidence)>, checker: &mut Checker) {
+        for &txid in &decision.txids {
+            match self.live.prepared.remove(&txid) {
+                Some(branch) => {
+                    let branch = branch.0.clone();
+                    self.live.run(&branch);
+                    self.live.committed.insert(txid);
+                    checker.applied(self.index, branch.tag, &self.live);
+                    done.push(txid);
+                }
+                None if self.live.committed.contains(&txid) => missing.push((txid, MarkerEvidence::Committed)),
+                None => missing.push((txid, MarkerEvidence::RolledBack)),
+            }
+        }
+    }
+
+    /// A whole document is applied if its CSN is above the one that is there.
+    fn commit_documents(&mut self, decision: &Decided, checker: &mut Checker) {
+        let redo = self.redo(&decision.redo);
+        let branch = &redo.branches[0];
+        let mut keys = Vec::new();
+        for (key, deleted) in &branch.writes {
+            let newer = self.live.documents.get(key).is_none_or(|d| d.csn < decision.csn);
+            if newer || (self.mutation == Mutation::OldDocumentsWin && self.live.documents[key].csn != decision.csn) {
+                self.live.documents.insert(key.clone(), Document { csn: decision.csn, deleted: *deleted });
+                keys.push(key.clone());
+            }
+        }
+        if !keys.is_empty() {
+            self.live.history.push(Rc::new(Applied { tag: branch.tag, txid: branch.txid, keys }));
+            checker.applied(self.index, branch.tag, &self.live);
+        }
+    }
+
+    fn commit_group(&mut self, decision: &Decided, closed: Csn, checker: &mut Checker) {
+        if decision.csn <= self.live.watermark && self.mutation != Mutation::AppliesTwice {
+            return;
+        }
+        let redo = self.redo(&decision.redo);
+        let ours = |open: &OpenBatch| open.branches.iter().map(|b| b.txid).eq(decision.txids.iter().copied());
+        match self.open.take() {
+            Some(open) if ours(&open) => {
+                let (highest, watermark) = (self.live.highest, self.live.watermark);
+                self.live = open.state;
+                (self.live.highest, self.live.watermark) = (highest, watermark);
+            }
+            open => {
+                assert!(open.is_none() || self.mutation == Mutation::KeepsWorking, "R-SERIAL: a redo on top of an open batch");
+                assert!(
+                    redo.base == self.live.chain || self.mutation != Mutation::None,
+                    "R-SERIAL: the redo of CSN {} meets a state that it was not made on",
+                    decision.csn
+                );
+                if redo.base != self.live.chain {
+                    checker.violation(format!("R-SERIAL: the redo of CSN {} meets a state that it was not made on", decision.csn));
+                }
+                for branch in &redo.branches {
+                    self.live.run(branch);
+                }
+            }
+        }
+        // It follows strictly in CSN order, so its own last CSN is its watermark, whatever is open elsewhere.
+        self.live.watermark = self.live.watermark.max(decision.csn).max(closed.min(decision.csn));
+        for branch in &redo.branches {
+            checker.applied(self.index, branch.tag, &self.live);
+        }
+        self.unsynced_write();
+    }
+
+    fn lead(&mut self, markers: &[Marker], checker: &mut Checker) -> Result<(), Refusal> {
+        let open = self.open.take().expect("Lead comes to an open batch");
+        assert!(
+            open.branches.iter().map(|b| b.txid).eq(markers.iter().map(|m| m.entry.txid)),
+            "R-LR: the markers are those of the open batch"
+        );
+        let keys: BTreeSet<_> = self.live.markers.values().flatten().map(|m| &m.entry.key).chain(&self.live.aborted_keys).collect();
+        let refused = markers.iter().any(|marker| {
+            let txid = marker.entry.txid;
+            self.live.markers.contains_key(&txid) || keys.contains(&marker.entry.key) || txid.position() < self.live.floor
+        });
+        if refused {
+            return Err(Refusal::new(RefusalKind::Conflict, "its outcome is settled already"));
+        }
+        let aside = std::mem::take(&mut self.live.markers);
+        let (floor, owner, aborted) = (self.live.floor, self.live.owner, std::mem::take(&mut self.live.aborted_keys));
+        self.live = open.state;
+        (self.live.markers, self.live.floor, self.live.owner, self.live.aborted_keys) = (aside, floor, owner, aborted);
+        for marker in markers {
+            self.live.markers.insert(marker.entry.txid, Some(Rc::new(marker.clone())));
+            checker.decided(&marker.entry);
+        }
+        for branch in &open.branches {
+            checker.applied(self.index, branch.tag, &self.live);
+        }
+        self.sync();
+        Ok(())
+    }
+
+    /// R-LR: never read and presume: the insert of an 'A' decides.
+    fn settle(&mut self, what: &Settle) -> Option<Box<Marker>> {
+        let found = match what {
+            Settle::Txid(txid) => self.live.markers.get(txid).cloned().flatten(),
+            Settle::Key(key, _) => self.live.markers.values().flatten().find(|m| m.entry.key == *key).cloned(),
+        };
+        match (&found, what) {
+            (Some(_), _) => {}
+            (None, Settle::Txid(txid)) => drop(self.live.markers.insert(*txid, None)),
+            (None, Settle::Key(key, _)) => drop(self.live.aborted_keys.insert(key.clone())),
+        }
+        self.sync();
+        found.map(|marker| Box::new((*marker).clone()))
+    }
+
+    fn resolve(&mut self, txid: Txid, commit: bool, checker: &mut Checker) {
+        if let Some(branch) = self.live.prepared.remove(&txid) {
+            checker.by_hand(self.index, branch.0.tag);
+            self.live.by_hand.insert(txid, commit);
+            if commit {
+                let branch = branch.0.clone();
+                self.live.run(&branch);
+                self.live.committed.insert(txid);
+                checker.applied(self.index, branch.tag, &self.live);
+            }
+            self.sync();
+        }
+    }
+
+    fn tend(&mut self, now: Time, closed: Csn, dice: &mut Dice) -> StoreReport {
+        assert!(self.open.is_none() || self.mutation == Mutation::KeepsWorking, "no upkeep while a batch is open");
+        self.live.watermark = self.live.watermark.max(closed);
+        let next = match self.kind {
+            Kind::Redo | Kind::Serial if self.calm || dice.chance(0.4) => {
+                // A tombstone goes once the watermark has passed it.
+                let watermark = self.live.watermark;
+                self.live.documents.retain(|_, d| !d.deleted || d.csn > watermark);
+                self.sync();
+                None
+            }
+            Kind::Redo | Kind::Serial => Some(now.after(dice.between(1_000, 200_000))),
+            Kind::Preparing | Kind::Leader => None,
+        };
+        StoreReport::Tended { progress: self.progress(), next }
+    }
+}
+
+impl State {
+    /// Rows: all writes of a branch take effect, on top of what is there.
+    fn run(&mut self, branch: &Branch) {
+        let keys = branch.writes.iter().map(|(key, _)| key.clone()).collect();
+        self.history.push(Rc::new(Applied { tag: branch.tag, txid: branch.txid, keys }));
+        self.chain = (self.chain ^ (branch.tag.0 + 1)).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(17);
+    }
+}
+
+fn read_work(work: &Work) -> Option<Branch> {
+    let mut branch = Branch { tag: Tag(0), txid: work.txid, writes: Vec::new() };
+    for operation in work.operations.iter() {
+        match operation {
+            Operation::Statement { sql, parameters, .. } if sql == "write" => {
+                let [Value::Text(key), Value::Integer(tag)] = &parameters[..] else { panic!("write takes a key and a tag") };
+                branch.tag = Tag(*tag as u64);
+                branch.writes.push((key.clone(), false));
+            }
+            Operation::Statement { .. } => {}
+            Operation::Put { key, document, .. } => {
+                branch.tag = Tag(document.parse().expect("a document is its tag"));
+                branch.writes.push((key.clone(), false));
+            }
+            Operation::Delete { key, .. } => branch.writes.push((key.clone(), true)),
+        }
+    }
+    (!branch.writes.is_empty()).then_some(branch)
+}
+
+fn condition_holds(state: &State, operation: &Operation) -> bool {
+    let (Some(key), Some(condition)) = (operation.key(), operation.condition()) else { return true };
+    let found = state.documents.get(key).filter(|d| !d.deleted);
+    match condition {
+        Condition::Absent => found.is_none(),
+        Condition::Csn(csn) => found.is_some_and(|d| d.csn == csn),
+    }
+}

@@ -1,0 +1,177 @@
+//! The committer: the one thread that writes the decision log. Group commit without delay: a batch is whatever queued up while the
+//! last force ran.
+
+use crate::engine_handle::EngineHandle;
+use crate::failpoints;
+use crate::log::{DecisionLog, LogError, Space};
+use lockstep_core::{Entry, Event, Lsn};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// Records in one force, at most.
+const BATCH_RECORDS: usize = 4096;
+/// How often the log's space is looked at, and how long records that nobody waits for may wait for a force.
+const ROUND: Duration = Duration::from_secs(1);
+
+/// What the committer is told.
+pub enum ToCommitter {
+    /// Append these; `force` if somebody waits.
+    Append {
+        /// In LSN order, continuing the last.
+        entries: Vec<Entry>,
+        /// Whether to force them now.
+        force: bool,
+    },
+    /// Forget the payloads of these Commit records.
+    ForgetPayloads(Vec<Lsn>),
+    /// Forget what is below.
+    ForgetBelow(Lsn),
+    /// Read the log, for people.
+    Read(oneshot::Sender<Result<Vec<Entry>, LogError>>),
+}
+
+/// The way to the committer. Dropping it ends the thread after what it was given is forced.
+pub struct Committer {
+    queue: Sender<ToCommitter>,
+    space: Arc<Mutex<Space>>,
+}
+
+struct Thread {
+    log: Box<dyn DecisionLog>,
+    engine: EngineHandle,
+    queue: Receiver<ToCommitter>,
+    space: Arc<Mutex<Space>>,
+    reserve: u64,
+    full: bool,
+    looked: Instant,
+    batch: Vec<Entry>,
+    forced: bool,
+    forget: Vec<Lsn>,
+    below: Option<Lsn>,
+}
+
+impl Committer {
+    /// Starts the thread. `reserve`: bytes of free space below which new transactions are refused (R-FULL). `failed` is called once,
+    /// on that thread, when the log cannot be written any more: the process must stop (R-FSYNC).
+    pub fn spawn(
+        log: Box<dyn DecisionLog>,
+        engine: EngineHandle,
+        reserve: u64,
+        failed: impl FnOnce(LogError) + Send + 'static,
+    ) -> Committer {
+        let (sender, queue) = channel();
+        let space = Arc::new(Mutex::new(log.space().unwrap_or(Space { used: 0, free: u64::MAX })));
+        let mut thread = Thread {
+            log,
+            engine,
+            queue,
+            space: space.clone(),
+            reserve,
+            full: false,
+            looked: Instant::now(),
+            batch: Vec::new(),
+            forced: false,
+            forget: Vec::new(),
+            below: None,
+        };
+        let body = move || {
+            if let Err(error) = thread.run() {
+                failed(error);
+            }
+        };
+        std::thread::Builder::new().name("committer".into()).spawn(body).expect("a thread for the decision log");
+        Committer { queue: sender, space }
+    }
+
+    /// Hands something over.
+    pub fn tell(&self, message: ToCommitter) {
+        // It ends only when the log failed, and then the process stops.
+        let _ = self.queue.send(message);
+    }
+
+    /// The log's space, as of the last look at it.
+    pub fn space(&self) -> Space {
+        *self.space.lock().expect("nobody panics while holding the space")
+    }
+}
+
+impl Thread {
+    fn run(&mut self) -> Result<(), LogError> {
+        self.look_at_space()?;
+        loop {
+            match self.queue.recv_timeout(ROUND) {
+                Ok(message) => self.take(message),
+                Err(RecvTimeoutError::Timeout) => self.forced = !self.batch.is_empty(),
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.forced = !self.batch.is_empty();
+                    return self.force();
+                }
+            }
+            while self.batch.len() < BATCH_RECORDS
+                && let Ok(message) = self.queue.try_recv()
+            {
+                self.take(message);
+            }
+            self.force()?;
+            self.forget()?;
+            if self.looked.elapsed() >= ROUND {
+                self.look_at_space()?;
+            }
+        }
+    }
+
+    fn take(&mut self, message: ToCommitter) {
+        match message {
+            ToCommitter::Append { entries, force } => {
+                self.batch.extend(entries);
+                self.forced |= force;
+            }
+            ToCommitter::ForgetPayloads(lsns) => self.forget.extend(lsns),
+            ToCommitter::ForgetBelow(lsn) => self.below = Some(lsn),
+            ToCommitter::Read(answer) => drop(answer.send(self.log.replay())),
+        }
+    }
+
+    /// **The force**: the only place where records become durable.
+    fn force(&mut self) -> Result<(), LogError> {
+        let Some(last) = self.batch.last().filter(|_| self.forced).map(|entry| entry.lsn) else { return Ok(()) };
+        failpoints::hit("log.before_force");
+        self.log.append(&self.batch)?;
+        failpoints::hit("log.after_force");
+        self.batch.clear();
+        self.forced = false;
+        self.engine.tell(Event::Durable(last));
+        Ok(())
+    }
+
+    fn forget(&mut self) -> Result<(), LogError> {
+        if !self.forget.is_empty() {
+            failpoints::hit("log.before_forget");
+            self.log.forget_payloads(&std::mem::take(&mut self.forget))?;
+        }
+        match self.below.take() {
+            Some(lsn) => self.log.forget_below(lsn),
+            None => Ok(()),
+        }
+    }
+
+    fn look_at_space(&mut self) -> Result<(), LogError> {
+        self.looked = Instant::now();
+        let space = self.log.space()?;
+        *self.space.lock().expect("nobody panics while holding the space") = space;
+        let full = space.free < self.reserve;
+        if full != self.full {
+            self.full = full;
+            let (free, reserve) = (space.free, self.reserve);
+            if full {
+                tracing::error!(free, reserve, "the decision log's disk is almost full: new transactions are refused (R-FULL)");
+            } else {
+                tracing::info!(free, "the decision log's disk has room again");
+            }
+            self.engine.tell(Event::LogFull(full));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,116 @@
+//! The daemon's life: listen, start the engine, serve, and end in order.
+
+use crate::configuration::Configuration;
+use crate::engine_handle::{EngineHandle, RunningEngine, Stopped};
+use crate::service;
+use crate::shutdown::Signals;
+use anyhow::Context;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+use tracing::{error, info, warn};
+
+/// What the process is asked to do beside its configuration.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// A file that gets the port, once it is listened on.
+    pub port_file: Option<PathBuf>,
+}
+
+/// How the process ends; `main` documents the numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// As asked.
+    Clean,
+    /// The engine cannot go on: the log failed (R-FSYNC), or another process has it.
+    Fatal,
+    /// A second signal came before the first was done.
+    Interrupted,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        match exit {
+            Exit::Clean => ExitCode::SUCCESS,
+            Exit::Fatal => ExitCode::from(3),
+            Exit::Interrupted => ExitCode::from(4),
+        }
+    }
+}
+
+/// Runs until a signal or a fatal error. `start` makes the engine: it replays the log and opens the stores, which may take a while
+/// and may block; meanwhile the port is taken, and connections wait.
+pub async fn run<F>(configuration: Arc<Configuration>, options: Options, start: impl FnOnce(Arc<Configuration>) -> F) -> anyhow::Result<Exit>
+where
+    F: Future<Output = anyhow::Result<RunningEngine>>,
+{
+    let mut signals = Signals::take().context("cannot take over SIGTERM and SIGINT")?;
+    let listener = TcpListener::bind(configuration.listen).await.with_context(|| format!("cannot listen on {} (listen)", configuration.listen))?;
+    let address = listener.local_addr()?;
+    std::fs::create_dir_all(&configuration.data_dir)
+        .with_context(|| format!("cannot make the data folder {} (data_dir)", configuration.data_dir.display()))?;
+    let RunningEngine { handle, mut failed } = tokio::select! {
+        engine = start(Arc::clone(&configuration)) => engine?,
+        signal = signals.next() => {
+            info!(signal, "ends before it has started");
+            return Ok(Exit::Clean);
+        }
+    };
+    let (close, closed) = oneshot::channel::<()>();
+    let ended = async {
+        let _ = closed.await;
+    };
+    let server = tokio::spawn(service::serve(handle.clone(), Arc::clone(&configuration), listener, ended));
+    announce(address, options.port_file.as_deref())?;
+    let exit = tokio::select! {
+        signal = signals.next() => {
+            info!(signal, "ends");
+            end(&handle, &configuration, &mut signals).await
+        }
+        reason = &mut failed => {
+            error!(reason = reason.as_deref().unwrap_or("the engine's thread is gone"), "the daemon cannot go on; start it again: it replays its log");
+            Exit::Fatal
+        }
+    };
+    drop(close);
+    if let Err(error) = server.await.context("the server's task is gone")? {
+        warn!(%error, "the server ended badly");
+    }
+    Ok(exit)
+}
+
+/// No new transactions; what is decided is finished, up to the deadline. A second signal ends it at once: nothing is lost by that.
+async fn end(handle: &EngineHandle, configuration: &Configuration, signals: &mut Signals) -> Exit {
+    let deadline = Duration::from_millis(configuration.shutdown.deadline_ms);
+    tokio::select! {
+        stopped = tokio::time::timeout(deadline + Duration::from_secs(1), handle.stop(deadline)) => {
+            match stopped {
+                Ok(Ok(Stopped::Clean)) => info!("everything decided has reached its stores"),
+                Ok(Ok(Stopped::Deadline)) | Err(_) => warn!("the deadline came first (shutdown.deadline_ms): the rest is done at the next start"),
+                Ok(Err(gone)) => warn!(%gone, "the engine had ended already"),
+            }
+            Exit::Clean
+        }
+        signal = signals.next() => {
+            warn!(signal, "a second signal: ends at once");
+            Exit::Interrupted
+        }
+    }
+}
+
+fn announce(address: SocketAddr, port_file: Option<&Path>) -> anyhow::Result<()> {
+    if let Some(path) = port_file {
+        // Renamed into place, so that whoever waits for it never reads half a number.
+        let draft = path.with_extension("tmp");
+        std::fs::write(&draft, format!("{}\n", address.port()))
+            .and_then(|()| std::fs::rename(&draft, path))
+            .with_context(|| format!("cannot write the port file {}", path.display()))?;
+    }
+    println!("listening on {address}");
+    Ok(())
+}

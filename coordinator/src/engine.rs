@@ -1,0 +1,386 @@
+//! The engine: the one thread that owns the machine. It feeds it events in the order in which they come and carries out its effects in
+//! the order in which it asks for them; it decides nothing.
+
+use crate::committer::{Committer, ToCommitter};
+use crate::configuration::{self, Configuration};
+use crate::engine_handle::{
+    Answer, EngineHandle, EngineMessage, HandleParts, Identity, Outbox, Phase, Question, Registered, Registry, RunningEngine, Shared,
+    Stopped, Submission,
+};
+use crate::log::{DecisionLog, LogError, Metrics, Options, SledLog};
+use crate::view::View;
+use crate::{failpoints, stores, workers};
+use lockstep_core::follower::Session;
+use lockstep_core::{
+    Alarm, CoordId, Coordinator, Effect, Entry, Event, FromParticipant, LogId, Lsn, ParticipantId, Reply, SessionId, Ticket, Time,
+    ToParticipant,
+};
+use rustc_hash::FxHashMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// Messages taken before effects are carried out: bounds how long a vote waits for its decision.
+const DRAIN: usize = 256;
+
+/// Takes up the log, starts the engine's and the committer's threads, opens the embedded stores and lets them attend. Blocks while the
+/// log is read; on a tokio runtime.
+pub fn start(configuration: &Configuration, began: Instant) -> anyhow::Result<RunningEngine> {
+    let mut log = SledLog::open(configuration.log_dir(), Options::default())?;
+    let metrics = log.metrics();
+    let mut effects = Vec::new();
+    let machine = Coordinator::start(configuration.machine(wall_ms()), fresh_identity(), log.replay()?, Time(0), &mut effects)?;
+    let (handle, messages) = EngineHandle::new(HandleParts {
+        registry: registry(&machine, configuration),
+        queue_events: configuration.limits.queue_events,
+        identity: Identity { coord_id: machine.owner().coord_id, log_id: machine.log_id() },
+        position: machine.position(),
+    });
+    let stores = stores::open(configuration)?;
+    let (fail, failed) = oneshot::channel();
+    let on_failure = move |error: LogError| drop(fail.send(error.to_string()));
+    let committer = Committer::spawn(Box::new(log), handle.clone(), configuration.log.reserve_bytes, on_failure);
+    let engine = Engine {
+        sessions: machine.followers().iter().map(|_| None).collect(),
+        machine,
+        shared: handle.shared(),
+        messages,
+        committer,
+        metrics,
+        answers: FxHashMap::default(),
+        effects,
+        outgoing: Vec::new(),
+        appends: Vec::new(),
+        force: false,
+        forget: Vec::new(),
+        stopping: None,
+        began,
+        serving_after: None,
+        mended_after: None,
+    };
+    std::thread::Builder::new().name("engine".into()).spawn(move || {
+        let _guard = AbortOnPanic;
+        engine.run();
+    })?;
+    workers::start(stores, &handle, &tokio::runtime::Handle::current())?;
+    Ok(RunningEngine { handle, failed })
+}
+
+struct Engine {
+    machine: Coordinator,
+    shared: Arc<Shared>,
+    messages: Receiver<EngineMessage>,
+    committer: Committer,
+    metrics: Arc<Metrics>,
+    answers: FxHashMap<Ticket, Answer>,
+    sessions: Vec<Option<(SessionId, Outbox)>>,
+    effects: Vec<Effect>,
+    /// What goes to participants, in order; neighbours of one session go together.
+    outgoing: Vec<(ParticipantId, SessionId, Vec<ToParticipant>)>,
+    appends: Vec<Entry>,
+    force: bool,
+    forget: Vec<Lsn>,
+    stopping: Option<(Instant, oneshot::Sender<Stopped>)>,
+    began: Instant,
+    serving_after: Option<Duration>,
+    mended_after: Option<Duration>,
+}
+
+impl Engine {
+    fn run(mut self) {
+        self.carry_out();
+        loop {
+            match self.wait() {
+                Ok(message) => self.take(message),
+                Err(RecvTimeoutError::Timeout) => self.step(Event::Tick),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            for _ in 0..DRAIN {
+                match self.messages.try_recv() {
+                    Ok(message) => self.take(message),
+                    Err(_) => break,
+                }
+            }
+            self.carry_out();
+            self.note_progress();
+            if let Some(how) = self.ended() {
+                if let Some((_, answer)) = self.stopping.take() {
+                    let _ = answer.send(how);
+                }
+                return;
+            }
+        }
+    }
+
+    fn wait(&self) -> Result<EngineMessage, RecvTimeoutError> {
+        let due = self.machine.next_deadline().map(|at| self.shared.instant(at));
+        let due = match (due, &self.stopping) {
+            (Some(due), Some((deadline, _))) => Some(due.min(*deadline)),
+            (None, Some((deadline, _))) => Some(*deadline),
+            (due, None) => due,
+        };
+        match due {
+            Some(due) => self.messages.recv_timeout(due.saturating_duration_since(Instant::now())),
+            None => self.messages.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        }
+    }
+
+    fn take(&mut self, message: EngineMessage) {
+        match message {
+            EngineMessage::Submit(submissions, _room) => {
+                for submission in submissions {
+                    self.submit(submission);
+                }
+            }
+            EngineMessage::Event(Event::SessionDown(participant, session)) => self.session_down(participant, session),
+            EngineMessage::Event(event) => self.step(event),
+            EngineMessage::FromParticipant(participant, session, messages, _room) => self.hear(participant, session, messages),
+            EngineMessage::Attend(participant, session, outbox) => self.attend(participant, session, outbox),
+            EngineMessage::Ask(question) => self.answer(question),
+            EngineMessage::Stop(deadline, answer) => {
+                self.shared.publish_phase(Phase::Stopping);
+                self.stopping = Some((deadline, answer));
+            }
+        }
+    }
+
+    fn submit(&mut self, Submission { ticket, event, answer }: Submission) {
+        if self.stopping.is_some() && matches!(event, Event::Commit(..)) {
+            return answer.give(Reply::Unknown("the daemon is stopping; ask the next one".into()));
+        }
+        if let Some(ticket) = ticket {
+            self.answers.insert(ticket, answer);
+        }
+        self.step(event);
+    }
+
+    fn hear(&mut self, participant: ParticipantId, session: SessionId, messages: Vec<FromParticipant>) {
+        if self.current(participant) == Some(session) {
+            for message in messages {
+                self.step(Event::Message(participant, session, message));
+            }
+        }
+    }
+
+    fn attend(&mut self, participant: ParticipantId, session: SessionId, outbox: Outbox) {
+        let slot = &mut self.sessions[participant.0 as usize];
+        if let Some((old, outbox)) = slot.take() {
+            outbox.close(old);
+            self.step(Event::SessionDown(participant, old));
+        }
+        outbox.open(session);
+        self.sessions[participant.0 as usize] = Some((session, outbox));
+        self.step(Event::SessionUp(participant, session));
+    }
+
+    fn session_down(&mut self, participant: ParticipantId, session: SessionId) {
+        if self.current(participant) == Some(session) {
+            self.sessions[participant.0 as usize] = None;
+            self.step(Event::SessionDown(participant, session));
+        }
+    }
+
+    fn current(&self, participant: ParticipantId) -> Option<SessionId> {
+        self.sessions[participant.0 as usize].as_ref().map(|(session, _)| *session)
+    }
+
+    fn step(&mut self, event: Event) {
+        self.machine.step(self.shared.now(), event, &mut self.effects);
+        self.sort_effects();
+    }
+
+    /// Collects what the machine asked for. Answers are given at once: what they tell is durable already.
+    fn sort_effects(&mut self) {
+        for effect in self.effects.drain(..) {
+            match effect {
+                Effect::Append { lsn, record, force } => {
+                    self.appends.push(Entry { lsn, record });
+                    self.force |= force;
+                }
+                Effect::Send(participant, session, message) => match self.outgoing.last_mut() {
+                    Some((to, within, messages)) if (*to, *within) == (participant, session) => messages.push(message),
+                    _ => self.outgoing.push((participant, session, vec![message])),
+                },
+                Effect::Reply(ticket, reply) => {
+                    if let Some(answer) = self.answers.remove(&ticket) {
+                        failpoints::hit("engine.before_reply");
+                        answer.give(reply);
+                        failpoints::hit("engine.after_reply");
+                    }
+                }
+                Effect::ForgetPayload(lsn) => self.forget.push(lsn),
+                Effect::ForgetBelow(lsn) => self.committer.tell(ToCommitter::ForgetBelow(lsn)),
+                Effect::Alarm(alarm) => shout(&alarm, self.shared.registry()),
+            }
+        }
+    }
+
+    fn carry_out(&mut self) {
+        self.sort_effects();
+        if !self.appends.is_empty() {
+            let entries = std::mem::take(&mut self.appends);
+            self.committer.tell(ToCommitter::Append { entries, force: std::mem::take(&mut self.force) });
+        }
+        if !self.forget.is_empty() {
+            self.committer.tell(ToCommitter::ForgetPayloads(std::mem::take(&mut self.forget)));
+        }
+        self.shared.publish_position(self.machine.position());
+        let mut lost = Vec::new();
+        for (participant, session, messages) in self.outgoing.drain(..) {
+            let Some((current, outbox)) = self.sessions[participant.0 as usize].as_ref() else { continue };
+            if *current == session {
+                hit_before_send(&messages);
+                if outbox.send(session, messages).is_err() {
+                    lost.push((participant, session));
+                }
+                failpoints::hit("engine.after_send");
+            }
+        }
+        for (participant, session) in lost {
+            tracing::warn!(participant = %self.shared.registry().name(participant), "the participant does not read what it is sent: its session is ended");
+            self.session_down(participant, session);
+        }
+    }
+
+    /// Publishes what changed, and notes how long this start took.
+    fn note_progress(&mut self) {
+        if self.stopping.is_none() {
+            let phase = match self.machine.phase() {
+                lockstep_core::Phase::Starting => Phase::Starting,
+                lockstep_core::Phase::Serving if self.serving() => Phase::Serving,
+                lockstep_core::Phase::Serving => Phase::Starting,
+                lockstep_core::Phase::Safe(why) => Phase::SafeMode(why.clone()),
+                lockstep_core::Phase::Stopped(why) => Phase::SafeMode(why.clone()),
+            };
+            if phase == Phase::Serving && self.serving_after.is_none() {
+                self.serving_after = Some(self.began.elapsed());
+            }
+            if self.serving_after.is_some() && self.mended_after.is_none() && self.machine.status().mended {
+                self.mended_after = Some(self.began.elapsed());
+                tracing::info!(
+                    after_ms = self.mended_after.unwrap_or_default().as_millis() as u64,
+                    "everything decided before this start is applied"
+                );
+            }
+            self.shared.publish_phase(phase);
+        }
+    }
+
+    /// Every embedded store has been opened once; remote ones come when they come.
+    fn serving(&self) -> bool {
+        self.serving_after.is_some()
+            || self.shared.registry().all().iter().filter(|store| store.store_type != "remote").all(|store| {
+                let follower = &self.machine.followers()[store.id.0 as usize];
+                !matches!(follower.session, Session::Down | Session::Welcomed(_))
+            })
+    }
+
+    fn ended(&self) -> Option<Stopped> {
+        let (deadline, _) = self.stopping.as_ref()?;
+        let status = self.machine.status();
+        if status.open == 0 && status.committing == 0 {
+            Some(Stopped::Clean)
+        } else if Instant::now() >= *deadline {
+            Some(Stopped::Deadline)
+        } else {
+            None
+        }
+    }
+
+    fn answer(&mut self, question: Question) {
+        let view = View {
+            machine: &self.machine,
+            registry: self.shared.registry(),
+            now: self.shared.now(),
+            space: self.committer.space(),
+            forces: self.metrics.forces.load(std::sync::atomic::Ordering::Relaxed),
+            uptime: self.began.elapsed(),
+            serving_after: self.serving_after,
+            mended_after: self.mended_after,
+            stopping: self.stopping.is_some(),
+        };
+        match question {
+            Question::Status(answer) => drop(answer.send(view.status())),
+            Question::ListTransactions(request, answer) => drop(answer.send(view.transactions(&request))),
+            Question::ShowTransaction(txid, answer) => drop(answer.send(view.transaction(txid))),
+            Question::ListParticipants(answer) => drop(answer.send(view.participants())),
+            Question::Doctor(answer) => drop(answer.send(view.doctor())),
+            Question::ListDamage(answer) => drop(answer.send(view.damage())),
+            Question::DumpLog(request, answer) => {
+                let (read, entries) = oneshot::channel();
+                self.committer.tell(ToCommitter::Read(read));
+                std::thread::spawn(move || {
+                    let entries = entries.blocking_recv().map_err(|_| "the daemon is stopping".to_string());
+                    let records = entries.and_then(|read| read.map_err(|error| error.to_string()));
+                    let _ = answer.send(records.map(|entries| crate::view::log_records(entries, &request)));
+                });
+            }
+        }
+    }
+}
+
+/// Random numbers for this start; the first two count only if the log is new.
+fn fresh_identity() -> lockstep_core::Identity {
+    let random = || uuid::Uuid::new_v4().as_u128();
+    lockstep_core::Identity { coord_id: CoordId(random()), log_id: LogId(random()), incarnation: random() as u64 }
+}
+
+fn registry(machine: &Coordinator, configuration: &Configuration) -> Registry {
+    let registered = |store: &configuration::Store| Registered {
+        id: machine.participant(store.name()).expect("the machine registers every configured store"),
+        name: store.name().into(),
+        store_type: store.store_type(),
+        role: store.role(),
+        kind: store.kind(),
+    };
+    Registry::new(configuration.stores.iter().map(registered).collect())
+}
+
+fn shout(alarm: &Alarm, registry: &Registry) {
+    match alarm {
+        Alarm::LogLoss(evidence) => tracing::error!(%evidence, "the decision log has lost records: safe mode (R-LOGLOSS)"),
+        Alarm::StoreLoss(p, why) => tracing::error!(store = %registry.name(*p), %why, "a store has lost changes (R-STORELOSS)"),
+        Alarm::NotOwner(p, why) => tracing::error!(store = %registry.name(*p), %why, "a store refuses this coordinator (R-OWNER)"),
+        Alarm::Stuck(p, txid, why) => tracing::error!(store = %registry.name(*p), %txid, %why, "a decided transaction is not applied"),
+        Alarm::Damage(damage) => {
+            let (txid, kind, reason) = (damage.txid, damage.kind, &damage.reason);
+            tracing::error!(store = %registry.name(damage.participant), %txid, ?kind, %reason, "damage (I12)");
+        }
+        Alarm::WrongKind(p, logged, found) => {
+            tracing::error!(store = %registry.name(*p), ?logged, ?found, "a store votes in another way than the log knows")
+        }
+    }
+}
+
+#[cfg(feature = "failpoints")]
+fn hit_before_send(messages: &[ToParticipant]) {
+    for message in messages {
+        match message {
+            ToParticipant::Prepare(_) => failpoints::hit("engine.before_send_prepare"),
+            ToParticipant::Commit(_) => failpoints::hit("engine.before_send_commit"),
+            ToParticipant::Abort(_) => failpoints::hit("engine.before_send_abort"),
+            ToParticipant::Lead(_) => failpoints::hit("engine.before_send_lead"),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(not(feature = "failpoints"))]
+#[inline(always)]
+fn hit_before_send(_messages: &[ToParticipant]) {}
+
+fn wall_ms() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// A machine that found its own promise broken must not go on.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
