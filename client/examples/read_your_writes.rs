@@ -23,7 +23,7 @@ async fn main() -> Result<()> {
     println!("the database says {:?}", rows.first().map(|row| row.get::<String>("text")).transpose()?);
     match client.search("index", "text:milk").at_least(&receipt.token).limit(5).await {
         Ok(hits) => println!("the index finds {} of {} documents: {:?}", hits.documents.len(), hits.total, hits.documents),
-        Err(CallError::Behind(message)) => println!("the index is behind: {message}"),
+        Err(CallError::Behind { at, .. }) => println!("the index is behind, at {at}"),
         Err(error) => return Err(error.into()),
     }
     Ok(())

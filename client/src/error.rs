@@ -1,6 +1,6 @@
 //! Errors, split by what the caller must do.
 
-use crate::ids::{RequestId, Txid};
+use crate::ids::{Csn, RequestId, Txid};
 use lockstep_proto::v1;
 use std::fmt;
 
@@ -111,8 +111,16 @@ pub enum CallError {
     #[error("invalid: {0}")]
     Invalid(String),
     /// The store has not followed as far as `at_least` asks; read without it, or wait longer.
-    #[error("behind: {0}")]
-    Behind(String),
+    #[error("behind: {message}")]
+    Behind {
+        /// How far it has followed.
+        at: Csn,
+        /// The sentence.
+        message: String,
+    },
+    /// It took longer than it may; ask for less, or give it more time.
+    #[error("timed out: {0}")]
+    Timeout(String),
     /// Try again later. A migration may or may not have been done: look before repeating it.
     #[error("unavailable: {0}")]
     Unavailable(String),
@@ -169,7 +177,10 @@ impl From<tonic::Status> for CallError {
         let message = status.message().to_owned();
         match status.code() {
             Code::InvalidArgument | Code::NotFound | Code::OutOfRange | Code::Unimplemented => CallError::Invalid(message),
-            Code::DeadlineExceeded => CallError::Behind(message),
+            Code::DeadlineExceeded => match behind_csn(&status) {
+                Some(at) => CallError::Behind { at, message },
+                None => CallError::Timeout(message),
+            },
             Code::FailedPrecondition | Code::AlreadyExists | Code::PermissionDenied | Code::Unauthenticated => CallError::Refused(message),
             Code::Ok
             | Code::Cancelled
@@ -181,6 +192,11 @@ impl From<tonic::Status> for CallError {
             | Code::DataLoss => CallError::Unavailable(message),
         }
     }
+}
+
+/// How far a store that is behind has followed; set on no other status.
+fn behind_csn(status: &tonic::Status) -> Option<Csn> {
+    status.metadata().get("lockstep-behind-csn")?.to_str().ok()?.parse().ok().map(Csn::from_u64)
 }
 
 impl From<v1::Reason> for Reason {

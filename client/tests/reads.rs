@@ -59,7 +59,11 @@ async fn errors_say_what_to_do() {
         fake.state().failures.push_back(status);
         client.query("db", "SELECT 1", []).timeout(Duration::from_millis(100)).into_future()
     };
-    assert!(matches!(fail(Status::deadline_exceeded("db is at 1.5")).await, Err(CallError::Behind(_))));
+    let mut behind = Status::deadline_exceeded("db is at 1.5");
+    behind.metadata_mut().insert("lockstep-behind-csn", (1u64 << 39 | 5).into());
+    let error = fail(behind).await.unwrap_err();
+    assert!(matches!(error, CallError::Behind { at, .. } if at.to_string() == "1.5"), "{error}");
+    assert!(matches!(fail(Status::deadline_exceeded("after 10 ms")).await, Err(CallError::Timeout(_))));
     assert!(matches!(fail(Status::invalid_argument("no such table")).await, Err(CallError::Invalid(_))));
     assert!(matches!(fail(Status::failed_precondition("the token is of another log")).await, Err(CallError::Refused(_))));
     fake.proxy.refuse(true);

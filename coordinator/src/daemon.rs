@@ -2,15 +2,14 @@
 
 use crate::configuration::Configuration;
 use crate::engine_handle::{EngineHandle, RunningEngine, Stopped};
-use crate::service;
 use crate::shutdown::Signals;
+use crate::{engine, service};
 use anyhow::Context;
-use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tracing::{error, info, warn};
@@ -43,19 +42,19 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Runs until a signal or a fatal error. `start` makes the engine: it replays the log and opens the stores, which may take a while
-/// and may block; meanwhile the port is taken, and connections wait.
-pub async fn run<F>(configuration: Arc<Configuration>, options: Options, start: impl FnOnce(Arc<Configuration>) -> F) -> anyhow::Result<Exit>
-where
-    F: Future<Output = anyhow::Result<RunningEngine>>,
-{
+/// Runs until a signal or a fatal error. While the engine starts (it replays the log and opens the stores) the port is taken already,
+/// and connections wait. `began`: when the process did.
+pub async fn run(configuration: Arc<Configuration>, options: Options, began: Instant) -> anyhow::Result<Exit> {
     let mut signals = Signals::take().context("cannot take over SIGTERM and SIGINT")?;
-    let listener = TcpListener::bind(configuration.listen).await.with_context(|| format!("cannot listen on {} (listen)", configuration.listen))?;
+    let listener =
+        TcpListener::bind(configuration.listen).await.with_context(|| format!("cannot listen on {} (listen)", configuration.listen))?;
     let address = listener.local_addr()?;
     std::fs::create_dir_all(&configuration.data_dir)
         .with_context(|| format!("cannot make the data folder {} (data_dir)", configuration.data_dir.display()))?;
+    let starting = Arc::clone(&configuration);
+    let engine = tokio::task::spawn_blocking(move || engine::start(&starting, began));
     let RunningEngine { handle, mut failed } = tokio::select! {
-        engine = start(Arc::clone(&configuration)) => engine?,
+        engine = engine => engine.context("the engine's start panicked")??,
         signal = signals.next() => {
             info!(signal, "ends before it has started");
             return Ok(Exit::Clean);

@@ -7,3 +7,4 @@ pub use worker::{FromWorker, Worker, WorkerHandle};
 pub mod tantivy;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
+pub mod conformance;

@@ -1,15 +1,18 @@
 //! The way it is usually done: write to the database, then to the index, each durably, and hope.
 //!
-//! Nothing is made worse than it has to be: SQLite in WAL mode with `synchronous=FULL` and a connection for each client, one Tantivy
-//! writer shared behind a mutex (Tantivy allows only one), every write durable in both stores before it returns, no sleeps.
+//! Nothing is made worse than it has to be: SQLite in WAL mode with `synchronous=FULL` and a connection for each client; one Tantivy
+//! writer (Tantivy allows only one) behind a read-write lock, as its own example for many threads has it: clients add their documents at
+//! once under the read lock, and commit under the write lock. Delete and add are one atomic batch. Every write is durable in both stores
+//! before it returns, and nobody sleeps.
 
 use super::catalogue::Film;
 use super::contents::Contents;
 use anyhow::Context;
 use rusqlite::{Connection, params};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
+use tantivy::indexer::UserOperation;
 use tantivy::schema::{Field, INDEXED, STORED, STRING, Schema, TEXT, Value};
 use tantivy::{Index, IndexWriter, TantivyDocument, Term, collector::DocSetCollector, query::AllQuery};
 
@@ -34,15 +37,20 @@ pub struct Naive {
     folder: PathBuf,
     fields: Fields,
     index: Index,
-    writer: Arc<Mutex<Writer>>,
+    history: Arc<History>,
+    writer: Arc<RwLock<IndexWriter>>,
 }
 
 /// One client of both stores.
 pub struct NaiveClient {
     connection: Connection,
     fields: Fields,
-    writer: Arc<Mutex<Writer>>,
+    history: Arc<History>,
+    writer: Arc<RwLock<IndexWriter>>,
 }
+
+/// What the index was told: Tantivy's operation stamp, in whose order it applies, the key, and the write's stamp.
+type History = Mutex<Vec<(u64, String, String)>>;
 
 /// The order in which each store applied the writes of one key: stamps, oldest first.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
@@ -66,11 +74,6 @@ pub enum DocumentError {
     Failed(#[from] tantivy::TantivyError),
 }
 
-struct Writer {
-    writer: IndexWriter,
-    history: Vec<(String, String)>,
-}
-
 #[derive(Clone)]
 struct Fields {
     schema: Schema,
@@ -85,8 +88,8 @@ impl Naive {
         let fields = Fields::declare();
         let directory = tantivy::directory::MmapDirectory::open(folder.join("index"))?;
         let index = Index::open_or_create(directory, fields.schema.clone())?;
-        let writer = Arc::new(Mutex::new(Writer { writer: index.writer_with_num_threads(1, WRITER_BYTES)?, history: Vec::new() }));
-        let naive = Naive { folder: folder.to_path_buf(), fields, index, writer };
+        let writer = Arc::new(RwLock::new(index.writer_with_num_threads(1, WRITER_BYTES)?));
+        let naive = Naive { folder: folder.to_path_buf(), fields, index, history: Arc::default(), writer };
         let connection = naive.connect()?;
         if !connection.table_exists(None, "film")? {
             connection.execute_batch(TABLES)?;
@@ -96,7 +99,12 @@ impl Naive {
 
     /// A client with a connection of its own.
     pub fn client(&self) -> anyhow::Result<NaiveClient> {
-        Ok(NaiveClient { connection: self.connect()?, fields: self.fields.clone(), writer: self.writer.clone() })
+        Ok(NaiveClient {
+            connection: self.connect()?,
+            fields: self.fields.clone(),
+            history: self.history.clone(),
+            writer: self.writer.clone(),
+        })
     }
 
     /// What both stores hold.
@@ -115,8 +123,9 @@ impl Naive {
         let connection = self.connect()?;
         let mut statement = connection.prepare("SELECT stamp FROM history WHERE id = ?1 ORDER BY n")?;
         let database = statement.query_map([key], |row| row.get(0))?.collect::<Result<_, _>>()?;
-        let writer = lock(&self.writer);
-        let index = writer.history.iter().filter(|(id, _)| id == key).map(|(_, stamp)| stamp.clone()).collect();
+        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        history.sort_unstable();
+        let index = history.into_iter().filter(|(_, id, _)| id == key).map(|(_, _, stamp)| stamp).collect();
         Ok(Histories { key: key.to_string(), database, index })
     }
 
@@ -151,11 +160,12 @@ impl NaiveClient {
         let parsed = TantivyDocument::parse_json(&self.fields.schema, &film.document(stamp).to_string());
         let mut document = parsed.map_err(|error| DocumentError::Refused(error.to_string()))?;
         document.add_text(self.fields.key, &film.id);
-        let mut shared = lock(&self.writer);
-        shared.writer.delete_term(Term::from_field_text(self.fields.key, &film.id));
-        shared.writer.add_document(document)?;
-        shared.writer.commit()?;
-        shared.history.push((film.id.clone(), stamp.to_string()));
+        let older = Term::from_field_text(self.fields.key, &film.id);
+        let replace = [UserOperation::Delete(older), UserOperation::Add(document)];
+        let applied = self.writer.read().unwrap_or_else(PoisonError::into_inner).run(replace)?;
+        self.writer.write().unwrap_or_else(PoisonError::into_inner).commit()?;
+        let entry = (applied, film.id.clone(), stamp.to_string());
+        self.history.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
         Ok(())
     }
 }
@@ -176,11 +186,6 @@ impl Fields {
         let text = |field| document.get_first(field).and_then(|value| value.as_str()).unwrap_or_default().to_string();
         (text(self.key), text(self.stamp))
     }
-}
-
-/// A client that panicked leaves nothing half done in the writer: what it added is committed or not, like anybody's.
-fn lock(writer: &Mutex<Writer>) -> MutexGuard<'_, Writer> {
-    writer.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@ mod hash;
 pub mod participant_messages;
 mod participants;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod transactions;
 pub mod translate;
 

@@ -6,7 +6,7 @@ use crate::configuration::{Limits, Timeouts};
 use crate::engine_handle::{Registered, Registry};
 use lockstep_core::{
     Aborted, BranchRequest, Condition, Csn, Decider, Epoch, Event, Kind, LogId, Operation, ParticipantId, Position, Receipt, Refusal,
-    RefusalKind, Reply, Request, Role, RequestKey, StatementResult, Ticket, Time, Token, Txid, Value, Wait,
+    RefusalKind, Reply, Request, RequestKey, Role, StatementResult, Ticket, Time, Token, Txid, Value, Wait,
 };
 use lockstep_participants::Document;
 use lockstep_proto::v1;
@@ -499,14 +499,7 @@ mod tests {
     const HERE: Position = Position { epoch: Epoch(3), n: 17 };
 
     fn names() -> Registry {
-        let entry = |id, name: &str, role, kind| Registered {
-            id: ParticipantId(id),
-            name: name.into(),
-            store_type: "sqlite",
-            role,
-            kind,
-            standalone,
-        };
+        let entry = |id, name: &str, role, kind| Registered { id: ParticipantId(id), name: name.into(), store_type: "sqlite", role, kind };
         Registry::new(vec![
             entry(1, "db", Role::Database, Kind::Serial),
             entry(2, "index", Role::Index, Kind::Redo),

@@ -51,6 +51,7 @@ fn in_transaction(schema: &Schema, action: &Action<'_>) -> Result<(), String> {
         ffi::SQLITE_READ => read(schema, action),
         ffi::SQLITE_INSERT | ffi::SQLITE_UPDATE | ffi::SQLITE_DELETE => match action.first {
             "sqlite_master" | "sqlite_schema" | "sqlite_temp_master" | "sqlite_temp_schema" => Err(SCHEMA_CHANGE.into()),
+            table if action.database != "main" => Err(format!("table `{table}` is TEMP: it is not part of the database")),
             table => schema.may_write(table),
         },
         _ => Err(refusal(action)),

@@ -207,7 +207,8 @@ impl Checker {
             let mut rest = rows.iter();
             let subsequence = documents.iter().all(|tag| rest.any(|row| row == tag));
             if !subsequence || rows.last() != documents.last() {
-                let what = format!("I6: `{key}`: the database (store {database}) has {rows:?}, the index (store {index}) has {documents:?}");
+                let what =
+                    format!("I6: `{key}`: the database (store {database}) has {rows:?}, the index (store {index}) has {documents:?}");
                 return self.violation(what);
             }
         }

@@ -104,7 +104,11 @@ impl Disk {
                     Record::Commit(_) | Record::End { .. } => entry.lsn >= lsn || entry.lsn == last,
                     Record::Floor { .. } => entry.lsn >= lsn || Some(entry.lsn) == newest_floor,
                     Record::Acked { participant, .. } => entry.lsn >= lsn || acked.get(participant) == Some(&entry.lsn),
-                    Record::Header { .. } | Record::Participant { .. } | Record::Epoch { .. } | Record::Damage(_) | Record::Admin { .. } => true,
+                    Record::Header { .. }
+                    | Record::Participant { .. }
+                    | Record::Epoch { .. }
+                    | Record::Damage(_)
+                    | Record::Admin { .. } => true,
                 });
             }
         }

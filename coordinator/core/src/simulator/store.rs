@@ -98,7 +98,17 @@ pub(crate) struct Odds {
 impl Store {
     pub(crate) fn new(index: usize, kind: Kind, mutation: Mutation) -> Store {
         let state = State::default();
-        Store { index, kind, durable: state.clone(), unsynced: Vec::new(), live: state, open: None, redos: Vec::new(), mutation, calm: false }
+        Store {
+            index,
+            kind,
+            durable: state.clone(),
+            unsynced: Vec::new(),
+            live: state,
+            open: None,
+            redos: Vec::new(),
+            mutation,
+            calm: false,
+        }
     }
 
     /// Power loss.
@@ -135,7 +145,8 @@ impl Store {
             StoreCommand::Lead(markers) => StoreReport::Led(self.lead(markers, checker)),
             StoreCommand::Settle(what) => StoreReport::Settled(self.settle(what)),
             StoreCommand::Scan { above, limit } => {
-                let mut found: Vec<_> = self.live.markers.values().flatten().filter(|m| m.entry.csn > *above).map(|m| (**m).clone()).collect();
+                let mut found: Vec<_> =
+                    self.live.markers.values().flatten().filter(|m| m.entry.csn > *above).map(|m| (**m).clone()).collect();
                 found.sort_by_key(|m| m.entry.csn);
                 found.truncate(*limit);
                 StoreReport::Scanned(found)
@@ -164,7 +175,9 @@ impl Store {
 
     fn progress(&self) -> Progress {
         match self.kind {
-            Kind::Serial if self.mutation == Mutation::AckBeforeDurable => Progress { applied: self.live.watermark, durable: self.live.watermark },
+            Kind::Serial if self.mutation == Mutation::AckBeforeDurable => {
+                Progress { applied: self.live.watermark, durable: self.live.watermark }
+            }
             Kind::Serial => Progress { applied: self.live.watermark, durable: self.durable.watermark },
             Kind::Redo if self.mutation == Mutation::AckBeforeDurable => {
                 Progress { applied: self.live.watermark, durable: self.live.watermark }
@@ -322,7 +335,13 @@ impl Store {
         }
     }
 
-    fn commit_prepared(&mut self, decision: &Decided, done: &mut Vec<Txid>, missing: &mut Vec<(Txid, MarkerEvidence)>, checker: &mut Checker) {
+    fn commit_prepared(
+        &mut self,
+        decision: &Decided,
+        done: &mut Vec<Txid>,
+        missing: &mut Vec<(Txid, MarkerEvidence)>,
+        checker: &mut Checker,
+    ) {
         for &txid in &decision.txids {
             match self.live.prepared.remove(&txid) {
                 Some(branch) => {

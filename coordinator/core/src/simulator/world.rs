@@ -525,6 +525,7 @@ impl World {
 
     fn participate(&mut self, i: usize, event: ParticipantEvent) {
         let Some(machine) = &mut self.actors[i].machine else { return };
+        let news = event != ParticipantEvent::Idle;
         machine.step(self.now, event, &mut self.participant_effects);
         for effect in std::mem::take(&mut self.participant_effects) {
             self.transcript.line(|| format!("             p{i}: {effect:?}"));
@@ -543,7 +544,7 @@ impl World {
                 ParticipantEffect::Migrated(..) => {}
             }
         }
-        self.schedule_idle(i, matches!(self.actors[i].idle_at, None));
+        self.schedule_idle(i, news);
     }
 
     /// The worker looks at its inbox again when it is free, and when something is due.
@@ -594,7 +595,6 @@ impl World {
         };
         self.transcript.line(|| format!("             s{i}: {report:?}"));
         self.participate(i, ParticipantEvent::Store(report));
-        self.schedule_idle(i, true);
     }
 
     // ---- clients ----
@@ -625,7 +625,7 @@ impl World {
         let wait = *self.dice.pick(&[Wait::Decided, Wait::Applied, Wait::Visible]);
         let timeout = if self.dice.chance(0.5) { 0 } else { self.dice.log_between(1_000, 5_000_000) };
         let deadline = self.now.after(self.dice.log_between(10_000, 20_000_000));
-        let request = Request { key: name, position, hash: tag.0, branches, wait, timeout, deadline };
+        let request = Request { key: name, position, hash: tag.0 + 1, branches, wait, timeout, deadline };
         self.clients[i].current = Some(Current { tag, request: request.clone() });
         self.send_request(i, tag, request);
     }
@@ -729,7 +729,9 @@ impl World {
         match (self.tickets[ticket.0 as usize], &reply) {
             (Asked::Outcome { tag, wait, .. }, Reply::Committed(receipt)) => self.checker.told_committed(tag, receipt, wait),
             (Asked::Outcome { tag, .. }, Reply::Aborted(_)) => self.checker.told_aborted(tag),
-            (Asked::Outcome { tag, .. }, Reply::KeyReused(_)) => self.checker.violation(format!("R-KEY: {tag:?} is told that its key is another's")),
+            (Asked::Outcome { tag, .. }, Reply::KeyReused(_)) => {
+                self.checker.violation(format!("R-KEY: {tag:?} is told that its key is another's"))
+            }
             (Asked::Outcome { .. }, _) => {}
             (Asked::Read { store, csn }, Reply::Reached(_)) => self.check_read(store, csn),
             (Asked::Read { .. } | Asked::Operator, _) => {}
@@ -789,7 +791,7 @@ impl World {
         let (branches, writes) = self.draw_branches(i, tag);
         let key = RequestKey { key: old.request.key.key.clone(), attempt: old.request.key.attempt + 1 };
         self.checker.asks(key.clone(), writes);
-        let request = Request { key, position, hash: tag.0, branches, ..old.request };
+        let request = Request { key, position, hash: tag.0 + 1, branches, ..old.request };
         let request = Request { deadline: self.now.after(self.dice.log_between(10_000, 20_000_000)), ..request };
         self.clients[i].current = Some(Current { tag, request: request.clone() });
         self.send_request(i, tag, request);

@@ -1,0 +1,70 @@
+//! The connection to the daemon, and what its errors mean here.
+
+use crate::{Exit, Failure};
+use lockstep_proto::v1::admin_service_client::AdminServiceClient;
+use std::time::Duration;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Response, Status};
+
+/// The longest time that any answer may take.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+pub(crate) struct Daemon {
+    pub service: AdminServiceClient<Channel>,
+    pub endpoint: String,
+}
+
+impl Daemon {
+    pub(crate) async fn connect(endpoint: &str) -> Result<Daemon, Failure> {
+        let text = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
+        let usage = |message: String| Failure {
+            exit: Exit::Usage,
+            message: format!("`{endpoint}` is no endpoint: {message}"),
+            hint: "give --endpoint or LOCKSTEP_ENDPOINT as for example http://127.0.0.1:7117".into(),
+        };
+        let address = Endpoint::from_shared(text.clone()).map_err(|error| usage(error.to_string()))?;
+        if address.uri().scheme_str() != Some("http") {
+            return Err(usage("only http is spoken".into()));
+        }
+        match tokio::time::timeout(PATIENCE, address.connect()).await {
+            Ok(Ok(channel)) => {
+                let service = AdminServiceClient::new(channel).max_decoding_message_size(64 << 20);
+                Ok(Daemon { service, endpoint: text })
+            }
+            Ok(Err(_)) => Err(unreachable(&text, "nobody listens there")),
+            Err(_) => Err(unreachable(&text, &format!("no answer within {PATIENCE:?}"))),
+        }
+    }
+
+    /// Waits for an answer, and says what to do if it is an error.
+    pub(crate) async fn answer<T>(endpoint: &str, call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Failure> {
+        match tokio::time::timeout(PATIENCE, call).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(failure(endpoint, &status)),
+            Err(_) => Err(unreachable(endpoint, &format!("no answer within {PATIENCE:?}"))),
+        }
+    }
+}
+
+pub(crate) fn failure(endpoint: &str, status: &Status) -> Failure {
+    let message = status.message().to_owned();
+    let (exit, hint) = match status.code() {
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => return unreachable(endpoint, &message),
+        Code::InvalidArgument | Code::OutOfRange => (Exit::Usage, "mend the command line; `lockstep --help` shows it"),
+        Code::FailedPrecondition | Code::PermissionDenied | Code::Unauthenticated | Code::Aborted => {
+            (Exit::Refused, "`lockstep status` and `lockstep doctor` say what has to be mended first")
+        }
+        Code::NotFound | Code::AlreadyExists => (Exit::Failed, "`lockstep tx list` and `lockstep participants` show what there is"),
+        Code::Unimplemented => (Exit::Failed, "the daemon is of another version than this program: update the older one"),
+        Code::Ok | Code::ResourceExhausted | Code::Internal | Code::DataLoss => (Exit::Failed, "look at the daemon's own log"),
+    };
+    Failure { exit, message, hint: hint.into() }
+}
+
+fn unreachable(endpoint: &str, why: &str) -> Failure {
+    Failure {
+        exit: Exit::Unreachable,
+        message: format!("no daemon answers at {endpoint}: {why}"),
+        hint: "start lockstepd, or say where it is with --endpoint or LOCKSTEP_ENDPOINT".into(),
+    }
+}

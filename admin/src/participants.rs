@@ -1,0 +1,89 @@
+//! Stores: their sessions and how far they have followed.
+
+use crate::daemon::Daemon;
+use crate::output::{self, Output, Tone};
+use crate::{Exit, Failure, Io};
+use lockstep_client::Csn;
+use lockstep_proto::v1;
+use serde::Serialize;
+
+/// A store, as JSON shows it.
+#[derive(Serialize)]
+pub(crate) struct Participant {
+    pub name: String,
+    id: u32,
+    r#type: String,
+    kind: String,
+    pub session: String,
+    pub why: String,
+    applied_csn: Csn,
+    durable_csn: Csn,
+    lag: u64,
+    lag_ms: u64,
+    pub stuck: u64,
+    prepared: u64,
+}
+
+#[derive(Serialize)]
+struct Participants {
+    participants: Vec<Participant>,
+}
+
+pub(crate) async fn list(daemon: &mut Daemon, output: &Output, io: &mut Io<'_>) -> Result<Exit, Failure> {
+    let call = daemon.service.list_participants(v1::ListParticipantsRequest {});
+    let reply = Daemon::answer(&daemon.endpoint, call).await?;
+    let participants = reply.participants.into_iter().map(Participant::from).collect();
+    let data = Participants { participants };
+    output.write(io, &data, || table(output, &data.participants))?;
+    Ok(Exit::Ok)
+}
+
+pub(crate) fn table(output: &Output, participants: &[Participant]) -> String {
+    let header = ["STORE", "ID", "TYPE", "KIND", "SESSION", "APPLIED", "DURABLE", "LAG", "OLDEST", "STUCK", "PREPARED", "WHY"];
+    let row = |p: &Participant| {
+        [
+            output::text(&p.name),
+            output::text(format!("p{}", p.id)),
+            output::text(&p.r#type),
+            output::text(&p.kind),
+            output::toned(&p.session, p.tone()),
+            output::number(p.applied_csn),
+            output::number(p.durable_csn),
+            output::number(p.lag),
+            output::number(output::or_dash((p.lag > 0).then(|| output::duration(p.lag_ms)))),
+            output::number(p.stuck),
+            output::number(p.prepared),
+            output::text(output::or_dash(Some(&p.why).filter(|why| !why.is_empty()))),
+        ]
+    };
+    output.table(header, participants.iter().map(row))
+}
+
+impl Participant {
+    fn tone(&self) -> Tone {
+        match self.session.as_str() {
+            "up" => Tone::Good,
+            "recovering" => Tone::Warning,
+            _ => Tone::Bad,
+        }
+    }
+}
+
+impl From<v1::ParticipantStatus> for Participant {
+    fn from(status: v1::ParticipantStatus) -> Participant {
+        Participant {
+            name: status.name,
+            id: status.id,
+            r#type: status.r#type,
+            kind: status.kind,
+            session: status.session,
+            why: status.why,
+            applied_csn: Csn::from_u64(status.applied_csn),
+            durable_csn: Csn::from_u64(status.durable_csn),
+            lag: status.lag,
+            lag_ms: status.lag_ms,
+            stuck: status.stuck,
+            prepared: status.prepared,
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! `kill -9` of the real daemon on embedded stores: before and after every force, send, apply and ack; then everything that anybody was
+//! told is held against both stores.
+
+use lockstep_tests::workload::{self, Size};
+use lockstepd::demo::daemon::{Daemon, Launch};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const SIZE: Size = Size { clients: 8, transactions: 40, items: 5 };
+/// How long recovery may take. Far above what it does take: the point is that it ends.
+const MEND: Duration = Duration::from_secs(30);
+
+/// Every place, and at which hit of it the daemon dies: early, and when much is under way.
+const PLACES: &[(&str, &[u32])] = &[
+    ("log.before_force", &[2, 9, 30]),
+    ("log.after_force", &[2, 9, 30]),
+    ("log.before_forget", &[1]),
+    ("engine.before_send_prepare", &[1, 25]),
+    ("engine.before_send_commit", &[1, 25]),
+    ("engine.after_send", &[5, 60]),
+    ("engine.before_reply", &[1, 50]),
+    ("engine.after_reply", &[1, 50]),
+    ("store.db.before_recover", &[1]),
+    ("store.db.after_recover", &[1]),
+    ("store.db.before_prepare", &[1, 12]),
+    ("store.db.after_prepare", &[1, 12]),
+    ("store.db.before_commit", &[1, 12]),
+    ("store.db.after_commit", &[1, 12]),
+    ("store.db.before_tend", &[1, 3]),
+    ("store.db.after_tend", &[1, 3]),
+    ("store.index.before_recover", &[1]),
+    ("store.index.after_recover", &[1]),
+    ("store.index.before_prepare", &[1, 25]),
+    ("store.index.after_prepare", &[1, 25]),
+    ("store.index.before_commit", &[1, 25]),
+    ("store.index.after_commit", &[1, 25]),
+    ("store.index.before_tend", &[1, 4]),
+    ("store.index.after_tend", &[1, 4]),
+];
+
+/// The places that only a daemon with a leading database passes.
+const LEADER_PLACES: &[(&str, &[u32])] = &[
+    ("engine.before_send_lead", &[1, 10]),
+    ("store.db.before_lead", &[1, 10]),
+    ("store.db.after_lead", &[1, 10]),
+    ("store.db.before_prepare", &[12]),
+    ("store.db.after_prepare", &[12]),
+    ("engine.before_send_commit", &[1, 10]),
+    ("store.index.before_commit", &[12]),
+    ("store.index.after_tend", &[4]),
+    ("engine.before_reply", &[30]),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_daemon_dies_at_every_place() -> anyhow::Result<()> {
+    for (place, hits) in PLACES {
+        for hit in *hits {
+            die_at(&format!("{place}:{hit}:kill"), None).await?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_daemon_dies_at_every_place_with_a_leading_database() -> anyhow::Result<()> {
+    for (place, hits) in LEADER_PLACES {
+        for hit in *hits {
+            die_at(&format!("{place}:{hit}:kill"), Some(LED)).await?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_daemon_dies_at_random_moments_again_and_again() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut daemon = Daemon::start(launch(folder.path(), None, None)?).await?;
+    let client = workload::connect(&daemon.url()).await?;
+    workload::prepare(&client).await?;
+    let mut told = Vec::new();
+    for round in 0..12_u64 {
+        let (name, under_way) = (format!("round{round}"), client.clone());
+        let running = tokio::spawn(async move { workload::run(&under_way, &name, SIZE).await });
+        tokio::time::sleep(Duration::from_millis(20 + round * 37 % 180)).await;
+        daemon.kill();
+        daemon.start_again().await?;
+        told.extend(running.await??);
+    }
+    mended(&daemon, &client, &told).await
+}
+
+/// One life: dies at the place, comes back, and everything is held against both stores.
+async fn die_at(failpoint: &str, configuration: Option<&str>) -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let run = async {
+        let mut daemon = Daemon::start(launch(folder.path(), None, configuration)?).await?;
+        let client = workload::connect(&daemon.url()).await?;
+        workload::prepare(&client).await?;
+        let mut told = workload::run(&client, "before", Size { transactions: 2, ..SIZE }).await?;
+        daemon.stop().await?;
+
+        let mut daemon = Daemon::restart(daemon, launch(folder.path(), Some(failpoint), configuration)?).await?;
+        let under_way = client.clone();
+        let running = tokio::spawn(async move { workload::run(&under_way, "during", SIZE).await });
+        if daemon.wait_until_dead(Duration::from_secs(20)).await?.is_none() {
+            anyhow::bail!("the place was never reached");
+        }
+        let mut daemon = Daemon::restart(daemon, launch(folder.path(), None, configuration)?).await?;
+        told.extend(running.await??);
+        told.extend(workload::run(&client, "after", Size { transactions: 2, ..SIZE }).await?);
+        mended(&daemon, &client, &told).await?;
+        daemon.kill();
+        anyhow::Ok(())
+    };
+    run.await.map_err(|error| error.context(format!("failpoint {failpoint}, configuration {configuration:?}")))
+}
+
+async fn mended(daemon: &Daemon, client: &lockstep_client::Client, told: &[workload::Told]) -> anyhow::Result<()> {
+    let status = daemon.wait_for(MEND, |status| status.mended_after_ms > 0 && status.in_doubt == 0 && status.active == 0).await?;
+    anyhow::ensure!(status.damage == 0, "I12: {} damages", status.damage);
+    workload::check(client, told).await
+}
+
+/// A configuration with a leading database.
+const LED: &str = r#"
+[[store]]
+type = "sqlite"
+name = "db"
+mode = "database-led"
+
+[[store]]
+type = "tantivy"
+name = "index"
+"#;
+
+fn launch(folder: &Path, failpoint: Option<&str>, configuration: Option<&str>) -> anyhow::Result<Launch> {
+    let mut arguments = Vec::new();
+    if let Some(text) = configuration {
+        let file = folder.join("lockstepd.toml");
+        std::fs::write(&file, text)?;
+        arguments = vec!["--config".into(), file.display().to_string()];
+    }
+    let environment = failpoint.map(|failpoint| ("LOCKSTEP_FAILPOINT".to_string(), failpoint.to_string())).into_iter().collect();
+    let program = PathBuf::from(env!("CARGO_BIN_EXE_lockstepd-with-failpoints"));
+    Ok(Launch { program, data_dir: folder.join("data"), arguments, environment })
+}
