@@ -41,7 +41,7 @@ impl Daemon {
         match tokio::time::timeout(PATIENCE, call).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(failure(endpoint, &status)),
-            Err(_) => Err(unreachable(endpoint, &format!("no answer within {PATIENCE:?}"))),
+            Err(_) => Err(silent(endpoint, &format!("no answer within {PATIENCE:?}"))),
         }
     }
 }
@@ -49,7 +49,7 @@ impl Daemon {
 pub(crate) fn failure(endpoint: &str, status: &Status) -> Failure {
     let message = status.message().to_owned();
     let (exit, hint) = match status.code() {
-        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => return unreachable(endpoint, &message),
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => return silent(endpoint, &message),
         Code::InvalidArgument | Code::OutOfRange => (Exit::Usage, "mend the command line; `lockstep --help` shows it"),
         Code::FailedPrecondition | Code::PermissionDenied | Code::Unauthenticated | Code::Aborted => {
             (Exit::Refused, "`lockstep status` and `lockstep doctor` say what has to be mended first")
@@ -66,5 +66,14 @@ fn unreachable(endpoint: &str, why: &str) -> Failure {
         exit: Exit::Unreachable,
         message: format!("no daemon answers at {endpoint}: {why}"),
         hint: "start lockstepd, or say where it is with --endpoint or LOCKSTEP_ENDPOINT".into(),
+    }
+}
+
+/// Somebody listens, but gives no answer now.
+fn silent(endpoint: &str, why: &str) -> Failure {
+    Failure {
+        exit: Exit::Unreachable,
+        message: format!("the daemon at {endpoint} gives no answer now: {why}"),
+        hint: "try again in a moment; if it stays so, look at the daemon's own log".into(),
     }
 }

@@ -119,7 +119,8 @@ impl Status {
 
 /// What needs a person, each with the next step.
 fn attention(reply: &v1::StatusReply) -> Vec<String> {
-    let because = |why: &str| if why.is_empty() { String::new() } else { format!(": {why}") };
+    // A sentence is a line, whatever a store's message contains.
+    let because = |why: &str| if why.is_empty() { String::new() } else { format!(": {}", why.replace('\n', " ")) };
     let mut lines = Vec::new();
     match reply.phase.as_str() {
         "serving" => {}

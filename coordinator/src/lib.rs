@@ -3,10 +3,13 @@
 pub mod configuration;
 pub mod daemon;
 pub mod demo;
+mod cli;
 pub mod committer;
 pub mod engine;
 pub mod engine_handle;
 pub mod failpoints;
+#[cfg(feature = "failpoints")]
+pub mod fragile_store;
 pub mod log;
 pub mod service;
 pub mod shutdown;
@@ -14,3 +17,5 @@ pub mod stores;
 pub mod telemetry;
 pub mod view;
 pub mod workers;
+
+pub use cli::run;

@@ -41,6 +41,9 @@ fn open_one(configuration: &Configuration, store: &Store) -> Option<Result<Opene
     };
     let name = store.name().to_string();
     Some(match opened {
+        #[cfg(feature = "failpoints")]
+        Ok(store) => Ok(OpenedStore { resource_manager: Box::new(crate::fragile_store::FragileStore::new(&name, store)), name }),
+        #[cfg(not(feature = "failpoints"))]
         Ok(resource_manager) => Ok(OpenedStore { name, resource_manager }),
         Err(error) => Err(OpenError { name, path, error }),
     })

@@ -12,8 +12,8 @@
 
 use crate::{Led, Reader, Recovered, ResourceManager, StoreError};
 use lockstep_core::{
-    CommitEntry, CoordId, Csn, Decided, Decider, EntryPayload, Epoch, Kind, Marker, MarkerEvidence, Operation, Owner, ParticipantId, Position,
-    Progress, RequestKey, Settle, Txid, Vote, Work,
+    CommitEntry, CoordId, Csn, Decided, Decider, EntryPayload, Epoch, Kind, Marker, MarkerEvidence, Operation, Owner, ParticipantId,
+    Position, Progress, RequestKey, Settle, Txid, Vote, Work,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -304,7 +304,9 @@ impl<'a> Run<'a> {
                     continue;
                 }
                 (Vote::Redo(redo, _), Kind::Redo) => redo,
-                (Vote::InGroup(_), Kind::Serial) | (Vote::Ready(_), Kind::Leader) | (Vote::Prepared(_), Kind::Preparing) => bytes::Bytes::new(),
+                (Vote::InGroup(_), Kind::Serial) | (Vote::Ready(_), Kind::Leader) | (Vote::Prepared(_), Kind::Preparing) => {
+                    bytes::Bytes::new()
+                }
                 (vote, kind) => panic!("{} got {vote:?} from a store of kind {kind:?}", work.txid),
             };
             assert!(!refused, "{} had to be refused", work.txid);
@@ -357,7 +359,7 @@ impl<'a> Run<'a> {
     /// Tells the store these decisions, and how far outcomes are closed with them.
     fn tell(&mut self, csns: &[Csn]) {
         let decided: Vec<Decided> = csns.iter().map(|csn| self.log[csn].clone()).collect();
-        csns.iter().for_each(|csn| drop(self.untold.remove(csn)));
+        self.untold.retain(|csn| !csns.contains(csn));
         self.close();
         let closed = self.closed;
         self.log(|| format!("commit {csns:?}, closed {closed}"));
@@ -410,26 +412,26 @@ impl<'a> Run<'a> {
     // Steps by kind.
 
     fn redo_step(&mut self) {
-        match self.rng.below(10) {
+        match self.rng.below(12) {
             0..=2 => self.prepare(),
             3 if !self.voted.is_empty() => {
                 let txids: Vec<_> = vec![self.voted[self.rng.below(self.voted.len() as u64) as usize].txid];
                 self.abort_voted(&txids);
             }
-            3..=4 => {
+            3..=6 => {
                 for voted in std::mem::take(&mut self.voted) {
                     if self.rng.one_in(4) { self.voted.push(voted) } else { self.decide_alone(voted) }
                 }
             }
-            5..=6 => {
+            7..=8 => {
                 let mut some: Vec<Csn> = self.untold.iter().copied().filter(|_| self.rng.below(3) > 0).collect();
                 if self.rng.one_in(2) {
                     some.reverse();
                 }
                 self.tell(&some);
             }
-            7 => self.repeat(),
-            8 => self.tend(),
+            9 => self.repeat(),
+            10 => self.tend(),
             _ if self.rng.one_in(3) => self.session(false),
             _ => self.forget(),
         }

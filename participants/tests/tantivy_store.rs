@@ -475,10 +475,10 @@ fn order_on_a_key_is_csn_order_in_whichever_order_they_come() {
         vec![("l".to_owned(), 5)],
     ];
     for upto in 1..=5 {
-        for crash in [None, Some(1), Some(2), Some(3), Some(4)] {
+        for crash in [None, Some(1), Some(2)] {
             for (order, commit_each) in permutations(upto).into_iter().flat_map(|order| [(order.clone(), true), (order, false)]) {
                 // A commit at each step costs; the permutations of five are sampled.
-                if upto == 5 && (order[0] != 4 || crash != Some(2)) || upto == 4 && commit_each != crash.is_some() {
+                if upto == 5 && (order[0] != 4 || crash != Some(2) || !commit_each) || upto == 4 && commit_each != crash.is_some() {
                     continue;
                 }
                 let mut t = Fixture::new();
@@ -698,6 +698,57 @@ fn full_disk(folder: &Path) {
     assert_eq!(t.tend(2_500), at(2_500, 2_500));
     assert_eq!(t.store().reader().search("*", limits(1)).unwrap().total, 2_500);
     t.store = None;
+}
+
+/// `cargo test -p lockstep-participants --test tantivy_store -- --ignored --nocapture`
+#[test]
+#[ignore = "measures; nothing to fail"]
+fn speed() {
+    const N: u64 = 50_000;
+    let mut t = Fixture::new();
+    let text = "the quick brown fox jumps over the lazy dog and runs away from the hunter ".repeat(3);
+    let operations =
+        |n| vec![put(&format!("k{}", n % 20_000), &format!(r#"{{"title":"film {n}","year":{},"plot":"{text}"}}"#, 1900 + n % 100))];
+    let works: Vec<_> = (1..=N).map(|n| Work { txid: txid(n), operations: operations(n).into(), timeout: 1_000_000 }).collect();
+    let begin = std::time::Instant::now();
+    let ballots: Vec<_> = works.chunks(32).map(|batch| t.store().prepare(batch).unwrap()).collect();
+    println!("prepare: {:.2} µs a document of {} bytes", begin.elapsed().as_secs_f64() * 1e6 / N as f64, text.len() + 40);
+    let redos = ballots.into_iter().flat_map(|ballot| ballot.votes).map(|(txid, vote)| match vote {
+        Vote::Redo(redo, _) => Decided { csn: csn(txid.n), txids: vec![txid], redo },
+        vote => panic!("{vote:?}"),
+    });
+    let decided: Vec<_> = redos.collect();
+    let (mut committing, mut tending, mut commits) = (Duration::ZERO, Duration::ZERO, 0);
+    for batch in decided.chunks(32) {
+        let begin = std::time::Instant::now();
+        t.apply(batch, batch.last().unwrap().csn.n());
+        committing += begin.elapsed();
+        if batch[0].csn.n() % 3_200 == 1 {
+            let begin = std::time::Instant::now();
+            t.tend(batch.last().unwrap().csn.n());
+            tending += begin.elapsed();
+            commits += 1;
+        }
+    }
+    let begin = std::time::Instant::now();
+    t.tend(N);
+    tending += begin.elapsed();
+    println!("commit: {:.2} µs a document on the calling thread", committing.as_secs_f64() * 1e6 / N as f64);
+    println!("tend: {:.1} ms a commit of 3,200 documents", tending.as_secs_f64() * 1e3 / (commits + 1) as f64);
+    let condition = Condition::Csn(csn(N));
+    let works: Vec<_> = (0..10_000)
+        .map(|n| Work { txid: txid(n), operations: vec![put_if(&format!("k{}", n % 20_000), condition)].into(), timeout: 1 })
+        .collect();
+    let begin = std::time::Instant::now();
+    works.chunks(32).for_each(|batch| drop(t.store().prepare(batch).unwrap()));
+    println!("prepare with a condition: {:.2} µs", begin.elapsed().as_secs_f64() * 1e6 / 10_000.0);
+    for n in 1..=5 {
+        let decided = t.decide(N + n, operations(n));
+        t.apply(&[decided], N + n);
+        let begin = std::time::Instant::now();
+        t.tend(N + n);
+        println!("tend: {:.1} ms a commit of one document", begin.elapsed().as_secs_f64() * 1e3);
+    }
 }
 
 /// The number of the last operation that the index committed.

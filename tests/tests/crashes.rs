@@ -1,9 +1,12 @@
 //! `kill -9` of the real daemon on embedded stores: before and after every force, send, apply and ack; then everything that anybody was
 //! told is held against both stores.
 
-use lockstep_tests::workload::{self, Size};
+use lockstep_client::Client;
+use lockstep_tests::workload::{self, Size, Told};
 use lockstepd::demo::daemon::{Daemon, Launch};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const SIZE: Size = Size { clients: 8, transactions: 40, items: 5 };
@@ -99,13 +102,13 @@ async fn die_at(failpoint: &str, configuration: Option<&str>) -> anyhow::Result<
         let mut told = workload::run(&client, "before", Size { transactions: 2, ..SIZE }).await?;
         daemon.stop().await?;
 
-        let mut daemon = Daemon::restart(daemon, launch(folder.path(), Some(failpoint), configuration)?).await?;
-        let under_way = client.clone();
-        let running = tokio::spawn(async move { workload::run(&under_way, "during", SIZE).await });
-        if daemon.wait_until_dead(Duration::from_secs(20)).await?.is_none() {
-            anyhow::bail!("the place was never reached");
-        }
-        let mut daemon = Daemon::restart(daemon, launch(folder.path(), None, configuration)?).await?;
+        daemon.relaunch(launch(folder.path(), Some(failpoint), configuration)?).await?;
+        let enough = Arc::new(AtomicBool::new(false));
+        let running = tokio::spawn(write_until(client.clone(), enough.clone()));
+        let died = daemon.wait_until_dead(Duration::from_secs(30)).await?;
+        enough.store(true, Ordering::Relaxed);
+        anyhow::ensure!(died.is_some(), "the place was never reached");
+        daemon.relaunch(launch(folder.path(), None, configuration)?).await?;
         told.extend(running.await??);
         told.extend(workload::run(&client, "after", Size { transactions: 2, ..SIZE }).await?);
         mended(&daemon, &client, &told).await?;
@@ -115,7 +118,19 @@ async fn die_at(failpoint: &str, configuration: Option<&str>) -> anyhow::Result<
     run.await.map_err(|error| error.context(format!("failpoint {failpoint}, configuration {configuration:?}")))
 }
 
-async fn mended(daemon: &Daemon, client: &lockstep_client::Client, told: &[workload::Told]) -> anyhow::Result<()> {
+/// How often a place is passed depends on how transactions meet in groups, so there is always one more round until it was reached.
+async fn write_until(client: Client, enough: Arc<AtomicBool>) -> anyhow::Result<Vec<Told>> {
+    let mut told = Vec::new();
+    for round in 0.. {
+        told.extend(workload::run(&client, &format!("during{round}"), Size { transactions: 10, ..SIZE }).await?);
+        if enough.load(Ordering::Relaxed) {
+            break;
+        }
+    }
+    Ok(told)
+}
+
+async fn mended(daemon: &Daemon, client: &Client, told: &[Told]) -> anyhow::Result<()> {
     let status = daemon.wait_for(MEND, |status| status.mended_after_ms > 0 && status.in_doubt == 0 && status.active == 0).await?;
     anyhow::ensure!(status.damage == 0, "I12: {} damages", status.damage);
     workload::check(client, told).await

@@ -24,6 +24,8 @@ pub struct Coordinator {
     pub(crate) phase: Phase,
     /// Every start of this log: (epoch, incarnation).
     pub(crate) epochs: Vec<(Epoch, u64)>,
+    /// What was lost before this epoch is known to be lost: safe mode was left with it (R-LOGLOSS).
+    pub(crate) loss_accepted: Epoch,
     /// The highest epoch that any participant has seen (R-LOGLOSS).
     pub(crate) highest_epoch_seen: Epoch,
     pub(crate) next_lsn: Lsn,
@@ -88,6 +90,8 @@ pub(crate) enum Pending {
     Floor(Position),
     Acked(Vec<(ParticipantId, Csn)>, Vec<Lsn>),
     Operator { ticket: Ticket, operator: String, action: AdminAction, reason: String },
+    Skip { ticket: Ticket, participant: ParticipantId, csn: Csn },
+    SafeModeLeft(Ticket, Epoch),
 }
 
 /// What a moment in time is for.
@@ -102,9 +106,9 @@ pub(crate) enum Timer {
 /// A key of an older epoch, while leaders are asked about it.
 #[derive(Debug)]
 pub(crate) struct Settling {
-    pub hash: Option<u64>,
     pub waiting: BTreeSet<ParticipantId>,
-    pub waiters: Vec<crate::transaction::Waiter>,
+    /// With the hash of what each asks for, if it said so.
+    pub waiters: Vec<(crate::transaction::Waiter, Option<u64>)>,
 }
 
 /// What has happened since the start.
@@ -151,6 +155,9 @@ impl Coordinator {
         if !self.follower(participant).hears(session) {
             return;
         }
+        if let Some(why) = self.breach(participant, session, &message) {
+            return self.distrust(now, participant, session, why, fx);
+        }
         match message {
             FromParticipant::Hello(hello) => self.hello(now, participant, session, hello, fx),
             FromParticipant::Refused(owner) => self.refused(participant, session, owner, fx),
@@ -159,15 +166,11 @@ impl Coordinator {
             FromParticipant::NotPrepared(txid, evidence) => self.not_prepared(now, participant, txid, evidence, fx),
             FromParticipant::Progress(progress) => self.progress(now, participant, progress, fx),
             FromParticipant::Stuck(csn, reason) => self.stuck(participant, csn, reason, fx),
-            FromParticipant::Inquiry(txids) => {
-                for txid in txids {
-                    self.answer(now, participant, txid, fx);
-                }
-            }
+            FromParticipant::Inquiry(txids) => self.inquiry(now, participant, txids, fx),
             FromParticipant::Led(txids) => self.led(now, txids, fx),
             FromParticipant::NotLed(txids, refusal) => self.not_led(now, participant, txids, refusal, fx),
-            FromParticipant::Settled(what, marker) => self.settled(now, participant, what, marker, fx),
-            FromParticipant::Markers { markers, last } => self.markers(now, participant, markers, last, fx),
+            FromParticipant::Settled(what, marker) => self.settled(now, participant, session, what, marker, fx),
+            FromParticipant::Markers { markers, last } => self.markers(now, participant, session, markers, last, fx),
             FromParticipant::Resolved { txid, commit } => self.resolved(now, participant, txid, commit, fx),
         }
     }
@@ -176,13 +179,15 @@ impl Coordinator {
     fn durable(&mut self, now: Time, lsn: Lsn, fx: &mut Vec<Effect>) {
         assert!(lsn < self.next_lsn, "the log acknowledges a record it was not given: {lsn}");
         while self.pending.front().is_some_and(|(at, _)| *at <= lsn) {
-            let (at, pending) = self.pending.pop_front().expect("not empty");
+            let (_, pending) = self.pending.pop_front().expect("not empty");
             match pending {
                 Pending::Start => self.started(fx),
                 Pending::Decision(key) => self.decided(now, key, fx),
                 Pending::Floor(position) => self.floor_durable(position, fx),
                 Pending::Acked(acked, lsns) => self.acked_durable(acked, lsns, fx),
-                Pending::Operator { ticket, operator, action, reason } => self.operate(now, at, ticket, operator, action, reason, fx),
+                Pending::Operator { ticket, operator, action, reason } => self.operate(now, ticket, operator, action, reason, fx),
+                Pending::Skip { ticket, participant, csn } => self.skipped(now, ticket, participant, csn, fx),
+                Pending::SafeModeLeft(ticket, epoch) => self.safe_mode_left(ticket, epoch, fx),
             }
         }
     }
@@ -243,9 +248,10 @@ impl Coordinator {
         }
     }
 
-    /// The highest CSN at and below which no outcome is open; `None` while a leader has not been scanned (R-WATERMARK).
+    /// The highest CSN at and below which no outcome is open; `None` while a leader has not been scanned, or older sessions may still
+    /// decide there (R-WATERMARK).
     pub(crate) fn closed(&self) -> Option<Csn> {
-        if self.unscanned_leader().is_some() {
+        if self.followers.iter().any(|follower| matches!(follower.scan, Scan::Needed | Scan::Running | Scan::Again(_))) {
             return None;
         }
         Some(self.deciding.first().map_or(self.last_csn, |csn| csn.before()))

@@ -99,6 +99,8 @@ pub enum Alarm {
     Stuck(ParticipantId, Txid, String),
     /// A promise is broken (I12).
     Damage(Box<crate::record::Damage>),
+    /// A participant has broken the protocol: its session is over.
+    Misbehaves(ParticipantId, String),
     /// A participant is not what the log knows it as.
     WrongKind(ParticipantId, Kind, Kind),
 }

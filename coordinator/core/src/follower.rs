@@ -35,6 +35,8 @@ pub struct Follower {
     pub closed_told: Csn,
     /// What is known of its markers, if it leads.
     pub scan: Scan,
+    /// Whether no older session can commit anything there any more, as of its last Hello.
+    pub exclusive: bool,
     /// Whether it has given its evidence about the log since this start (R-LOGLOSS), or was waived.
     pub evidence: bool,
     /// Clients that wait to read here.
@@ -123,6 +125,7 @@ impl Follower {
             first_unapplied: Csn::ZERO,
             closed_told: Csn::ZERO,
             scan: if kind == Kind::Leader { Scan::Needed } else { Scan::NotNeeded },
+            exclusive: false,
             evidence: false,
             readers: Vec::new(),
             stuck: None,
@@ -149,6 +152,11 @@ impl Follower {
     /// The oldest decision that it has not applied.
     pub fn oldest_unapplied(&self) -> Option<(Csn, &Item)> {
         self.items.range(self.first_unapplied..).find(|(_, item)| !item.applied).map(|(csn, item)| (*csn, item))
+    }
+
+    /// Up to where nothing is missing there.
+    pub fn reached(&self) -> Csn {
+        self.oldest_unapplied().map_or(self.progress.applied, |(csn, _)| csn.before().max(self.progress.applied).min(csn.before()))
     }
 
     /// How many decisions it has not applied.

@@ -24,6 +24,7 @@ impl Coordinator {
             self.counts.committed += 1;
             self.open -= 1;
             self.enter_committing(*txid, *csn);
+            self.compare_by_hand(now, *txid, Some(true), fx);
         }
         self.deliver_decision(now, key, fx);
         for (txid, ..) in fates {
@@ -113,14 +114,12 @@ impl Coordinator {
 
     /// A participant cannot apply a decision yet: it is shouted about, and holds up nothing else.
     pub(crate) fn stuck(&mut self, participant: ParticipantId, csn: Csn, reason: String, fx: &mut Vec<Effect>) {
-        let follower = self.follower_mut(participant);
-        let news = follower.stuck.as_ref().is_none_or(|(at, _)| *at != csn);
-        follower.stuck = Some((csn, reason.clone()));
-        if news && let Some(item) = self.follower(participant).items.get(&csn) {
-            let txid = self.decisions[&item.decision].entries.iter().find(|entry| entry.csn == csn).map(|entry| entry.txid);
-            if let Some(txid) = txid {
-                self.alarm(Alarm::Stuck(participant, txid, reason), fx);
-            }
+        let Some(item) = self.follower(participant).items.get(&csn).filter(|item| !item.applied) else { return };
+        let txid = self.decisions[&item.decision].entries.iter().find(|entry| entry.csn == csn).map(|entry| entry.txid);
+        let news = self.follower(participant).stuck.as_ref().is_none_or(|(at, _)| *at != csn);
+        self.follower_mut(participant).stuck = Some((csn, reason.clone()));
+        if let Some(txid) = txid.filter(|_| news) {
+            self.alarm(Alarm::Stuck(participant, txid, reason), fx);
         }
     }
 
@@ -132,7 +131,9 @@ impl Coordinator {
         }
         let (key, entry) = (item.decision, item.entry);
         assert!(self.decisions[&key].decided, "I11: {participant} applied {csn} before it was decided");
-        self.follower_mut(participant).items.get_mut(&csn).expect("just found").applied = true;
+        let follower = self.follower_mut(participant);
+        follower.items.get_mut(&csn).expect("just found").applied = true;
+        follower.stuck.take_if(|(at, _)| *at == csn);
         let decision = &self.decisions[&key];
         let mut here = Vec::new();
         for (i, entry) in decision.covered(participant, entry) {
@@ -154,7 +155,7 @@ impl Coordinator {
 
     fn move_first_unapplied(&mut self, participant: ParticipantId, applied: Csn) {
         let follower = self.follower_mut(participant);
-        let next = follower.items.iter().find(|(_, item)| !item.applied).map(|(csn, _)| *csn);
+        let next = follower.items.range(follower.first_unapplied..).find(|(_, item)| !item.applied).map(|(csn, _)| *csn);
         follower.first_unapplied = match next {
             Some(csn) => csn,
             None => applied,

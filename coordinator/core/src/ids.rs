@@ -137,6 +137,11 @@ impl Csn {
         self.0 & Self::N_MAX
     }
 
+    /// The number just above, as a bound.
+    pub fn next(self) -> Csn {
+        Csn(self.0 + 1)
+    }
+
     /// The CSN just below; zero stays zero.
     pub fn before(self) -> Csn {
         Csn(self.0.saturating_sub(1))

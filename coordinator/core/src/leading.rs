@@ -4,7 +4,7 @@ use crate::coordinator::Coordinator;
 use crate::decision::Decision;
 use crate::event::Effect;
 use crate::follower::{Scan, Session};
-use crate::ids::{Csn, ParticipantId, Time, Txid};
+use crate::ids::{Csn, ParticipantId, SessionId, Time, Txid};
 use crate::message::{Settle, ToParticipant};
 use crate::outcomes::{Fate, Known};
 use crate::record::{DamageKind, Marker, Payload};
@@ -32,8 +32,19 @@ impl Coordinator {
     }
 
     /// The markers that a leader holds, piece by piece.
-    pub(crate) fn markers(&mut self, now: Time, leader: ParticipantId, markers: Vec<Marker>, last: bool, fx: &mut Vec<Effect>) {
+    pub(crate) fn markers(
+        &mut self,
+        now: Time,
+        leader: ParticipantId,
+        session: SessionId,
+        markers: Vec<Marker>,
+        last: bool,
+        fx: &mut Vec<Effect>,
+    ) {
         for marker in markers {
+            if let Some(why) = self.marker_breach(leader, &marker) {
+                return self.distrust(now, leader, session, why, fx);
+            }
             self.learn(now, marker, fx);
         }
         if !last {
@@ -42,8 +53,8 @@ impl Coordinator {
         let again = now.after(self.config.inquiry);
         let follower = self.follower_mut(leader);
         follower.scan = match follower.scan {
-            Scan::Running | Scan::Complete => Scan::Complete,
-            Scan::Again(_) => Scan::Again(again),
+            Scan::Running | Scan::Complete if follower.exclusive => Scan::Complete,
+            Scan::Running | Scan::Complete | Scan::Again(_) => Scan::Again(again),
             Scan::Needed | Scan::NotNeeded => return,
         };
         if let Session::Welcomed(session) = follower.session {
@@ -74,7 +85,7 @@ impl Coordinator {
     fn reversed(&mut self, now: Time, txid: Txid, fx: &mut Vec<Effect>) {
         let crate::ids::Decider::Leader(leader) = txid.decider else { return };
         let reason = "the database committed a transaction that had been settled as aborted";
-        self.record_damage(now, leader, txid, DamageKind::CommittedByHand, None, reason.into(), fx);
+        self.record_damage(now, leader, txid, DamageKind::CommittedByHand, None, reason.into(), None, fx);
     }
 
     fn adopt_marker(&mut self, now: Time, marker: Marker, fx: &mut Vec<Effect>) {
@@ -120,9 +131,21 @@ impl Coordinator {
     }
 
     /// The leader has answered a question about one outcome.
-    pub(crate) fn settled(&mut self, now: Time, leader: ParticipantId, what: Settle, marker: Option<Box<Marker>>, fx: &mut Vec<Effect>) {
+    pub(crate) fn settled(
+        &mut self,
+        now: Time,
+        leader: ParticipantId,
+        session: SessionId,
+        what: Settle,
+        marker: Option<Box<Marker>>,
+        fx: &mut Vec<Effect>,
+    ) {
+        if let Some(why) = marker.as_ref().and_then(|marker| self.marker_breach(leader, marker)) {
+            return self.distrust(now, leader, session, why, fx);
+        }
+        let asked = marker.as_ref().map(|marker| marker.entry.txid);
         match (what, marker) {
-            (Settle::Key(key, _), marker) => self.key_settled(now, leader, key, marker.map(|marker| *marker), fx),
+            (Settle::Key(key, position), marker) => self.key_settled(now, leader, key, position, marker.map(|marker| *marker), fx),
             (Settle::Txid(_), Some(marker)) => self.learn(now, *marker, fx),
             (Settle::Txid(txid), None) => {
                 if let Some(csn) = self.deciding_csn(txid) {
@@ -133,16 +156,17 @@ impl Coordinator {
                 self.settled_aborted(now, txid, fx);
             }
         }
-        self.evidence_changed(now, fx);
+        if let Some(txid) = asked {
+            self.answer_asked(now, txid, fx);
+        }
     }
 
     /// An 'A' marker stands: prepared branches of it are told.
     fn settled_aborted(&mut self, now: Time, txid: Txid, fx: &mut Vec<Effect>) {
-        let waiting: Vec<_> = self.asked.iter().filter(|(_, asked)| *asked == txid).copied().collect();
-        for (participant, txid) in waiting {
+        self.compare_by_hand(now, txid, Some(false), fx);
+        for participant in self.asking(txid) {
             self.asked.remove(&(participant, txid));
             self.send(participant, ToParticipant::Abort(txid), fx);
-            self.compare_by_hand(now, participant, txid, fx);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::coordinator::{Coordinator, Pending, Phase};
 use crate::event::Effect;
-use crate::ids::{Csn, Epoch, Lsn, ParticipantId, Ticket, Time, Txid};
+use crate::ids::{Csn, Epoch, ParticipantId, Ticket, Time, Txid};
 use crate::message::ToParticipant;
 use crate::outcomes::Fate;
 use crate::record::{AdminAction, DamageKind, Record};
@@ -27,7 +27,12 @@ impl Coordinator {
         }
         match action {
             AdminAction::Resolve { txid, participant, .. } => self.may_resolve(*txid, *participant),
-            AdminAction::Skip { txid, participant } => self.owed(*txid, *participant).map(|_| ()),
+            AdminAction::Skip { txid, participant } => {
+                self.owed(*txid, *participant)?;
+                let given_up = (*txid, *participant, DamageKind::Skipped);
+                let twice = self.damage.iter().any(|damage| (damage.txid, damage.participant, damage.kind) == given_up);
+                if twice { Err(format!("{txid} is being given up there already")) } else { Ok(()) }
+            }
             AdminAction::Forget { txid, participant } => {
                 let found = self.damage.iter().any(|damage| (damage.txid, damage.participant) == (*txid, *participant));
                 if found { Ok(()) } else { Err(format!("no damage is recorded for {txid} there")) }
@@ -89,7 +94,6 @@ impl Coordinator {
     pub(crate) fn operate(
         &mut self,
         now: Time,
-        _lsn: Lsn,
         ticket: Ticket,
         operator: String,
         action: AdminAction,
@@ -107,8 +111,8 @@ impl Coordinator {
                 format!("{txid} is {} by hand at `{}`", if commit { "committed" } else { "rolled back" }, self.follower(participant).name)
             }
             AdminAction::Skip { txid, participant } => {
-                let at = self.owed(txid, participant).expect("just asked");
-                self.skip(now, participant, at, &operator, &reason, fx)
+                let csn = self.owed(txid, participant).expect("just asked");
+                return self.skip(now, ticket, participant, csn, &operator, &reason, fx);
             }
             AdminAction::Forget { txid, participant } => {
                 self.damage.retain(|damage| (damage.txid, damage.participant) != (txid, participant));
@@ -120,7 +124,7 @@ impl Coordinator {
                 self.evidence_changed(now, fx);
                 format!("the evidence of `{}` is waived", self.follower(participant).name)
             }
-            AdminAction::LeaveSafeMode => self.leave_safe_mode(now, fx),
+            AdminAction::LeaveSafeMode => return self.leave_safe_mode(now, ticket, fx),
             AdminAction::Cancel { txid } => {
                 let refusal = Refusal::new(RefusalKind::Cancelled, format!("cancelled by {operator}: {reason}"));
                 self.abort(txid, None, refusal, fx);
@@ -130,34 +134,45 @@ impl Coordinator {
         self.reply(ticket, Reply::Done(done), fx);
     }
 
-    /// R-SKIP: the decided redo is given up at this participant, for ever; it counts as applied.
-    fn skip(&mut self, now: Time, participant: ParticipantId, at: Csn, operator: &str, reason: &str, fx: &mut Vec<Effect>) -> String {
-        let item = self.follower(participant).items[&at].clone();
-        let decision = &self.decisions[&item.decision];
-        let told = decision.told(participant, item.entry);
-        let txids: Vec<_> = told.txids.clone();
-        for &txid in &txids {
-            self.record_damage(now, participant, txid, DamageKind::Skipped, Some(operator.into()), reason.into(), fx);
+    /// R-SKIP: the decided redo is given up at this participant, for ever. Forced as damage first, then it counts.
+    #[allow(clippy::too_many_arguments)]
+    fn skip(&mut self, now: Time, ticket: Ticket, participant: ParticipantId, csn: Csn, operator: &str, reason: &str, fx: &mut Vec<Effect>) {
+        let item = &self.follower(participant).items[&csn];
+        let mut txids = self.decisions[&item.decision].told(participant, item.entry).txids;
+        let last = txids.pop().expect("a decision has transactions");
+        for txid in txids {
+            self.record_damage(now, participant, txid, DamageKind::Skipped, Some(operator.into()), reason.into(), None, fx);
         }
+        let then = Some(Pending::Skip { ticket, participant, csn });
+        self.record_damage(now, participant, last, DamageKind::Skipped, Some(operator.into()), reason.into(), then, fx);
+    }
+
+    /// The damage is durable: from now on it counts as applied there.
+    pub(crate) fn skipped(&mut self, now: Time, ticket: Ticket, participant: ParticipantId, csn: Csn, fx: &mut Vec<Effect>) {
+        let name = self.follower(participant).name.clone();
+        let Some(item) = self.follower(participant).items.get(&csn) else {
+            return self.reply(ticket, Reply::Done(format!("recorded as damage, but `{name}` has applied it meanwhile")), fx);
+        };
+        let told = self.decisions[&item.decision].told(participant, item.entry);
+        let named: Vec<_> = told.txids.iter().map(|txid| txid.to_string()).collect();
         self.send(participant, ToParticipant::Skip(told), fx);
-        self.applied(now, participant, at, fx);
-        self.drop_item(participant, at);
+        self.applied(now, participant, csn, fx);
+        self.drop_item(participant, csn);
         self.answer_readers(participant, fx);
-        let named: Vec<_> = txids.iter().map(|txid| txid.to_string()).collect();
-        format!("given up at `{}`, and recorded as damage: {}", self.follower(participant).name, named.join(", "))
+        self.reply(ticket, Reply::Done(format!("given up at `{name}`, and recorded as damage: {}", named.join(", "))), fx);
     }
 
     /// R-LOGLOSS: an epoch above all seen and a new log id; then the coordinator is started again.
-    fn leave_safe_mode(&mut self, now: Time, fx: &mut Vec<Effect>) -> String {
+    fn leave_safe_mode(&mut self, now: Time, ticket: Ticket, fx: &mut Vec<Effect>) {
         self.append(Record::Header { coord_id: self.owner.coord_id, log_id: self.spare_log_id }, None, fx);
         let above = self.seen_epoch().next();
-        self.append(
-            Record::Epoch { epoch: above, incarnation: self.owner.incarnation, at_ms: self.wall_ms(now) },
-            Some(Pending::Start),
-            fx,
-        );
+        let record = Record::Epoch { epoch: above, incarnation: self.owner.incarnation, at_ms: self.wall_ms(now) };
+        self.append(record, Some(Pending::SafeModeLeft(ticket, above)), fx);
         self.phase = Phase::Stopped("safe mode was left: start it again".into());
-        format!("safe mode is left with epoch {above}: start the coordinator again")
+    }
+
+    pub(crate) fn safe_mode_left(&mut self, ticket: Ticket, above: Epoch, fx: &mut Vec<Effect>) {
+        self.reply(ticket, Reply::Done(format!("safe mode is left with epoch {above}: start the coordinator again")), fx);
     }
 
     fn seen_epoch(&self) -> Epoch {
@@ -166,7 +181,10 @@ impl Coordinator {
 
     /// An operator's resolve was carried out at the store.
     pub(crate) fn resolved(&mut self, now: Time, participant: ParticipantId, txid: Txid, commit: bool, fx: &mut Vec<Effect>) {
-        self.by_hand.insert((txid, participant), commit);
-        self.compare_by_hand(now, participant, txid, fx);
+        // What nobody asked for is the store's own doing, and comes with its next Hello.
+        if let Some(by_hand) = self.by_hand.get_mut(&(txid, participant)) {
+            *by_hand = commit;
+            self.compare_by_hand(now, txid, self.outcome(txid), fx);
+        }
     }
 }

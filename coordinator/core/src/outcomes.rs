@@ -87,6 +87,11 @@ impl Outcomes {
         self.known.get(&txid.position()).filter(|known| known.txid == txid)
     }
 
+    /// The request that began at this position.
+    pub fn by_position(&self, position: Position) -> Option<&Known> {
+        self.known.get(&position)
+    }
+
     /// All, oldest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Known> {
         self.known.values()
@@ -98,7 +103,11 @@ impl Outcomes {
         assert!(position >= self.floor, "a transaction below the floor becomes known: {}", known.txid);
         let named = self.by_key.insert(known.key.clone(), position);
         assert!(named.is_none_or(|earlier| earlier == position), "R-KEY: two transactions under one key: {}", known.txid);
+        if matches!(&known.fate, Fate::Committed(CommittedFate { results: Some(_), .. })) {
+            self.with_results.push_back(position);
+        }
         self.known.insert(position, known);
+        self.drop_excess_results();
     }
 
     /// A running request gets its fate, once and for ever (I2).

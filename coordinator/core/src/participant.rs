@@ -234,7 +234,7 @@ struct Session {
     id: SessionId,
     phase: Phase,
     /// Transactions that had their Prepare of late (R-ONEPREP).
-    seen: Recent,
+    seen: Recent<Txid>,
     /// Prepares that wait for the store.
     queue: VecDeque<Queued>,
     /// Aborted while they may still be in the queue.
@@ -251,8 +251,9 @@ struct Session {
     deliveries: BTreeMap<Csn, Decided>,
     /// Decisions the store could not apply yet.
     stuck: BTreeMap<Csn, Stuck>,
-    /// Decisions the store has, above `progress.applied`: their repeats need no second delivery.
-    handed: BTreeSet<Csn>,
+    /// Decisions the store got in this session: a repeat of them is not given to it again. The CSN alone does not tell: one found
+    /// late is below the watermark too (R-WATERMARK).
+    handed: Recent<Csn>,
     /// A serial executor applies in CSN order: everything up to here that concerns it.
     followed: Csn,
     /// No outcome at or below it is open at the coordinator.
@@ -316,11 +317,11 @@ struct Stuck {
     interval: u64,
 }
 
-/// The last transactions seen, in two generations: bounded, and never less than one full generation.
-#[derive(Debug, Default)]
-struct Recent {
-    young: FxHashSet<Txid>,
-    old: FxHashSet<Txid>,
+/// The last ones seen, in two generations: bounded, and never less than one full generation.
+#[derive(Debug)]
+struct Recent<T> {
+    young: FxHashSet<T>,
+    old: FxHashSet<T>,
 }
 
 /// Prepared branches, and when to ask about each.
@@ -574,7 +575,7 @@ impl Participant {
                 false => None,
             }),
         };
-        let next = next.or_else(|| session.tend(self.kind, true));
+        let next = next.or_else(|| session.tend(true));
         if let Some((order, command)) = next {
             self.running = Some(Running { session: session.id, command });
             effects.push(ParticipantEffect::Store(order));
@@ -598,7 +599,7 @@ impl Session {
             reserved: BTreeMap::new(),
             deliveries: BTreeMap::new(),
             stuck: BTreeMap::new(),
-            handed: BTreeSet::new(),
+            handed: Recent::default(),
             followed: Csn::ZERO,
             closed: Csn::ZERO,
             given: Csn::ZERO,
@@ -653,7 +654,7 @@ impl Session {
     }
 
     fn knows(&self, csn: Csn) -> bool {
-        self.deliveries.contains_key(&csn) || self.stuck.contains_key(&csn) || self.handed.contains(&csn)
+        self.deliveries.contains_key(&csn) || self.stuck.contains_key(&csn) || self.handed.contains(csn)
     }
 
     /// R-ONEPREP: one Prepare in a branch's life.
@@ -907,7 +908,9 @@ impl Session {
             repeated |= csn <= self.progress.durable;
             match kind {
                 Kind::Serial => self.followed = self.followed.max(csn),
-                Kind::Redo => drop(self.handed.insert(csn)),
+                Kind::Redo => {
+                    self.handed.insert(csn);
+                }
                 Kind::Preparing | Kind::Leader => {}
             }
         }
@@ -925,7 +928,6 @@ impl Session {
         );
         if progress != self.progress || repeated {
             self.progress = progress;
-            self.handed = self.handed.split_off(&Csn::from_u64(progress.applied.to_u64() + 1).unwrap_or(progress.applied));
             self.send(FromParticipant::Progress(progress), effects);
         }
     }
@@ -972,7 +974,7 @@ impl Session {
             return Some((StoreCommand::Floor(below), Command::Floor));
         }
         match self.tend_at {
-            Some(due) if due <= now => self.tend(kind, false),
+            Some(due) if due <= now => self.tend(false),
             _ => None,
         }
     }
@@ -999,7 +1001,7 @@ impl Session {
             let (csn, next) = first.remove_entry();
             let has_it = match kind {
                 Kind::Serial => csn <= self.followed,
-                Kind::Redo => self.handed.contains(&csn),
+                Kind::Redo => self.handed.contains(csn),
                 Kind::Preparing | Kind::Leader => false,
             };
             if !has_it {
@@ -1065,14 +1067,12 @@ impl Session {
     }
 
     /// Upkeep; if `only_news`, only if something has happened since the last time.
-    fn tend(&mut self, kind: Kind, only_news: bool) -> Next {
-        if !matches!(self.phase, Phase::HandingOver { .. } | Phase::Open { .. }) || !matches!(self.batch, Batch::None) {
+    fn tend(&mut self, only_news: bool) -> Next {
+        // Before Open not all that is reserved is known, and what Hello said must still hold when the handover arrives.
+        if !matches!(self.phase, Phase::Open { .. }) || !matches!(self.batch, Batch::None) {
             return None;
         }
-        let closed = match kind {
-            Kind::Serial if !matches!(self.phase, Phase::Open { .. }) => Csn::ZERO, // not all that is reserved is known yet
-            _ => self.watermark_limit(),
-        };
+        let closed = self.watermark_limit();
         if only_news && !self.untended && closed <= self.given {
             return None;
         }
@@ -1105,12 +1105,12 @@ impl Session {
     }
 }
 
-impl Recent {
+impl<T: Copy + Eq + std::hash::Hash> Recent<T> {
     const GENERATION: usize = 65_536;
 
     /// Whether it is new.
-    fn insert(&mut self, txid: Txid) -> bool {
-        if self.old.contains(&txid) || !self.young.insert(txid) {
+    fn insert(&mut self, one: T) -> bool {
+        if self.old.contains(&one) || !self.young.insert(one) {
             return false;
         }
         if self.young.len() >= Self::GENERATION {
@@ -1118,6 +1118,16 @@ impl Recent {
             self.young.clear();
         }
         true
+    }
+
+    fn contains(&self, one: T) -> bool {
+        self.young.contains(&one) || self.old.contains(&one)
+    }
+}
+
+impl<T> Default for Recent<T> {
+    fn default() -> Recent<T> {
+        Recent { young: FxHashSet::default(), old: FxHashSet::default() }
     }
 }
 

@@ -84,7 +84,10 @@ impl Coordinator {
             }
         }
         for (participant, csn) in facts.skipped {
-            machine.drop_item(participant, csn);
+            if machine.follower(participant).items.contains_key(&csn) {
+                machine.applied(now, participant, csn, fx);
+                machine.drop_item(participant, csn);
+            }
         }
         machine.take_epoch(now, fx);
         Ok(machine)
@@ -99,6 +102,7 @@ impl Coordinator {
             spare_log_id: identity.log_id,
             phase: Phase::Starting,
             epochs: Vec::new(),
+            loss_accepted: Epoch(0),
             highest_epoch_seen: Epoch(0),
             next_lsn: Lsn(1),
             next_n: 1,
@@ -130,6 +134,7 @@ impl Coordinator {
 
     fn take_facts(&mut self, facts: &Facts) {
         self.epochs = facts.epochs.clone();
+        self.loss_accepted = facts.loss_accepted;
         self.owner.epoch = facts.epochs.iter().map(|(epoch, _)| *epoch).max().unwrap_or(Epoch(0));
         self.outcomes.raise_floor(facts.floor);
         self.damage = facts.damage.clone();
@@ -266,6 +271,7 @@ struct Facts {
     header: Option<(CoordId, LogId)>,
     participants: BTreeMap<ParticipantId, (String, Kind)>,
     epochs: Vec<(Epoch, u64)>,
+    loss_accepted: Epoch,
     acked: BTreeMap<ParticipantId, Csn>,
     ended: FxHashSet<Txid>,
     floor: Position,
@@ -277,13 +283,23 @@ struct Facts {
 impl Facts {
     fn gather(log: &[Entry]) -> Facts {
         let mut facts = Facts::default();
+        let mut leaving = false;
         for entry in log {
             match &entry.record {
-                Record::Header { coord_id, log_id } => facts.header = Some((*coord_id, *log_id)),
+                Record::Header { coord_id, log_id } => {
+                    // A second one: safe mode was left, with the epoch that follows.
+                    leaving = facts.header.is_some();
+                    facts.header = Some((*coord_id, *log_id));
+                }
                 Record::Participant { id, name, kind } => {
                     facts.participants.insert(*id, (name.clone(), *kind));
                 }
-                Record::Epoch { epoch, incarnation, .. } => facts.epochs.push((*epoch, *incarnation)),
+                Record::Epoch { epoch, incarnation, .. } => {
+                    if std::mem::take(&mut leaving) {
+                        facts.loss_accepted = *epoch;
+                    }
+                    facts.epochs.push((*epoch, *incarnation));
+                }
                 Record::Commit(_) => {}
                 Record::End { txids } => facts.ended.extend(txids.iter().copied()),
                 Record::Acked { participant, csn } => {

@@ -25,15 +25,16 @@ enum Unseen {
     FromTheFuture,
 }
 
+/// Clients that wait for one transaction, at most.
+const WAITERS_MAX: usize = 1_024;
+/// Clients that wait to read at one store, at most; one more is told at once how far it is.
+const READERS_MAX: usize = 16_384;
+
 impl Coordinator {
     pub(crate) fn request(&mut self, now: Time, ticket: Ticket, request: Request, fx: &mut Vec<Effect>) {
         let waiter = Waiter { ticket, wait: request.wait, deadline: request.deadline };
         if let Some(known) = self.outcomes.by_key(&request.key) {
-            if known.hash != request.hash {
-                let txid = known.txid;
-                return self.reply(ticket, Reply::KeyReused(txid), fx);
-            }
-            return self.join(now, known.txid, waiter, fx);
+            return self.join(now, known.txid, waiter, Some(request.hash), fx);
         }
         if let Some(reason) = self.cannot_tell() {
             return self.reply(ticket, Reply::Unknown(reason), fx);
@@ -59,7 +60,7 @@ impl Coordinator {
     ) {
         let waiter = Waiter { ticket, wait, deadline };
         if let Some(known) = self.outcomes.by_key(&key) {
-            return self.join(now, known.txid, waiter, fx);
+            return self.join(now, known.txid, waiter, None, fx);
         }
         if let Some(reason) = self.cannot_tell() {
             return self.reply(ticket, Reply::Unknown(reason), fx);
@@ -88,14 +89,18 @@ impl Coordinator {
         deadline: Time,
         fx: &mut Vec<Effect>,
     ) {
+        if participant.0 as usize >= self.followers.len() {
+            let refusal = Refusal::new(RefusalKind::Invalid, format!("there is no store {participant}"));
+            return self.reply(ticket, Reply::Refused(refusal), fx);
+        }
         if token.log_id != self.log_id {
             return self.reply(ticket, Reply::ForeignToken(self.log_id), fx);
         }
         if self.reached(participant, token.csn) {
             return self.reply(ticket, Reply::Reached(self.follower(participant).progress.applied), fx);
         }
-        if deadline <= now {
-            return self.reply(ticket, Reply::Behind(self.follower(participant).progress.applied), fx);
+        if deadline <= now || self.follower(participant).readers.len() >= READERS_MAX {
+            return self.reply(ticket, Reply::Behind(self.follower(participant).reached()), fx);
         }
         self.follower_mut(participant).readers.push(ReadWaiter { ticket, csn: token.csn, deadline });
         self.timers.insert((deadline, Timer::Read(participant, ticket)));
@@ -104,11 +109,13 @@ impl Coordinator {
     /// Whether every branch with a CSN up to this one is applied there.
     fn reached(&self, participant: ParticipantId, csn: Csn) -> bool {
         let follower = self.follower(participant);
-        if follower.progress.applied >= csn {
-            return follower.oldest_unapplied().is_none_or(|(oldest, _)| oldest > csn);
-        }
-        let known = follower.evidence && self.unscanned_leader().is_none() && csn <= self.last_csn;
-        known && follower.oldest_unapplied().is_none_or(|(oldest, _)| oldest > csn)
+        // A serial executor's item stands under the last CSN of its group, and is owed from the first.
+        let first_owed = follower.oldest_unapplied().map(|(key, item)| {
+            let mut covered = self.decisions[&item.decision].covered(participant, item.entry);
+            covered.next().map_or(key, |(_, entry)| entry.csn)
+        });
+        let known = follower.progress.applied >= csn || (follower.evidence && self.unscanned_leader().is_none() && csn <= self.last_csn);
+        known && first_owed.is_none_or(|oldest| oldest > csn)
     }
 
     /// Answers clients that wait to read there and need not wait any more.
@@ -127,7 +134,7 @@ impl Coordinator {
 
     pub(crate) fn read_deadline(&mut self, participant: ParticipantId, ticket: Ticket, fx: &mut Vec<Effect>) {
         self.follower_mut(participant).readers.retain(|reader| reader.ticket != ticket);
-        self.reply(ticket, Reply::Behind(self.follower(participant).progress.applied), fx);
+        self.reply(ticket, Reply::Behind(self.follower(participant).reached()), fx);
     }
 
     /// Why nothing can be said about an unknown key now, if nothing can.
@@ -135,6 +142,10 @@ impl Coordinator {
         match &self.phase {
             Phase::Starting => Some("the coordinator is starting: its new epoch is not durable yet".into()),
             Phase::Stopped(reason) => Some(format!("the coordinator has stopped: {reason}")),
+            // Outcomes can't be dropped past a transaction in doubt; a fate that cannot be kept is not promised.
+            Phase::Serving | Phase::Safe(_) if self.outcomes.len() >= 2 * self.config.outcomes_max + 4 * self.config.max_open => {
+                Some(format!("{} outcomes are kept because an old transaction is still undecided (outcomes_max)", self.outcomes.len()))
+            }
             Phase::Serving | Phase::Safe(_) => None,
         }
     }
@@ -159,9 +170,18 @@ impl Coordinator {
         )
     }
 
-    /// Another waiter for a known request.
-    fn join(&mut self, now: Time, txid: Txid, waiter: Waiter, fx: &mut Vec<Effect>) {
+    /// Another waiter for a known request, if it is the same request (R-KEY).
+    fn join(&mut self, now: Time, txid: Txid, waiter: Waiter, hash: Option<u64>, fx: &mut Vec<Effect>) {
+        // 0: the key became known by an inquiry, which does not tell what the request asks for.
+        let known = self.outcomes.by_txid(txid).map_or(0, |known| known.hash);
+        if hash.is_some_and(|hash| hash != known && known != 0) {
+            return self.reply(waiter.ticket, Reply::KeyReused(txid), fx);
+        }
         if let Some(transaction) = self.transactions.get_mut(&txid) {
+            if transaction.waiters.len() >= WAITERS_MAX {
+                let sentence = format!("{WAITERS_MAX} clients wait for {txid} already");
+                return self.reply(waiter.ticket, Reply::Unknown(sentence), fx);
+            }
             transaction.waiters.push(waiter);
             if matches!(transaction.state, State::Committing(_)) {
                 self.answer_waiters(now, txid, fx);
@@ -191,10 +211,13 @@ impl Coordinator {
         if let Some(reason) = self.no_presumption(None) {
             return self.reply(waiter.ticket, Reply::Unknown(reason), fx);
         }
-        if let Some(settling) = self.settling.get_mut(&key) {
-            settling.hash = settling.hash.or(hash);
-            settling.waiters.push(waiter);
+        if let Some(settling) = self.settling.get_mut(&key).filter(|settling| settling.waiters.len() < WAITERS_MAX) {
+            settling.waiters.push((waiter, hash));
             return;
+        }
+        if self.settling.len() >= self.config.max_open || self.settling.contains_key(&key) {
+            let reason = format!("{} keys are being asked about, or {WAITERS_MAX} clients wait for this one", self.settling.len());
+            return self.reply(waiter.ticket, Reply::Unknown(reason), fx);
         }
         let mut waiting = BTreeSet::new();
         for follower in self.followers.iter().filter(|follower| follower.kind == Kind::Leader) {
@@ -215,11 +238,19 @@ impl Coordinator {
         for &leader in &waiting {
             self.send(leader, ToParticipant::Settle(Settle::Key(key.clone(), position)), fx);
         }
-        self.settling.insert(key, Settling { hash, waiting, waiters: vec![waiter] });
+        self.settling.insert(key, Settling { waiting, waiters: vec![(waiter, hash)] });
     }
 
     /// A leader has said what it knows of a key.
-    pub(crate) fn key_settled(&mut self, now: Time, leader: ParticipantId, key: RequestKey, marker: Option<Marker>, fx: &mut Vec<Effect>) {
+    pub(crate) fn key_settled(
+        &mut self,
+        now: Time,
+        leader: ParticipantId,
+        key: RequestKey,
+        position: Position,
+        marker: Option<Marker>,
+        fx: &mut Vec<Effect>,
+    ) {
         if let Some(marker) = marker {
             self.learn(now, marker, fx);
         }
@@ -230,10 +261,14 @@ impl Coordinator {
             return;
         }
         let settling = self.settling.remove(&key).expect("just found");
-        for waiter in settling.waiters {
-            match self.outcomes.by_key(&key).map(|known| known.txid) {
-                Some(txid) => self.join(now, txid, waiter, fx),
-                None => self.presume_aborted(now, waiter, key.clone(), settling.hash.unwrap_or(0), fx),
+        let hash = settling.waiters.iter().find_map(|(_, hash)| *hash).unwrap_or(0);
+        for (waiter, own) in settling.waiters {
+            match (self.outcomes.by_key(&key).map(|known| known.txid), self.no_presumption(None)) {
+                (Some(txid), _) => self.join(now, txid, waiter, own, fx),
+                // Meanwhile the floor has passed it.
+                (None, _) if position < self.outcomes.floor() => self.reply(waiter.ticket, Reply::Expired(self.outcomes.floor()), fx),
+                (None, Some(reason)) => self.reply(waiter.ticket, Reply::Unknown(reason), fx),
+                (None, None) => self.presume_aborted(now, waiter, key.clone(), hash, fx),
             }
         }
     }
@@ -244,7 +279,7 @@ impl Coordinator {
         let gone: Vec<_> =
             self.settling.iter().filter(|(_, settling)| settling.waiting.contains(&leader)).map(|(key, _)| key.clone()).collect();
         for key in gone {
-            for waiter in self.settling.remove(&key).expect("just found").waiters {
+            for (waiter, _) in self.settling.remove(&key).expect("just found").waiters {
                 self.reply(
                     waiter.ticket,
                     Reply::Unknown(format!("store `{name}` may have decided it, and has just become unavailable")),
@@ -331,7 +366,9 @@ impl Coordinator {
         let (mut serial, mut rows, mut uncovered) = (None, false, None);
         for (i, branch) in request.branches.iter().enumerate() {
             let at = Some(branch.participant);
-            let follower = self.follower(branch.participant);
+            let Some(follower) = self.followers.get(branch.participant.0 as usize) else {
+                return no(None, RefusalKind::Invalid, format!("there is no store {}", branch.participant));
+            };
             if request.branches[..i].iter().any(|earlier| earlier.participant == branch.participant) {
                 return no(at, RefusalKind::Invalid, format!("store `{}` is named twice", follower.name));
             }

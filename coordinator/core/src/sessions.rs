@@ -1,6 +1,6 @@
 //! Sessions, and what participants ask when one begins (PROTOCOL §5).
 
-use crate::coordinator::{Coordinator, Phase};
+use crate::coordinator::{Coordinator, Pending, Phase};
 use crate::event::{Alarm, Effect};
 use crate::follower::{Scan, Session};
 use crate::ids::{Csn, Decider, Owner, ParticipantId, SessionId, Time, Txid};
@@ -10,6 +10,9 @@ use crate::record::{Damage, DamageKind};
 use crate::transaction::{Branch, State};
 use crate::vote::{Kind, Refusal, RefusalKind};
 use std::cmp::Ordering;
+
+/// Prepared branches that wait for an answer, at most.
+const ASKED_MAX: usize = 65_536;
 
 /// R-ANSWER: what a prepared branch is told.
 enum Answer {
@@ -21,6 +24,8 @@ enum Answer {
     Nothing,
     /// Not known yet; asked again as soon as it may be.
     Later,
+    /// An operator has said how it ends here: committed, or rolled back.
+    ByHand(bool),
     /// Only this leader knows.
     Settle(ParticipantId),
 }
@@ -60,11 +65,11 @@ impl Coordinator {
             return;
         }
         self.examine_log(participant, &hello, fx);
-        if hello.progress.durable < self.follower(participant).acked {
+        let once = self.follower(participant).acked.max(self.follower(participant).progress.durable);
+        if hello.progress.durable < once {
             let why = format!(
-                "it has lost changes (R-STORELOSS): it says it has followed up to CSN {}, but had acknowledged {}; was an older copy restored?",
+                "it has lost changes (R-STORELOSS): it says it has followed up to CSN {}, but had acknowledged {once}; was an older copy restored?",
                 hello.progress.durable,
-                self.follower(participant).acked
             );
             self.alarm(Alarm::StoreLoss(participant, why.clone()), fx);
             self.follower_mut(participant).session = Session::Refused(session, why);
@@ -72,20 +77,31 @@ impl Coordinator {
         }
         let follower = self.follower_mut(participant);
         (follower.evidence, follower.progress, follower.prepared) = (true, hello.progress, hello.prepared.len());
-        follower.first_unapplied = Csn::ZERO;
-        for (csn, item) in &mut follower.items {
-            item.applied &= *csn <= hello.progress.applied;
-        }
+        follower.exclusive = hello.exclusive;
+        self.take_back_applied(participant, hello.progress.applied);
         for (txid, commit) in hello.heuristics {
-            self.heuristic_reported(now, participant, txid, commit, fx);
+            self.by_hand.insert((txid, participant), commit);
+            self.compare_by_hand(now, txid, self.outcome(txid), fx);
         }
         if self.follower(participant).kind == Kind::Leader {
-            return self.take_over(participant, session, hello.exclusive, hello.prepared, fx);
+            return self.take_over(now, participant, session, hello.exclusive, fx);
         }
         self.open(now, participant, session, fx);
         self.evidence_changed(now, fx);
-        for txid in hello.prepared {
-            self.answer(now, participant, txid, fx);
+        self.inquiry(now, participant, hello.prepared, fx);
+    }
+
+    /// What could be read there and went with a crash is owed again, and conditions are tested against it again (R-COND).
+    fn take_back_applied(&mut self, participant: ParticipantId, applied: Csn) {
+        let follower = &mut self.followers[participant.0 as usize];
+        follower.first_unapplied = Csn::ZERO;
+        for (csn, item) in follower.items.range_mut(applied.next()..).filter(|(_, item)| item.applied) {
+            item.applied = false;
+            let decision = &self.decisions[&item.decision];
+            let redos = item.entry.into_iter().flat_map(|i| &decision.payload.entries[i].redos);
+            for write in redos.filter(|redo| redo.participant == participant).flat_map(|redo| &redo.keys) {
+                self.keys.replay(participant, write.key.clone(), *csn, write.delete);
+            }
         }
     }
 
@@ -103,10 +119,9 @@ impl Coordinator {
 
     /// A leader, in this order: the owner row is updated and older backends are gone (its Hello says so), markers are scanned, and only
     /// then it takes Prepares (R-OWNER, R-LR).
-    fn take_over(&mut self, participant: ParticipantId, session: SessionId, exclusive: bool, prepared: Vec<Txid>, fx: &mut Vec<Effect>) {
-        assert!(prepared.is_empty(), "a leader holds no prepared branches");
+    fn take_over(&mut self, now: Time, participant: ParticipantId, session: SessionId, exclusive: bool, fx: &mut Vec<Effect>) {
         let scan = match self.follower(participant).scan {
-            Scan::Complete | Scan::Again(_) if exclusive => Scan::Complete,
+            Scan::Complete if exclusive => Scan::Complete,
             Scan::Needed | Scan::Running | Scan::NotNeeded | Scan::Complete | Scan::Again(_) => Scan::Running,
         };
         let known = scan == Scan::Complete;
@@ -121,6 +136,7 @@ impl Coordinator {
         }
         if known {
             self.send(participant, ToParticipant::Open, fx);
+            self.evidence_changed(now, fx);
         } else {
             self.follower_mut(participant).session = Session::Welcomed(session);
         }
@@ -176,51 +192,93 @@ impl Coordinator {
         let _ = now;
     }
 
+    /// Prepared branches wait for their outcomes. Only a store that prepares has any.
+    pub(crate) fn inquiry(&mut self, now: Time, participant: ParticipantId, txids: Vec<Txid>, fx: &mut Vec<Effect>) {
+        if self.follower(participant).kind == Kind::Preparing {
+            for txid in txids {
+                self.answer(now, participant, txid, fx);
+            }
+        }
+    }
+
+    /// Whoever asked about this one is answered, if it can be now.
+    pub(crate) fn answer_asked(&mut self, now: Time, txid: Txid, fx: &mut Vec<Effect>) {
+        for participant in self.asking(txid) {
+            self.answer(now, participant, txid, fx);
+        }
+    }
+
+    /// Who waits for an answer about this one.
+    pub(crate) fn asking(&self, txid: Txid) -> Vec<ParticipantId> {
+        self.followers.iter().map(|follower| follower.id).filter(|id| self.asked.contains(&(*id, txid))).collect()
+    }
+
     /// A prepared branch waits for its outcome.
     pub(crate) fn answer(&mut self, now: Time, participant: ParticipantId, txid: Txid, fx: &mut Vec<Effect>) {
         self.asked.remove(&(participant, txid));
         match self.answer_for(participant, txid) {
             Answer::Nothing => {}
-            Answer::Commit(csn) if self.follower(participant).items.contains_key(&csn) => self.deliver(now, participant, csn, fx),
+            Answer::Commit(csn) if self.owes_branch(participant, csn, txid) => self.deliver(now, participant, csn, fx),
             Answer::Commit(csn) => {
                 let decided = Decided { csn, txids: vec![txid], redo: bytes::Bytes::new() };
                 self.send(participant, ToParticipant::Commit(decided), fx);
             }
-            Answer::Abort => self.send(participant, ToParticipant::Abort(txid), fx),
-            Answer::Later => {
-                self.asked.insert((participant, txid));
+            Answer::Abort => {
+                self.compare_by_hand(now, txid, Some(false), fx);
+                self.send(participant, ToParticipant::Abort(txid), fx);
             }
+            Answer::ByHand(commit) => self.send(participant, ToParticipant::Resolve { txid, commit }, fx),
+            Answer::Later => self.remember_asked(participant, txid),
             Answer::Settle(leader) => {
-                self.asked.insert((participant, txid));
+                self.remember_asked(participant, txid);
                 self.send(leader, ToParticipant::Settle(Settle::Txid(txid)), fx);
             }
         }
     }
 
+    /// One too many is not remembered: it asks again by itself.
+    fn remember_asked(&mut self, participant: ParticipantId, txid: Txid) {
+        if self.asked.len() < ASKED_MAX {
+            self.asked.insert((participant, txid));
+        }
+    }
+
+    fn owes_branch(&self, participant: ParticipantId, csn: Csn, txid: Txid) -> bool {
+        let item = self.follower(participant).items.get(&csn);
+        item.is_some_and(|item| self.decisions[&item.decision].entries.iter().any(|entry| entry.txid == txid))
+    }
+
     fn answer_for(&self, participant: ParticipantId, txid: Txid) -> Answer {
-        let known = self.outcomes.by_txid(txid).map(|known| &known.fate);
-        match (txid.epoch.cmp(&self.owner.epoch), known) {
-            (Ordering::Greater, _) => Answer::Nothing,
-            (_, Some(Fate::Committed(committed))) => Answer::Commit(committed.csn),
-            (Ordering::Equal, Some(Fate::Running)) => Answer::Nothing,
-            (Ordering::Equal, Some(Fate::Aborted(_)) | None) => Answer::Abort,
-            (Ordering::Less, Some(Fate::Running)) => Answer::Later,
-            (Ordering::Less, Some(Fate::Aborted(_)) | None) => self.presume(participant, txid),
+        let by_hand = self.by_hand.get(&(txid, participant));
+        let state = self.transactions.get(&txid).map(|transaction| transaction.state);
+        let fate = self.outcomes.by_txid(txid).map(|known| &known.fate);
+        match (txid.epoch.cmp(&self.owner.epoch), state, fate) {
+            (Ordering::Greater, ..) => Answer::Nothing,
+            // Even below the floor, where its fate is not kept any more.
+            (_, Some(State::Committing(csn)), _) => Answer::Commit(csn),
+            (_, _, Some(Fate::Committed(committed))) => Answer::Commit(committed.csn),
+            (_, Some(State::Preparing | State::Deciding(_)), _) | (_, _, Some(Fate::Running)) => {
+                by_hand.map_or(Answer::Nothing, |commit| Answer::ByHand(*commit))
+            }
+            (Ordering::Equal, None, Some(Fate::Aborted(_)) | None) => Answer::Abort,
+            (Ordering::Less, None, Some(Fate::Aborted(_)) | None) => {
+                by_hand.map_or_else(|| self.presume(participant, txid), |commit| Answer::ByHand(*commit))
+            }
         }
     }
 
     /// An older epoch's branch that the log does not know (R-DECIDER, R-LOGLOSS).
     fn presume(&self, participant: ParticipantId, txid: Txid) -> Answer {
-        if self.by_hand.contains_key(&(txid, participant)) {
-            return Answer::Later;
-        }
         match txid.decider {
             Decider::Log => match self.no_presumption(Some(participant)) {
                 Some(_) => Answer::Later,
                 None => Answer::Abort,
             },
-            Decider::Leader(leader) if self.follower(leader).open_session().is_some() => Answer::Settle(leader),
-            Decider::Leader(_) => Answer::Later,
+            Decider::Leader(leader) => match self.followers.get(leader.0 as usize).map(|leader| leader.open_session()) {
+                Some(Some(_)) => Answer::Settle(leader),
+                Some(None) => Answer::Later,
+                None => Answer::Nothing,
+            },
         }
     }
 
@@ -251,7 +309,7 @@ impl Coordinator {
     fn examine_log(&mut self, participant: ParticipantId, hello: &Hello, fx: &mut Vec<Effect>) {
         let name = self.follower(participant).name.clone();
         self.highest_epoch_seen = self.highest_epoch_seen.max(hello.highest_epoch).max(hello.highest.epoch());
-        if hello.highest > self.last_log_csn {
+        if hello.highest > self.last_log_csn.max(Csn::new(self.loss_accepted, 0)) {
             let sentence = format!("store `{name}` has seen CSN {}, but the log ends at {}", hello.highest, self.last_log_csn);
             self.log_lost(sentence, fx);
         }
@@ -262,7 +320,7 @@ impl Coordinator {
             );
         }
         let Some(kept) = hello.owner.filter(|kept| kept.coord_id == self.owner.coord_id) else { return };
-        if !self.epochs.contains(&(kept.epoch, kept.incarnation)) {
+        if kept.epoch >= self.loss_accepted && !self.epochs.contains(&(kept.epoch, kept.incarnation)) {
             self.log_lost(
                 format!("store `{name}` has followed a start (epoch {}) that this log does not hold: a copied or restored log", kept.epoch),
                 fx,
@@ -288,36 +346,37 @@ impl Coordinator {
     ) {
         match evidence {
             MarkerEvidence::Committed => {}
+            MarkerEvidence::RolledBack | MarkerEvidence::Unknowable if self.outcome(txid) != Some(true) => return,
             MarkerEvidence::RolledBack => {
                 let reason = "the branch was rolled back by hand before its commit arrived";
-                self.record_damage(now, participant, txid, DamageKind::RolledBackByHand, None, reason.into(), fx);
+                self.record_damage(now, participant, txid, DamageKind::RolledBackByHand, None, reason.into(), None, fx);
             }
+            // A repeated Commit finds nothing after the ack of the first: no harm.
+            MarkerEvidence::Unknowable if !self.is_following(participant, txid) => {}
             MarkerEvidence::Unknowable => {
                 let reason = "the branch is not prepared any more, and its store cannot tell what became of it";
-                self.record_damage(now, participant, txid, DamageKind::Hazard, None, reason.into(), fx);
+                self.record_damage(now, participant, txid, DamageKind::Hazard, None, reason.into(), None, fx);
             }
         }
         self.committed(now, participant, txid, fx);
     }
 
-    /// A store says that an operator finished a branch there by hand.
-    fn heuristic_reported(&mut self, now: Time, participant: ParticipantId, txid: Txid, commit: bool, fx: &mut Vec<Effect>) {
-        self.by_hand.insert((txid, participant), commit);
-        self.compare_by_hand(now, participant, txid, fx);
+    /// If the decision is known (committed: true) and is not what was done by hand somewhere, that is damage (PROTOCOL §9).
+    pub(crate) fn compare_by_hand(&mut self, now: Time, txid: Txid, outcome: Option<bool>, fx: &mut Vec<Effect>) {
+        let Some(committed) = outcome else { return };
+        let everywhere = (txid, ParticipantId(0))..=(txid, ParticipantId(u16::MAX));
+        let by_hand: Vec<_> = self.by_hand.range(everywhere).map(|((_, participant), commit)| (*participant, *commit)).collect();
+        for (participant, commit) in by_hand.into_iter().filter(|(_, commit)| *commit != committed) {
+            let kind = if commit { DamageKind::CommittedByHand } else { DamageKind::RolledBackByHand };
+            self.record_damage(now, participant, txid, kind, None, "an operator finished the branch against the decision".into(), None, fx);
+        }
     }
 
-    /// If the decision is known and is not what was done by hand, that is damage (PROTOCOL §9).
-    pub(crate) fn compare_by_hand(&mut self, now: Time, participant: ParticipantId, txid: Txid, fx: &mut Vec<Effect>) {
-        let Some(&by_hand) = self.by_hand.get(&(txid, participant)) else { return };
-        let kind = match (self.answer_for_known(txid), by_hand) {
-            (Some(true), false) => DamageKind::RolledBackByHand,
-            (Some(false), true) => DamageKind::CommittedByHand,
-            (Some(true), true) | (Some(false), false) | (None, _) => return,
-        };
-        self.record_damage(now, participant, txid, kind, None, "an operator finished the branch against the decision".into(), fx);
-    }
-
-    fn answer_for_known(&self, txid: Txid) -> Option<bool> {
+    /// Whether it is committed (true) or aborted, if either is known for certain.
+    pub(crate) fn outcome(&self, txid: Txid) -> Option<bool> {
+        if let Some(State::Committing(_)) = self.transactions.get(&txid).map(|transaction| transaction.state) {
+            return Some(true);
+        }
         match &self.outcomes.by_txid(txid)?.fate {
             Fate::Running => None,
             Fate::Committed(_) => Some(true),
@@ -325,6 +384,11 @@ impl Coordinator {
         }
     }
 
+    fn is_following(&self, participant: ParticipantId, txid: Txid) -> bool {
+        self.transactions.get(&txid).is_some_and(|transaction| transaction.following().any(|following| following == participant))
+    }
+
+    /// Recorded once, and said. Where nobody waits for it (`then`), it is not forced: whoever told it tells it again after a crash.
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn record_damage(
         &mut self,
@@ -334,6 +398,7 @@ impl Coordinator {
         kind: DamageKind,
         operator: Option<String>,
         reason: String,
+        then: Option<Pending>,
         fx: &mut Vec<Effect>,
     ) {
         if self.damage.iter().any(|damage| (damage.txid, damage.participant, damage.kind) == (txid, participant, kind)) {
@@ -347,7 +412,7 @@ impl Coordinator {
         });
         let damage = Damage { txid, csn, participant, kind, keys: keys.unwrap_or_default(), operator, reason, at_ms: self.wall_ms(now) };
         self.damage.push(damage.clone());
-        self.append(crate::record::Record::Damage(damage.clone()), None, fx);
+        self.append(crate::record::Record::Damage(damage.clone()), then, fx);
         self.alarm(Alarm::Damage(Box::new(damage)), fx);
     }
 }

@@ -89,7 +89,6 @@ impl Coordinator {
             if !self.awaits(txid, participant, session) || (taken_back && in_batch(&vote)) {
                 continue;
             }
-            assert!(vote_fits(&vote, self.follower(participant).kind), "{participant} voted {vote:?}, which its kind cannot");
             let refusal = if let Vote::No(refusal) = &vote { Some(refusal.clone()) } else { None };
             let voted = if in_batch(&vote) { &mut batch } else { &mut others };
             let transaction = self.transactions.get_mut(&txid).expect("awaited");
@@ -108,7 +107,7 @@ impl Coordinator {
     }
 
     /// Whether this participant's vote on it, in this session, is still to come.
-    fn awaits(&self, txid: Txid, participant: ParticipantId, session: SessionId) -> bool {
+    pub(crate) fn awaits(&self, txid: Txid, participant: ParticipantId, session: SessionId) -> bool {
         let branch = self.transactions.get(&txid).and_then(|transaction| transaction.branch(participant));
         branch.is_some_and(|branch| branch.state == BranchState::Asked(session))
     }
@@ -274,25 +273,18 @@ impl Coordinator {
         self.outcomes.settle(txid, Fate::Aborted(Box::new(aborted)));
         self.open -= 1;
         self.counts.aborted += 1;
+        self.compare_by_hand(now, txid, Some(false), fx);
     }
 
     /// The writers of these documents are decided.
     pub(crate) fn release_keys(&mut self, branches: &[crate::transaction::Branch], committed: Option<Csn>) {
         for branch in branches {
+            // Only a redo is applied some day; what was read-only there wrote nothing.
+            let wrote = branch.state == BranchState::Following && self.follower(branch.participant).kind == Kind::Redo;
             for operation in branch.operations.iter() {
-                self.keys.decide(branch.participant, operation, committed);
+                self.keys.decide(branch.participant, operation, committed.filter(|_| wrote));
             }
         }
-    }
-}
-
-fn vote_fits(vote: &Vote, kind: Kind) -> bool {
-    match vote {
-        Vote::ReadOnly(_) | Vote::No(_) => true,
-        Vote::Prepared(_) => kind == Kind::Preparing,
-        Vote::Redo(..) => kind == Kind::Redo,
-        Vote::InGroup(_) => kind == Kind::Serial,
-        Vote::Ready(_) => kind == Kind::Leader,
     }
 }
 

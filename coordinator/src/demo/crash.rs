@@ -206,7 +206,9 @@ impl Load {
             let wait = if random.random_bool(0.5) { Wait::Decided } else { Wait::Applied };
             let written = lockstep.commit(plan.write(lockstep.transaction(), film, &entry).wait(wait)).await.ok();
             match written {
-                Some(Written::Committed { .. }) => drop(self.committed.fetch_add(1, Ordering::Relaxed)),
+                Some(Written::Committed { .. }) => {
+                    self.committed.fetch_add(1, Ordering::Relaxed);
+                }
                 // A daemon that has just come back may say "not yet" faster than anybody wants to hear it.
                 Some(Written::Aborted { .. }) | None => tokio::time::sleep(AFTER_ABORT).await,
             }

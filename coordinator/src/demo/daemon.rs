@@ -69,6 +69,13 @@ impl Daemon {
         Ok(daemon)
     }
 
+    /// Starts it again on the same port, launched in another way, and waits until it listens. Kills it first if it runs.
+    pub async fn relaunch(&mut self, launch: Launch) -> anyhow::Result<()> {
+        self.kill();
+        self.launch = launch;
+        self.start_again().await
+    }
+
     /// Starts it again on the same folder and port, and waits until it listens.
     pub async fn start_again(&mut self) -> anyhow::Result<()> {
         assert!(self.child.is_none(), "the daemon runs already");

@@ -29,9 +29,9 @@ use std::time::{Duration, Instant};
 /// Bytes of a segment of sled's file, for the life of the log. A quarter of it, the limit for a page, holds 128 chunks; a page splits
 /// at 16, and grows beyond that only while its neighbours are merged into it.
 pub(super) const SEGMENT: usize = 2 << 20;
-/// Bytes of changes between two forces: less than a segment, so that sled cannot move a page, free the segment it was in and overwrite
-/// that one before the page is durable in its new place.
-const UNFORCED_MAX: usize = 1 << 20;
+/// Bytes of changes between two forces. Sled writes some three times as much: less than a segment. So a force falls between sled's
+/// moving a page and its overwriting the segment that the page was in.
+const UNFORCED_MAX: usize = 512 << 10;
 /// Removals that may wait for the next append.
 const PENDING_MAX: usize = 4096;
 /// How long a measured folder size counts as current.

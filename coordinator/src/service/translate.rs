@@ -643,7 +643,7 @@ mod tests {
         assert_eq!(same, EXPECTED_HASH);
     }
 
-    const EXPECTED_HASH: u64 = 0;
+    const EXPECTED_HASH: u64 = 17_841_318_801_973_525_627;
 
     #[test]
     fn tokens_and_ids_come_back() {

@@ -71,7 +71,9 @@ fn reading(schema: &Schema, action: &Action<'_>) -> Result<(), String> {
 
 fn in_migration(action: &Action<'_>) -> Result<(), String> {
     match action.code {
-        ffi::SQLITE_TRANSACTION | ffi::SQLITE_SAVEPOINT => Err("a migration is one transaction of its own: no BEGIN, COMMIT, ROLLBACK or SAVEPOINT in it".into()),
+        ffi::SQLITE_TRANSACTION | ffi::SQLITE_SAVEPOINT => {
+            Err("a migration is one transaction of its own: no BEGIN, COMMIT, ROLLBACK or SAVEPOINT in it".into())
+        }
         ffi::SQLITE_ATTACH | ffi::SQLITE_DETACH => Err(refusal(action)),
         ffi::SQLITE_PRAGMA => Err(format!("a migration may not use PRAGMA {}", action.first)),
         ffi::SQLITE_CREATE_TEMP_TABLE | ffi::SQLITE_CREATE_TEMP_VIEW | ffi::SQLITE_CREATE_TEMP_TRIGGER | ffi::SQLITE_CREATE_TEMP_INDEX => {
@@ -104,7 +106,7 @@ fn refusal(action: &Action<'_>) -> String {
         ffi::SQLITE_SAVEPOINT => "SAVEPOINT, RELEASE and ROLLBACK TO are Lockstep's: a statement may not use them".into(),
         ffi::SQLITE_ATTACH | ffi::SQLITE_DETACH => "ATTACH and DETACH are not allowed: one participant is one file".into(),
         ffi::SQLITE_PRAGMA => format!("PRAGMA {} is not allowed: the store's settings are Lockstep's", action.first),
-        ffi::SQLITE_ANALYZE | ffi::SQLITE_REINDEX => "ANALYZE and REINDEX are not run inside a transaction: use a migration".into(),
+        ffi::SQLITE_REINDEX => "REINDEX is not run inside a transaction: use a migration".into(),
         _ => SCHEMA_CHANGE.into(),
     }
 }

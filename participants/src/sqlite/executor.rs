@@ -8,7 +8,7 @@ use super::failure::broken;
 use super::redo::{self, Redo};
 use super::session::Session;
 use super::state::{State, csn, number};
-use super::writer::{Ran, Sync, Writer};
+use super::writer::{Ran, Synchronous, Writer};
 use super::{Limits, SqliteOptions};
 use crate::{Committed, Recovered, StoreError, Tended};
 use lockstep_core::{Ballot, Csn, Decided, Owner, ParticipantId, Progress, Refusal, RefusalKind, Txid, Vote, Work};
@@ -67,11 +67,11 @@ impl Executor {
 
     /// A new session: the owner is kept durably, and with it all that was committed before (a forced commit forces the whole log file).
     pub fn recover(&mut self, writer: &mut Writer, owner: Owner, me: ParticipantId) -> Result<Recovered, StoreError> {
-        writer.set_sync(Sync::Full)?;
+        writer.set_sync(Synchronous::Full)?;
         writer.begin()?;
         State::keep_owner(writer, owner, me)?;
         writer.commit()?;
-        writer.set_sync(Sync::Normal)?;
+        writer.set_sync(Synchronous::Normal)?;
         self.state.owner = Some(owner);
         self.durable = self.stored;
         writer.checkpoint()?;

@@ -29,18 +29,22 @@ impl Failure {
         let (code, message) = match &error {
             rusqlite::Error::SqliteFailure(e, message) => (e.code, message.clone().unwrap_or_else(|| e.to_string())),
             rusqlite::Error::SqlInputError { error: e, msg, .. } => (e.code, msg.clone()),
-            rusqlite::Error::MultipleStatement => return Failure::refused(Invalid, "one operation takes exactly one statement; there are several"),
+            rusqlite::Error::MultipleStatement => {
+                return Failure::refused(Invalid, "one operation takes exactly one statement; there are several");
+            }
             other => return Failure::refused(Invalid, other.to_string()),
         };
         match code {
             ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch => Failure::refused(Constraint, message),
             ErrorCode::OperationInterrupted => Failure::refused(Timeout, "the statement took longer than the transaction's time-out"),
             ErrorCode::OperationAborted | ErrorCode::AuthorizationForStatementDenied => Failure::refused(Invalid, message),
-            ErrorCode::TooBig => Failure::refused(Invalid, format!("{message}: a value or a statement is longer than the store's limits allow")),
+            ErrorCode::TooBig => Failure::refused(Invalid, format!("{message}: a value or row is larger than value_bytes allows")),
             ErrorCode::ApiMisuse => Failure::refused(Invalid, "the statement is empty"),
             ErrorCode::ParameterOutOfRange | ErrorCode::Unknown | ErrorCode::NotFound => Failure::refused(Invalid, message),
             ErrorCode::DiskFull => Failure::refused(Unavailable, "the database's disk is full"),
-            ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => Failure::refused(Unavailable, "the database file is locked by another process"),
+            ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => {
+                Failure::refused(Unavailable, "the database file is locked by another process")
+            }
             _ => Failure::Broken(format!("SQLite failed: {message}")),
         }
     }

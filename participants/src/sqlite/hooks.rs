@@ -31,22 +31,14 @@ pub struct Hooks {
     pub wal_frames: Cell<u32>,
 }
 
-/// Lengths that SQLite itself is to refuse, bytes.
-#[derive(Clone, Copy)]
-pub struct Lengths {
-    /// Of a value or a row.
-    pub value: usize,
-    /// Of a statement.
-    pub sql: usize,
-}
-
 /// Virtual machine steps between two looks at the clock.
 const STEPS: c_int = 1000;
 
 #[allow(unsafe_code)]
 impl Guarded {
-    /// Installs the callbacks, once: SQLite compiles every statement anew when they change.
-    pub fn new(conn: Connection, mode: Mode, lengths: Lengths) -> Guarded {
+    /// Installs the callbacks, once: SQLite compiles every statement anew when they change. A value or row of more than `value_bytes`
+    /// is refused by SQLite itself.
+    pub fn new(conn: Connection, mode: Mode, value_bytes: usize) -> Guarded {
         let hooks = Box::new(Hooks {
             mode: Cell::new(mode),
             schema: RefCell::default(),
@@ -55,7 +47,7 @@ impl Guarded {
             wal_frames: Cell::new(0),
         });
         let context = (&raw const *hooks).cast_mut().cast::<c_void>();
-        let clip = |length: usize| c_int::try_from(length).unwrap_or(c_int::MAX);
+        let value_bytes = c_int::try_from(value_bytes).unwrap_or(c_int::MAX);
         // SAFETY: the handle is open; `context` points into a box that is freed only after the connection is closed (field order), and
         // the callbacks only ever make a shared reference of it.
         unsafe {
@@ -63,8 +55,7 @@ impl Guarded {
             ffi::sqlite3_set_authorizer(db, Some(authorize), context);
             ffi::sqlite3_progress_handler(db, STEPS, Some(is_late), context);
             ffi::sqlite3_wal_hook(db, Some(committed), context);
-            ffi::sqlite3_limit(db, ffi::SQLITE_LIMIT_LENGTH, clip(lengths.value));
-            ffi::sqlite3_limit(db, ffi::SQLITE_LIMIT_SQL_LENGTH, clip(lengths.sql));
+            ffi::sqlite3_limit(db, ffi::SQLITE_LIMIT_LENGTH, value_bytes);
             ffi::sqlite3_limit(db, ffi::SQLITE_LIMIT_ATTACHED, 0);
         }
         Guarded { conn, hooks }
@@ -82,7 +73,12 @@ impl Guarded {
 
 impl Guarded {
     /// Runs `compile` with statements judged as a client's; gives the authorizer's reason beside an error.
-    pub fn judged<'a, T>(&'a self, mode: Mode, compile: impl FnOnce(&'a Connection) -> rusqlite::Result<T>) -> Result<T, (rusqlite::Error, Option<Reason>)> {
+    pub fn judged<'a, T>(
+        &'a self,
+        mode: Mode,
+        compile: impl FnOnce(&'a Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, (rusqlite::Error, Option<Reason>)> {
+        self.hooks.reason.take();
         let before = self.hooks.mode.replace(mode);
         let result = compile(&self.conn);
         self.hooks.mode.set(before);
@@ -108,7 +104,8 @@ unsafe extern "C" fn authorize(
     accessor: *const c_char,
 ) -> c_int {
     // SAFETY: `context` is the hooks' box (see `Guarded::new`); SQLite's strings are NUL-terminated, or null, and live during the call.
-    let (hooks, [first, second, database, accessor]) = unsafe { (&*context.cast::<Hooks>(), [first, second, database, accessor].map(|text| text_of(text))) };
+    let (hooks, [first, second, database, accessor]) =
+        unsafe { (&*context.cast::<Hooks>(), [first, second, database, accessor].map(|text| text_of(text))) };
     if hooks.mode.get() == Mode::Trusted {
         return ffi::SQLITE_OK;
     }

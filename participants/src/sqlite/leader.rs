@@ -5,7 +5,7 @@
 
 use super::failure::broken;
 use super::state::{State, csn, number, place};
-use super::writer::{Ran, Sync, Writer};
+use super::writer::{Ran, Synchronous, Writer};
 use crate::{Led, Recovered, StoreError, Tended};
 use lockstep_core::{Ballot, Csn, Marker, Owner, ParticipantId, Position, Progress, Refusal, RefusalKind, Settle, Txid, Vote, Work};
 use rusqlite::{ErrorCode, OptionalExtension};
@@ -33,7 +33,7 @@ pub struct Leader {
 impl Leader {
     /// Opens the file's bookkeeping.
     pub fn open(writer: &mut Writer, checkpoint_frames: u32, checkpoint_interval: Duration) -> Result<Leader, StoreError> {
-        writer.set_sync(Sync::Full)?;
+        writer.set_sync(Synchronous::Full)?;
         let state = State::open(writer, MODE, TABLES)?;
         Ok(Leader { state, open: Vec::new(), checkpoint_frames, checkpoint_interval })
     }
@@ -164,11 +164,16 @@ impl Leader {
             Some(None) => writer.roll_back().map(|()| None),
             None if position < self.state.floor => {
                 writer.roll_back()?;
-                Err(StoreError::Invalid(format!("position {}-{} is below the floor: its outcome is no longer kept", position.epoch, position.n)))
+                Err(StoreError::Invalid(format!(
+                    "position {}-{} is below the floor: its outcome is no longer kept",
+                    position.epoch, position.n
+                )))
             }
             None => {
                 match what {
-                    Settle::Txid(_) => writer.run("/*lockstep*/INSERT INTO _lockstep_outcome(place, csn) VALUES (?, NULL)", [place(position)]),
+                    Settle::Txid(_) => {
+                        writer.run("/*lockstep*/INSERT INTO _lockstep_outcome(place, csn) VALUES (?, NULL)", [place(position)])
+                    }
                     Settle::Key(key, _) => writer.run(
                         "/*lockstep*/INSERT INTO _lockstep_key(key, attempt, place, csn) VALUES (?, ?, ?, NULL)",
                         (&*key.key, key.attempt, place(position)),
@@ -183,8 +188,10 @@ impl Leader {
 
     /// Markers above a CSN, in order.
     pub fn scan(&self, writer: &Writer, above: Csn, limit: usize) -> Result<Vec<Marker>, StoreError> {
-        let mut statement =
-            writer.conn().prepare_cached("/*lockstep*/SELECT marker FROM _lockstep_marker WHERE csn > ? ORDER BY csn LIMIT ?").map_err(broken)?;
+        let mut statement = writer
+            .conn()
+            .prepare_cached("/*lockstep*/SELECT marker FROM _lockstep_marker WHERE csn > ? ORDER BY csn LIMIT ?")
+            .map_err(broken)?;
         let mut rows = statement.query((number(above), i64::try_from(limit).unwrap_or(i64::MAX))).map_err(broken)?;
         let mut markers = Vec::new();
         while let Some(row) = rows.next().map_err(broken)? {

@@ -90,6 +90,8 @@ pub struct Limits {
     pub checkpoint_frames: u32,
     /// Frames in the write-ahead log above which a checkpoint waits for readers.
     pub wal_frames: u32,
+    /// Bytes of the writing connection's page cache.
+    pub cache_bytes: usize,
     /// Reading connections.
     pub readers: usize,
 }
@@ -106,6 +108,7 @@ impl Default for Limits {
             timeout: Duration::from_secs(5),
             checkpoint_frames: 4_000,
             wal_frames: 64_000,
+            cache_bytes: 64 << 20,
             readers: 4,
         }
     }

@@ -3,7 +3,7 @@
 use super::SqliteOptions;
 use super::authorizer::Mode;
 use super::failure::broken;
-use super::hooks::{Guarded, Lengths};
+use super::hooks::Guarded;
 use super::schema::{Promise, Schema};
 use super::writer::{Room, compile, rows_of};
 use crate::{ReadLimits, Reader, StoreError};
@@ -86,13 +86,13 @@ impl Readers {
         conn.execute_batch("PRAGMA query_only = ON; PRAGMA temp_store = MEMORY").map_err(broken)?;
         let limits = self.options.limits;
         let schema = Schema::read(&conn, self.promise).map_err(broken)?;
-        let conn = Guarded::new(conn, Mode::Reading, Lengths { value: limits.value_bytes, sql: limits.statement_bytes });
+        let conn = Guarded::new(conn, Mode::Reading, limits.value_bytes);
         conn.hooks.schema.replace(schema);
         Ok(conn)
     }
 
     fn run(&self, conn: &Guarded, sql: &str, parameters: &[Value], limits: ReadLimits) -> Result<StatementResult, StoreError> {
-        let mut statement = compile(conn, Mode::Reading, sql, parameters)?;
+        let mut statement = compile(conn, Mode::Reading, sql, parameters, self.options.limits.statement_bytes)?;
         if !statement.readonly() || statement.column_count() == 0 {
             return Err(StoreError::Invalid("a query is one statement that only reads and gives rows; to write, use a transaction".into()));
         }

@@ -124,7 +124,8 @@ struct TableSql {
 impl TableSql {
     fn new(changed: &ChangedTable<'_>, schema: &Schema) -> Result<TableSql, ReplayError> {
         let name = changed.name;
-        let table: &Table = schema.table(name).ok_or_else(|| ReplayError::Unfit(format!("the redo changes table `{name}`, which is not there")))?;
+        let table: &Table =
+            schema.table(name).ok_or_else(|| ReplayError::Unfit(format!("the redo changes table `{name}`, which is not there")))?;
         let same_key = || table.columns.iter().zip(changed.key).all(|(column, key)| column.key == (*key != 0));
         if table.columns.len() != changed.key.len() || !same_key() {
             return Err(ReplayError::Unfit(format!("the redo was made when table `{name}` had other columns or another PRIMARY KEY")));

@@ -161,9 +161,12 @@ impl Table {
             let (_, collation, ..) = conn.column_metadata(Some("main"), name.as_str(), column.as_str())?;
             let own_collation = collation.map_or("BINARY".into(), |name| name.to_string_lossy().into_owned());
             if let Some(collation) = key_collations.iter().chain([&own_collation]).find(|name| !name.eq_ignore_ascii_case("BINARY")) {
-                self.refusal = Some(format!("table `{name}` has a PRIMARY KEY with the collation {collation}: its changes cannot be recorded; use BINARY"));
+                self.refusal = Some(format!(
+                    "table `{name}` has a PRIMARY KEY with the collation {collation}: its changes cannot be recorded; use BINARY"
+                ));
             } else if affinity == Affinity::Real {
-                self.refusal = Some(format!("table `{name}` has a PRIMARY KEY column `{column}` of type REAL: its changes cannot be recorded"));
+                self.refusal =
+                    Some(format!("table `{name}` has a PRIMARY KEY column `{column}` of type REAL: its changes cannot be recorded"));
             }
             if !*not_null && !without_rowid {
                 self.forbid(column, "{} IS NULL", "is NULL; a row without a key cannot be recorded");
@@ -174,7 +177,8 @@ impl Table {
         }
         self.columns = columns.into_iter().filter(|(.., hidden)| *hidden == 0).map(|(name, _, _, key, _)| Column { name, key }).collect();
         if self.refusal.is_none() && self.holds_forbidden_keys(conn)? {
-            self.refusal = Some(format!("table `{}` holds rows with NULL or a REAL in the PRIMARY KEY: their changes cannot be recorded", self.name));
+            self.refusal =
+                Some(format!("table `{}` holds rows with NULL or a REAL in the PRIMARY KEY: their changes cannot be recorded", self.name));
         }
         Ok(())
     }

@@ -58,10 +58,12 @@ impl State {
         });
         match row.optional().map_err(broken)? {
             Some((FORMAT, kept, state)) if kept == mode => Ok(state),
-            Some((FORMAT, kept, _)) => {
-                Err(StoreError::Refused(format!("the database file is kept {kept}; it cannot be opened {mode}: a file is one or the other, for ever")))
+            Some((FORMAT, kept, _)) => Err(StoreError::Refused(format!(
+                "the database file is kept {kept}; it cannot be opened {mode}: a file is one or the other, for ever"
+            ))),
+            Some((format, ..)) => {
+                Err(StoreError::Refused(format!("the database file has format {format} of Lockstep's tables; this version knows {FORMAT}")))
             }
-            Some((format, ..)) => Err(StoreError::Refused(format!("the database file has format {format} of Lockstep's tables; this version knows {FORMAT}"))),
             None => Err(StoreError::Refused("the database file has lost the row of its table _lockstep_state".into())),
         }
     }

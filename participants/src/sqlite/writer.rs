@@ -2,7 +2,7 @@
 
 use super::authorizer::Mode;
 use super::failure::{Failure, broken};
-use super::hooks::{Guarded, Lengths};
+use super::hooks::Guarded;
 use super::redo;
 use super::schema::{OWN, Promise, Schema};
 use super::session::Session;
@@ -42,7 +42,7 @@ pub struct Writer {
     /// When the last checkpoint was tried.
     checkpointed_at: Instant,
     /// How thoroughly commits are forced.
-    sync: Sync,
+    sync: Synchronous,
 }
 
 /// How a transaction ran.
@@ -59,7 +59,7 @@ pub enum Ran {
 
 /// How thoroughly a commit is forced.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Sync {
+pub enum Synchronous {
     /// By the next checkpoint; the decision log has it until then.
     Normal,
     /// Before it returns.
@@ -80,23 +80,24 @@ impl Writer {
             return Err(StoreError::Refused(format!("{path} cannot have a write-ahead log (its journal mode stays `{journal}`)")));
         }
         conn.execute_batch("PRAGMA wal_autocheckpoint = 0; PRAGMA temp_store = MEMORY; PRAGMA foreign_keys = ON").map_err(refused)?;
+        let cache_kib = i64::try_from(options.limits.cache_bytes / 1024).unwrap_or(i64::MAX);
+        conn.pragma_update(None, "cache_size", -cache_kib).map_err(refused)?;
         conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true).map_err(refused)?;
         conn.set_prepared_statement_cache_capacity(CACHE);
         if new {
             sync_folder_of(&options.path).map_err(|error| StoreError::Refused(format!("cannot make {path} durable: {error}")))?;
         }
-        let lengths = Lengths { value: options.limits.value_bytes, sql: options.limits.statement_bytes };
         let mut writer = Writer {
-            conn: Guarded::new(conn, Mode::Trusted, lengths),
+            conn: Guarded::new(conn, Mode::Trusted, options.limits.value_bytes),
             limits: options.limits,
             promise,
             data_version: 0,
             backfilled: 0,
             dirty: true,
             checkpointed_at: Instant::now(),
-            sync: Sync::Normal,
+            sync: Synchronous::Normal,
         };
-        writer.set_sync(Sync::Normal)?;
+        writer.set_sync(Synchronous::Normal)?;
         writer.data_version = writer.read_data_version()?;
         Ok(writer)
     }
@@ -119,7 +120,8 @@ impl Writer {
 
     fn learn(&self) -> rusqlite::Result<()> {
         self.conn.flush_prepared_statement_cache();
-        let mut old = self.conn.prepare("SELECT name FROM sqlite_temp_master WHERE type = 'trigger' AND name LIKE '\\_lockstep\\_%' ESCAPE '\\'")?;
+        let mut old =
+            self.conn.prepare("SELECT name FROM sqlite_temp_master WHERE type = 'trigger' AND name LIKE '\\_lockstep\\_%' ESCAPE '\\'")?;
         let old: Vec<String> = old.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
         for trigger in old {
             self.conn.execute_batch(&format!("DROP TRIGGER temp.{}", super::schema::quoted(&trigger)))?;
@@ -138,10 +140,10 @@ impl Writer {
     }
 
     /// How thoroughly the following commits are forced. Outside transactions only.
-    pub fn set_sync(&mut self, sync: Sync) -> Result<(), StoreError> {
+    pub fn set_sync(&mut self, sync: Synchronous) -> Result<(), StoreError> {
         let level = match sync {
-            Sync::Normal => "NORMAL",
-            Sync::Full => "FULL",
+            Synchronous::Normal => "NORMAL",
+            Synchronous::Full => "FULL",
         };
         self.sync = sync;
         self.conn.pragma_update(None, "synchronous", level).map_err(broken)
@@ -261,7 +263,7 @@ impl Writer {
     /// Runs a script that changes the schema, as one durable transaction.
     pub fn migrate(&mut self, script: &str) -> Result<(), StoreError> {
         let sync = self.sync;
-        self.set_sync(Sync::Full)?;
+        self.set_sync(Synchronous::Full)?;
         // As SQLite advises for schema changes: foreign keys do not act meanwhile, and are checked at the end.
         self.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, false).map_err(broken)?;
         let migrated = self.migrate_inner(script);
@@ -308,7 +310,10 @@ impl Writer {
             ));
         }
         if now > group_bytes {
-            return Err(Failure::refused(RefusalKind::Busy, format!("the group's changes would exceed group_bytes ({group_bytes}): try again")));
+            return Err(Failure::refused(
+                RefusalKind::Busy,
+                format!("the group's changes would exceed group_bytes ({group_bytes}): try again"),
+            ));
         }
         Ok(())
     }
@@ -341,7 +346,7 @@ impl Writer {
     }
 
     fn statement(&self, sql: &str, parameters: &[Value], room: &mut Room) -> Result<StatementResult, Failure> {
-        let mut statement = compile(&self.conn, Mode::Transaction, sql, parameters)?;
+        let mut statement = compile(&self.conn, Mode::Transaction, sql, parameters, self.limits.statement_bytes)?;
         let reads = statement.readonly();
         let mut result = rows_of(&mut statement, room, 0)?;
         if !reads {
@@ -363,11 +368,25 @@ impl Writer {
 }
 
 /// Compiles a client's statement, or finds it in the cache, and binds its parameters.
-pub fn compile<'a>(conn: &'a Guarded, mode: Mode, sql: &str, parameters: &[Value]) -> Result<CachedStatement<'a>, Failure> {
-    if sql.trim_start().starts_with(MARK) {
-        return Err(Failure::refused(RefusalKind::Invalid, format!("a statement may not begin with {MARK}, which marks Lockstep's own ({OWN}…)")));
+pub fn compile<'a>(
+    conn: &'a Guarded,
+    mode: Mode,
+    sql: &str,
+    parameters: &[Value],
+    statement_bytes: usize,
+) -> Result<CachedStatement<'a>, Failure> {
+    if sql.len() > statement_bytes {
+        let message = format!("the statement has {} bytes; statement_bytes allows {statement_bytes}", sql.len());
+        return Err(Failure::refused(RefusalKind::Invalid, message));
     }
-    let mut statement = conn.judged(mode, |conn| conn.prepare_cached(sql)).map_err(|(error, reason)| Failure::of_statement(error, reason))?;
+    if sql.trim_start().starts_with(MARK) {
+        return Err(Failure::refused(
+            RefusalKind::Invalid,
+            format!("a statement may not begin with {MARK}, which marks Lockstep's own ({OWN}…)"),
+        ));
+    }
+    let mut statement =
+        conn.judged(mode, |conn| conn.prepare_cached(sql)).map_err(|(error, reason)| Failure::of_statement(error, reason))?;
     if statement.parameter_count() != parameters.len() {
         let message = format!("the statement takes {} parameters, {} were given", statement.parameter_count(), parameters.len());
         return Err(Failure::refused(RefusalKind::Invalid, message));
@@ -413,11 +432,13 @@ impl Room {
     fn take(&mut self, row: &[Value]) -> Result<(), Failure> {
         let size: usize = row.iter().map(size_of_value).sum();
         let Limits { rows, result_bytes, .. } = self.limits;
-        self.rows = self.rows.checked_sub(1).ok_or_else(|| Failure::refused(RefusalKind::Invalid, format!("the result has more rows than allowed ({rows})")))?;
-        self.bytes = self
-            .bytes
-            .checked_sub(size)
-            .ok_or_else(|| Failure::refused(RefusalKind::Invalid, format!("the result is larger than result_bytes allows ({result_bytes})")))?;
+        self.rows = self
+            .rows
+            .checked_sub(1)
+            .ok_or_else(|| Failure::refused(RefusalKind::Invalid, format!("the result has more rows than allowed ({rows})")))?;
+        self.bytes = self.bytes.checked_sub(size).ok_or_else(|| {
+            Failure::refused(RefusalKind::Invalid, format!("the result is larger than result_bytes allows ({result_bytes})"))
+        })?;
         Ok(())
     }
 }
@@ -438,7 +459,9 @@ fn value_of(value: ValueRef<'_>, column: &str) -> Result<Value, Failure> {
         ValueRef::Real(value) => Value::Real(value),
         ValueRef::Text(text) => match std::str::from_utf8(text) {
             Ok(text) => Value::Text(text.to_owned()),
-            Err(_) => return Err(Failure::refused(RefusalKind::Invalid, format!("column `{column}` of the result is a text that is not UTF-8"))),
+            Err(_) => {
+                return Err(Failure::refused(RefusalKind::Invalid, format!("column `{column}` of the result is a text that is not UTF-8")));
+            }
         },
         ValueRef::Blob(bytes) => Value::Blob(bytes::Bytes::copy_from_slice(bytes)),
     })
@@ -462,4 +485,3 @@ fn sync_folder_of(path: &std::path::Path) -> std::io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."));
     std::fs::File::open(folder)?.sync_all()
 }
-

@@ -57,6 +57,36 @@ fn durable_moves_by_completed_checkpoints_alone() {
 }
 
 #[test]
+fn a_torn_tail_of_the_write_ahead_log_loses_nothing_that_the_decision_log_holds() {
+    let mut lab = lab(SCHEMA);
+    let mut decisions = Vec::new();
+    for id in 0..20 {
+        let (_, decided) = lab.prepare(vec![
+            vec![sql(&format!("INSERT INTO t VALUES ({id}, randomblob({}))", id * 700))],
+            lines("UPDATE t SET id = id + 100 WHERE id % 2"),
+        ]);
+        let decided = decided.unwrap();
+        lab.store.commit(std::slice::from_ref(&decided), decided.csn).unwrap();
+        decisions.push(decided);
+    }
+    let expected = lab.dump();
+    let whole = std::fs::metadata(lab.folder.path().join("data.db-wal")).unwrap().len();
+    let mut found = Vec::new();
+    for part in 0..=16 {
+        let image = lab.image();
+        let wal = std::fs::OpenOptions::new().write(true).open(image.path.with_file_name("data.db-wal")).unwrap();
+        wal.set_len(whole * part / 16 + part % 3).unwrap();
+        drop(wal);
+        let mut store = image.recover();
+        found.push(store.recover(owner(3), ME).unwrap().progress.applied);
+        let committed = store.commit(&decisions, decisions.last().unwrap().csn).unwrap();
+        assert_eq!(committed.stuck, []);
+        assert_eq!(dump(&image.path), expected);
+    }
+    assert!(found.is_sorted() && found[0] == Csn::ZERO && found[16] == decisions[19].csn && found[8] > Csn::ZERO, "{found:?}");
+}
+
+#[test]
 fn many_frames_make_a_checkpoint_due_at_once() {
     let mut lab = lab_with(SCHEMA, |options| {
         options.checkpoint_interval = Duration::from_secs(3600);
@@ -85,10 +115,14 @@ fn an_abort_takes_the_whole_batch_back() {
 fn a_batch_that_only_reads_leaves_nothing_open() {
     let mut lab = lab(SCHEMA);
     lab.commit(vec![lines("INSERT INTO t VALUES (1, 'a')")]);
-    let (ballot, decided) = lab.prepare(vec![lines("SELECT * FROM t"), lines("DELETE FROM t WHERE id = 9\nUPDATE t SET v = 1 WHERE id = 9"), vec![]]);
+    let (ballot, decided) =
+        lab.prepare(vec![lines("SELECT * FROM t"), lines("DELETE FROM t WHERE id = 9\nUPDATE t SET v = 1 WHERE id = 9"), vec![]]);
     assert!(ballot.votes.iter().all(|(_, vote)| matches!(vote, Vote::ReadOnly(_))), "{ballot:?}");
     let Vote::ReadOnly(results) = &ballot.votes[0].1 else { unreachable!() };
-    assert_eq!((results[0].columns.as_slice(), results[0].rows.as_slice()), (["id".to_owned(), "v".to_owned()].as_slice(), [vec![Value::Integer(1), text("a")]].as_slice()));
+    assert_eq!(
+        (results[0].columns.as_slice(), results[0].rows.as_slice()),
+        (["id".to_owned(), "v".to_owned()].as_slice(), [vec![Value::Integer(1), text("a")]].as_slice())
+    );
     assert!(decided.is_none() && ballot.group_redo.is_empty());
     lab.commit(vec![lines("INSERT INTO t VALUES (2, 'b')")]);
 }
@@ -185,8 +219,12 @@ fn a_file_is_log_decided_or_a_leader_for_ever() {
 fn migrations_are_whole_durable_and_say_what_cannot_be_written() {
     let mut lab = lab(SCHEMA);
     lab.commit(vec![lines("INSERT INTO t VALUES (1, 'a')")]);
-    let said = lab.store.migrate("CREATE TABLE bare(v); CREATE TABLE u(id INTEGER PRIMARY KEY); ALTER TABLE t ADD COLUMN w DEFAULT 5").unwrap();
-    assert_eq!(said, "The migration is applied and durable.\nTransactions cannot write: table `bare` has no PRIMARY KEY: its changes cannot be recorded.");
+    let said =
+        lab.store.migrate("CREATE TABLE bare(v); CREATE TABLE u(id INTEGER PRIMARY KEY); ALTER TABLE t ADD COLUMN w DEFAULT 5").unwrap();
+    assert_eq!(
+        said,
+        "The migration is applied and durable.\nTransactions cannot write: table `bare` has no PRIMARY KEY: its changes cannot be recorded."
+    );
     // Without its write-ahead log too, and at the watermark from before.
     let alone = lab.folder.path().join("alone.db");
     std::fs::copy(&lab.path, &alone).unwrap();
@@ -194,13 +232,22 @@ fn migrations_are_whole_durable_and_say_what_cannot_be_written() {
     assert_eq!(lab.store.tend(csn(1)).unwrap().progress.durable, csn(1));
     let before = lab.dump();
     for (script, sentence) in [
-        ("CREATE TABLE x(id); COMMIT", "the migration was not applied: a migration is one transaction of its own: no BEGIN, COMMIT, ROLLBACK or SAVEPOINT in it"),
+        (
+            "CREATE TABLE x(id); COMMIT",
+            "the migration was not applied: a migration is one transaction of its own: no BEGIN, COMMIT, ROLLBACK or SAVEPOINT in it",
+        ),
         ("PRAGMA journal_mode = DELETE", "the migration was not applied: a migration may not use PRAGMA journal_mode"),
         ("ATTACH 'x' AS x", "the migration was not applied: ATTACH and DETACH are not allowed: one participant is one file"),
         ("DROP TABLE _lockstep_state", "the migration was not applied: names that begin with _lockstep_ are Lockstep's own"),
-        ("CREATE TRIGGER x AFTER UPDATE ON _lockstep_state BEGIN SELECT 1; END", "the migration was not applied: names that begin with _lockstep_ are Lockstep's own"),
+        (
+            "CREATE TRIGGER x AFTER UPDATE ON _lockstep_state BEGIN SELECT 1; END",
+            "the migration was not applied: names that begin with _lockstep_ are Lockstep's own",
+        ),
         ("CREATE TABLE x(id); INSERT INTO nowhere VALUES (1)", "the migration was not applied: no such table: nowhere"),
-        ("CREATE TABLE x(id, t REFERENCES t); INSERT INTO x VALUES (1, 99)", "the migration was not applied: rows of table `x` would refer to rows that are not there (FOREIGN KEY)"),
+        (
+            "CREATE TABLE x(id, t REFERENCES t); INSERT INTO x VALUES (1, 99)",
+            "the migration was not applied: rows of table `x` would refer to rows that are not there (FOREIGN KEY)",
+        ),
         ("INSERT OR ROLLBACK INTO t VALUES (1, 1, 1)", "the migration was not applied: UNIQUE constraint failed: t.id"),
     ] {
         let Err(StoreError::Invalid(message)) = lab.store.migrate(script) else { panic!("{script} must be refused") };
@@ -216,7 +263,10 @@ fn migrations_are_whole_durable_and_say_what_cannot_be_written() {
 #[test]
 fn rows_with_keys_that_cannot_be_recorded_close_their_table() {
     let mut lab = lab("CREATE TABLE t(k PRIMARY KEY, v); INSERT INTO t VALUES (NULL, 1)");
-    assert_eq!(lab.refusal(lines("INSERT INTO t VALUES (1, 1)")).message, "table `t` holds rows with NULL or a REAL in the PRIMARY KEY: their changes cannot be recorded");
+    assert_eq!(
+        lab.refusal(lines("INSERT INTO t VALUES (1, 1)")).message,
+        "table `t` holds rows with NULL or a REAL in the PRIMARY KEY: their changes cannot be recorded"
+    );
     lab.store.migrate("DELETE FROM t WHERE k IS NULL").unwrap();
     lab.commit(vec![lines("INSERT INTO t VALUES (1, 1)")]);
 }
@@ -248,13 +298,27 @@ fn readers_only_read_within_limits() {
     let reader = lab.store.reader();
     let target = lab.folder.path().join("stolen.db");
     for statement in [
-        "INSERT INTO t VALUES (1, 1)", "DELETE FROM t", "CREATE TABLE x(id)", "BEGIN IMMEDIATE", "PRAGMA query_only = OFF", "ATTACH 'x' AS x", "VACUUM",
-        &format!("VACUUM INTO '{}'", target.display()), "SAVEPOINT x", "", "SELECT 1; SELECT 2", "SELECT ?", "SELECT * FROM pragma_optimize", "INSERT INTO t VALUES (1, 1) RETURNING id",
+        "INSERT INTO t VALUES (1, 1)",
+        "DELETE FROM t",
+        "CREATE TABLE x(id)",
+        "BEGIN IMMEDIATE",
+        "PRAGMA query_only = OFF",
+        "ATTACH 'x' AS x",
+        "VACUUM",
+        &format!("VACUUM INTO '{}'", target.display()),
+        "SAVEPOINT x",
+        "",
+        "SELECT 1; SELECT 2",
+        "SELECT ?",
+        "SELECT * FROM pragma_optimize",
+        "INSERT INTO t VALUES (1, 1) RETURNING id",
     ] {
         assert!(matches!(reader.query(statement, &[], limits()), Err(StoreError::Invalid(_))), "{statement}");
     }
     assert!(!target.exists());
-    let Err(StoreError::Invalid(message)) = reader.query("SELECT 1 UNION SELECT 2", &[], ReadLimits { rows: 1, ..limits() }) else { panic!("too many rows") };
+    let Err(StoreError::Invalid(message)) = reader.query("SELECT 1 UNION SELECT 2", &[], ReadLimits { rows: 1, ..limits() }) else {
+        panic!("too many rows")
+    };
     assert_eq!(message, "the result has more rows than allowed (1)");
     let endless = "WITH RECURSIVE s(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM s) SELECT count(*) FROM s";
     let short = ReadLimits { timeout: Duration::from_millis(20), ..limits() };

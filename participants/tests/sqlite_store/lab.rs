@@ -1,8 +1,6 @@
 //! A database in a temporary folder, and what tests do with it.
 
-use lockstep_core::{
-    Ballot, CoordId, Csn, Decided, Decider, Epoch, Operation, Owner, ParticipantId, Results, Txid, Value, Vote, Work,
-};
+use lockstep_core::{Ballot, CoordId, Csn, Decided, Decider, Epoch, Operation, Owner, ParticipantId, Results, Txid, Value, Vote, Work};
 use lockstep_participants::sqlite::{Sqlite, SqliteOptions};
 use lockstep_participants::{Committed, ResourceManager};
 use rusqlite::types::ValueRef;
@@ -56,7 +54,15 @@ pub fn lab(schema: &str) -> Lab {
 }
 
 pub fn lab_with(schema: &str, change: impl FnOnce(&mut SqliteOptions)) -> Lab {
-    let folder = tempfile::tempdir().unwrap();
+    lab_in(quick_folder(), schema, change)
+}
+
+/// A temporary folder in memory, where there is such a thing: no test here looks at what a disk does.
+fn quick_folder() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+pub fn lab_in(folder: TempDir, schema: &str, change: impl FnOnce(&mut SqliteOptions)) -> Lab {
     let path = folder.path().join("data.db");
     let mut options = SqliteOptions::new(&path);
     change(&mut options);
@@ -119,7 +125,7 @@ impl Lab {
 
     /// The file as a crash at this moment would leave it.
     pub fn image(&self) -> Image {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = quick_folder();
         for name in ["data.db", "data.db-wal"] {
             let from = self.folder.path().join(name);
             if from.exists() {
@@ -163,7 +169,7 @@ pub fn dump(path: &Path) -> String {
         .unwrap();
     let mut all = String::new();
     for table in tables {
-        let mut statement = conn.prepare(&format!("SELECT * FROM \"{table}\"")).unwrap();
+        let mut statement = conn.prepare(&format!("SELECT * FROM \"{}\"", table.replace('"', "\"\""))).unwrap();
         let columns = statement.column_count();
         let mut lines = Vec::new();
         let mut rows = statement.query([]).unwrap();

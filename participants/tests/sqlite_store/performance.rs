@@ -1,6 +1,6 @@
 //! What a small upsert costs: `cargo test -p lockstep-participants --test sqlite_store -- --ignored --nocapture upserts`.
 
-use crate::lab::{ME, csn, lab_with, owner, txid};
+use crate::lab::{ME, csn, lab_in, owner, txid};
 use lockstep_core::{Decided, Operation, Value, Work};
 use lockstep_participants::ResourceManager;
 use lockstep_participants::sqlite::SqliteMode;
@@ -19,11 +19,14 @@ fn upserts() {
 }
 
 fn measure(size: u64) {
-    let mut lab = lab_with("CREATE TABLE t(id INTEGER PRIMARY KEY, body TEXT, n INT NOT NULL DEFAULT 0)", |options| {
-        options.mode = SqliteMode::LogDecided;
-    });
+    let mut lab =
+        lab_in(tempfile::tempdir().unwrap(), "CREATE TABLE t(id INTEGER PRIMARY KEY, body TEXT, n INT NOT NULL DEFAULT 0)", |options| {
+            options.mode = SqliteMode::LogDecided;
+        });
     lab.store.recover(owner(2), ME).unwrap();
-    let fill = format!("WITH RECURSIVE s(x) AS (SELECT 0 UNION ALL SELECT x + 1 FROM s LIMIT {ROWS}) INSERT INTO t SELECT x, hex(zeroblob(50)), 0 FROM s");
+    let fill = format!(
+        "WITH RECURSIVE s(x) AS (SELECT 0 UNION ALL SELECT x + 1 FROM s LIMIT {ROWS}) INSERT INTO t SELECT x, hex(zeroblob(50)), 0 FROM s"
+    );
     lab.store.migrate(&fill).unwrap();
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(1);
     let sql = "INSERT INTO t(id, body) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET body = excluded.body, n = n + 1";

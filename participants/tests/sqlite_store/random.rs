@@ -42,7 +42,10 @@ fn operation(rng: &mut ChaCha8Rng) -> Operation {
     match rng.random_range(0..28) {
         0 => with("INSERT INTO person(id, name, nick, boss) VALUES (?, ?, ?, ?)", [a, name, other, b]),
         1 => with("INSERT OR REPLACE INTO person(id, name, nick) VALUES (?, ?, ?)", [a, name, other]),
-        2 => with("INSERT INTO person(name) VALUES (?) ON CONFLICT (name) DO UPDATE SET nick = excluded.name || id RETURNING id, upper_name", [name]),
+        2 => with(
+            "INSERT INTO person(name) VALUES (?) ON CONFLICT (name) DO UPDATE SET nick = excluded.name || id RETURNING id, upper_name",
+            [name],
+        ),
         3 => with("UPDATE person SET name = ? WHERE id = ?", [name, a]),
         4 => with("UPDATE OR REPLACE person SET name = ?, nick = ? WHERE id = ?", [name, other, a]),
         5 => with("UPDATE OR IGNORE person SET id = ? WHERE id = ?", [a, b]),
@@ -115,10 +118,10 @@ fn a_follower_never_differs() {
         return;
     }
     let (mut accepted, mut refused) = (0, 0);
-    for seed in 0..200 {
+    for seed in 0..300 {
         let (yes, no) = run(seed);
         accepted += yes;
         refused += no;
     }
-    assert!(accepted > 1500 && refused > 500, "the mix is lopsided: {accepted} accepted, {refused} refused");
+    assert!(accepted > 2000 && refused > 1000, "the mix is lopsided: {accepted} accepted, {refused} refused");
 }

@@ -1,6 +1,6 @@
 //! A Yes can never fail to apply: whatever a group did live, its redo does again, byte for byte, however often.
 
-use crate::lab::{Image, Lab, csn, dump, lab, lines, owner, sql, text, with, ME};
+use crate::lab::{Image, Lab, ME, csn, dump, lab, lines, owner, sql, text, with};
 use lockstep_core::{Decided, Operation, Value, Vote};
 use lockstep_participants::ResourceManager;
 use lockstep_participants::sqlite::{Sqlite, SqliteOptions};
@@ -60,7 +60,13 @@ const PAIR: &str = "INSERT INTO t VALUES (1, 'a'), (2, 'b'), (3, 'c')";
 
 #[test]
 fn unique_values_swapped_and_rotated() {
-    for unique in ["v UNIQUE", "v TEXT NOT NULL UNIQUE", "v UNIQUE CHECK (v <> 'tmp' OR id > 0)", "v TEXT UNIQUE ON CONFLICT REPLACE", "v UNIQUE ON CONFLICT IGNORE"] {
+    for unique in [
+        "v UNIQUE",
+        "v TEXT NOT NULL UNIQUE",
+        "v UNIQUE CHECK (v <> 'tmp' OR id > 0)",
+        "v TEXT UNIQUE ON CONFLICT REPLACE",
+        "v UNIQUE ON CONFLICT IGNORE",
+    ] {
         for suffix in ["", " WITHOUT ROWID", " STRICT"] {
             if suffix == " STRICT" && !unique.contains("TEXT") {
                 continue;
@@ -92,7 +98,13 @@ fn unique_values_freed_and_taken() {
     let schema = "CREATE TABLE t(id INTEGER PRIMARY KEY, v UNIQUE)";
     replays(schema, PAIR, one("DELETE FROM t WHERE id = 1\nINSERT INTO t VALUES (9, 'a')"));
     replays(schema, PAIR, one("UPDATE t SET v = 'x' WHERE id = 1\nINSERT INTO t VALUES (9, 'a')"));
-    replays(schema, PAIR, one("DELETE FROM t WHERE id = 3\nUPDATE t SET v = 'c' WHERE id = 1\nINSERT INTO t VALUES (0, 'a')\nUPDATE t SET v = 'n' WHERE id = 2"));
+    replays(
+        schema,
+        PAIR,
+        one(
+            "DELETE FROM t WHERE id = 3\nUPDATE t SET v = 'c' WHERE id = 1\nINSERT INTO t VALUES (0, 'a')\nUPDATE t SET v = 'n' WHERE id = 2",
+        ),
+    );
     replays(schema, PAIR, one("UPDATE t SET id = 10 WHERE id = 1\nUPDATE t SET id = 1 WHERE id = 2\nUPDATE t SET id = 2 WHERE id = 10"));
 }
 
@@ -121,11 +133,16 @@ fn foreign_keys_with_every_action() {
             );
             let before = "INSERT INTO p VALUES (1, 'a'), (2, 'b'), (3, 'c')\nINSERT INTO c VALUES (1, 1), (2, 2), (3, 3)";
             let free = if matches!(action, "RESTRICT" | "NO ACTION") { "DELETE FROM c WHERE p IN (1, 2)\n" } else { "" };
-            replays(&schema, before, one(&format!("{free}DELETE FROM p WHERE id = 1\nUPDATE p SET id = 7 WHERE id = 2\nINSERT INTO c VALUES (9, 7)")));
+            replays(
+                &schema,
+                before,
+                one(&format!("{free}DELETE FROM p WHERE id = 1\nUPDATE p SET id = 7 WHERE id = 2\nINSERT INTO c VALUES (9, 7)")),
+            );
             replays(&schema, before, one(&format!("{free}INSERT OR REPLACE INTO p VALUES (1, 'new')\nUPDATE c SET p = 1")));
         }
     }
-    let deferred = "CREATE TABLE p(id INTEGER PRIMARY KEY); CREATE TABLE c(id INTEGER PRIMARY KEY, p REFERENCES p DEFERRABLE INITIALLY DEFERRED)";
+    let deferred =
+        "CREATE TABLE p(id INTEGER PRIMARY KEY); CREATE TABLE c(id INTEGER PRIMARY KEY, p REFERENCES p DEFERRABLE INITIALLY DEFERRED)";
     replays(deferred, "", one("INSERT INTO c VALUES (1, 5)\nINSERT INTO p VALUES (5)"));
 }
 
@@ -143,7 +160,9 @@ fn triggers_of_every_kind() {
     replays(
         schema,
         "INSERT INTO total VALUES (1, 0)\nINSERT INTO t VALUES (1, 'a'), (2, 'b')",
-        each("INSERT INTO t VALUES (3, 'c')\nUPDATE t SET v = v || v\nDELETE FROM t WHERE id = 1\nINSERT INTO shown VALUES (4, 'view')\nINSERT INTO t VALUES (4, 'd') ON CONFLICT DO UPDATE SET v = 'up'"),
+        each(
+            "INSERT INTO t VALUES (3, 'c')\nUPDATE t SET v = v || v\nDELETE FROM t WHERE id = 1\nINSERT INTO shown VALUES (4, 'view')\nINSERT INTO t VALUES (4, 'd') ON CONFLICT DO UPDATE SET v = 'up'",
+        ),
     );
 }
 
@@ -173,44 +192,94 @@ fn generated_columns_and_their_unique_constraints() {
 
 #[test]
 fn tables_without_rowid_strict_tables_and_composite_keys() {
-    replays("CREATE TABLE t(a TEXT, b INT, v, PRIMARY KEY (b, a)) WITHOUT ROWID", "INSERT INTO t VALUES ('x', 1, 'p'), ('y', 1, 'q')",
-        one("UPDATE t SET a = 'z' WHERE a = 'x'\nINSERT INTO t VALUES ('x', 1, 'new')\nDELETE FROM t WHERE a = 'y'"));
-    replays("CREATE TABLE t(id TEXT PRIMARY KEY, n INT, r REAL, x ANY) STRICT", "INSERT INTO t VALUES ('a', 1, 1.5, x'00')",
-        one("UPDATE t SET x = 'text', r = -0.0\nINSERT INTO t VALUES ('b', NULL, 3, 4.0)"));
-    replays("CREATE TABLE t(a, b BLOB NOT NULL, v, PRIMARY KEY (a, b))", "INSERT INTO t VALUES (1, x'01', 1), ('1', x'01', 2), (x'31', x'01', 3)",
-        one("UPDATE t SET v = v + 1\nDELETE FROM t WHERE a = '1'\nINSERT INTO t VALUES ('1', x'02', 0)"));
-    replays("CREATE TABLE t(id TEXT PRIMARY KEY, v)", "INSERT INTO t VALUES ('a', 1), ('A', 2)",
-        one("UPDATE t SET id = 'tmp' WHERE id = 'a'\nUPDATE t SET id = 'a' WHERE id = 'A'\nUPDATE t SET id = 'A' WHERE id = 'tmp'"));
+    replays(
+        "CREATE TABLE t(a TEXT, b INT, v, PRIMARY KEY (b, a)) WITHOUT ROWID",
+        "INSERT INTO t VALUES ('x', 1, 'p'), ('y', 1, 'q')",
+        one("UPDATE t SET a = 'z' WHERE a = 'x'\nINSERT INTO t VALUES ('x', 1, 'new')\nDELETE FROM t WHERE a = 'y'"),
+    );
+    replays(
+        "CREATE TABLE t(id TEXT PRIMARY KEY, n INT, r REAL, x ANY) STRICT",
+        "INSERT INTO t VALUES ('a', 1, 1.5, x'00')",
+        one("UPDATE t SET x = 'text', r = -0.0\nINSERT INTO t VALUES ('b', NULL, 3, 4.0)"),
+    );
+    replays(
+        "CREATE TABLE t(a, b BLOB NOT NULL, v, PRIMARY KEY (a, b))",
+        "INSERT INTO t VALUES (1, x'01', 1), ('1', x'01', 2), (x'31', x'01', 3)",
+        one("UPDATE t SET v = v + 1\nDELETE FROM t WHERE a = '1'\nINSERT INTO t VALUES ('1', x'02', 0)"),
+    );
+    replays(
+        "CREATE TABLE t(id TEXT PRIMARY KEY, v)",
+        "INSERT INTO t VALUES ('a', 1), ('A', 2)",
+        one("UPDATE t SET id = 'tmp' WHERE id = 'a'\nUPDATE t SET id = 'a' WHERE id = 'A'\nUPDATE t SET id = 'A' WHERE id = 'tmp'"),
+    );
 }
 
 #[test]
 fn upserts_replace_and_returning() {
     let schema = "CREATE TABLE t(id INTEGER PRIMARY KEY, k UNIQUE, n DEFAULT 0)";
-    replays(schema, "INSERT INTO t VALUES (1, 'a', 1), (2, 'b', 2)",
-        each("INSERT INTO t(k) VALUES ('a') ON CONFLICT (k) DO UPDATE SET n = n + 1 RETURNING *\nINSERT OR REPLACE INTO t VALUES (1, 'b', 9)\nINSERT INTO t(k) VALUES ('b') ON CONFLICT DO NOTHING\nREPLACE INTO t VALUES (3, 'c', 3) RETURNING id, n\nUPDATE t SET n = n * 2 RETURNING n"));
+    replays(
+        schema,
+        "INSERT INTO t VALUES (1, 'a', 1), (2, 'b', 2)",
+        each(
+            "INSERT INTO t(k) VALUES ('a') ON CONFLICT (k) DO UPDATE SET n = n + 1 RETURNING *\nINSERT OR REPLACE INTO t VALUES (1, 'b', 9)\nINSERT INTO t(k) VALUES ('b') ON CONFLICT DO NOTHING\nREPLACE INTO t VALUES (3, 'c', 3) RETURNING id, n\nUPDATE t SET n = n * 2 RETURNING n",
+        ),
+    );
 }
 
 #[test]
 fn values_of_every_type_and_size() {
-    let mut values = vec![Value::Null, Value::Integer(i64::MIN), Value::Integer(i64::MAX), Value::Real(-0.0), Value::Real(f64::INFINITY), Value::Real(1e-310)];
-    values.extend([text(""), text("\u{0}zero inside \u{1F980}"), Value::Blob(vec![].into()), Value::Blob(vec![7; 3_000_000].into()), text(&"x".repeat(200_000))]);
-    let batch = values.iter().enumerate().map(|(i, value)| vec![with("INSERT INTO t VALUES (?, ?)", [Value::Integer(i as i64), value.clone()])]).collect();
+    let mut values = vec![
+        Value::Null,
+        Value::Integer(i64::MIN),
+        Value::Integer(i64::MAX),
+        Value::Real(-0.0),
+        Value::Real(f64::INFINITY),
+        Value::Real(1e-310),
+    ];
+    values.extend([
+        text(""),
+        text("\u{0}zero inside \u{1F980}"),
+        Value::Blob(vec![].into()),
+        Value::Blob(vec![7; 3_000_000].into()),
+        text(&"x".repeat(200_000)),
+    ]);
+    let batch = values
+        .iter()
+        .enumerate()
+        .map(|(i, value)| vec![with("INSERT INTO t VALUES (?, ?)", [Value::Integer(i as i64), value.clone()])])
+        .collect();
     replays("CREATE TABLE t(id INTEGER PRIMARY KEY, v)", "", batch);
     replays("CREATE TABLE t(id INTEGER PRIMARY KEY, v)", "", each("INSERT INTO t VALUES (1, CAST(x'ff80' AS TEXT))\nUPDATE t SET id = 2"));
-    replays("CREATE TABLE t(id INTEGER PRIMARY KEY, r REAL)", "", each("INSERT INTO t VALUES (1, 5), (2, 9e999), (3, '7')\nUPDATE t SET r = -r"));
-    replays("CREATE TABLE t(id INTEGER PRIMARY KEY, v)", "INSERT INTO t VALUES (1, randomblob(1000))", each("UPDATE t SET v = randomblob(2000000)\nINSERT INTO t VALUES (2, random())"));
+    replays(
+        "CREATE TABLE t(id INTEGER PRIMARY KEY, r REAL)",
+        "",
+        each("INSERT INTO t VALUES (1, 5), (2, 9e999), (3, '7')\nUPDATE t SET r = -r"),
+    );
+    replays(
+        "CREATE TABLE t(id INTEGER PRIMARY KEY, v)",
+        "INSERT INTO t VALUES (1, randomblob(1000))",
+        each("UPDATE t SET v = randomblob(2000000)\nINSERT INTO t VALUES (2, random())"),
+    );
 }
 
 #[test]
 fn whole_tables_emptied_and_filled() {
     let many = format!("INSERT INTO t SELECT value, 'v' || value FROM ({MANY})");
     replays("CREATE TABLE t(id INTEGER PRIMARY KEY, v UNIQUE)", &many, one("DELETE FROM t"));
-    replays("CREATE TABLE t(id INTEGER PRIMARY KEY, v UNIQUE)", &many, one("UPDATE t SET v = 'w' || (500 - id)\nDELETE FROM t WHERE id > 400\nUPDATE t SET id = -id"));
+    replays(
+        "CREATE TABLE t(id INTEGER PRIMARY KEY, v UNIQUE)",
+        &many,
+        one("UPDATE t SET v = 'w' || (500 - id)\nDELETE FROM t WHERE id > 400\nUPDATE t SET id = -id"),
+    );
 }
 
 #[test]
 fn names_that_need_quotes() {
-    replays(r#"CREATE TABLE "a ""b"(" id" TEXT PRIMARY KEY, "select" UNIQUE, "ünï")"#, "", each(r#"INSERT INTO "a ""b" VALUES ('k', 1, 2)"#));
+    replays(
+        r#"CREATE TABLE "a ""b"(" id" TEXT PRIMARY KEY, "select" UNIQUE, "ünï")"#,
+        "",
+        each(r#"INSERT INTO "a ""b" VALUES ('k', 1, 2)"#),
+    );
 }
 
 #[test]
@@ -218,7 +287,10 @@ fn write_skew_is_not_possible_and_each_sees_those_before() {
     // Two doctors on call; each may leave if the other stays. Serially, the second sees that the first has left.
     let mut live = lab("CREATE TABLE doctor(id INTEGER PRIMARY KEY, on_call)");
     live.commit(vec![lines("INSERT INTO doctor VALUES (1, 1), (2, 1)")]);
-    let leave = |id: i64| match with("UPDATE doctor SET on_call = 0 WHERE id = ? AND (SELECT sum(on_call) FROM doctor) > 1", [Value::Integer(id)]) {
+    let leave = |id: i64| match with(
+        "UPDATE doctor SET on_call = 0 WHERE id = ? AND (SELECT sum(on_call) FROM doctor) > 1",
+        [Value::Integer(id)],
+    ) {
         Operation::Statement { sql, parameters, .. } => vec![Operation::Statement { sql, parameters, expect_rows: Some(1) }],
         other => vec![other],
     };

@@ -109,7 +109,9 @@ impl Checker {
         let kinds = &self.kinds;
         let by_hand = &self.by_hand;
         let asked = &mut self.asked[tag.0 as usize];
-        let writes = !asked.writes.is_empty();
+        if asked.writes.is_empty() {
+            return; // likewise
+        }
         let followed = |store: usize| asked.ever_applied.contains(&store) || by_hand.contains(&(store, tag));
         let waits_for = |store: usize| match wait {
             Wait::Decided => false,
@@ -121,7 +123,7 @@ impl Checker {
             Some("I7: it was told aborted before")
         } else if matches!(asked.told, Some(Told::Committed(csn)) if csn != receipt.csn) {
             Some("I2: it was told committed at another CSN before")
-        } else if writes && asked.decided != Some(receipt.csn) {
+        } else if asked.decided != Some(receipt.csn) {
             Some("I11: it is not durably decided at that CSN")
         } else if asked.writes.iter().any(|w| lagging(&w)) {
             Some("a store that the client waits for has never applied it")
@@ -137,6 +139,9 @@ impl Checker {
     /// The coordinator answers a client: aborted.
     pub(crate) fn told_aborted(&mut self, tag: Tag) {
         let asked = &mut self.asked[tag.0 as usize];
+        if asked.writes.is_empty() {
+            return; // it only read: nothing of it is anywhere, and after a restart nobody knows of it
+        }
         let problem = match (asked.told, asked.decided) {
             (Some(Told::Committed(_)), _) => Some("it was told committed before"),
             (_, Some(_)) => Some("it is decided to commit"),

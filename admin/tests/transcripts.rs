@@ -1,0 +1,137 @@
+//! Whole outputs: what a person types, and everything that comes back. Renewed with `INSTA_UPDATE=always`; read the difference.
+
+mod fake;
+
+use fake::Health;
+use insta::assert_snapshot;
+use lockstep::{Exit, Io};
+
+/// Runs command lines against a daemon and gives the transcript.
+fn transcript(endpoint: &str, commands: &[&str]) -> String {
+    commands.iter().map(|command| talk(endpoint, command, "", false).1).collect::<Vec<_>>().join("\n")
+}
+
+fn talk(endpoint: &str, command: &str, typed: &str, interactive: bool) -> (Exit, String) {
+    let words = ["lockstep", "--endpoint", endpoint].map(str::to_owned).into_iter();
+    let words = words.chain(command.split_whitespace().map(|word| word.replace('_', " ")));
+    let (mut stdout, mut stderr, mut stdin) = (Vec::new(), Vec::new(), typed.as_bytes());
+    let mut io = Io { stdin: &mut stdin, stdout: &mut stdout, stderr: &mut stderr, interactive, color: false };
+    let exit = lockstep::run(words, &mut io);
+    let mut text = format!("$ lockstep {command}\n");
+    for (name, stream) in [("stdout", stdout), ("stderr", stderr)] {
+        if !stream.is_empty() {
+            text += &format!("[{name}]\n{}\n", String::from_utf8(stream).unwrap().trim_end().replace(endpoint, "http://DAEMON"));
+        }
+    }
+    (exit, text + &format!("[exit {}]\n", exit as u8))
+}
+
+#[test]
+fn status() {
+    let (well, ill) = (fake::start(Health::Well), fake::start(Health::Ill));
+    assert_snapshot!("status_well", transcript(&well, &["status", "status --output json"]));
+    assert_snapshot!("status_ill", transcript(&ill, &["status", "status --output json"]));
+}
+
+#[test]
+fn transactions() {
+    let daemon = fake::start(Health::Ill);
+    let commands = [
+        "tx list",
+        "tx list --state aborted --state committing --limit 1",
+        "tx list --state aborted --state committing --older-than 3s",
+        "tx list --older-than 2h",
+        "tx list --output json",
+        "tx show 3-1251",
+        "tx show 3-1251 --output json",
+        "tx show 3-9",
+        "tx list --participant nowhere",
+    ];
+    assert_snapshot!("transactions", transcript(&daemon, &commands));
+}
+
+#[test]
+fn participants_log_and_doctor() {
+    let (well, ill) = (fake::start(Health::Well), fake::start(Health::Ill));
+    assert_snapshot!("participants", transcript(&ill, &["participants", "participants --output json"]));
+    let dumps = ["log dump", "log dump --from 3", "log dump --from 2 --limit 2 --output json"];
+    assert_snapshot!("log", transcript(&well, &dumps));
+    let (doctor, json) = ("doctor", "doctor --output json");
+    assert_snapshot!("doctor", [transcript(&well, &[doctor]), transcript(&ill, &[doctor, json])].join("\n"));
+}
+
+#[test]
+fn orders() {
+    let (well, ill) = (fake::start(Health::Well), fake::start(Health::Ill));
+    let order = "--operator ann --reason disk_lost";
+    let commands = [
+        format!("skip 3-1251 --participant index {order}"),
+        format!("skip 3-1251 --participant index {order} --yes"),
+        format!("tx resolve 3-1251 --participant db --rollback {order} --yes"),
+        format!("damage forget 3-900 --participant index {order} --yes --output json"),
+        format!("waive index {order} --yes"),
+        format!("leave-safe-mode {order} --yes"),
+        "damage list".into(),
+        "damage list --output json".into(),
+    ];
+    let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
+    assert_snapshot!("orders", transcript(&ill, &commands));
+    assert_snapshot!("orders_refused", transcript(&well, &[commands[1], "damage list"]));
+}
+
+#[test]
+fn an_order_is_carried_out_only_if_the_word_is_typed() {
+    let daemon = fake::start(Health::Ill);
+    let skip = "skip 3-1251 --participant index --operator ann --reason disk_lost";
+    assert_snapshot!("typed", talk(&daemon, skip, "3-1251\n", true).1);
+    for typed in ["", "\n", "yes\n", "3-125\n"] {
+        assert_eq!(talk(&daemon, skip, typed, true).0, Exit::Usage, "{typed:?}");
+    }
+    assert_eq!(talk(&daemon, skip, "3-1251\n", false).0, Exit::Usage);
+}
+
+#[test]
+fn usage() {
+    let commands = [
+        "--help",
+        "tx --help",
+        "tx list --help",
+        "tx resolve --help",
+        "tx show three",
+        "tx list --older-than soon",
+        "tx resolve 3-1 --participant db --operator ann --reason r",
+        "skip 3-1 --participant db --operator ann",
+        "--output yaml status",
+        "frobnicate",
+    ];
+    assert_snapshot!("usage", transcript("http://127.0.0.1:1", &commands));
+}
+
+#[test]
+fn nobody_there() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let starting = fake::start(Health::Starting);
+    let gone = transcript(&format!("http://{port}"), &["status", "tx list --output json"]);
+    let wrong = transcript("https://localhost:1", &["status"]);
+    assert_snapshot!("nobody_there", [gone, transcript(&starting, &["status"]), wrong].join("\n"));
+}
+
+#[test]
+fn completions_need_no_daemon() {
+    for shell in ["bash", "zsh", "fish"] {
+        let (exit, text) = talk("http://127.0.0.1:1", &format!("completions {shell}"), "", false);
+        assert_eq!(exit, Exit::Ok);
+        assert!(text.contains("leave-safe-mode"), "{text}");
+    }
+}
+
+#[test]
+fn colors_come_only_where_they_are_shown() {
+    let daemon = fake::start(Health::Ill);
+    for color in [false, true] {
+        let (mut stdout, mut stderr, mut stdin) = (Vec::new(), Vec::new(), &b""[..]);
+        let mut io = Io { stdin: &mut stdin, stdout: &mut stdout, stderr: &mut stderr, interactive: false, color };
+        assert_eq!(lockstep::run(["lockstep", "--endpoint", &daemon, "status"], &mut io), Exit::Attention);
+        assert_eq!(stdout.contains(&0x1b), color);
+    }
+}
