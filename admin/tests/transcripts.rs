@@ -20,7 +20,9 @@ fn talk(endpoint: &str, command: &str, typed: &str, interactive: bool) -> (Exit,
     let mut text = format!("$ lockstep {command}\n");
     for (name, stream) in [("stdout", stdout), ("stderr", stderr)] {
         if !stream.is_empty() {
-            text += &format!("[{name}]\n{}\n", String::from_utf8(stream).unwrap().trim_end().replace(endpoint, "http://DAEMON"));
+            // Usage lines name --endpoint where LOCKSTEP_ENDPOINT is set.
+            let stream = String::from_utf8(stream).unwrap().replace(endpoint, "http://DAEMON").replace(" --endpoint <ENDPOINT>", "");
+            text += &format!("[{name}]\n{}\n", stream.trim_end());
         }
     }
     (exit, text + &format!("[exit {}]\n", exit as u8))

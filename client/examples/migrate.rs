@@ -9,7 +9,7 @@ use lockstep_client::{Client, DEFAULT_ENDPOINT};
 async fn main() -> Result<()> {
     let client = Client::connect(endpoint()).await?;
     for store in client.describe().await?.stores {
-        println!("{}: a {} ({}, {})", store.name, store.role, store.r#type, store.kind);
+        println!("{}: {} ({}, {})", store.name, store.role, store.r#type, store.kind);
     }
 
     // A migration is never repeated by itself: write it so that it may run twice.

@@ -159,12 +159,15 @@ impl fmt::Display for LogId {
         write!(f, "{:032x}", self.0)
     }
 }
-/// As text where it is text, in hexadecimal otherwise.
+/// As text where it is text, as a UUID where it may be one, in hexadecimal otherwise.
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match std::str::from_utf8(&self.0) {
             Ok(text) if !text.chars().any(char::is_control) => f.write_str(text),
-            _ => write_hex(f, &self.0),
+            _ => match uuid::Uuid::from_slice(&self.0) {
+                Ok(uuid) => fmt::Display::fmt(&uuid, f),
+                Err(_) => write_hex(f, &self.0),
+            },
         }
     }
 }
@@ -267,5 +270,6 @@ mod tests {
     fn keys_show_as_text_where_they_are_text() {
         assert_eq!(Key::from("order-17").to_string(), "order-17");
         assert_eq!(Key::from(&[0u8, 255][..]).to_string(), "00ff");
+        assert_eq!(Key::from(uuid::Uuid::from_u128(255)).to_string(), "00000000-0000-0000-0000-0000000000ff");
     }
 }

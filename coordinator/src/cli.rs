@@ -6,7 +6,7 @@
 use clap::{Parser, Subcommand};
 use crate::configuration::{Configuration, Source};
 use crate::daemon::{self, Exit, Options};
-use crate::{demo, telemetry};
+use crate::{bench, demo, telemetry};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -31,6 +31,11 @@ enum Command {
     Serve,
     /// See the point: naive dual writes against Lockstep, on real data, under kill -9
     Demo(demo::DemoArgs),
+    /// Measure what Lockstep costs, as ratios of things measured in one run
+    Bench(bench::BenchArgs),
+    /// The load of one measurement
+    #[command(hide = true)]
+    BenchLoad(bench::LoadArgs),
     /// Check the configuration and print what would hold
     CheckConfig,
 }
@@ -44,6 +49,8 @@ pub fn run() -> ExitCode {
     let CommandLine { source, port_file, command } = CommandLine::parse();
     match command.unwrap_or(Command::Serve) {
         Command::Demo(arguments) => or_complain(demo::run(arguments)),
+        Command::Bench(arguments) => or_complain(bench::run(arguments)),
+        Command::BenchLoad(arguments) => or_complain(bench::run_load(arguments)),
         Command::CheckConfig => with_configuration(&source, |configuration| {
             print!("{}", toml::to_string_pretty(&configuration)?);
             Ok(ExitCode::SUCCESS)

@@ -316,7 +316,10 @@ impl Source {
         for (key, value) in overrides {
             put(&mut table, &key, value)?;
         }
-        let merged: Configuration = table.try_into().map_err(|error: toml::de::Error| ConfigurationError(error.message().to_string()))?;
+        // As text again: then an error shows the line, and with it the key.
+        let merged = toml::to_string(&table).map_err(|error| ConfigurationError(error.to_string()))?;
+        let merged: Configuration =
+            toml::from_str(&merged).map_err(|error| ConfigurationError(format!("with what the flags and environment set: {error}")))?;
         merged.checked()
     }
 
@@ -714,6 +717,8 @@ mod tests {
         assert!(refused("[[store]]\nname = \"db\"\ntype = \"postgres\"").contains("`postgres`"));
         let error = Source { set: vec!["limits.streems=1".into()], ..Source::default() }.apply("").unwrap_err();
         assert!(error.0.contains("`streems`"), "{error}");
+        let error = Source { listen: Some("nonsense".into()), ..Source::default() }.apply("").unwrap_err();
+        assert!(error.0.contains("listen = \"nonsense\""), "{error}");
     }
 
     #[test]

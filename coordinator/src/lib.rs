@@ -3,6 +3,7 @@
 pub mod configuration;
 pub mod daemon;
 pub mod demo;
+pub mod bench;
 mod cli;
 pub mod committer;
 pub mod engine;

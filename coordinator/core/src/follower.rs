@@ -23,6 +23,8 @@ pub struct Follower {
     pub configured: bool,
     /// The stream to it.
     pub session: Session,
+    /// Its Hello has come, and it waits for leaders to be scanned before anything is handed to it (R-LR).
+    pub greeted: bool,
     /// How far it says it has followed.
     pub progress: Progress,
     /// How far the log says it had followed, durably (`Record::Acked`).
@@ -119,6 +121,7 @@ impl Follower {
             standalone: false,
             configured: false,
             session: Session::Down,
+            greeted: false,
             progress: Progress::default(),
             acked: Csn::ZERO,
             items: BTreeMap::new(),
@@ -156,7 +159,10 @@ impl Follower {
 
     /// Up to where nothing is missing there.
     pub fn reached(&self) -> Csn {
-        self.oldest_unapplied().map_or(self.progress.applied, |(csn, _)| csn.before().max(self.progress.applied).min(csn.before()))
+        match (self.kind, self.oldest_unapplied()) {
+            (Kind::Preparing, Some((csn, _))) => csn.before(),
+            (Kind::Preparing | Kind::Redo | Kind::Serial | Kind::Leader, _) => self.progress.applied,
+        }
     }
 
     /// How many decisions it has not applied.

@@ -58,7 +58,7 @@ impl Coordinator {
         match transaction.state {
             State::Preparing => {
                 let refusal = Refusal::new(RefusalKind::Timeout, "it was not decided within its deadline (timeout)");
-                self.abort(txid, None, refusal, fx);
+                self.abort(now, txid, None, refusal, fx);
             }
             State::Deciding(_) => panic!("R-UNKNOWN: no time-out applies to {txid} while it is being decided"),
             State::Committing(_) => {

@@ -23,10 +23,10 @@ impl Coordinator {
     }
 
     /// The leader has rolled these back, for certain: the only way from Deciding to Aborted.
-    pub(crate) fn not_led(&mut self, _now: Time, leader: ParticipantId, txids: Vec<Txid>, refusal: Refusal, fx: &mut Vec<Effect>) {
+    pub(crate) fn not_led(&mut self, now: Time, leader: ParticipantId, txids: Vec<Txid>, refusal: Refusal, fx: &mut Vec<Effect>) {
         for txid in txids {
             if let Some(csn) = self.deciding_csn(txid) {
-                self.take_back(txid, csn, leader, refusal.clone(), fx);
+                self.take_back(now, txid, csn, leader, refusal.clone(), fx);
             }
         }
     }
@@ -60,6 +60,9 @@ impl Coordinator {
         if let Session::Welcomed(session) = follower.session {
             self.open(now, leader, session, fx);
             self.evidence_changed(now, fx);
+        }
+        if self.unscanned_leader().is_none() {
+            self.open_greeted(now, fx);
         }
     }
 
@@ -151,7 +154,7 @@ impl Coordinator {
                 if let Some(csn) = self.deciding_csn(txid) {
                     let sentence = format!("store `{}` did not commit it", self.follower(leader).name);
                     let refusal = Refusal::new(crate::vote::RefusalKind::Unavailable, sentence);
-                    self.take_back(txid, csn, leader, refusal, fx);
+                    self.take_back(now, txid, csn, leader, refusal, fx);
                 }
                 self.settled_aborted(now, txid, fx);
             }
@@ -178,7 +181,7 @@ impl Coordinator {
     }
 
     /// R-LR's own insert, or the leader's own roll-back, has decided against it.
-    fn take_back(&mut self, txid: Txid, csn: Csn, leader: ParticipantId, refusal: Refusal, fx: &mut Vec<Effect>) {
+    fn take_back(&mut self, now: Time, txid: Txid, csn: Csn, leader: ParticipantId, refusal: Refusal, fx: &mut Vec<Effect>) {
         assert_eq!(txid.decider, crate::ids::Decider::Leader(leader), "R-DECIDER: {txid} is not decided there");
         assert!(self.deciding.remove(&csn), "only an open CSN is taken back: {csn}");
         self.decisions.remove(&csn).expect("it was reserved");
@@ -194,6 +197,6 @@ impl Coordinator {
                 self.send(branch.participant, ToParticipant::Abort(txid), fx);
             }
         }
-        self.aborted(txid, Some(leader), refusal, transaction.waiters, fx);
+        self.aborted(now, txid, Some(leader), refusal, transaction.waiters, fx);
     }
 }

@@ -127,7 +127,7 @@ impl Coordinator {
             AdminAction::LeaveSafeMode => return self.leave_safe_mode(now, ticket, fx),
             AdminAction::Cancel { txid } => {
                 let refusal = Refusal::new(RefusalKind::Cancelled, format!("cancelled by {operator}: {reason}"));
-                self.abort(txid, None, refusal, fx);
+                self.abort(now, txid, None, refusal, fx);
                 format!("{txid} is aborted")
             }
         };

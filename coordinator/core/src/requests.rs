@@ -97,7 +97,7 @@ impl Coordinator {
             return self.reply(ticket, Reply::ForeignToken(self.log_id), fx);
         }
         if self.reached(participant, token.csn) {
-            return self.reply(ticket, Reply::Reached(self.follower(participant).progress.applied), fx);
+            return self.reply(ticket, Reply::Reached(self.follower(participant).progress.applied.max(token.csn)), fx);
         }
         if deadline <= now || self.follower(participant).readers.len() >= READERS_MAX {
             return self.reply(ticket, Reply::Behind(self.follower(participant).reached()), fx);
@@ -128,7 +128,7 @@ impl Coordinator {
         self.follower_mut(participant).readers = waiting;
         for reader in reached {
             self.timers.remove(&(reader.deadline, Timer::Read(participant, reader.ticket)));
-            self.reply(reader.ticket, Reply::Reached(self.follower(participant).progress.applied), fx);
+            self.reply(reader.ticket, Reply::Reached(self.follower(participant).progress.applied.max(reader.csn)), fx);
         }
     }
 

@@ -86,9 +86,26 @@ impl Coordinator {
         if self.follower(participant).kind == Kind::Leader {
             return self.take_over(now, participant, session, hello.exclusive, fx);
         }
+        // What a leader decided may come before what the log knows, and a serial executor follows in CSN order: scanned first (R-LR).
+        if self.follower(participant).kind == Kind::Serial && self.unscanned_leader().is_some() {
+            self.follower_mut(participant).greeted = true;
+            return self.evidence_changed(now, fx);
+        }
         self.open(now, participant, session, fx);
         self.evidence_changed(now, fx);
         self.inquiry(now, participant, hello.prepared, fx);
+    }
+
+    /// Every leader has been scanned: those who waited for it are handed what they are owed.
+    pub(crate) fn open_greeted(&mut self, now: Time, fx: &mut Vec<Effect>) {
+        for i in 0..self.followers.len() {
+            let follower = &mut self.followers[i];
+            if let Session::Welcomed(session) = follower.session
+                && std::mem::take(&mut follower.greeted)
+            {
+                self.open(now, ParticipantId(i as u16), session, fx);
+            }
+        }
     }
 
     /// What could be read there and went with a crash is owed again, and conditions are tested against it again (R-COND).
@@ -171,7 +188,7 @@ impl Coordinator {
         }
         let resend = self.config.resend.0;
         let follower = self.follower_mut(participant);
-        (follower.session, follower.closed_told) = (Session::Down, Csn::ZERO);
+        (follower.session, follower.greeted, follower.closed_told) = (Session::Down, false, Csn::ZERO);
         for item in follower.items.values_mut() {
             (item.sent, item.backoff) = (None, resend);
         }
@@ -185,11 +202,10 @@ impl Coordinator {
         lost.sort();
         for txid in lost {
             let refusal = Refusal::new(RefusalKind::Unavailable, format!("store `{name}` became unavailable before the decision"));
-            self.abort(txid, Some(participant), refusal, fx);
+            self.abort(now, txid, Some(participant), refusal, fx);
         }
         self.leader_gone(participant, fx);
         self.asked.retain(|(asking, _)| *asking != participant);
-        let _ = now;
     }
 
     /// Prepared branches wait for their outcomes. Only a store that prepares has any.

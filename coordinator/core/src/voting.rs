@@ -68,7 +68,7 @@ impl Coordinator {
     fn ask(&mut self, now: Time, txid: Txid, participant: ParticipantId, fx: &mut Vec<Effect>) {
         let Some(session) = self.follower(participant).open_session() else {
             let sentence = format!("store `{}` has become unavailable", self.follower(participant).name);
-            return self.abort(txid, Some(participant), Refusal::new(RefusalKind::Unavailable, sentence), fx);
+            return self.abort(now, txid, Some(participant), Refusal::new(RefusalKind::Unavailable, sentence), fx);
         };
         let timeout = self.config.prepare_timeout;
         let Some(transaction) = self.transactions.get_mut(&txid) else { return };
@@ -94,7 +94,7 @@ impl Coordinator {
             let transaction = self.transactions.get_mut(&txid).expect("awaited");
             transaction.branch_mut(participant).expect("awaited").state = BranchState::Voted(session, vote);
             match refusal {
-                Some(refusal) => self.abort(txid, Some(participant), refusal, fx),
+                Some(refusal) => self.abort(now, txid, Some(participant), refusal, fx),
                 None => voted.push(txid),
             }
         }
@@ -141,12 +141,12 @@ impl Coordinator {
             (None, Some(index), Decider::Log) if self.follower(index).standalone => self.decide(now, &[txid], Vec::new(), fx),
             (None, Some(index), _) => {
                 let refusal = Refusal::new(RefusalKind::Invalid, self.uncovered_sentence(index));
-                self.abort(txid, Some(index), refusal, fx);
+                self.abort(now, txid, Some(index), refusal, fx);
             }
             (Some(_), _, Decider::Log) => self.decide(now, &[txid], Vec::new(), fx),
             (Some(database), _, Decider::Leader(leader)) => {
                 let sentence = format!("nothing was written at `{}`, which would have to decide", self.follower(leader).name);
-                self.abort(txid, Some(database), Refusal::new(RefusalKind::Invalid, sentence), fx);
+                self.abort(now, txid, Some(database), Refusal::new(RefusalKind::Invalid, sentence), fx);
             }
         }
     }
@@ -236,7 +236,7 @@ impl Coordinator {
     }
 
     /// The one way to Aborted: before the decision, or by a leader's own word (R-LR).
-    pub(crate) fn abort(&mut self, txid: Txid, at: Option<ParticipantId>, refusal: Refusal, fx: &mut Vec<Effect>) {
+    pub(crate) fn abort(&mut self, now: Time, txid: Txid, at: Option<ParticipantId>, refusal: Refusal, fx: &mut Vec<Effect>) {
         self.set_timer(txid, None);
         let transaction = self.transactions.remove(&txid).expect("only a live transaction is aborted");
         assert_eq!(transaction.state, State::Preparing, "R-UNKNOWN: there is no way from {:?} to Aborted: {txid}", transaction.state);
@@ -254,12 +254,13 @@ impl Coordinator {
             }
         }
         self.release_keys(&transaction.branches, None);
-        self.aborted(txid, at, refusal, transaction.waiters, fx);
+        self.aborted(now, txid, at, refusal, transaction.waiters, fx);
     }
 
     /// Settles the fate and tells everyone who waits.
     pub(crate) fn aborted(
         &mut self,
+        now: Time,
         txid: Txid,
         at: Option<ParticipantId>,
         refusal: Refusal,

@@ -137,7 +137,7 @@ pub async fn run(stage: &Stage, films: &[Film], size: CrashSize) -> anyhow::Resu
     for connection in &connections {
         connection.wait_until_visible().await?;
     }
-    let report = examine(&lockstep, size, films.len(), told, restarts, &status).await?;
+    let report = Found::read(&lockstep).await?.judge(size, films.len(), &told, restarts, &status);
     drop((lockstep, connections));
     daemon.stop().await?;
     stage.finish(
@@ -151,7 +151,7 @@ impl CrashReport {
     /// The act's heading.
     pub fn title(&self) -> String {
         let CrashSize { clients, kills } = self.size;
-        format!("3 The crash: {clients} clients load and rewrite {} films, kill -9 of the daemon {kills} times", self.films)
+        format!("3 The crash: {clients} clients, {} films, {kills} times kill -9", self.films)
     }
 
     /// The act's lines.
@@ -311,47 +311,53 @@ impl From<&StatusReply> for Restart {
     }
 }
 
-/// Holds both stores against what the clients were told.
-async fn examine(
-    lockstep: &Lockstep,
-    size: CrashSize,
-    films: usize,
-    told: Vec<Told>,
-    restarts: Vec<Restart>,
-    status: &StatusReply,
-) -> anyhow::Result<CrashReport> {
-    let committed: BTreeSet<&str> = told.iter().filter(|told| told.csn().is_some()).map(|told| told.entry.as_str()).collect();
-    let unanswered = told.iter().filter(|told| told.written.is_none()).count() as u64;
+/// What both stores hold at the end.
+#[derive(Default)]
+struct Found {
+    /// The journal's rows: an entry, and how often it was applied.
+    rows: Vec<(String, String)>,
+    /// How many transactions the database counted.
+    tally: u64,
+    /// Every document of the index: its key, and its stamp.
+    documents: Vec<(String, String)>,
+    /// The films.
+    contents: Contents,
+}
 
-    let rows = lockstep.rows("SELECT entry, CAST(times AS TEXT) FROM journal WHERE entry > ?1 ORDER BY entry LIMIT ?2").await?;
-    let tally = lockstep.rows("SELECT '', CAST(n AS TEXT) FROM tally WHERE ?1 = '' LIMIT ?2").await?;
-    let tally: u64 = tally.first().context("the tally is gone")?.1.parse()?;
-    let documents = lockstep.documents().await?;
-    let in_database: BTreeSet<&str> = rows.iter().map(|(entry, _)| entry.as_str()).collect();
-    let in_index: BTreeSet<&str> = documents.iter().filter_map(|(key, _)| key.strip_prefix("journal-")).collect();
-    let unwanted = documents.iter().filter(|(key, _)| !key.starts_with("journal-") && !key.starts_with("film-")).count();
+impl Found {
+    async fn read(lockstep: &Lockstep) -> anyhow::Result<Found> {
+        let rows = lockstep.rows("SELECT entry, CAST(times AS TEXT) FROM journal WHERE entry > ?1 ORDER BY entry LIMIT ?2").await?;
+        let tally = lockstep.rows("SELECT '', CAST(n AS TEXT) FROM tally WHERE ?1 = '' LIMIT ?2").await?;
+        let tally = tally.first().context("the tally is gone")?.1.parse()?;
+        Ok(Found { rows, tally, documents: lockstep.documents().await?, contents: lockstep.contents().await? })
+    }
 
-    let rows_twice = rows.iter().filter(|(_, times)| times != "1").count();
-    let keys: BTreeSet<&str> = documents.iter().map(|(key, _)| key.as_str()).collect();
-    let documents_twice = documents.len() - keys.len();
-    let tally_off = tally.abs_diff(rows.len() as u64);
-
-    let contents = lockstep.contents().await?;
-    let in_a_store: BTreeSet<&str> = in_database.union(&in_index).copied().collect();
-    Ok(CrashReport {
-        size,
-        films,
-        committed: committed.len() as u64,
-        aborted: told.len() as u64 - committed.len() as u64 - unanswered,
-        unanswered,
-        lost: committed.iter().filter(|entry| !in_database.contains(*entry) || !in_index.contains(*entry)).count() as u64,
-        half_aborted: in_a_store.difference(&committed).count() as u64 + unwanted as u64,
-        twice: (rows_twice + documents_twice) as u64 + tally_off,
-        disagree: contents.disagreement().keys(),
-        not_last: not_last(&told, &contents),
-        in_doubt: status.in_doubt + status.damage,
-        restarts,
-    })
+    /// Holds both stores against what the clients were told.
+    fn judge(&self, size: CrashSize, films: usize, told: &[Told], restarts: Vec<Restart>, status: &StatusReply) -> CrashReport {
+        let committed: BTreeSet<&str> = told.iter().filter(|told| told.csn().is_some()).map(|told| told.entry.as_str()).collect();
+        let unanswered = told.iter().filter(|told| told.written.is_none()).count() as u64;
+        let in_database: BTreeSet<&str> = self.rows.iter().map(|(entry, _)| entry.as_str()).collect();
+        let in_index: BTreeSet<&str> = self.documents.iter().filter_map(|(key, _)| key.strip_prefix("journal-")).collect();
+        let in_a_store: BTreeSet<&str> = in_database.union(&in_index).copied().collect();
+        let unwanted = self.documents.iter().filter(|(key, _)| !key.starts_with("journal-") && !key.starts_with("film-")).count();
+        let keys: BTreeSet<&str> = self.documents.iter().map(|(key, _)| key.as_str()).collect();
+        let rows_twice = self.rows.iter().filter(|(_, times)| times != "1").count();
+        let documents_twice = self.documents.len() - keys.len();
+        CrashReport {
+            size,
+            films,
+            committed: committed.len() as u64,
+            aborted: told.len() as u64 - committed.len() as u64 - unanswered,
+            unanswered,
+            lost: committed.iter().filter(|entry| !in_database.contains(*entry) || !in_index.contains(*entry)).count() as u64,
+            half_aborted: (in_a_store.difference(&committed).count() + unwanted) as u64,
+            twice: (rows_twice + documents_twice) as u64 + self.tally.abs_diff(self.rows.len() as u64),
+            disagree: self.contents.disagreement().keys(),
+            not_last: not_last(told, &self.contents),
+            in_doubt: status.in_doubt + status.damage,
+            restarts,
+        }
+    }
 }
 
 /// Keys at which a store holds something else than the committed write with the highest CSN left there.
@@ -408,6 +414,50 @@ mod tests {
         assert_eq!(not_last(&all, &contents), 1);
         contents.rows.insert("b".into(), "s3".into());
         assert_eq!(not_last(&all, &contents), 2);
+    }
+
+    /// Two films, three transactions: one committed for each film, one aborted; both stores as they should be.
+    fn played() -> (Vec<Told>, Found) {
+        let texts = |all: &[(&str, &str)]| all.iter().map(|(a, b)| (a.to_string(), b.to_string())).collect::<Vec<_>>();
+        let mut all = vec![told("film-a", 1, Some("c0-1")), told("film-b", 2, Some("c0-2")), told("film-b", 3, Some("c0-3"))];
+        all[2].written = Some(Written::Aborted { why: "a reason".into() });
+        let films = texts(&[("film-a", "c0-1"), ("film-b", "c0-2")]);
+        let mut documents = texts(&[("journal-c0-1", "c0-1"), ("journal-c0-2", "c0-2")]);
+        documents.extend(films.clone());
+        let contents = Contents { rows: films.iter().cloned().collect(), documents: films.into_iter().collect() };
+        (all, Found { rows: texts(&[("c0-1", "1"), ("c0-2", "1")]), tally: 2, documents, contents })
+    }
+
+    /// The faults of a played act that was spoilt.
+    fn spoilt(spoil: impl FnOnce(&mut Vec<Told>, &mut Found)) -> CrashReport {
+        let (mut told, mut found) = played();
+        spoil(&mut told, &mut found);
+        found.judge(CrashSize { clients: 1, kills: 0 }, 2, &told, Vec::new(), &StatusReply::default())
+    }
+
+    #[test]
+    fn a_clean_run_has_no_fault() {
+        let report = spoilt(|_, _| {});
+        assert_eq!((report.faults(), report.committed, report.aborted), (0, 2, 1));
+    }
+
+    #[test]
+    fn every_broken_promise_is_seen() {
+        assert_eq!(spoilt(|_, found| drop(found.rows.remove(0))).lost, 1, "a row is lost");
+        assert_eq!(spoilt(|_, found| drop(found.documents.remove(0))).lost, 1, "a document is lost");
+        assert_eq!(spoilt(|told, _| drop(told.remove(0))).half_aborted, 1, "something is there that nobody was told of");
+        assert_eq!(spoilt(|_, found| found.documents.push(("journal-c0-3".into(), "c0-3".into()))).half_aborted, 1, "half of an abort");
+        assert_eq!(spoilt(|_, found| found.documents.push(("c0-3".into(), "c0-3".into()))).half_aborted, 1, "a refused document");
+        assert_eq!(spoilt(|_, found| found.rows[0].1 = "2".into()).twice, 1, "a row twice");
+        assert_eq!(spoilt(|_, found| found.tally += 1).twice, 1, "a statement twice");
+        assert_eq!(spoilt(|_, found| found.documents.push(found.documents[0].clone())).twice, 1, "a document twice");
+        assert_eq!(spoilt(|_, found| drop(found.contents.rows.remove("film-a"))).disagree, 1, "a film in one store only");
+        assert_eq!(spoilt(|told, _| told[1].written = None).unanswered, 1, "no answer");
+        let stale = spoilt(|_, found| {
+            found.contents.rows.insert("film-a".into(), "c0-0".into());
+            found.contents.documents.insert("film-a".into(), "c0-0".into());
+        });
+        assert_eq!((stale.disagree, stale.not_last), (0, 1), "both stores agree on an older write");
     }
 
     #[test]

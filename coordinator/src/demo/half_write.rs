@@ -158,7 +158,7 @@ impl NaiveWriter {
             writeln!(stdout, "{n}")?;
             stdout.flush()?;
             client.write_row(film, "c0")?;
-            if dies(self.seed, n) {
+            if !film.refused() && dies(self.seed, n) {
                 kill_process(getpid(), Signal::KILL)?;
             }
             match client.write_document(film, "c0") {

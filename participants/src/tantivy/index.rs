@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
-use tantivy::indexer::IndexWriterOptions;
+use tantivy::indexer::{IndexWriterOptions, UserOperation};
 use tantivy::{Index, IndexSettings, IndexWriter, Term};
 
 /// An open index. Dropped, it leaves what its last commit left, and nothing of it writes any more.
@@ -36,7 +36,12 @@ pub(super) struct Writer {
     /// The newest write of each key above the watermark. No write at or below it can come any more, so this is all that R-ORDER needs
     /// to tell an older write from a newer one, and a delete's late put from a new document.
     newest: FxHashMap<String, Newest>,
+    /// Operations on their way to the indexing thread, which is woken once for many.
+    operations: Vec<UserOperation>,
 }
+
+/// Operations that are handed to the indexing thread at once, at most.
+const HANDED_OVER: usize = 64;
 
 /// A key's newest write.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -115,6 +120,7 @@ impl Writer {
             waiting: None,
             stuck: BTreeSet::new(),
             newest,
+            operations: Vec::with_capacity(HANDED_OVER),
         })
     }
 
@@ -179,7 +185,7 @@ impl Writer {
             }
         }
         self.waiting = Some(self.waiting.map_or(csn, |waiting| waiting.min(csn)));
-        self.writer.delete_term(Term::from_field_text(layout.key, key));
+        self.operations.push(UserOperation::Delete(Term::from_field_text(layout.key, key)));
         match write {
             Write::Put { document, .. } => self.add(layout, key, csn, document),
             Write::Delete { .. } => Ok(()),
@@ -187,8 +193,17 @@ impl Writer {
     }
 
     /// Adds a document that is not there.
-    pub fn add(&self, layout: &Layout, key: &str, csn: Csn, source: &str) -> Result<(), StoreError> {
-        self.writer.add_document(document::build(layout, key, csn, source)).map(drop).map_err(broken)
+    pub fn add(&mut self, layout: &Layout, key: &str, csn: Csn, source: &str) -> Result<(), StoreError> {
+        self.operations.push(UserOperation::Add(document::build(layout, key, csn, source)));
+        if self.operations.len() < HANDED_OVER { Ok(()) } else { self.hand_over() }
+    }
+
+    /// Gives what was applied to the indexing thread; waits if that has too much to do.
+    pub fn hand_over(&mut self) -> Result<(), StoreError> {
+        if self.operations.is_empty() {
+            return Ok(());
+        }
+        self.writer.run(self.operations.drain(..)).map(drop).map_err(broken)
     }
 
     /// Takes over where an older index of the same documents stands: migration only.
@@ -213,6 +228,7 @@ impl Writer {
 
     /// Makes everything applied durable and readable. After an error the writer is of no use any more.
     pub fn commit(&mut self) -> Result<(), StoreError> {
+        self.hand_over()?;
         let watermark = self.next_watermark();
         let mut prepared = self.writer.prepare_commit().map_err(broken)?;
         // Every commit carries it: one without would leave none.

@@ -237,6 +237,7 @@ impl ResourceManager for Tantivy {
                     Applied::Stuck(sentence) => stuck.push((decided.csn, sentence)),
                 }
             }
+            writer.hand_over()?;
             writer.close(closed);
             Ok(Committed { progress: writer.progress(), stuck, ..Committed::default() })
         })

@@ -68,7 +68,7 @@ impl std::fmt::Display for Failure {
 }
 
 /// Events that a failure shows.
-const TRANSCRIPT: usize = 4_000;
+const TRANSCRIPT: usize = 20_000;
 
 /// Runs one seed.
 pub fn simulate(seed: u64, options: &Options) -> Result<Summary, Box<Failure>> {

@@ -195,11 +195,8 @@ impl Store {
             self.live = self.durable.clone(); // the writer was dropped
         }
         self.live.owner = Some(owner);
-        match self.kind {
-            // The owner is durable at once; what was committed before it, too.
-            Kind::Serial | Kind::Preparing | Kind::Leader => self.sync(),
-            Kind::Redo => self.durable.owner = Some(owner),
-        }
+        // The owner is durable at once, and with it all that was committed before: what Hello says must not change by itself later.
+        self.sync();
         StoreReport::Recovered {
             progress: self.progress(),
             highest: self.live.highest,

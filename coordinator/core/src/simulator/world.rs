@@ -600,6 +600,9 @@ impl World {
     // ---- clients ----
 
     fn client(&mut self, i: usize) {
+        if self.calm && self.clients[i].current.is_none() {
+            return;
+        }
         let again = self.dice.between(1_000, 400_000);
         self.after(again, Happening::Client(i));
         if let Some(machine) = self.coordinator.as_ref().filter(|machine| *machine.phase() == Phase::Serving) {

@@ -1,0 +1,468 @@
+//! The branch's side, rule by rule.
+
+use lockstep_core::{
+    Ballot, CommitEntry, CoordId, Csn, Decided, Decider, EntryPayload, Epoch, FromParticipant, Kind, Marker, Operation, Owner, Participant,
+    ParticipantEffect, ParticipantEvent, ParticipantId, Progress, Refusal, RefusalKind, RequestKey, SessionId, StoreCommand, StoreReport,
+    Ticket, Time, ToParticipant, Txid, Vote, Work,
+};
+
+const ME: ParticipantId = ParticipantId(1);
+
+/// A participant, and what it asked for.
+struct Bench {
+    machine: Participant,
+    now: Time,
+    session: SessionId,
+    commands: Vec<StoreCommand>,
+    sent: Vec<FromParticipant>,
+    ended: Vec<String>,
+    migrated: Vec<Result<String, Refusal>>,
+}
+
+impl Bench {
+    fn new(kind: Kind, kept: Option<Owner>) -> Bench {
+        let (commands, sent, ended, migrated) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut bench = Bench { machine: Participant::new(kind), now: Time(0), session: SessionId(0), commands, sent, ended, migrated };
+        bench.step(ParticipantEvent::Started(kept));
+        bench
+    }
+
+    /// In an open session of epoch 3.
+    fn open(kind: Kind) -> Bench {
+        let mut bench = Bench::new(kind, None);
+        bench.welcome(owner(3, 7));
+        bench.recovered(Csn::ZERO, vec![]);
+        bench.tell(ToParticipant::Open);
+        bench.settle();
+        bench
+    }
+
+    fn step(&mut self, event: ParticipantEvent) {
+        let mut effects = Vec::new();
+        self.machine.step(self.now, event, &mut effects);
+        for effect in effects {
+            match effect {
+                ParticipantEffect::Store(command) => self.commands.push(command),
+                ParticipantEffect::Send(session, message) => {
+                    assert_eq!(session, self.session);
+                    self.sent.push(message);
+                }
+                ParticipantEffect::EndSession(session, reason) => {
+                    assert_eq!(session, self.session);
+                    self.ended.push(reason);
+                }
+                ParticipantEffect::Migrated(_, result) => self.migrated.push(result),
+            }
+        }
+    }
+
+    fn welcome(&mut self, owner: Owner) {
+        self.session = SessionId(self.session.0 + 1);
+        self.step(ParticipantEvent::SessionUp(self.session));
+        self.tell(ToParticipant::Welcome { owner, you: ME });
+    }
+
+    fn tell(&mut self, message: ToParticipant) {
+        self.step(ParticipantEvent::Message(self.session, message));
+    }
+
+    fn report(&mut self, report: StoreReport) {
+        self.step(ParticipantEvent::Store(report));
+    }
+
+    /// The store's next command.
+    fn work(&mut self) -> Option<StoreCommand> {
+        self.step(ParticipantEvent::Idle);
+        assert!(self.commands.len() <= 1);
+        self.commands.pop()
+    }
+
+    fn recovered(&mut self, durable: Csn, prepared: Vec<Txid>) {
+        assert!(matches!(self.work(), Some(StoreCommand::Recover { .. })));
+        let progress = Progress { applied: durable, durable };
+        self.report(StoreReport::Recovered { progress, highest: durable, prepared, heuristics: vec![], exclusive: true });
+    }
+
+    /// Answers upkeep until there is nothing left to do.
+    fn settle(&mut self) {
+        while let Some(command) = self.work() {
+            match command {
+                StoreCommand::Tend(closed) => {
+                    self.report(StoreReport::Tended { progress: Progress { applied: closed, durable: closed }, next: None })
+                }
+                StoreCommand::Abort(_) => self.report(StoreReport::Aborted),
+                other => panic!("not upkeep: {other:?}"),
+            }
+        }
+        self.sent.clear();
+    }
+
+    fn prepare(&mut self, txids: &[Txid]) {
+        for &txid in txids {
+            self.tell(ToParticipant::Prepare(work(txid)));
+        }
+    }
+
+    /// The batch that the store is given.
+    fn batch(&mut self) -> Vec<Txid> {
+        match self.work() {
+            Some(StoreCommand::Prepare(batch)) => batch.iter().map(|work| work.txid).collect(),
+            other => panic!("expected a batch, not {other:?}"),
+        }
+    }
+
+    fn vote(&mut self, votes: Vec<(Txid, Vote)>) {
+        self.report(StoreReport::Prepared(Ballot { votes, group_redo: Default::default() }));
+    }
+
+    fn voted(&mut self) -> Vec<Txid> {
+        let ballots = std::mem::take(&mut self.sent).into_iter().map(|message| match message {
+            FromParticipant::Ballot(ballot) => ballot.votes,
+            other => panic!("expected a ballot, not {other:?}"),
+        });
+        ballots.flatten().map(|(txid, _)| txid).collect()
+    }
+}
+
+fn owner(epoch: u32, incarnation: u64) -> Owner {
+    Owner { coord_id: CoordId(9), epoch: Epoch(epoch), incarnation }
+}
+
+fn tx(n: u64) -> Txid {
+    Txid { epoch: Epoch(3), n, decider: Decider::Log }
+}
+
+fn led(n: u64, leader: ParticipantId) -> Txid {
+    Txid { decider: Decider::Leader(leader), ..tx(n) }
+}
+
+fn csn(n: u64) -> Csn {
+    Csn::new(Epoch(3), n)
+}
+
+fn work(txid: Txid) -> Work {
+    let operation = Operation::Delete { key: "k".into(), condition: None };
+    Work { txid, operations: [operation].into(), timeout: 5_000_000 }
+}
+
+fn decided(n: u64, txids: &[Txid]) -> Decided {
+    Decided { csn: csn(n), txids: txids.to_vec(), redo: Default::default() }
+}
+
+fn group() -> Vote {
+    Vote::InGroup([].into())
+}
+
+fn no() -> Vote {
+    Vote::No(Refusal::new(RefusalKind::Constraint, "no"))
+}
+
+fn committed(n: u64) -> StoreReport {
+    let progress = Progress { applied: csn(n), durable: csn(n) };
+    StoreReport::Committed { progress, done: vec![], not_prepared: vec![], stuck: vec![] }
+}
+
+fn marker(txid: Txid, n: u64) -> Marker {
+    let key = RequestKey { key: [1][..].into(), attempt: 0 };
+    let entry = CommitEntry { txid, csn: csn(n), key, request_hash: 0, at_ms: 0, branches: vec![ME] };
+    Marker { entry, payload: EntryPayload::default(), groups: vec![] }
+}
+
+#[test]
+fn a_lower_epoch_or_a_clone_is_refused() {
+    for stranger in [owner(2, 7), owner(3, 8), Owner { coord_id: CoordId(1), ..owner(9, 1) }] {
+        let mut bench = Bench::new(Kind::Redo, Some(owner(3, 7)));
+        bench.welcome(stranger);
+        assert_eq!(bench.sent, [FromParticipant::Refused(owner(3, 7))], "R-OWNER");
+        assert_eq!(bench.work(), None);
+    }
+}
+
+#[test]
+fn hello_tells_the_owner_before_even_after_a_failed_recovery() {
+    let mut bench = Bench::new(Kind::Redo, Some(owner(2, 5)));
+    bench.welcome(owner(3, 7));
+    assert!(bench.work().is_some());
+    bench.report(StoreReport::Broken("no disk".into()));
+    assert_eq!(bench.ended.len(), 1);
+    bench.welcome(owner(3, 7));
+    bench.recovered(Csn::ZERO, vec![]);
+    let Some(FromParticipant::Hello(hello)) = bench.sent.pop() else { panic!("no Hello") };
+    assert_eq!((hello.owner, hello.highest_epoch), (Some(owner(2, 5)), Epoch(2)), "R-LOGLOSS evidence");
+}
+
+#[test]
+fn a_new_session_recovers_first_and_drops_what_is_old() {
+    let mut bench = Bench::open(Kind::Redo);
+    let old = bench.session;
+    bench.prepare(&[tx(1)]);
+    assert_eq!(bench.batch(), [tx(1)]);
+    bench.welcome(owner(3, 7));
+    assert_eq!(bench.work(), None, "the store is still busy");
+    bench.vote(vec![(tx(1), Vote::Redo(Default::default(), [].into()))]);
+    assert_eq!(bench.sent, [], "R-SESSION: a vote of the ended session is not sent in the new one");
+    bench.step(ParticipantEvent::Message(old, ToParticipant::Prepare(work(tx(2)))));
+    bench.recovered(Csn::ZERO, vec![]);
+    bench.tell(ToParticipant::Open);
+    bench.settle();
+    assert_eq!(bench.work(), None, "R-SESSION: a Prepare of the ended session is dropped");
+}
+
+#[test]
+fn no_prepare_before_open_none_of_an_older_epoch_and_none_twice() {
+    let mut bench = Bench::new(Kind::Redo, None);
+    bench.welcome(owner(3, 7));
+    bench.recovered(Csn::ZERO, vec![]);
+    bench.sent.clear();
+    bench.prepare(&[tx(1)]);
+    assert_eq!(bench.voted(), [tx(1)], "R-REDO: refused");
+    bench.tell(ToParticipant::Open);
+    bench.settle();
+    let older = Txid { epoch: Epoch(2), ..tx(2) };
+    bench.prepare(&[older]);
+    assert_eq!(bench.voted(), [older], "R-ONEPREP: refused");
+    bench.prepare(&[tx(3), tx(3)]);
+    assert_eq!(bench.batch(), [tx(3)], "R-ONEPREP: the second one is ignored");
+    bench.vote(vec![(tx(3), no())]);
+    bench.sent.clear();
+    bench.prepare(&[tx(3)]);
+    bench.settle();
+    assert_eq!(bench.work(), None, "R-ONEPREP: also after its end");
+}
+
+#[test]
+fn what_waits_behind_an_open_batch_is_the_next_batch() {
+    let mut bench = Bench::open(Kind::Serial);
+    bench.prepare(&[tx(1), tx(2)]);
+    assert_eq!(bench.batch(), [tx(1), tx(2)]);
+    bench.prepare(&[tx(3)]);
+    bench.vote(vec![(tx(1), group()), (tx(2), group())]);
+    bench.prepare(&[tx(4), tx(5)]);
+    bench.tell(ToParticipant::Abort(tx(4)));
+    assert_eq!(bench.work(), None, "R-SERIAL: nothing runs on top of what is open");
+    bench.tell(ToParticipant::Commit(decided(2, &[tx(1), tx(2)])));
+    bench.tell(ToParticipant::Closed(csn(2)));
+    let Some(StoreCommand::Commit { decided, closed }) = bench.work() else { panic!("no Commit") };
+    assert_eq!((decided.len(), closed), (1, csn(2)));
+    bench.report(committed(2));
+    assert_eq!(bench.batch(), [tx(3), tx(5)]);
+}
+
+#[test]
+fn an_abort_takes_back_the_whole_open_batch() {
+    let mut bench = Bench::open(Kind::Serial);
+    bench.prepare(&[tx(1), tx(2), tx(3), tx(4)]);
+    bench.batch();
+    bench.vote(vec![(tx(1), group()), (tx(2), no()), (tx(3), group()), (tx(4), Vote::ReadOnly([].into()))]);
+    assert_eq!(bench.voted(), [tx(1), tx(2), tx(3)], "what read on top of the batch waits for it");
+    bench.prepare(&[tx(5)]);
+    bench.tell(ToParticipant::Abort(tx(1)));
+    assert_eq!(bench.work(), Some(StoreCommand::Abort(vec![tx(1), tx(3)])));
+    bench.report(StoreReport::Aborted);
+    assert_eq!(bench.batch(), [tx(3), tx(4), tx(5)], "R-SERIAL: later ones run again");
+}
+
+#[test]
+fn an_abort_while_the_batch_runs_makes_its_ballot_void() {
+    let mut bench = Bench::open(Kind::Serial);
+    bench.prepare(&[tx(1), tx(2)]);
+    bench.batch();
+    bench.tell(ToParticipant::Abort(tx(1)));
+    bench.vote(vec![(tx(1), group()), (tx(2), group())]);
+    assert_eq!(bench.voted(), [], "R-SERIAL");
+    assert_eq!(bench.work(), Some(StoreCommand::Abort(vec![tx(1), tx(2)])));
+    bench.report(StoreReport::Aborted);
+    assert_eq!(bench.batch(), [tx(2)]);
+}
+
+#[test]
+fn a_transaction_led_elsewhere_runs_alone() {
+    let mut bench = Bench::open(Kind::Serial);
+    let elsewhere = led(2, ParticipantId(0));
+    bench.prepare(&[tx(1), elsewhere, tx(3)]);
+    assert_eq!(bench.batch(), [tx(1)]);
+    bench.vote(vec![(tx(1), no())]);
+    bench.settle_abort();
+    assert_eq!(bench.batch(), [elsewhere], "R-SERIAL: a batch of its own");
+    bench.vote(vec![(elsewhere, group())]);
+    assert_eq!(bench.work(), None);
+    bench.tell(ToParticipant::Abort(elsewhere));
+    bench.settle_abort();
+    assert_eq!(bench.batch(), [tx(3)]);
+}
+
+impl Bench {
+    fn settle_abort(&mut self) {
+        assert!(matches!(self.work(), Some(StoreCommand::Abort(_))));
+        self.report(StoreReport::Aborted);
+    }
+}
+
+#[test]
+fn a_reserved_redo_holds_prepares_and_later_redos_of_a_serial_executor() {
+    let mut bench = Bench::new(Kind::Serial, None);
+    bench.welcome(owner(3, 7));
+    bench.recovered(Csn::ZERO, vec![]);
+    bench.tell(ToParticipant::Reserve(decided(1, &[tx(1)])));
+    bench.tell(ToParticipant::Commit(decided(2, &[tx(2)])));
+    assert_eq!(bench.work(), None, "the handover is not complete");
+    bench.tell(ToParticipant::Open);
+    bench.prepare(&[tx(9)]);
+    bench.settle();
+    assert_eq!(bench.work(), None, "R-REDO, R-SERIAL: CSN 1 is open below");
+    bench.tell(ToParticipant::Abort(tx(1)));
+    let Some(StoreCommand::Commit { decided, .. }) = bench.work() else { panic!("no Commit") };
+    assert_eq!(decided[0].csn, csn(2));
+    bench.report(committed(2));
+    assert_eq!(bench.batch(), [tx(9)]);
+}
+
+#[test]
+fn the_watermark_stays_below_what_is_reserved_or_stuck() {
+    let mut bench = Bench::new(Kind::Redo, None);
+    bench.welcome(owner(3, 7));
+    bench.recovered(Csn::ZERO, vec![]);
+    bench.tell(ToParticipant::Reserve(decided(4, &[tx(4)])));
+    bench.tell(ToParticipant::Open);
+    for n in [1, 2, 5] {
+        bench.tell(ToParticipant::Commit(decided(n, &[tx(n)])));
+    }
+    bench.tell(ToParticipant::Closed(csn(9)));
+    let Some(StoreCommand::Commit { decided: given, closed }) = bench.work() else { panic!("no Commit") };
+    assert_eq!((given.len(), closed), (3, csn(3)), "R-WATERMARK: CSN 4 is open");
+    let progress = Progress { applied: csn(1), durable: Csn::ZERO };
+    let stuck = vec![(csn(2), "a write block".to_string())];
+    bench.report(StoreReport::Committed { progress, done: vec![], not_prepared: vec![], stuck });
+    assert!(bench.sent.contains(&FromParticipant::Stuck(csn(2), "a write block".into())));
+    assert_eq!(bench.work(), Some(StoreCommand::Tend(csn(1))), "R-WATERMARK: CSN 2 is stuck");
+    bench.report(StoreReport::Tended { progress: Progress { applied: csn(1), durable: csn(1) }, next: None });
+    assert_eq!(bench.work(), None);
+    bench.tell(ToParticipant::Commit(decided(2, &[tx(2)])));
+    assert_eq!(bench.work(), None, "a repeat does not hurry it");
+    bench.now = bench.machine.next_deadline().expect("it is tried again");
+    let Some(StoreCommand::Commit { decided: given, .. }) = bench.work() else { panic!("no Commit") };
+    assert_eq!(given[0].csn, csn(2));
+    bench.report(committed(2));
+    bench.tell(ToParticipant::Skip(decided(4, &[tx(4)])));
+    assert_eq!(bench.work(), Some(StoreCommand::Tend(csn(9))), "R-SKIP: it counts as applied");
+}
+
+#[test]
+fn a_repeat_is_acked_again_and_not_applied_again() {
+    let mut bench = Bench::open(Kind::Serial);
+    bench.prepare(&[tx(1)]);
+    bench.batch();
+    bench.vote(vec![(tx(1), group())]);
+    bench.tell(ToParticipant::Commit(decided(1, &[tx(1)])));
+    bench.tell(ToParticipant::Closed(csn(1)));
+    bench.work();
+    bench.report(committed(1));
+    bench.settle();
+    bench.tell(ToParticipant::Commit(decided(1, &[tx(1)])));
+    assert_eq!(bench.sent, [FromParticipant::Progress(Progress { applied: csn(1), durable: csn(1) })]);
+    assert_eq!(bench.work(), None);
+}
+
+#[test]
+fn a_prepared_branch_is_asked_about_for_ever() {
+    let mut bench = Bench::new(Kind::Preparing, Some(owner(2, 1)));
+    let old = Txid { epoch: Epoch(2), ..tx(5) };
+    bench.welcome(owner(3, 7));
+    bench.recovered(Csn::ZERO, vec![old]);
+    bench.tell(ToParticipant::Open);
+    bench.settle();
+    let mut pauses = Vec::new();
+    for _ in 0..7 {
+        let due = bench.machine.next_deadline().expect("R-ANSWER: for ever");
+        pauses.push((due.0 - bench.now.0) / 1_000_000);
+        bench.now = due;
+        bench.work();
+        assert_eq!(std::mem::take(&mut bench.sent), [FromParticipant::Inquiry(vec![old])]);
+    }
+    assert_eq!(pauses, [2, 4, 8, 16, 32, 60, 60]);
+    bench.tell(ToParticipant::Abort(old));
+    assert_eq!(bench.work(), Some(StoreCommand::Abort(vec![old])));
+}
+
+#[test]
+fn a_leader_commits_the_open_batch_or_nothing() {
+    let mut bench = Bench::open(Kind::Leader);
+    let (a, b) = (led(1, ME), led(2, ME));
+    bench.prepare(&[tx(9)]);
+    assert_eq!(bench.voted(), [tx(9)], "R-DECIDER: this store is a leader");
+    bench.prepare(&[a, b]);
+    bench.batch();
+    bench.vote(vec![(a, Vote::Ready([].into())), (b, Vote::Ready([].into()))]);
+    bench.voted();
+    bench.tell(ToParticipant::Settle(lockstep_core::Settle::Txid(led(7, ME))));
+    assert_eq!(bench.work(), None, "a question waits for the open batch");
+    bench.tell(ToParticipant::Lead(vec![marker(a, 1), marker(b, 2)]));
+    assert!(matches!(bench.work(), Some(StoreCommand::Lead(markers)) if markers.len() == 2));
+    bench.report(StoreReport::Led(Ok(())));
+    assert_eq!(bench.sent, [FromParticipant::Led(vec![a, b])]);
+    assert!(matches!(bench.work(), Some(StoreCommand::Settle(_))));
+    bench.report(StoreReport::Settled(None));
+    bench.sent.clear();
+    bench.tell(ToParticipant::Lead(vec![marker(led(8, ME), 3)]));
+    assert!(matches!(&bench.sent[..], [FromParticipant::NotLed(txids, _)] if *txids == [led(8, ME)]), "it is not open any more");
+}
+
+#[test]
+fn a_broken_store_ends_the_session_and_is_not_recovered_in_a_tight_loop() {
+    let mut bench = Bench::open(Kind::Redo);
+    bench.prepare(&[tx(1)]);
+    bench.batch();
+    bench.report(StoreReport::Broken("no disk".into()));
+    assert_eq!(bench.ended, ["no disk"]);
+    bench.welcome(owner(3, 7));
+    assert!(matches!(bench.work(), Some(StoreCommand::Recover { .. })), "the first time at once");
+    bench.report(StoreReport::Broken("no disk".into()));
+    bench.welcome(owner(3, 7));
+    assert_eq!(bench.work(), None);
+    bench.now = bench.machine.next_deadline().expect("later");
+    assert!(matches!(bench.work(), Some(StoreCommand::Recover { .. })));
+}
+
+#[test]
+fn a_message_out_of_place_ends_the_session() {
+    let mut bench = Bench::open(Kind::Redo);
+    bench.tell(ToParticipant::Lead(vec![]));
+    assert_eq!(bench.ended.len(), 1, "R-DECIDER");
+    let mut bench = Bench::open(Kind::Redo);
+    bench.tell(ToParticipant::Commit(decided(1, &[tx(1)])));
+    bench.tell(ToParticipant::Abort(tx(1)));
+    assert_eq!(bench.ended.len(), 1, "I2");
+}
+
+#[test]
+fn a_migration_waits_for_rest_and_holds_prepares() {
+    let mut bench = Bench::open(Kind::Serial);
+    bench.prepare(&[tx(1)]);
+    bench.batch();
+    bench.vote(vec![(tx(1), group())]);
+    bench.step(ParticipantEvent::Migrate(Ticket(1), "CREATE".into()));
+    bench.prepare(&[tx(2)]);
+    assert_eq!(bench.work(), None);
+    bench.tell(ToParticipant::Commit(decided(1, &[tx(1)])));
+    bench.work();
+    bench.report(committed(1));
+    assert!(matches!(bench.work(), Some(StoreCommand::Migrate(..))));
+    bench.report(StoreReport::Migrated(Ok("done".into())));
+    assert_eq!(bench.migrated, [Ok("done".into())]);
+    assert_eq!(bench.batch(), [tx(2)]);
+    bench.step(ParticipantEvent::Migrate(Ticket(2), "CREATE".into()));
+    bench.vote(vec![(tx(2), group())]);
+    bench.now = bench.machine.next_deadline().expect("it gives up");
+    bench.work();
+    assert!(matches!(&bench.migrated[1], Err(refusal) if refusal.kind == RefusalKind::Timeout));
+}
+
+#[test]
+fn a_prepare_that_waited_too_long_is_refused_unrun() {
+    let mut bench = Bench::open(Kind::Redo);
+    bench.prepare(&[tx(1)]);
+    bench.now = Time(5_000_000);
+    bench.prepare(&[tx(2)]);
+    assert_eq!(bench.batch(), [tx(2)]);
+    assert_eq!(bench.voted(), [tx(1)]);
+}

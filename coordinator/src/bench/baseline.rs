@@ -1,0 +1,98 @@
+//! What Lockstep is compared with: the same writes, by hand.
+
+use super::ITEMS;
+use hdrhistogram::Histogram;
+use rand::RngExt;
+use rusqlite::{Connection, params};
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+use tantivy::schema::{STORED, STRING, Schema, TEXT};
+use tantivy::{Index, IndexWriter, Term, doc};
+
+/// The table that all write.
+pub const TABLE: &str = "CREATE TABLE item (id INTEGER PRIMARY KEY, body TEXT NOT NULL, version INTEGER NOT NULL);";
+/// The statement that all run.
+pub const UPSERT: &str = "INSERT INTO item VALUES (?1, ?2, 1) ON CONFLICT (id) DO UPDATE SET body = excluded.body, version = version + 1";
+/// 100 bytes.
+pub const BODY: &str = "the quick brown fox jumps over the lazy dog and then sits down to rest in the shade of an old tree...";
+
+/// What one side did.
+#[derive(Clone, Debug)]
+pub struct Measured {
+    /// Committed.
+    pub transactions: u64,
+    /// How long it took.
+    pub seconds: f64,
+    /// Median latency, microseconds.
+    pub p50_us: f64,
+}
+
+impl Measured {
+    /// Transactions a second.
+    pub fn per_second(&self) -> f64 {
+        self.transactions as f64 / self.seconds
+    }
+}
+
+/// SQLite alone: one durable commit a transaction, as many clients on one shared connection.
+pub fn sqlite_alone(clients: usize, time: Duration) -> anyhow::Result<Measured> {
+    let folder = tempfile::tempdir()?;
+    let connection = Mutex::new(database(folder.path())?);
+    measure(clients, time, |n| {
+        let connection = connection.lock().expect("no holder panics");
+        connection.prepare_cached(UPSERT)?.execute(params![n, BODY])?;
+        Ok(())
+    })
+}
+
+/// The dual write as an application would make it: the row, durable; then the document, durable.
+pub fn naive_dual_write(clients: usize, time: Duration) -> anyhow::Result<Measured> {
+    let folder = tempfile::tempdir()?;
+    let connection = Mutex::new(database(folder.path())?);
+    let mut schema = Schema::builder();
+    let (key, body) = (schema.add_text_field("key", STRING | STORED), schema.add_text_field("body", TEXT | STORED));
+    std::fs::create_dir(folder.path().join("index"))?;
+    let index = Index::create_in_dir(folder.path().join("index"), schema.build())?;
+    let writer: Mutex<IndexWriter> = Mutex::new(index.writer_with_num_threads(1, 30_000_000)?);
+    measure(clients, time, |n| {
+        connection.lock().expect("no holder panics").prepare_cached(UPSERT)?.execute(params![n, BODY])?;
+        let mut writer = writer.lock().expect("no holder panics");
+        writer.delete_term(Term::from_field_text(key, &format!("item-{n}")));
+        writer.add_document(doc!(key => format!("item-{n}"), body => BODY))?;
+        writer.commit()?;
+        Ok(())
+    })
+}
+
+fn database(folder: &Path) -> anyhow::Result<Connection> {
+    let connection = Connection::open(folder.join("db.sqlite"))?;
+    connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")?;
+    connection.execute_batch(TABLE)?;
+    Ok(connection)
+}
+
+fn measure(clients: usize, time: Duration, write: impl Fn(u32) -> anyhow::Result<()> + Sync) -> anyhow::Result<Measured> {
+    let began = Instant::now();
+    let until = began + time;
+    let latencies = std::thread::scope(|scope| {
+        let client = || -> anyhow::Result<Histogram<u64>> {
+            let mut latencies = Histogram::new(3)?;
+            while Instant::now() < until {
+                let n = rand::rng().random_range(0..ITEMS);
+                let asked = Instant::now();
+                write(n)?;
+                latencies.record(asked.elapsed().as_micros() as u64)?;
+            }
+            Ok(latencies)
+        };
+        let running: Vec<_> = (0..clients).map(|_| scope.spawn(client)).collect();
+        running.into_iter().map(|thread| thread.join().expect("a client panicked")).collect::<anyhow::Result<Vec<_>>>()
+    })?;
+    let seconds = began.elapsed().as_secs_f64();
+    let mut all = Histogram::new(3)?;
+    for each in latencies {
+        all.add(each)?;
+    }
+    Ok(Measured { transactions: all.len(), seconds, p50_us: all.value_at_quantile(0.5) as f64 })
+}

@@ -1,0 +1,154 @@
+//! The load: clients in a process of their own, and what they saw.
+
+use super::ITEMS;
+use anyhow::Context;
+use clap::Args;
+use hdrhistogram::Histogram;
+use lockstep_client::{Client, Csn, Token, Wait, params};
+use rand::RngExt;
+use serde::{Deserialize, Serialize};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// How the load is made.
+#[derive(Args, Clone, Debug)]
+pub struct LoadArgs {
+    /// The daemon
+    #[arg(long)]
+    endpoint: String,
+    /// Concurrent clients
+    #[arg(long)]
+    clients: usize,
+    /// How long
+    #[arg(long)]
+    seconds: u64,
+    /// decided, applied or visible
+    #[arg(long)]
+    wait: String,
+}
+
+/// What the load saw.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Loaded {
+    /// Concurrent clients.
+    pub clients: usize,
+    /// Committed.
+    pub transactions: u64,
+    /// From the first request until the index had everything.
+    pub seconds: f64,
+    /// Median latency, microseconds.
+    pub p50_us: f64,
+    /// Latency of the slowest hundredth, microseconds.
+    pub p99_us: f64,
+    /// From the answer until the index had it: median, milliseconds.
+    pub lag_p50_ms: f64,
+    /// From the answer until the index had it: the slowest hundredth, milliseconds.
+    pub lag_p99_ms: f64,
+}
+
+/// How often the index's lag is looked at.
+const LAG_EVERY: Duration = Duration::from_millis(10);
+
+impl Loaded {
+    /// Transactions a second; the clock stops when the index has caught up.
+    pub fn per_second(&self) -> f64 {
+        self.transactions as f64 / self.seconds
+    }
+}
+
+/// Makes the table.
+pub async fn prepare(url: &str) -> anyhow::Result<()> {
+    let client = Client::connect(url).await?;
+    client.migrate("db", super::baseline::TABLE).await?;
+    Ok(())
+}
+
+/// Runs the clients.
+pub async fn run(arguments: &LoadArgs) -> anyhow::Result<Loaded> {
+    let client = Client::builder(&arguments.endpoint).in_flight(arguments.clients.max(16)).connect().await?;
+    let wait = match arguments.wait.as_str() {
+        "decided" => Wait::Decided,
+        "applied" => Wait::Applied,
+        "visible" => Wait::Visible,
+        other => anyhow::bail!("--wait {other}: expected decided, applied or visible"),
+    };
+    let newest = Arc::new(Mutex::new(None));
+    let over = Arc::new(AtomicBool::new(false));
+    let lag = tokio::spawn(watch_lag(client.clone(), newest.clone(), over.clone()));
+    let began = Instant::now();
+    let until = began + Duration::from_secs(arguments.seconds);
+    let clients: Vec<_> = (0..arguments.clients).map(|_| tokio::spawn(one(client.clone(), wait, until, newest.clone()))).collect();
+    let mut latencies = Histogram::<u64>::new(3)?;
+    for each in clients {
+        latencies.add(each.await??)?;
+    }
+    let last = newest.lock().expect("no holder panics").clone().context("nothing was committed")?.token;
+    client.get("index", "item-0").at_least(&last).timeout(Duration::from_secs(60)).await?;
+    let seconds = began.elapsed().as_secs_f64();
+    over.store(true, Ordering::Relaxed);
+    let lag = lag.await??;
+    Ok(Loaded {
+        clients: arguments.clients,
+        transactions: latencies.len(),
+        seconds,
+        p50_us: latencies.value_at_quantile(0.5) as f64,
+        p99_us: latencies.value_at_quantile(0.99) as f64,
+        lag_p50_ms: lag.value_at_quantile(0.5) as f64 / 1000.0,
+        lag_p99_ms: lag.value_at_quantile(0.99) as f64 / 1000.0,
+    })
+}
+
+/// The newest answer, and when it was given.
+#[derive(Clone)]
+struct Newest {
+    csn: Csn,
+    token: Token,
+    given: Instant,
+}
+
+async fn one(client: Client, wait: Wait, until: Instant, newest: Arc<Mutex<Option<Newest>>>) -> anyhow::Result<Histogram<u64>> {
+    let mut latencies = Histogram::<u64>::new(3)?;
+    while Instant::now() < until {
+        let n = rand::rng().random_range(0..ITEMS);
+        let transaction = client
+            .transaction()
+            .sql("db", super::baseline::UPSERT, params![i64::from(n), super::baseline::BODY])
+            .put_raw("index", format!("item-{n}"), document(n))
+            .wait(wait);
+        let asked = Instant::now();
+        let receipt = transaction.commit().await?;
+        latencies.record(asked.elapsed().as_micros() as u64)?;
+        let mut newest = newest.lock().expect("no holder panics");
+        if newest.as_ref().is_none_or(|newest| newest.csn < receipt.csn) {
+            *newest = Some(Newest { csn: receipt.csn, token: receipt.token, given: Instant::now() });
+        }
+    }
+    Ok(latencies)
+}
+
+/// Takes the newest answer again and again, and waits until the index has it.
+async fn watch_lag(client: Client, newest: Arc<Mutex<Option<Newest>>>, over: Arc<AtomicBool>) -> anyhow::Result<Histogram<u64>> {
+    let (mut lag, mut watches) = (Histogram::<u64>::new(3)?, tokio::task::JoinSet::new());
+    while !over.load(Ordering::Relaxed) {
+        tokio::time::sleep(LAG_EVERY).await;
+        let now = newest.lock().expect("no holder panics").clone();
+        if let Some(Newest { token, given, .. }) = now {
+            let client = client.clone();
+            watches.spawn(async move {
+                client.get("index", "item-0").at_least(&token).timeout(Duration::from_secs(60)).await?;
+                anyhow::Ok(given.elapsed().as_micros() as u64)
+            });
+        }
+        while let Some(seen) = watches.try_join_next() {
+            lag.record(seen??)?;
+        }
+    }
+    Ok(lag)
+}
+
+/// Some 295 bytes.
+fn document(n: u32) -> String {
+    let body = super::baseline::BODY;
+    format!(r#"{{"id":{n},"title":"item number {n} of the catalogue","tags":["load","item","measure"],"body":"{body}","more":"{body}"}}"#)
+}

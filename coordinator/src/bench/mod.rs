@@ -1,0 +1,178 @@
+//! `lockstepd bench`: what Lockstep costs, as ratios of things measured in one run.
+//!
+//! Every row alternates the two sides that it compares, several times, and gives the median of the ratios with their spread: single
+//! figures of a busy machine mean little.
+
+mod baseline;
+mod load;
+mod report;
+
+pub use load::LoadArgs;
+
+use crate::demo::daemon::{Daemon, Launch};
+use anyhow::Context;
+use clap::Args;
+use load::Loaded;
+use report::{Report, Row};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Duration;
+
+/// What to measure.
+#[derive(Args, Clone, Debug)]
+pub struct BenchArgs {
+    /// Seconds of each measurement
+    #[arg(long, default_value_t = 4, value_name = "S")]
+    seconds: u64,
+    /// How often each pair is measured
+    #[arg(long, default_value_t = 3, value_name = "N")]
+    rounds: usize,
+    /// Only these rows: embedded, naive, latency, curve (repeatable)
+    #[arg(long, value_name = "ROW")]
+    only: Vec<String>,
+    /// Write the picture of throughput and latency over concurrency here (SVG)
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+    /// table or json
+    #[arg(long, default_value = "table", value_name = "FORMAT")]
+    output: String,
+    /// Measure a daemon that runs already, on its own stores, instead of the rows above; it needs the table `item`
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
+}
+
+/// Rows and documents that the load writes, uniformly.
+const ITEMS: u32 = 20_000;
+
+/// How the embedded database decides.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Mode {
+    LogDecided,
+    DatabaseLed,
+}
+
+/// Measures, and prints one table.
+pub fn run(arguments: BenchArgs) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let report = runtime.block_on(measure(&arguments))?;
+    report.print(&arguments.output)?;
+    if let Some(path) = &arguments.plot {
+        report.plot(path)?;
+        eprintln!("the picture is in {}", path.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The load of one measurement, in a process of its own; prints what it measured as JSON.
+pub fn run_load(arguments: LoadArgs) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let loaded = runtime.block_on(load::run(&arguments))?;
+    println!("{}", serde_json::to_string(&loaded)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn measure(arguments: &BenchArgs) -> anyhow::Result<Report> {
+    let mut report = Report::default();
+    if let Some(url) = &arguments.endpoint {
+        for clients in [1, 8, 32, 128] {
+            report.curve.push(load_process(url, clients, arguments.seconds, "applied")?);
+        }
+        return Ok(report);
+    }
+    let wanted = |row: &str| arguments.only.is_empty() || arguments.only.iter().any(|only| only == row);
+    if wanted("embedded") {
+        for clients in [32, 128] {
+            embedded(arguments, &mut report, clients).await?;
+        }
+    }
+    if wanted("naive") {
+        naive(arguments, &mut report, "applied").await?;
+        naive(arguments, &mut report, "visible").await?;
+    }
+    if wanted("latency") {
+        for mode in [Mode::LogDecided, Mode::DatabaseLed] {
+            latency(arguments, &mut report, mode).await?;
+        }
+    }
+    if wanted("curve") {
+        for clients in [1, 2, 4, 8, 16, 32, 64, 128, 256] {
+            eprintln!("curve: {clients} clients");
+            report.curve.push(lockstep(Mode::LogDecided, clients, arguments.seconds, "applied").await?.0);
+        }
+    }
+    Ok(report)
+}
+
+/// Both stores atomically, over SQLite alone.
+async fn embedded(arguments: &BenchArgs, report: &mut Report, clients: usize) -> anyhow::Result<()> {
+    let (mut ratios, mut log_forces, mut lags) = (Row::new(format!("SQLite + Tantivy over SQLite alone, {clients} clients")), Row::new(format!("forced writes of the log per transaction, {clients} clients")), Row::new(format!("p99 of the index's lag, seconds, {clients} clients")));
+    for round in 0..arguments.rounds {
+        let alone = baseline::sqlite_alone(clients, Duration::from_secs(arguments.seconds))?;
+        let (both, forces) = lockstep(Mode::LogDecided, clients, arguments.seconds, "applied").await?;
+        eprintln!("embedded {clients}: round {round}: {:.0}/s over {:.0}/s", both.per_second(), alone.per_second());
+        ratios.push(both.per_second() / alone.per_second());
+        log_forces.push(forces as f64 / both.transactions as f64);
+        lags.push(both.lag_p99_ms / 1000.0);
+    }
+    report.rows.extend([ratios, log_forces, lags]);
+    Ok(())
+}
+
+/// Both stores atomically, over the naive durable dual write.
+async fn naive(arguments: &BenchArgs, report: &mut Report, wait: &str) -> anyhow::Result<()> {
+    let mut ratios = Row::new(format!("SQLite + Tantivy over the naive durable dual write, 32 clients, wait {wait}"));
+    for round in 0..arguments.rounds {
+        let naive = baseline::naive_dual_write(32, Duration::from_secs(arguments.seconds))?;
+        let (both, _) = lockstep(Mode::LogDecided, 32, arguments.seconds, wait).await?;
+        eprintln!("naive, wait {wait}: round {round}: {:.0}/s over {:.1}/s", both.per_second(), naive.per_second());
+        ratios.push(both.per_second() / naive.per_second());
+    }
+    report.rows.push(ratios);
+    Ok(())
+}
+
+/// One client's p50, over the p50 of one durable SQLite commit by hand.
+async fn latency(arguments: &BenchArgs, report: &mut Report, mode: Mode) -> anyhow::Result<()> {
+    let mut ratios = Row::new(format!("p50 of one client over the p50 of one durable SQLite commit by hand, {mode:?}"));
+    for round in 0..arguments.rounds {
+        let alone = baseline::sqlite_alone(1, Duration::from_secs(arguments.seconds))?;
+        let (both, _) = lockstep(mode, 1, arguments.seconds, "applied").await?;
+        eprintln!("latency {mode:?}: round {round}: {:.0} µs over {:.0} µs", both.p50_us, alone.p50_us);
+        ratios.push(both.p50_us / alone.p50_us);
+    }
+    report.rows.push(ratios);
+    Ok(())
+}
+
+/// A daemon on fresh stores under load; with the log's forces meanwhile.
+async fn lockstep(mode: Mode, clients: usize, seconds: u64, wait: &str) -> anyhow::Result<(Loaded, u64)> {
+    let folder = tempfile::tempdir()?;
+    let mut daemon = Daemon::start(launch(folder.path(), mode)?).await?;
+    daemon.wait_until_serving().await?;
+    load::prepare(&daemon.url()).await?;
+    let before = daemon.status().await?.forces;
+    let loaded = load_process(&daemon.url(), clients, seconds, wait)?;
+    let forces = daemon.status().await?.forces - before;
+    daemon.stop().await?;
+    Ok((loaded, forces))
+}
+
+fn launch(folder: &Path, mode: Mode) -> anyhow::Result<Launch> {
+    let mut launch = Launch::this_program(&folder.join("data"))?;
+    if mode == Mode::DatabaseLed {
+        let file = folder.join("lockstepd.toml");
+        let stores = "[[store]]\ntype = \"sqlite\"\nname = \"db\"\nmode = \"database-led\"\n[[store]]\ntype = \"tantivy\"\nname = \"index\"\n";
+        std::fs::write(&file, stores)?;
+        launch.arguments = vec!["--config".into(), file.display().to_string()];
+    }
+    Ok(launch)
+}
+
+fn load_process(url: &str, clients: usize, seconds: u64, wait: &str) -> anyhow::Result<Loaded> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("bench-load").arg("--endpoint").arg(url).arg("--clients").arg(clients.to_string());
+    command.arg("--seconds").arg(seconds.to_string()).arg("--wait").arg(wait);
+    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("cannot start the load")?;
+    anyhow::ensure!(output.status.success(), "the load failed ({})", output.status);
+    serde_json::from_slice(&output.stdout).context("the load's answer")
+}
