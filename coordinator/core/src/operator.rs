@@ -80,7 +80,9 @@ impl Coordinator {
         let follower = self.follower(participant);
         let at = match follower.kind {
             Kind::Serial => follower.items.range(csn..).next().map(|(at, _)| *at),
-            Kind::Preparing | Kind::Redo => follower.items.contains_key(&csn).then_some(csn),
+            Kind::Redo => follower.items.contains_key(&csn).then_some(csn),
+            // Its store holds it prepared, with its locks, until it is finished there.
+            Kind::Preparing => return Err(format!("`{}` holds {txid} prepared: only redos can be given up", follower.name)),
             Kind::Leader => None,
         };
         match at.filter(|at| !follower.items[at].applied) {

@@ -1,0 +1,119 @@
+//! The tree itself: arrows go one way, the machine stays pure, and nothing is left open.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// Who may depend on whom inside the workspace.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("coordinator/core", &[]),
+    ("proto", &[]),
+    ("participants", &["lockstep-core"]),
+    ("client", &["lockstep-proto"]),
+    ("admin", &["lockstep-proto", "lockstep-client"]),
+    // The client only for `demo` and `bench`, which are clients of a daemon in another process.
+    ("coordinator", &["lockstep-core", "lockstep-proto", "lockstep-participants", "lockstep-client"]),
+];
+
+/// What the machine may depend on at run time.
+const PURE: &[&str] = &["bytes", "serde", "rustc-hash"];
+
+/// What a pure machine has no use for.
+const IMPURE: &[&str] = &["std::fs", "std::net", "std::thread", "SystemTime", "Instant::now", "println!", "async fn", "tokio", "rand::", "uuid"];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_path_buf()
+}
+
+fn manifest(folder: &str) -> toml::Table {
+    let path = root().join(folder).join("Cargo.toml");
+    std::fs::read_to_string(path).expect("a manifest").parse().expect("a manifest parses")
+}
+
+fn dependencies(folder: &str, optional: bool) -> BTreeSet<String> {
+    let manifest = manifest(folder);
+    let Some(table) = manifest.get("dependencies").and_then(|value| value.as_table()) else { return BTreeSet::new() };
+    let is_optional = |value: &toml::Value| value.get("optional").and_then(toml::Value::as_bool).unwrap_or(false);
+    table.iter().filter(|(_, value)| optional || !is_optional(value)).map(|(name, _)| name.clone()).collect()
+}
+
+fn sources(folder: &str) -> BTreeMap<PathBuf, String> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![root().join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                if !path.ends_with("target") {
+                    folders.push(path);
+                }
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).expect("a source");
+                found.insert(path, text);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn arrows_go_one_way() {
+    for (folder, allowed) in ARROWS {
+        let ours: BTreeSet<_> = dependencies(folder, true).into_iter().filter(|name| name.starts_with("lockstep")).collect();
+        let allowed: BTreeSet<_> = allowed.iter().map(|name| name.to_string()).collect();
+        assert!(ours.is_subset(&allowed), "{folder} depends on {:?}, and may only on {allowed:?}", &ours - &allowed);
+    }
+}
+
+#[test]
+fn only_the_demo_and_the_benchmark_are_clients() {
+    for (path, text) in sources("coordinator/src") {
+        let client = text.contains("lockstep_client");
+        let may = path.components().any(|part| part.as_os_str() == "demo" || part.as_os_str() == "bench");
+        assert!(may || !client, "{} uses the client library", path.display());
+    }
+}
+
+#[test]
+fn the_machine_is_pure() {
+    let allowed: BTreeSet<_> = PURE.iter().map(|name| name.to_string()).collect();
+    let found = dependencies("coordinator/core", false);
+    assert!(found.is_subset(&allowed), "lockstep-core depends on {:?}", &found - &allowed);
+    for (path, text) in sources("coordinator/core/src") {
+        if path.components().any(|part| part.as_os_str() == "simulator") {
+            continue;
+        }
+        for word in IMPURE {
+            assert!(!text.contains(word), "{} has `{word}`", path.display());
+        }
+    }
+}
+
+#[test]
+fn every_version_lives_in_the_workspace() {
+    for (folder, _) in ARROWS.iter().chain(&[("tests", &[] as &[&str])]) {
+        for section in ["dependencies", "dev-dependencies", "build-dependencies"] {
+            let manifest = manifest(folder);
+            let Some(table) = manifest.get(section).and_then(|value| value.as_table()) else { continue };
+            for (name, value) in table {
+                let inherited = value.get("workspace").and_then(toml::Value::as_bool).unwrap_or(false);
+                assert!(inherited, "{folder}: {section}.{name} names its own version");
+            }
+        }
+    }
+}
+
+#[test]
+fn nothing_is_left_open() {
+    let words = ["todo!", "unimplemented!", "FIXME", "XXX"].map(|word| word.to_string());
+    for folder in ["coordinator", "proto", "participants", "client", "admin", "tests/src"] {
+        for (path, text) in sources(folder) {
+            for word in &words {
+                assert!(!text.contains(word.as_str()), "{} has `{word}`", path.display());
+            }
+            for (n, line) in text.lines().enumerate() {
+                let ignored = line.trim_start().starts_with("#[ignore") && !line.contains('=');
+                assert!(!ignored, "{}:{}: an ignored test says why", path.display(), n + 1);
+            }
+        }
+    }
+}
