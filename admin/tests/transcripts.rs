@@ -21,7 +21,7 @@ fn talk(endpoint: &str, command: &str, typed: &str, interactive: bool) -> (Exit,
     for (name, stream) in [("stdout", stdout), ("stderr", stderr)] {
         if !stream.is_empty() {
             // Usage lines name --endpoint where LOCKSTEP_ENDPOINT is set.
-            let stream = String::from_utf8(stream).unwrap().replace(endpoint, "http://DAEMON").replace(" --endpoint <ENDPOINT>", "");
+            let stream = String::from_utf8(stream).unwrap().replace(endpoint, "http://DAEMON").replace("> --endpoint <ENDPOINT>", ">");
             text += &format!("[{name}]\n{}\n", stream.trim_end());
         }
     }

@@ -36,6 +36,9 @@ enum Command {
     /// The load of one measurement
     #[command(hide = true)]
     BenchLoad(bench::LoadArgs),
+    /// A participant that does nothing
+    #[command(hide = true)]
+    BenchParticipant(bench::NoOpArgs),
     /// Check the configuration and print what would hold
     CheckConfig,
 }
@@ -51,6 +54,7 @@ pub fn run() -> ExitCode {
         Command::Demo(arguments) => or_complain(demo::run(arguments)),
         Command::Bench(arguments) => or_complain(bench::run(arguments)),
         Command::BenchLoad(arguments) => or_complain(bench::run_load(arguments)),
+        Command::BenchParticipant(arguments) => or_complain(bench::run_no_op(arguments)),
         Command::CheckConfig => with_configuration(&source, |configuration| {
             print!("{}", toml::to_string_pretty(&configuration)?);
             Ok(ExitCode::SUCCESS)

@@ -35,6 +35,8 @@ pub struct Coordinator {
     pub(crate) last_csn: Csn,
     /// The highest CSN that the log itself decided.
     pub(crate) last_log_csn: Csn,
+    /// The record that holds it; never forgotten, or the next start would take what stores have seen for a loss (R-LOGLOSS).
+    pub(crate) last_commit: Option<Lsn>,
     /// Indexed by `ParticipantId`.
     pub(crate) followers: Vec<Follower>,
     pub(crate) transactions: FxHashMap<Txid, Transaction>,

@@ -151,6 +151,6 @@ impl Coordinator {
             Fate::Running | Fate::Aborted(_) => None,
         });
         let decisions = self.decisions.values().filter_map(|decision| decision.lsn);
-        outcomes.chain(decisions).chain(self.releasable.iter().copied()).min().unwrap_or(self.next_lsn)
+        outcomes.chain(decisions).chain(self.releasable.iter().copied()).chain(self.last_commit).min().unwrap_or(self.next_lsn)
     }
 }

@@ -108,6 +108,7 @@ impl Coordinator {
             next_n: 1,
             last_csn: Csn::ZERO,
             last_log_csn: Csn::ZERO,
+            last_commit: None,
             followers: Vec::new(),
             transactions: FxHashMap::default(),
             open: 0,
@@ -182,6 +183,7 @@ impl Coordinator {
         self.last_csn = self.last_csn.max(key);
         if lsn.is_some() {
             self.last_log_csn = self.last_log_csn.max(key);
+            self.last_commit = self.last_commit.max(lsn);
         }
         let results = payload.as_ref().map(|payload| payload.entries.iter().map(|entry| entry.results.clone()).collect::<Vec<_>>());
         let floor = self.outcomes.floor();

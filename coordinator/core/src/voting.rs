@@ -175,6 +175,7 @@ impl Coordinator {
         let group = CommitGroup { entries: entries.clone(), payload: Some(payload.clone()) };
         let lsn = self.append(Record::Commit(group), Some(Pending::Decision(key)), fx);
         self.last_log_csn = key;
+        self.last_commit = Some(lsn);
         self.reserve(now, Decision { entries, payload, lsn: Some(lsn), decided: false, open_items: 0 });
     }
 

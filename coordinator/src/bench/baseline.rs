@@ -4,8 +4,9 @@ use super::ITEMS;
 use hdrhistogram::Histogram;
 use rand::RngExt;
 use rusqlite::{Connection, params};
+use std::io::Write;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 use tantivy::schema::{STORED, STRING, Schema, TEXT};
 use tantivy::{Index, IndexWriter, Term, doc};
@@ -63,6 +64,32 @@ pub fn naive_dual_write(clients: usize, time: Duration) -> anyhow::Result<Measur
         writer.commit()?;
         Ok(())
     })
+}
+
+/// A bare group commit: records of 150 bytes, appended to a growing file by one committer; a batch is what waits.
+pub fn group_commit(waiting: usize, time: Duration) -> anyhow::Result<Measured> {
+    let folder = tempfile::tempdir()?;
+    let mut file = std::fs::File::create(folder.path().join("log"))?;
+    let (queue, records) = mpsc::channel::<mpsc::Sender<()>>();
+    let committer = std::thread::spawn(move || -> std::io::Result<()> {
+        while let Ok(first) = records.recv() {
+            let batch: Vec<_> = std::iter::once(first).chain(records.try_iter()).collect();
+            file.write_all(&vec![7; 150 * batch.len()])?;
+            file.sync_data()?;
+            for waiter in batch {
+                let _ = waiter.send(());
+            }
+        }
+        Ok(())
+    });
+    let measured = measure(waiting, time, |_| {
+        let (done, wait) = mpsc::channel();
+        queue.send(done)?;
+        Ok(wait.recv()?)
+    });
+    drop(queue);
+    committer.join().expect("the committer panicked")?;
+    measured
 }
 
 fn database(folder: &Path) -> anyhow::Result<Connection> {

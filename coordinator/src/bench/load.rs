@@ -26,6 +26,18 @@ pub struct LoadArgs {
     /// decided, applied or visible
     #[arg(long)]
     wait: String,
+    /// What the clients write
+    #[arg(long, value_enum, default_value_t = Shape::RowAndDocument)]
+    shape: Shape,
+}
+
+/// What one transaction is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Shape {
+    /// A row of `db` and its document in `index`
+    RowAndDocument,
+    /// 100 bytes at each of the databases `a` and `b`
+    TwoDatabases,
 }
 
 /// What the load saw.
@@ -75,16 +87,20 @@ pub async fn run(arguments: &LoadArgs) -> anyhow::Result<Loaded> {
     };
     let newest = Arc::new(Mutex::new(None));
     let over = Arc::new(AtomicBool::new(false));
+    over.store(arguments.shape == Shape::TwoDatabases, Ordering::Relaxed);
     let lag = tokio::spawn(watch_lag(client.clone(), newest.clone(), over.clone()));
     let began = Instant::now();
     let until = began + Duration::from_secs(arguments.seconds);
-    let clients: Vec<_> = (0..arguments.clients).map(|_| tokio::spawn(one(client.clone(), wait, until, newest.clone()))).collect();
+    let clients: Vec<_> =
+        (0..arguments.clients).map(|_| tokio::spawn(one(client.clone(), arguments.shape, wait, until, newest.clone()))).collect();
     let mut latencies = Histogram::<u64>::new(3)?;
     for each in clients {
         latencies.add(each.await??)?;
     }
     let last = newest.lock().expect("no holder panics").clone().context("nothing was committed")?.token;
-    client.get("index", "item-0").at_least(&last).timeout(Duration::from_secs(60)).await?;
+    if arguments.shape == Shape::RowAndDocument {
+        client.get("index", "item-0").at_least(&last).timeout(Duration::from_secs(60)).await?;
+    }
     let seconds = began.elapsed().as_secs_f64();
     over.store(true, Ordering::Relaxed);
     let lag = lag.await??;
@@ -107,15 +123,26 @@ struct Newest {
     given: Instant,
 }
 
-async fn one(client: Client, wait: Wait, until: Instant, newest: Arc<Mutex<Option<Newest>>>) -> anyhow::Result<Histogram<u64>> {
+async fn one(
+    client: Client,
+    shape: Shape,
+    wait: Wait,
+    until: Instant,
+    newest: Arc<Mutex<Option<Newest>>>,
+) -> anyhow::Result<Histogram<u64>> {
     let mut latencies = Histogram::<u64>::new(3)?;
     while Instant::now() < until {
         let n = rand::rng().random_range(0..ITEMS);
-        let transaction = client
-            .transaction()
-            .sql("db", super::baseline::UPSERT, params![i64::from(n), super::baseline::BODY])
-            .put_raw("index", format!("item-{n}"), document(n))
-            .wait(wait);
+        let transaction = match shape {
+            Shape::RowAndDocument => client
+                .transaction()
+                .sql("db", super::baseline::UPSERT, params![i64::from(n), super::baseline::BODY])
+                .put_raw("index", format!("item-{n}"), document(n)),
+            Shape::TwoDatabases => {
+                client.transaction().sql("a", super::baseline::BODY, params![]).sql("b", super::baseline::BODY, params![])
+            }
+        };
+        let transaction = transaction.wait(wait);
         let asked = Instant::now();
         let receipt = transaction.commit().await?;
         latencies.record(asked.elapsed().as_micros() as u64)?;

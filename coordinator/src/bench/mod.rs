@@ -5,17 +5,19 @@
 
 mod baseline;
 mod load;
+mod no_op;
 mod report;
 
 pub use load::LoadArgs;
+pub use no_op::NoOpArgs;
 
 use crate::demo::daemon::{Daemon, Launch};
 use anyhow::Context;
-use clap::Args;
-use load::Loaded;
+use clap::{Args, ValueEnum};
+use load::{Loaded, Shape};
 use report::{Report, Row};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
 
 /// What to measure.
@@ -27,7 +29,7 @@ pub struct BenchArgs {
     /// How often each pair is measured
     #[arg(long, default_value_t = 3, value_name = "N")]
     rounds: usize,
-    /// Only these rows: embedded, naive, latency, curve (repeatable)
+    /// Only these rows: coordinator, embedded, naive, latency, curve (repeatable)
     #[arg(long, value_name = "ROW")]
     only: Vec<String>,
     /// Write the picture of throughput and latency over concurrency here (SVG)
@@ -71,15 +73,24 @@ pub fn run_load(arguments: LoadArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A participant that does nothing, in a process of its own.
+pub fn run_no_op(arguments: NoOpArgs) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(no_op::attend(&arguments))?;
+    Ok(ExitCode::SUCCESS)
+}
+
 async fn measure(arguments: &BenchArgs) -> anyhow::Result<Report> {
     let mut report = Report::default();
     if let Some(url) = &arguments.endpoint {
         for clients in [1, 8, 32, 128] {
-            report.curve.push(load_process(url, clients, arguments.seconds, "applied")?);
+            report.curve.push(load_process(url, clients, arguments.seconds, "applied", Shape::RowAndDocument)?);
         }
         return Ok(report);
     }
     let wanted = |row: &str| arguments.only.is_empty() || arguments.only.iter().any(|only| only == row);
+    if wanted("coordinator") {
+        coordinator(arguments, &mut report).await?;
+    }
     if wanted("embedded") {
         for clients in [32, 128] {
             embedded(arguments, &mut report, clients).await?;
@@ -103,9 +114,69 @@ async fn measure(arguments: &BenchArgs) -> anyhow::Result<Report> {
     Ok(report)
 }
 
+/// The coordinator alone, between two participants that do nothing, over a bare group commit.
+async fn coordinator(arguments: &BenchArgs, report: &mut Report) -> anyhow::Result<()> {
+    let mut ratio = Row::new("coordinator alone over a bare group commit, 32 in flight".into());
+    for clients in [32, 128] {
+        let mut forced = Row::new(format!("forced writes of the log per transaction, coordinator alone, {clients} in flight"));
+        for round in 0..arguments.rounds {
+            let bare = baseline::group_commit(clients, Duration::from_secs(arguments.seconds))?;
+            let (alone, forces) = coordinator_alone(clients, arguments.seconds).await?;
+            eprintln!("coordinator {clients}: round {round}: {:.0}/s over {:.0}/s", alone.per_second(), bare.per_second());
+            forced.push(forces as f64 / alone.transactions as f64);
+            if clients == 32 {
+                ratio.push(alone.per_second() / bare.per_second());
+            }
+        }
+        report.rows.push(forced);
+    }
+    report.rows.push(ratio);
+    Ok(())
+}
+
+async fn coordinator_alone(clients: usize, seconds: u64) -> anyhow::Result<(Loaded, u64)> {
+    let folder = tempfile::tempdir()?;
+    let mut launch = Launch::this_program(&folder.path().join("data"))?;
+    let file = folder.path().join("lockstepd.toml");
+    let store = |name: &str| format!("[[store]]\ntype = \"remote\"\nname = \"{name}\"\nrole = \"database\"\nkind = \"preparing\"\n");
+    std::fs::write(&file, store("a") + &store("b"))?;
+    launch.arguments = vec!["--config".into(), file.display().to_string()];
+    let mut daemon = Daemon::start(launch).await?;
+    let _participants = [Participant::start(&daemon.url(), "a")?, Participant::start(&daemon.url(), "b")?];
+    let up = |status: &lockstep_proto::v1::StatusReply| status.participants.iter().all(|participant| participant.session == "up");
+    let before = daemon.wait_for(Duration::from_secs(20), up).await?.forces;
+    let loaded = load_process(&daemon.url(), clients, seconds, "applied", Shape::TwoDatabases)?;
+    let forces = daemon.status().await?.forces - before;
+    daemon.stop().await?;
+    Ok((loaded, forces))
+}
+
+/// Its process; ended with it.
+struct Participant(Child);
+
+impl Participant {
+    fn start(url: &str, name: &str) -> anyhow::Result<Participant> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["bench-participant", "--endpoint", url, "--name", name]).stdin(Stdio::null()).stderr(Stdio::null());
+        Ok(Participant(command.spawn().context("cannot start a participant")?))
+    }
+}
+
+impl Drop for Participant {
+    fn drop(&mut self) {
+        // Fails only if it is gone already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Both stores atomically, over SQLite alone.
 async fn embedded(arguments: &BenchArgs, report: &mut Report, clients: usize) -> anyhow::Result<()> {
-    let (mut ratios, mut log_forces, mut lags) = (Row::new(format!("SQLite + Tantivy over SQLite alone, {clients} clients")), Row::new(format!("forced writes of the log per transaction, {clients} clients")), Row::new(format!("p99 of the index's lag, seconds, {clients} clients")));
+    let (mut ratios, mut log_forces, mut lags) = (
+        Row::new(format!("SQLite + Tantivy over SQLite alone, {clients} clients")),
+        Row::new(format!("forced writes of the log per transaction, {clients} clients")),
+        Row::new(format!("p99 of the index's lag, seconds, {clients} clients")),
+    );
     for round in 0..arguments.rounds {
         let alone = baseline::sqlite_alone(clients, Duration::from_secs(arguments.seconds))?;
         let (both, forces) = lockstep(Mode::LogDecided, clients, arguments.seconds, "applied").await?;
@@ -151,7 +222,7 @@ async fn lockstep(mode: Mode, clients: usize, seconds: u64, wait: &str) -> anyho
     daemon.wait_until_serving().await?;
     load::prepare(&daemon.url()).await?;
     let before = daemon.status().await?.forces;
-    let loaded = load_process(&daemon.url(), clients, seconds, wait)?;
+    let loaded = load_process(&daemon.url(), clients, seconds, wait, Shape::RowAndDocument)?;
     let forces = daemon.status().await?.forces - before;
     daemon.stop().await?;
     Ok((loaded, forces))
@@ -161,17 +232,21 @@ fn launch(folder: &Path, mode: Mode) -> anyhow::Result<Launch> {
     let mut launch = Launch::this_program(&folder.join("data"))?;
     if mode == Mode::DatabaseLed {
         let file = folder.join("lockstepd.toml");
-        let stores = "[[store]]\ntype = \"sqlite\"\nname = \"db\"\nmode = \"database-led\"\n[[store]]\ntype = \"tantivy\"\nname = \"index\"\n";
+        let stores =
+            "[[store]]\ntype = \"sqlite\"\nname = \"db\"\nmode = \"database-led\"\n[[store]]\ntype = \"tantivy\"\nname = \"index\"\n";
         std::fs::write(&file, stores)?;
         launch.arguments = vec!["--config".into(), file.display().to_string()];
     }
     Ok(launch)
 }
 
-fn load_process(url: &str, clients: usize, seconds: u64, wait: &str) -> anyhow::Result<Loaded> {
+fn load_process(url: &str, clients: usize, seconds: u64, wait: &str, shape: Shape) -> anyhow::Result<Loaded> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg("bench-load").arg("--endpoint").arg(url).arg("--clients").arg(clients.to_string());
     command.arg("--seconds").arg(seconds.to_string()).arg("--wait").arg(wait);
+    if let Some(shape) = shape.to_possible_value() {
+        command.arg("--shape").arg(shape.get_name());
+    }
     let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("cannot start the load")?;
     anyhow::ensure!(output.status.success(), "the load failed ({})", output.status);
     serde_json::from_slice(&output.stdout).context("the load's answer")

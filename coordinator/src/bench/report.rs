@@ -63,7 +63,12 @@ impl Report {
             table.load_style(presets::UTF8_FULL_CONDENSED).set_header(["what", "median", "min – max", "runs"]);
             for row in &self.rows {
                 let (min, max) = row.spread();
-                table.add_row([row.name.clone(), figure(row.median()), format!("{} – {}", figure(min), figure(max)), row.values.len().to_string()]);
+                table.add_row([
+                    row.name.clone(),
+                    figure(row.median()),
+                    format!("{} – {}", figure(min), figure(max)),
+                    row.values.len().to_string(),
+                ]);
             }
             println!("{table}");
         }
@@ -121,11 +126,23 @@ fn picture(curve: &[Loaded]) -> Result<String, std::fmt::Error> {
     );
     for (i, point) in curve.iter().enumerate() {
         let (top, middle) = (rate(point.per_second()), x(i));
-        writeln!(svg, r##"<rect x="{:.1}" y="{top:.1}" width="{:.1}" height="{:.1}" fill="#9ecae1"/>"##, middle - step * 0.35, step * 0.7, BOTTOM - top)?;
-        writeln!(svg, r##"<text x="{middle:.1}" y="{:.1}" text-anchor="middle" fill="#08519c">{:.0}/s</text>"##, top - 4.0, point.per_second())?;
+        writeln!(
+            svg,
+            r##"<rect x="{:.1}" y="{top:.1}" width="{:.1}" height="{:.1}" fill="#9ecae1"/>"##,
+            middle - step * 0.35,
+            step * 0.7,
+            BOTTOM - top
+        )?;
+        writeln!(
+            svg,
+            r##"<text x="{middle:.1}" y="{:.1}" text-anchor="middle" fill="#08519c">{:.0}/s</text>"##,
+            top - 4.0,
+            point.per_second()
+        )?;
         writeln!(svg, r##"<text x="{middle:.1}" y="{:.1}" text-anchor="middle">{}</text>"##, BOTTOM + 18.0, point.clients)?;
     }
-    for (name, colour, of) in [("p50", "#e6550d", (|p: &Loaded| p.p50_us) as fn(&Loaded) -> f64), ("p99", "#a63603", |p: &Loaded| p.p99_us)] {
+    for (name, colour, of) in [("p50", "#e6550d", (|p: &Loaded| p.p50_us) as fn(&Loaded) -> f64), ("p99", "#a63603", |p: &Loaded| p.p99_us)]
+    {
         let places: Vec<_> = curve.iter().enumerate().map(|(i, p)| format!("{:.1},{:.1}", x(i), milliseconds(of(p) / 1000.0))).collect();
         writeln!(svg, r##"<polyline points="{}" fill="none" stroke="{colour}" stroke-width="2"/>"##, places.join(" "))?;
         if let Some((i, last)) = curve.iter().enumerate().next_back() {

@@ -100,6 +100,11 @@ impl Checker {
         self.by_hand.insert((store, tag));
     }
 
+    /// Whether an operator's hand was at this store: a serial executor's later redos may not fit then.
+    pub(crate) fn touched(&self, store: usize) -> bool {
+        self.by_hand.iter().any(|(touched, _)| *touched == store)
+    }
+
     pub(crate) fn tag_of(&self, key: &RequestKey) -> Option<Tag> {
         self.by_key.get(key).copied()
     }

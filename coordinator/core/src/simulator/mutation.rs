@@ -14,31 +14,28 @@ pub enum Mutation {
     AckBeforeDurable,
     /// A put below the document's CSN overwrites it (§7).
     OldDocumentsWin,
-    /// A serial executor applies a redo again (I8).
-    AppliesTwice,
+    /// A serial executor's watermark is not in the local commit that it stands for (I8).
+    WatermarkApart,
     /// A preparing store votes without holding locks (R-ORDER).
     NoLocks,
     /// A store keeps its open batch over the end of a session (R-SESSION).
     KeepsWorking,
-    /// The network delivers messages of ended sessions in the next one (R-SESSION).
-    SessionsMix,
-    /// A branch's Prepare is delivered a second time, later (R-ONEPREP).
+    /// A branch's Prepare is delivered a second time, later, maybe in another session (R-ONEPREP).
     PreparesAgain,
-    /// Handed-over redos and the end of the handover arrive in the wrong order (R-REDO).
+    /// A new session does not learn of what is still being decided (R-REDO).
     NoHandover,
 }
 
 impl Mutation {
     /// All that break something.
-    pub const ALL: [Mutation; 10] = [
+    pub const ALL: [Mutation; 9] = [
         Mutation::DurableBeforeForce,
         Mutation::WatermarkPassesOpen,
         Mutation::AckBeforeDurable,
         Mutation::OldDocumentsWin,
-        Mutation::AppliesTwice,
+        Mutation::WatermarkApart,
         Mutation::NoLocks,
         Mutation::KeepsWorking,
-        Mutation::SessionsMix,
         Mutation::PreparesAgain,
         Mutation::NoHandover,
     ];

@@ -35,6 +35,7 @@ enum Happening {
     Idle { at: usize, life: u64 },
     StoreDone { at: usize, life: u64, command: StoreCommand },
     ToParticipant { session: SessionId, to: usize, message: ToParticipant },
+    PrepareAgain { to: usize, message: ToParticipant },
     SessionDownAtParticipant { to: usize, life: u64, session: SessionId },
     Connect(usize),
     BreakSession(usize),
@@ -107,8 +108,6 @@ pub(super) struct World {
     summary: Summary,
     effects: Vec<Effect>,
     participant_effects: Vec<ParticipantEffect>,
-    /// Prepares that a broken network delivers again.
-    repeats: Vec<(usize, ToParticipant)>,
 }
 
 impl World {
@@ -149,7 +148,6 @@ impl World {
             summary: Summary::default(),
             effects: Vec::new(),
             participant_effects: Vec::new(),
-            repeats: Vec::new(),
             climate,
             dice,
         }
@@ -275,6 +273,11 @@ impl World {
             Happening::ToParticipant { session, to, message } => {
                 if self.actors[to].session == Some(session) {
                     self.deliver(to, session, message);
+                }
+            }
+            Happening::PrepareAgain { to, message } => {
+                if let Some(session) = self.actors[to].session {
+                    self.participate(to, ParticipantEvent::Message(session, message));
                 }
             }
             Happening::SessionDownAtParticipant { to, life, session } => {
@@ -431,7 +434,10 @@ impl World {
 
     fn deliver(&mut self, to: usize, session: SessionId, message: ToParticipant) {
         match (self.mutation, &message) {
-            (Mutation::PreparesAgain, ToParticipant::Prepare(_)) if self.repeats.len() < 100 => self.repeats.push((to, message.clone())),
+            (Mutation::PreparesAgain, ToParticipant::Prepare(_)) => {
+                let later = self.dice.log_between(100, 1_000_000);
+                self.after(later, Happening::PrepareAgain { to, message: message.clone() });
+            }
             (Mutation::NoHandover, ToParticipant::Reserve(_)) => return,
             _ => {}
         }
@@ -463,9 +469,6 @@ impl World {
     fn end_session(&mut self, i: usize, reconnect: bool) {
         let Some(session) = self.actors[i].session.take() else { return };
         self.summary.sessions_lost += 1;
-        if self.mutation == Mutation::SessionsMix {
-            self.mix_sessions(i, session);
-        }
         let (here, there) = (self.delay(), self.delay());
         let life = self.actors[i].life;
         self.after(there, Happening::SessionDownAtParticipant { to: i, life, session });
@@ -476,18 +479,6 @@ impl World {
             self.actors[i].connecting = true;
             let wait = here.max(there) + self.dice.between(1, 4 * self.climate.network + 1_000);
             self.after(wait, Happening::Connect(i));
-        }
-    }
-
-    /// What was under way arrives in the next session.
-    fn mix_sessions(&mut self, i: usize, ended: SessionId) {
-        let next = SessionId(self.sessions + 1);
-        for happening in self.queue.values_mut() {
-            match happening {
-                Happening::ToParticipant { session, to, .. } if *to == i && *session == ended => *session = next,
-                Happening::ToCoordinator { session, from, .. } if *from == i && *session == ended => *session = next,
-                _ => {}
-            }
         }
     }
 
