@@ -31,7 +31,6 @@ fn main() -> ExitCode {
             _ => return usage(),
         }
     }
-    std::panic::set_hook(Box::new(|_| {}));
     let (mut failures, mut committed, mut crashes) = (0, 0, 0);
     for seed in seed..seed.saturating_add(seeds) {
         match simulate(seed, &options) {

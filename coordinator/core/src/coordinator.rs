@@ -126,7 +126,8 @@ impl Coordinator {
     /// Takes one event, and appends what is to be done, in order.
     pub fn step(&mut self, now: Time, event: Event, fx: &mut Vec<Effect>) {
         match event {
-            Event::Commit(ticket, request) => self.request(now, ticket, request, fx),
+            Event::Commit(ticket, request) => self.request(now, ticket, request, None, fx),
+            Event::Decline { ticket, request, at, refusal } => self.request(now, ticket, request, Some((at, refusal)), fx),
             Event::Inquire { ticket, key, position, wait, deadline } => self.inquire(now, ticket, key, position, wait, deadline, fx),
             Event::AtLeast { ticket, participant, token, deadline } => self.at_least(now, ticket, participant, token, deadline, fx),
             Event::ResultsAcked(txid) => self.outcomes.drop_results(txid),

@@ -4,13 +4,25 @@ use crate::ids::{Lsn, ParticipantId, Position, SessionId, Ticket, Time, Token, T
 use crate::message::{FromParticipant, ToParticipant};
 use crate::record::{AdminAction, Record};
 use crate::request::{Reply, Request, RequestKey, Wait};
-use crate::vote::Kind;
+use crate::vote::{Kind, Refusal};
 
 /// Told to the machine.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Event {
     /// A client asks for a whole transaction. Answered when its wait is over.
     Commit(Ticket, Request),
+    /// A client asks for what cannot be run as it stands: it exceeds a limit, or makes no sense. Its key may be known all the same, from
+    /// before the limit was lowered: then that is the answer. If it is not, it is aborted under its key and never runs (R-KEY, I7).
+    Decline {
+        /// Whom to answer.
+        ticket: Ticket,
+        /// The request, without branches. Its hash is 0 where not even that can be told; such a request has never run.
+        request: Request,
+        /// At which store, if at one.
+        at: Option<ParticipantId>,
+        /// Why.
+        refusal: Refusal,
+    },
     /// A client asks what became of a request.
     Inquire {
         /// Whom to answer.

@@ -47,7 +47,7 @@ impl KeyTable {
             return Ok(());
         }
         let found = state.newest.map_or(Csn::ZERO, |(csn, _)| csn);
-        let sentence = format!("document `{key}` was written by another transaction: its newest write has CSN {}", found.to_u64());
+        let sentence = format!("document `{key}` was written by another transaction: its newest write has CSN {found}");
         Err(Refusal::new(RefusalKind::Condition, sentence))
     }
 

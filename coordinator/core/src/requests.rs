@@ -31,7 +31,15 @@ const WAITERS_MAX: usize = 1_024;
 const READERS_MAX: usize = 16_384;
 
 impl Coordinator {
-    pub(crate) fn request(&mut self, now: Time, ticket: Ticket, request: Request, fx: &mut Vec<Effect>) {
+    /// `declined`: it cannot be run as it stands, and why.
+    pub(crate) fn request(
+        &mut self,
+        now: Time,
+        ticket: Ticket,
+        request: Request,
+        declined: Option<(Option<ParticipantId>, Refusal)>,
+        fx: &mut Vec<Effect>,
+    ) {
         let waiter = Waiter { ticket, wait: request.wait, deadline: request.deadline };
         if let Some(known) = self.outcomes.by_key(&request.key) {
             return self.join(now, known.txid, waiter, Some(request.hash), fx);
@@ -39,11 +47,12 @@ impl Coordinator {
         if let Some(reason) = self.cannot_tell() {
             return self.reply(ticket, Reply::Unknown(reason), fx);
         }
-        match self.unseen(request.position) {
-            Unseen::Run => self.run(now, waiter, request, fx),
-            Unseen::LookUp => self.look_up(now, waiter, request.key, request.position, Some(request.hash), fx),
-            Unseen::Expired => self.reply(ticket, Reply::Expired(self.outcomes.floor()), fx),
-            Unseen::FromTheFuture => self.reply(ticket, Reply::Unknown(self.future_sentence(request.position)), fx),
+        match (self.unseen(request.position), declined) {
+            (Unseen::Run, None) => self.run(now, waiter, request, fx),
+            (Unseen::Run, Some((at, refusal))) => self.refuse(now, waiter, request.key, request.hash, at, refusal, fx),
+            (Unseen::LookUp, _) => self.look_up(now, waiter, request.key, request.position, Some(request.hash), fx),
+            (Unseen::Expired, _) => self.reply(ticket, Reply::Expired(self.outcomes.floor()), fx),
+            (Unseen::FromTheFuture, _) => self.reply(ticket, Reply::Unknown(self.future_sentence(request.position)), fx),
         }
     }
 
@@ -172,7 +181,7 @@ impl Coordinator {
 
     /// Another waiter for a known request, if it is the same request (R-KEY).
     fn join(&mut self, now: Time, txid: Txid, waiter: Waiter, hash: Option<u64>, fx: &mut Vec<Effect>) {
-        // 0: the key became known by an inquiry, which does not tell what the request asks for.
+        // 0: the key became known by an inquiry, or by a request that made no sense: neither tells what the request asks for.
         let known = self.outcomes.by_txid(txid).map_or(0, |known| known.hash);
         if hash.is_some_and(|hash| hash != known && known != 0) {
             return self.reply(waiter.ticket, Reply::KeyReused(txid), fx);

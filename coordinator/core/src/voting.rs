@@ -10,10 +10,14 @@ use crate::operation::{KeyWrite, Operation};
 use crate::outcomes::{CommittedFate, Fate};
 use crate::record::{BranchRedo, CommitEntry, CommitGroup, EntryPayload, GroupRedo, Marker, Payload, Record};
 use crate::request::{Aborted, Reply};
-use crate::transaction::{BranchState, State, Transaction};
+use crate::transaction::{Branch, BranchState, State, Transaction};
 use crate::vote::{Ballot, Kind, Refusal, RefusalKind, Vote};
 use rustc_hash::FxHashSet;
 use std::sync::Arc;
+
+/// Transactions in one record, and bytes of their redos, at most; a single one may be larger.
+const GROUP_TRANSACTIONS: usize = 256;
+const GROUP_BYTES: usize = 8 << 20;
 
 /// What a transaction in Preparing needs next.
 enum Next {
@@ -28,15 +32,50 @@ enum Next {
 impl Coordinator {
     /// One order for all: redo participants at once, preparing databases one after another, then the serial executor, the leader last.
     pub(crate) fn advance(&mut self, now: Time, txid: Txid, fx: &mut Vec<Effect>) {
-        match self.next(txid) {
-            Next::Ask(participants) => {
-                for participant in participants {
-                    self.ask(now, txid, participant, fx);
+        self.advance_all(now, vec![txid], fx);
+    }
+
+    /// The same for several; those on which everyone has voted Yes share a record.
+    fn advance_all(&mut self, now: Time, txids: Vec<Txid>, fx: &mut Vec<Effect>) {
+        let mut agreed = Vec::new();
+        for txid in txids {
+            // One that went before may have ended it.
+            if !self.transactions.contains_key(&txid) {
+                continue;
+            }
+            match self.next(txid) {
+                Next::Ask(participants) => {
+                    for participant in participants {
+                        self.ask(now, txid, participant, fx);
+                    }
+                }
+                Next::Wait => {}
+                Next::Decide if self.concludes(now, txid, fx) => agreed.push(txid),
+                Next::Decide => {}
+            }
+        }
+        for group in self.groups(agreed) {
+            self.decide(now, &group, Vec::new(), fx);
+        }
+    }
+
+    /// Cuts into groups that make records of a bounded size.
+    fn groups(&self, txids: Vec<Txid>) -> Vec<Vec<Txid>> {
+        let mut groups: Vec<Vec<Txid>> = Vec::new();
+        let mut bytes = usize::MAX;
+        for txid in txids {
+            let redo = |branch: &Branch| if let BranchState::Voted(_, Vote::Redo(redo, _)) = &branch.state { redo.len() } else { 0 };
+            let more: usize = self.transactions[&txid].branches.iter().map(redo).sum();
+            match groups.last_mut() {
+                Some(group) if group.len() < GROUP_TRANSACTIONS && bytes.saturating_add(more) <= GROUP_BYTES => group.push(txid),
+                _ => {
+                    bytes = 0;
+                    groups.push(vec![txid]);
                 }
             }
-            Next::Wait => {}
-            Next::Decide => self.conclude(now, txid, fx),
+            bytes += more;
         }
+        groups
     }
 
     fn next(&self, txid: Txid) -> Next {
@@ -99,11 +138,7 @@ impl Coordinator {
             }
         }
         self.batch_voted(now, participant, batch, ballot.group_redo, fx);
-        for txid in others {
-            if self.transactions.contains_key(&txid) {
-                self.advance(now, txid, fx);
-            }
-        }
+        self.advance_all(now, others, fx);
     }
 
     /// Whether this participant's vote on it, in this session, is still to come.
@@ -129,26 +164,27 @@ impl Coordinator {
         }
     }
 
-    /// All have voted Yes, and none of them in an open batch.
-    fn conclude(&mut self, now: Time, txid: Txid, fx: &mut Vec<Effect>) {
+    /// All have voted Yes, and none of them in an open batch: whether the log is to decide it. If not, it has ended here.
+    fn concludes(&mut self, now: Time, txid: Txid, fx: &mut Vec<Effect>) -> bool {
         let transaction = &self.transactions[&txid];
         let writes = |role| {
             let mut branches = transaction.branches.iter().filter(|branch| self.follower(branch.participant).role == role);
             branches.find(|branch| !matches!(branch.state, BranchState::Voted(_, Vote::ReadOnly(_)))).map(|branch| branch.participant)
         };
-        match (writes(Role::Database), writes(Role::Index), txid.decider) {
-            (None, None, _) => self.commit_read_only(now, txid, fx),
-            (None, Some(index), Decider::Log) if self.follower(index).standalone => self.decide(now, &[txid], Vec::new(), fx),
-            (None, Some(index), _) => {
-                let refusal = Refusal::new(RefusalKind::Invalid, self.uncovered_sentence(index));
-                self.abort(now, txid, Some(index), refusal, fx);
+        let refusal = match (writes(Role::Database), writes(Role::Index), txid.decider) {
+            (None, None, _) => {
+                self.commit_read_only(now, txid, fx);
+                return false;
             }
-            (Some(_), _, Decider::Log) => self.decide(now, &[txid], Vec::new(), fx),
+            (Some(_), _, Decider::Log) => return true,
+            (None, Some(index), Decider::Log) if self.follower(index).standalone => return true,
+            (None, Some(index), _) => (index, self.uncovered_sentence(index)),
             (Some(database), _, Decider::Leader(leader)) => {
-                let sentence = format!("nothing was written at `{}`, which would have to decide", self.follower(leader).name);
-                self.abort(now, txid, Some(database), Refusal::new(RefusalKind::Invalid, sentence), fx);
+                (database, format!("nothing was written at `{}`, which would have to decide", self.follower(leader).name))
             }
-        }
+        };
+        self.abort(now, txid, Some(refusal.0), Refusal::new(RefusalKind::Invalid, refusal.1), fx);
+        false
     }
 
     /// Nothing was written anywhere: no CSN, no record, no phase two.
@@ -279,7 +315,7 @@ impl Coordinator {
     }
 
     /// The writers of these documents are decided.
-    pub(crate) fn release_keys(&mut self, branches: &[crate::transaction::Branch], committed: Option<Csn>) {
+    pub(crate) fn release_keys(&mut self, branches: &[Branch], committed: Option<Csn>) {
         for branch in branches {
             // Only a redo is applied some day; what was read-only there wrote nothing.
             let wrote = branch.state == BranchState::Following && self.follower(branch.participant).kind == Kind::Redo;

@@ -7,7 +7,7 @@
 
 use super::Context;
 use super::transactions::welcome;
-use super::translate::{self, Translator};
+use super::translate::{self, Invalid, Translator};
 use crate::engine_handle::{Answer, EngineHandle, StreamReplies, Submission};
 use lockstep_core::{Event, Position, Reply, Time};
 use lockstep_proto::v1;
@@ -125,25 +125,25 @@ impl Reader {
         Ok(())
     }
 
-    /// What to submit. A refused request is answered here, through the stream's queue like every other.
+    /// What to submit. A request without a name is answered here, through the stream's queue like every other.
     fn translate(&self, request: v1::TransactRequest, translator: &mut Translator<'_>, here: Position, now: Time) -> Option<Submission> {
         use v1::transact_request::Request as Wire;
         let ticket = self.context.engine.ticket();
         let event = match request.request {
-            Some(Wire::Commit(commit)) => translator.commit(commit, here, now).map(|request| Event::Commit(ticket, request)),
-            Some(Wire::Inquire(inquire)) => translator.inquire(inquire, ticket, here, now),
+            Some(Wire::Commit(commit)) => translator.commit(commit, ticket, here, now),
+            Some(Wire::Inquire(inquire)) => translator.inquire(inquire, ticket, here, now).map_err(Reply::Unknown),
             Some(Wire::Acknowledge(txid)) => {
                 // Nobody waits for an answer; an id that is none concerns nobody.
                 self.shared.room.add_permits(1);
                 let event = Event::ResultsAcked(translate::txid(txid).ok()?);
                 return Some(Submission { ticket: None, event, answer: Answer::Nobody });
             }
-            None => Err("request is neither commit nor inquire nor acknowledge".to_string().into()),
+            None => Err(Invalid::from("request is neither commit nor inquire nor acknowledge".to_string()).reply()),
         };
         match event {
             Ok(event) => Some(Submission { ticket: Some(ticket), event, answer: Answer::Stream(self.replies.clone(), request.id) }),
-            Err(invalid) => {
-                let _ = self.replies.send((request.id, invalid.reply()));
+            Err(reply) => {
+                let _ = self.replies.send((request.id, reply));
                 None
             }
         }

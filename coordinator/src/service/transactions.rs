@@ -61,9 +61,10 @@ impl TransactionService for Transactions {
     async fn commit(&self, request: Request<v1::CommitRequest>) -> Result<Response<v1::Outcome>, Status> {
         let engine = &self.0.engine;
         let mut translator = Translator::new(engine.names(), &self.0.configuration.limits, &self.0.configuration.timeouts);
-        let reply = match translator.commit(request.into_inner(), engine.position(), engine.now()) {
-            Ok(request) => engine.call(|ticket| Event::Commit(ticket, request)).await?,
-            Err(invalid) => invalid.reply(),
+        let ticket = engine.ticket();
+        let reply = match translator.commit(request.into_inner(), ticket, engine.position(), engine.now()) {
+            Ok(event) => engine.call_as(ticket, event).await?,
+            Err(reply) => reply,
         };
         Ok(Response::new(translate::outcome_out(reply, engine.names())))
     }
@@ -74,7 +75,7 @@ impl TransactionService for Transactions {
         let ticket = engine.ticket();
         let event = translator
             .inquire(request.into_inner(), ticket, engine.position(), engine.now())
-            .map_err(|invalid| Status::invalid_argument(invalid.sentence))?;
+            .map_err(Status::invalid_argument)?;
         Ok(Response::new(translate::outcome_out(engine.call_as(ticket, event).await?, engine.names())))
     }
 

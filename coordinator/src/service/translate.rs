@@ -23,6 +23,8 @@ pub struct Translator<'a> {
     limits: &'a Limits,
     timeouts: &'a Timeouts,
     canonical: Vec<u8>,
+    /// The first limit that the request under translation exceeds.
+    exceeded: Option<Invalid>,
 }
 
 /// Why a request can't be translated: a sentence that names the field, and the store if it is about one.
@@ -41,29 +43,69 @@ impl From<String> for Invalid {
 }
 
 impl Invalid {
-    /// As the outcome of that request alone.
+    /// As the outcome of that request alone. Only for one without a name: under a name there may be an outcome already.
     pub fn reply(self) -> Reply {
-        Reply::Aborted(Aborted { txid: None, participant: self.participant, refusal: Refusal::new(RefusalKind::Invalid, self.sentence) })
+        Reply::Aborted(Aborted { txid: None, participant: self.participant, refusal: self.refusal() })
+    }
+
+    fn refusal(self) -> Refusal {
+        Refusal::new(RefusalKind::Invalid, self.sentence)
     }
 }
 
 impl<'a> Translator<'a> {
     /// With these names and limits.
     pub fn new(names: &'a Registry, limits: &'a Limits, timeouts: &'a Timeouts) -> Translator<'a> {
-        Translator { names, limits, timeouts, canonical: Vec::new() }
+        Translator { names, limits, timeouts, canonical: Vec::new(), exceeded: None }
     }
 
     /// A whole transaction. `here` and `now`: where the coordinator stands and its clock, for what the request leaves out.
-    pub fn commit(&mut self, request: v1::CommitRequest, here: Position, now: Time) -> Result<Request, Invalid> {
-        let key = request_key(request.key)?;
-        let position = position_or(request.position, here)?;
-        let wait = wait(request.wait)?;
-        if request.branches.is_empty() {
+    ///
+    /// A request that cannot be run is declined by the engine, which first looks its key up: a limit may have been lowered since it ran.
+    /// Its hash tells whether it is the one that ran, so what only exceeds a limit is translated all the same. An error is the answer
+    /// to a request that has no name.
+    pub fn commit(&mut self, request: v1::CommitRequest, ticket: Ticket, here: Position, now: Time) -> Result<Event, Reply> {
+        let key = request_key(request.key).map_err(|sentence| Invalid::from(sentence).reply())?;
+        // Without its position a key cannot be looked up: no outcome is told.
+        let position = position_or(request.position, here).map_err(Reply::Unknown)?;
+        self.exceeded = None;
+        let wait = wait(request.wait).unwrap_or_else(|sentence| {
+            self.exceeded = Some(sentence.into());
+            Wait::default()
+        });
+        let translated = self.branches(request.branches).map(|branches| (self.hash(&branches), branches));
+        let (hash, branches, invalid) = match translated {
+            Ok((hash, branches)) => (hash, branches, self.exceeded.take()),
+            Err(invalid) => (0, Vec::new(), Some(invalid)),
+        };
+        let timeout = self.timeouts.transaction(request.timeout_ms).as_micros() as u64;
+        let deadline = now.after(self.timeouts.wait(request.wait_ms).as_micros() as u64);
+        let request = Request { key, position, hash, branches, wait, timeout, deadline };
+        Ok(match invalid {
+            None => Event::Commit(ticket, request),
+            Some(invalid) => Event::Decline {
+                ticket,
+                request: Request { branches: Vec::new(), ..request },
+                at: invalid.participant,
+                refusal: invalid.refusal(),
+            },
+        })
+    }
+
+    /// A question about a request's outcome. The error is a sentence that names the field; it tells no outcome.
+    pub fn inquire(&self, request: v1::InquireRequest, ticket: Ticket, here: Position, now: Time) -> Result<Event, String> {
+        let deadline = now.after(self.timeouts.wait(request.wait_ms).as_micros() as u64);
+        let (key, position, wait) = (request_key(request.key)?, position_or(request.position, here)?, wait(request.wait)?);
+        Ok(Event::Inquire { ticket, key, position, wait, deadline })
+    }
+
+    fn branches(&mut self, wire: Vec<v1::Branch>) -> Result<Vec<BranchRequest>, Invalid> {
+        if wire.is_empty() {
             return Err("branches is empty: a transaction needs at least one operation".to_string().into());
         }
         let mut left = self.limits.operations;
-        let mut branches: Vec<BranchRequest> = Vec::with_capacity(request.branches.len());
-        for (at, branch) in request.branches.into_iter().enumerate() {
+        let mut branches: Vec<BranchRequest> = Vec::with_capacity(wire.len());
+        for (at, branch) in wire.into_iter().enumerate() {
             let branch = self.branch(at, branch, &mut left)?;
             if branches.iter().any(|other| other.participant == branch.participant) {
                 let name = self.names.name(branch.participant);
@@ -73,39 +115,32 @@ impl<'a> Translator<'a> {
             branches.push(branch);
         }
         branches.sort_unstable_by_key(|branch| branch.participant);
-        let hash = self.hash(&branches)?;
-        let timeout = self.timeouts.transaction(request.timeout_ms).as_micros() as u64;
-        let deadline = now.after(self.timeouts.wait(request.wait_ms).as_micros() as u64);
-        Ok(Request { key, position, hash, branches, wait, timeout, deadline })
+        Ok(branches)
     }
 
-    /// A question about a request's outcome.
-    pub fn inquire(&self, request: v1::InquireRequest, ticket: Ticket, here: Position, now: Time) -> Result<Event, Invalid> {
-        let deadline = now.after(self.timeouts.wait(request.wait_ms).as_micros() as u64);
-        let (key, position, wait) = (request_key(request.key)?, position_or(request.position, here)?, wait(request.wait)?);
-        Ok(Event::Inquire { ticket, key, position, wait, deadline })
-    }
-
-    fn branch(&self, at: usize, branch: v1::Branch, left: &mut usize) -> Result<BranchRequest, Invalid> {
-        let Some(store) = self.names.named(&branch.store) else {
-            return Err(format!("branches[{at}].store: {}", unknown_store(&branch.store, self.names)).into());
+    fn branch(&mut self, at: usize, branch: v1::Branch, left: &mut usize) -> Result<BranchRequest, Invalid> {
+        let names = self.names;
+        let Some(store) = names.named(&branch.store) else {
+            return Err(format!("branches[{at}].store: {}", unknown_store(&branch.store, names)).into());
         };
         let invalid = |sentence: String| Invalid { participant: Some(store.id), sentence };
         if branch.operations.is_empty() {
             return Err(invalid(format!("branches[{at}].operations is empty: leave the branch out")));
         }
         if branch.operations.len() > *left {
-            return Err(invalid(format!(
-                "branches[{at}].operations: the transaction has more than {} operations (limits.operations)",
-                self.limits.operations
-            )));
+            let limit = self.limits.operations;
+            let sentence = format!("branches[{at}].operations: the transaction has more than {limit} operations (limits.operations)");
+            self.exceeded.get_or_insert(invalid(sentence));
         }
-        *left -= branch.operations.len();
+        *left = left.saturating_sub(branch.operations.len());
         // An exact-size iterator of results would be collected twice; a vector of known capacity becomes the slice at once.
         let mut operations = Vec::with_capacity(branch.operations.len());
         for (number, operation) in branch.operations.into_iter().enumerate() {
-            let operation =
-                self.operation(store, operation).map_err(|what| invalid(format!("branches[{at}].operations[{number}]{what}")))?;
+            let path = |what: String| invalid(format!("branches[{at}].operations[{number}]{what}"));
+            let operation = self.operation(store, operation).map_err(path)?;
+            if let Some(what) = self.excess(&operation) {
+                self.exceeded.get_or_insert_with(|| path(what));
+            }
             operations.push(operation);
         }
         Ok(BranchRequest { participant: store.id, operations: operations.into() })
@@ -128,10 +163,8 @@ impl<'a> Translator<'a> {
                 Ok(Operation::Statement { sql: statement.sql, parameters, expect_rows: statement.expect_rows })
             }
             (Role::Index, Wire::Put(put)) => {
-                self.check_key(&put.key).map_err(|what| format!(".put.key {what}"))?;
-                let (size, limit) = (put.document.len(), self.limits.document_bytes);
-                if size > limit {
-                    return Err(format!(".put.document has {size} bytes: at most {limit} (limits.document_bytes)"));
+                if put.key.is_empty() {
+                    return Err(".put.key is empty".into());
                 }
                 if !put.document.trim_start().starts_with('{') {
                     return Err(".put.document is no JSON object".into());
@@ -140,23 +173,32 @@ impl<'a> Translator<'a> {
                 Ok(Operation::Put { key: put.key, document: put.document, condition })
             }
             (Role::Index, Wire::Delete(delete)) => {
-                self.check_key(&delete.key).map_err(|what| format!(".delete.key {what}"))?;
+                if delete.key.is_empty() {
+                    return Err(".delete.key is empty".into());
+                }
                 let condition = condition(delete.condition).map_err(|what| format!(".delete.condition{what}"))?;
                 Ok(Operation::Delete { key: delete.key, condition })
             }
         }
     }
 
-    fn check_key(&self, key: &str) -> Result<(), String> {
-        match key.len() {
-            0 => Err("is empty".into()),
-            size if size > self.limits.key_bytes => Err(format!("has {size} bytes: at most {} (limits.key_bytes)", self.limits.key_bytes)),
-            _ => Ok(()),
+    /// The limit that an operation exceeds by itself, if there is one. Continues the operation's path.
+    fn excess(&self, operation: &Operation) -> Option<String> {
+        let (verb, key, document) = match operation {
+            Operation::Statement { .. } => return None,
+            Operation::Put { key, document, .. } => ("put", key.len(), document.len()),
+            Operation::Delete { key, .. } => ("delete", key.len(), 0),
+        };
+        let Limits { key_bytes, document_bytes, .. } = self.limits;
+        if key > *key_bytes {
+            return Some(format!(".{verb}.key has {key} bytes: at most {key_bytes} (limits.key_bytes)"));
         }
+        (document > *document_bytes)
+            .then(|| format!(".{verb}.document has {document} bytes: at most {document_bytes} (limits.document_bytes)"))
     }
 
     /// Everything that the request asks for, in one unambiguous form, hashed: fields in order, each with a tag or a length before it.
-    fn hash(&mut self, branches: &[BranchRequest]) -> Result<u64, Invalid> {
+    fn hash(&mut self, branches: &[BranchRequest]) -> u64 {
         /// A buffer that a large transaction left is given back.
         const KEEP: usize = 64 << 10;
         self.canonical.clear();
@@ -173,9 +215,10 @@ impl<'a> Translator<'a> {
             self.canonical = Vec::new();
         }
         if size > limit {
-            return Err(format!("branches: the transaction has {size} bytes: at most {limit} (limits.transaction_bytes)").into());
+            let sentence = format!("branches: the transaction has {size} bytes: at most {limit} (limits.transaction_bytes)");
+            self.exceeded.get_or_insert(sentence.into());
         }
-        Ok(hash)
+        hash
     }
 }
 
@@ -534,7 +577,16 @@ mod tests {
 
     fn translate(request: v1::CommitRequest) -> Result<Request, Invalid> {
         let limits = Limits { operations: 3, document_bytes: 20, key_bytes: 4, transaction_bytes: 200, ..Limits::default() };
-        Translator::new(&names(), &limits, &Timeouts::default()).commit(request, HERE, Time(1_000))
+        match Translator::new(&names(), &limits, &Timeouts::default()).commit(request, Ticket(1), HERE, Time(1_000)) {
+            Ok(Event::Commit(_, request)) => Ok(request),
+            Ok(Event::Decline { request, at, refusal, .. }) => {
+                assert!(request.branches.is_empty() && refusal.kind == RefusalKind::Invalid);
+                Err(Invalid { participant: at, sentence: refusal.message })
+            }
+            Err(Reply::Aborted(aborted)) => Err(Invalid { participant: None, sentence: aborted.refusal.message }),
+            Err(Reply::Unknown(sentence)) => Err(Invalid { participant: None, sentence }),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[track_caller]
@@ -621,6 +673,34 @@ mod tests {
         let outcome = outcome_out(translate(request(vec![branch("db", vec![])])).unwrap_err().reply(), &names());
         let Some(v1::outcome::Outcome::Aborted(aborted)) = outcome.outcome else { panic!("{outcome:?}") };
         assert_eq!((aborted.reason(), aborted.retryable, aborted.store.as_str()), (v1::Reason::Invalid, false, "db"));
+    }
+
+    #[test]
+    fn a_declined_request_is_known_by_its_hash_as_far_as_it_makes_sense() {
+        let declined = |request: v1::CommitRequest, limits: Limits| {
+            match Translator::new(&names(), &limits, &Timeouts::default()).commit(request, Ticket(1), HERE, Time(0)) {
+                Ok(Event::Decline { request, .. }) => request.hash,
+                other => panic!("{other:?}"),
+            }
+        };
+        let roomy = Limits::default();
+        for lowered in [
+            Limits { operations: 1, ..roomy.clone() },
+            Limits { document_bytes: 1, ..roomy.clone() },
+            Limits { transaction_bytes: 1, ..roomy.clone() },
+        ] {
+            assert_eq!(declined(both(), lowered), EXPECTED_HASH, "the same request as before the limit was lowered");
+        }
+        assert_eq!(declined(with(|request| request.wait = 9), roomy.clone()), EXPECTED_HASH);
+        assert_eq!(declined(request(vec![]), roomy), 0, "never ran, so it is no request that is known");
+    }
+
+    #[test]
+    fn without_a_position_no_outcome_is_told() {
+        let limits = Limits::default();
+        let wrong = with(|request| request.position = Some(v1::Position { epoch: 1 << 24, n: 0 }));
+        let told = Translator::new(&names(), &limits, &Timeouts::default()).commit(wrong, Ticket(1), HERE, Time(0));
+        assert!(matches!(told, Err(Reply::Unknown(_))), "{told:?}");
     }
 
     #[test]

@@ -16,8 +16,9 @@ mod store;
 mod world;
 
 pub use mutation::Mutation;
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 
 /// What to run.
 #[derive(Clone, Debug, Default)]
@@ -72,8 +73,11 @@ const TRANSCRIPT: usize = 20_000;
 
 /// Runs one seed.
 pub fn simulate(seed: u64, options: &Options) -> Result<Summary, Box<Failure>> {
+    quiet_panics();
     let transcript = Transcript(Arc::default(), options.trace);
+    SIMULATING.set(true);
     let run = catch_unwind(AssertUnwindSafe(|| world::World::new(seed, options, transcript.clone()).run()));
+    SIMULATING.set(false);
     let what = match run {
         Ok(Ok(summary)) => return Ok(summary),
         Ok(Err(what)) => what,
@@ -85,6 +89,23 @@ pub fn simulate(seed: u64, options: &Options) -> Result<Summary, Box<Failure>> {
     };
     let transcript = std::mem::take(&mut *transcript.0.lock().unwrap_or_else(PoisonError::into_inner)).into();
     Err(Box::new(Failure { seed, what, transcript }))
+}
+
+thread_local! {
+    static SIMULATING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A panic of a machine inside a run becomes a [`Failure`]: it is not printed on its way.
+fn quiet_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !SIMULATING.get() {
+                before(panic);
+            }
+        }));
+    });
 }
 
 /// The last lines of what happened; outlives a panic of the machines.
@@ -111,6 +132,40 @@ pub fn check(seed: u64, options: &Options) -> Summary {
         Err(_) => {
             let failure = simulate(seed, &Options { trace: true, ..options.clone() }).expect_err("the same seed is the same run");
             panic!("{failure}")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A smoke test; more seeds: `cargo run -p lockstep-core --features simulator --example simulate -- --seeds 100000`.
+    #[test]
+    fn no_seed_breaks_an_invariant() {
+        let options = Options::default();
+        std::thread::scope(|threads| {
+            for half in 0..2 {
+                let options = &options;
+                threads.spawn(move || (0..1_000).for_each(|seed| drop(check(2 * seed + half, options))));
+            }
+        });
+    }
+
+    #[test]
+    fn the_same_seed_is_the_same_run() {
+        for seed in 0..20 {
+            assert_eq!(check(seed, &Options::default()), check(seed, &Options { trace: true, ..Options::default() }));
+        }
+    }
+
+    /// Every rule that is broken on purpose is found out.
+    #[test]
+    fn every_mutation_is_caught() {
+        for mutation in Mutation::ALL {
+            let options = Options { mutation, trace: false };
+            let caught = (1..5_000).find_map(|seed| simulate(seed, &options).err());
+            assert!(caught.is_some(), "{mutation:?} goes unnoticed");
         }
     }
 }
