@@ -7,7 +7,8 @@ use std::fmt;
 /// A commit that gave no receipt.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
-    /// Mend the call: it was refused here and never sent. The sentence names the field and the limit.
+    /// Mend the call: it was refused here and never sent. The sentence names the field and the limit. What an earlier sending under the
+    /// same key came to (before a limit was lowered) is not told by this: ask with [`crate::Client::inquire`].
     #[error("invalid: {0}")]
     Invalid(String),
     /// Nothing was sent by this call. Send it again, under the same key if it has one, when the coordinator can be reached.

@@ -1,4 +1,6 @@
 //! What the tests that cross a process boundary share.
 
+pub mod power_loss;
 pub mod remote_participant;
+pub mod witness;
 pub mod workload;

@@ -186,7 +186,7 @@ impl Coordinator {
             match pending {
                 Pending::Start => self.started(fx),
                 Pending::Decision(key) => self.decided(now, key, fx),
-                Pending::Floor(position) => self.floor_durable(position, fx),
+                Pending::Floor(position) => self.floor_durable(now, position, fx),
                 Pending::Acked(acked, lsns) => self.acked_durable(acked, lsns, fx),
                 Pending::Operator { ticket, operator, action, reason } => self.operate(now, ticket, operator, action, reason, fx),
                 Pending::Skip { ticket, participant, csn } => self.skipped(now, ticket, participant, csn, fx),

@@ -7,7 +7,7 @@ use crate::ids::{Lsn, ParticipantId, Position, Time, Txid};
 use crate::message::ToParticipant;
 use crate::outcomes::Fate;
 use crate::record::Record;
-use crate::transaction::State;
+use crate::transaction::{State, Transaction};
 use crate::vote::{Refusal, RefusalKind};
 
 /// Between two rounds of housekeeping, microseconds.
@@ -133,8 +133,9 @@ impl Coordinator {
         }
     }
 
-    pub(crate) fn floor_durable(&mut self, position: Position, fx: &mut Vec<Effect>) {
+    pub(crate) fn floor_durable(&mut self, now: Time, position: Position, fx: &mut Vec<Effect>) {
         self.floor_pending = false;
+        self.answer_below(now, position, fx);
         self.outcomes.raise_floor(position);
         for i in 0..self.followers.len() {
             if self.followers[i].kind == crate::vote::Kind::Leader {
@@ -142,6 +143,21 @@ impl Coordinator {
             }
         }
         fx.push(Effect::ForgetBelow(self.lowest_needed()));
+    }
+
+    /// Those who still wait for a committed transaction whose outcome is about to be forgotten are told now: committed, pending.
+    fn answer_below(&mut self, now: Time, floor: Position, fx: &mut Vec<Effect>) {
+        let below = |t: &&mut Transaction| t.txid.position() < floor && !t.waiters.is_empty();
+        let mut txids = Vec::new();
+        for transaction in self.transactions.values_mut().filter(below) {
+            transaction.waiters.iter_mut().for_each(|waiter| waiter.deadline = waiter.deadline.min(now));
+            txids.push(transaction.txid);
+        }
+        txids.sort();
+        for txid in txids {
+            self.answer_waiters(now, txid, fx);
+            self.end_if_followed(txid);
+        }
     }
 
     /// The first record that is still needed: for an outcome above the floor, or for a participant that has not followed.

@@ -361,7 +361,8 @@ impl Coordinator {
             return no(
                 None,
                 RefusalKind::Unavailable,
-                "the decision log's disk is full: only what is under way is finished (R-FULL)".into(),
+                "the decision log's disk has less room than log.reserve_bytes keeps free: only what is under way is finished (R-FULL)"
+                    .into(),
             );
         }
         if self.open >= self.config.max_open {

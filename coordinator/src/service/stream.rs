@@ -20,7 +20,7 @@ use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_stream::Stream;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 use tracing::debug;
 
 /// Replies taken at once.
@@ -95,8 +95,11 @@ impl Reader {
                 Ok(Some(frame)) => frame,
                 Ok(None) => return,
                 // What is under way is still answered, then the client is told what was wrong.
-                Err(status) => {
+                Err(mut status) => {
                     debug!(%status, "a client's stream broke");
+                    if status.code() == Code::OutOfRange {
+                        status = Status::out_of_range(format!("{} (limits.frame_bytes)", status.message()));
+                    }
                     *self.shared.ended.lock().expect("no holder panics") = Some(status);
                     return;
                 }

@@ -73,9 +73,7 @@ impl TransactionService for Transactions {
         let engine = &self.0.engine;
         let translator = Translator::new(engine.names(), &self.0.configuration.limits, &self.0.configuration.timeouts);
         let ticket = engine.ticket();
-        let event = translator
-            .inquire(request.into_inner(), ticket, engine.position(), engine.now())
-            .map_err(Status::invalid_argument)?;
+        let event = translator.inquire(request.into_inner(), ticket, engine.position(), engine.now()).map_err(Status::invalid_argument)?;
         Ok(Response::new(translate::outcome_out(engine.call_as(ticket, event).await?, engine.names())))
     }
 

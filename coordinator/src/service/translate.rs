@@ -677,11 +677,14 @@ mod tests {
 
     #[test]
     fn a_declined_request_is_known_by_its_hash_as_far_as_it_makes_sense() {
-        let declined = |request: v1::CommitRequest, limits: Limits| {
-            match Translator::new(&names(), &limits, &Timeouts::default()).commit(request, Ticket(1), HERE, Time(0)) {
-                Ok(Event::Decline { request, .. }) => request.hash,
-                other => panic!("{other:?}"),
-            }
+        let declined = |request: v1::CommitRequest, limits: Limits| match Translator::new(&names(), &limits, &Timeouts::default()).commit(
+            request,
+            Ticket(1),
+            HERE,
+            Time(0),
+        ) {
+            Ok(Event::Decline { request, .. }) => request.hash,
+            other => panic!("{other:?}"),
         };
         let roomy = Limits::default();
         for lowered in [

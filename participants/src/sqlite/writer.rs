@@ -321,28 +321,37 @@ impl Writer {
     fn operations(&self, operations: &[Operation], deadline: Instant) -> Result<Results, Failure> {
         let mut results = Vec::with_capacity(operations.len());
         let mut room = Room { rows: self.limits.rows, bytes: self.limits.result_bytes, limits: self.limits };
-        for operation in operations {
-            match operation {
-                Operation::Statement { sql, parameters, expect_rows } => {
-                    if Instant::now() >= deadline {
-                        return Err(Failure::refused(RefusalKind::Timeout, "the transaction took longer than its time-out"));
-                    }
-                    let result = self.statement(sql, parameters, &mut room)?;
-                    if let Some(expected) = expect_rows.filter(|expected| *expected != result.rows_affected) {
-                        let message = format!("the statement affected {} rows, {expected} were expected", result.rows_affected);
-                        return Err(Failure::refused(RefusalKind::Condition, message));
-                    }
-                    results.push(result);
+        for (at, operation) in operations.iter().enumerate() {
+            let result = self.operation(operation, deadline, &mut room).map_err(|failure| match failure {
+                // A single one needs no number.
+                Failure::Refused(Refusal { kind, message }) if operations.len() > 1 => {
+                    Failure::refused(kind, format!("operations[{at}]: {message}"))
                 }
-                Operation::Put { key, .. } | Operation::Delete { key, .. } => {
-                    return Err(Failure::refused(
-                        RefusalKind::Invalid,
-                        format!("this store is a database: it takes SQL statements, not the document `{key}`"),
-                    ));
-                }
-            }
+                failure => failure,
+            })?;
+            results.push(result);
         }
         Ok(results.into())
+    }
+
+    fn operation(&self, operation: &Operation, deadline: Instant, room: &mut Room) -> Result<StatementResult, Failure> {
+        match operation {
+            Operation::Statement { sql, parameters, expect_rows } => {
+                if Instant::now() >= deadline {
+                    return Err(Failure::refused(RefusalKind::Timeout, "the transaction took longer than its time-out"));
+                }
+                let result = self.statement(sql, parameters, room)?;
+                if let Some(expected) = expect_rows.filter(|expected| *expected != result.rows_affected) {
+                    let message = format!("the statement affected {} rows, {expected} were expected", result.rows_affected);
+                    return Err(Failure::refused(RefusalKind::Condition, message));
+                }
+                Ok(result)
+            }
+            Operation::Put { key, .. } | Operation::Delete { key, .. } => Err(Failure::refused(
+                RefusalKind::Invalid,
+                format!("this store is a database: it takes SQL statements, not the document `{key}`"),
+            )),
+        }
     }
 
     fn statement(&self, sql: &str, parameters: &[Value], room: &mut Room) -> Result<StatementResult, Failure> {

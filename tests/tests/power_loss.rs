@@ -1,0 +1,257 @@
+//! Power loss under the whole machine: sled, SQLite and Tantivy in one daemon. A life of the daemon is recorded once; then the power is
+//! lost at many moments of it, each time with other remains of what was not forced, and the daemon is started on them. Everything that
+//! anybody was told before that moment is there, in both stores; of the rest each transaction is whole or not there.
+//!
+//! `POWER_LOSS_SEEDS` is how often the power is lost for each life (default 6); `POWER_LOSS_SEED` is the first seed (default 1).
+
+use anyhow::{Context, anyhow, bail, ensure};
+use lockstep_tests::power_loss::{Disk, Event, Image, Journal, Loss, Names, Shadow};
+use lockstep_tests::witness::{self, Load, Testimony, Verdict};
+use lockstep_tests::workload;
+use lockstepd::demo::daemon::{Daemon, Launch};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+const LOAD: Load = Load { clients: 6, transactions: 8, items: 5, big_every: 6 };
+/// How long a life writes: long enough that stores are durable, and payloads forgotten for it.
+const LIFE: Duration = Duration::from_millis(2_600);
+/// Lives, one after the other on the remains of the one before.
+const LIVES: u64 = 3;
+
+const LED: &str = r#"
+[[store]]
+type = "sqlite"
+name = "db"
+mode = "database-led"
+
+[[store]]
+type = "tantivy"
+name = "index"
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_acknowledged_survives_power_loss() -> anyhow::Result<()> {
+    survive(None).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_acknowledged_survives_power_loss_with_a_leading_database() -> anyhow::Result<()> {
+    survive(Some(LED)).await
+}
+
+/// Forces are what does it: where they are told done and not done, something acknowledged is gone, and that is noticed. Of the log
+/// nobody but the client can tell, when it has lost no more than the stores have. A store is found out as soon as the log has forgotten
+/// what the store said was durable.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_forces_something_acknowledged_is_lost_and_that_is_noticed() -> anyhow::Result<()> {
+    let scratch = Scratch::new(None)?;
+    let lived = scratch.live("life", Vec::new()).await?;
+    let log = lie(&scratch, &lived, "log/", 300).await?;
+    ensure!(log.wrong > 0, "without the log's forces, nobody missed anything: {log:?}");
+    for store in ["index/", "db.sqlite"] {
+        let noticed = lie(&scratch, &lived, store, usize::MAX).await?;
+        ensure!(noticed.refused + noticed.wrong > 0, "without the forces of {store}, nobody noticed anything: {noticed:?}");
+    }
+    Ok(())
+}
+
+/// A life, recorded.
+struct Life {
+    /// The disk as it was before.
+    disk: Disk,
+    journal: Journal,
+    /// What clients were told, and since which event.
+    told: Vec<Testimony>,
+    /// Events until it was ready for the first transaction.
+    ready: usize,
+}
+
+/// A moment at which the power is lost: so many events have happened.
+#[derive(Clone, Copy, Debug)]
+struct Moment {
+    after: usize,
+    seed: u64,
+}
+
+/// What came of starts.
+#[derive(Default, Debug)]
+struct Verdicts {
+    right: u32,
+    refused: u32,
+    wrong: u32,
+}
+
+async fn survive(configuration: Option<&str>) -> anyhow::Result<()> {
+    let scratch = Scratch::new(configuration)?;
+    let first = from_environment("POWER_LOSS_SEED", 1);
+    let mut told = Vec::new();
+    for life in 0..LIVES {
+        let lived = scratch.live(&format!("life{life}"), told).await?;
+        let mut remains = None;
+        for names in [Names::Strict, Names::Journaled] {
+            let (mut disk, mut done) = (lived.disk.clone().with(names), 0);
+            for moment in lived.moments(0, first + life * 1_000) {
+                lived.play(&mut disk, &mut done, moment.after)?;
+                let mut random = ChaCha8Rng::seed_from_u64(moment.seed);
+                let loss = Loss::any(&mut random);
+                let image = disk.after(loss, &lived.journal, &mut random);
+                let what = format!("life {life}, {moment:?}, {names:?}, {loss:?}, configuration {configuration:?}");
+                let known = match scratch.start_on(&image, &lived, moment).await? {
+                    Verdict::Right(known) => known,
+                    Verdict::Refused(sentence) => return Err(scratch.keep(&image, &what, anyhow!("refused: {sentence}"))),
+                    Verdict::Wrong(error) => return Err(scratch.keep(&image, &what, error)),
+                };
+                remains = Some((known, image));
+            }
+        }
+        // The next life begins on the last remains, and mends them while it is recorded.
+        let (known, image) = remains.context("POWER_LOSS_SEEDS is 0")?;
+        std::fs::remove_dir_all(scratch.data())?;
+        image.write(&scratch.data())?;
+        told = known;
+    }
+    Ok(())
+}
+
+/// Power losses in the second half of a life, before each of which the last so many events' forces below `prefix` did nothing.
+async fn lie(scratch: &Scratch, lived: &Life, prefix: &str, events: usize) -> anyhow::Result<Verdicts> {
+    let mut verdicts = Verdicts::default();
+    for moment in lived.moments(lived.journal.events().len() / 2, from_environment("POWER_LOSS_SEED", 1)) {
+        let (mut disk, mut done) = (lived.disk.clone(), 0);
+        lived.play(&mut disk, &mut done, moment.after.saturating_sub(events).max(lived.ready))?;
+        disk.lie_about(prefix);
+        lived.play(&mut disk, &mut done, moment.after)?;
+        let mut random = ChaCha8Rng::seed_from_u64(moment.seed);
+        let loss = [Loss::All, Loss::Writes, Loss::Blocks(4096)][moment.seed as usize % 3];
+        match scratch.start_on(&disk.after(loss, &lived.journal, &mut random), lived, moment).await? {
+            Verdict::Right(_) => verdicts.right += 1,
+            Verdict::Refused(sentence) => {
+                println!("{prefix}, {moment:?}, {loss:?}: refused: {sentence}");
+                verdicts.refused += 1;
+            }
+            Verdict::Wrong(error) => {
+                println!("{prefix}, {moment:?}, {loss:?}: {error:#}");
+                verdicts.wrong += 1;
+            }
+        }
+    }
+    println!("{prefix}: {verdicts:?}");
+    Ok(verdicts)
+}
+
+impl Life {
+    /// Moments in order, from this event on: any, just before a force ends, and just after an answer.
+    fn moments(&self, from: usize, first_seed: u64) -> Vec<Moment> {
+        let events = self.journal.events();
+        let forces: Vec<usize> = (from..events.len()).filter(|at| matches!(events[*at], Event::Synced { .. })).collect();
+        let answers: Vec<usize> = self.told.iter().map(|told| told.since as usize).filter(|since| *since > from).collect();
+        let mut moments: Vec<Moment> = (first_seed..first_seed + from_environment("POWER_LOSS_SEEDS", 6))
+            .map(|seed| {
+                let mut random = ChaCha8Rng::seed_from_u64(seed);
+                let after = match seed % 3 {
+                    0 if !forces.is_empty() => forces[random.random_range(0..forces.len())],
+                    1 if !answers.is_empty() => answers[random.random_range(0..answers.len())],
+                    _ => random.random_range(from..=events.len()),
+                };
+                Moment { after, seed }
+            })
+            .collect();
+        moments.sort_by_key(|moment| moment.after);
+        moments
+    }
+
+    /// Brings the disk, to which so many events have happened, to this one.
+    fn play(&self, disk: &mut Disk, done: &mut usize, to: usize) -> anyhow::Result<()> {
+        for event in &self.journal.events()[*done..to] {
+            disk.take(event, &self.journal)?;
+        }
+        *done = to;
+        Ok(())
+    }
+}
+
+/// Where all of it happens.
+struct Scratch {
+    folder: tempfile::TempDir,
+    shadow: Shadow,
+    configuration: Option<String>,
+}
+
+impl Scratch {
+    fn new(configuration: Option<&str>) -> anyhow::Result<Scratch> {
+        let folder = tempfile::tempdir()?;
+        let shadow = Shadow::compile(folder.path())?;
+        std::fs::create_dir_all(folder.path().join("alive/data"))?;
+        if let Some(text) = configuration {
+            std::fs::write(folder.path().join("lockstepd.toml"), text)?;
+        }
+        Ok(Scratch { folder, shadow, configuration: configuration.map(str::to_string) })
+    }
+
+    /// The folder of the lives.
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("alive/data")
+    }
+
+    fn launch(&self, data_dir: PathBuf, environment: Vec<(String, String)>) -> Launch {
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_lockstepd-with-failpoints"));
+        let file = self.folder.path().join("lockstepd.toml").display().to_string();
+        let arguments = self.configuration.as_ref().map(|_| vec!["--config".to_string(), file]).unwrap_or_default();
+        Launch { program, data_dir, arguments, environment }
+    }
+
+    /// A life: starts, writes for a while, and is killed. Everything that it does to its folder is recorded.
+    async fn live(&self, name: &str, mut told: Vec<Testimony>) -> anyhow::Result<Life> {
+        let data = self.data().canonicalize()?;
+        let file = self.folder.path().join(format!("{name}.journal"));
+        let disk = Disk::holding(&data, Names::Strict)?;
+        let mut daemon = Daemon::start(self.launch(data.clone(), self.shadow.environment(&data, &file))).await?;
+        if let Some(sentence) = witness::mended(&daemon).await? {
+            bail!("{name} is refused: {sentence}");
+        }
+        let length = {
+            let file = file.clone();
+            move || std::fs::metadata(&file).map_or(0, |file| file.len())
+        };
+        let client = workload::connect(&daemon.url()).await?;
+        witness::prepare(&client).await?;
+        let (ready, began, mut lengths) = (length(), Instant::now(), Vec::new());
+        for round in 0.. {
+            // Not all of them are big, or a life would be all of them.
+            let load = Load { big_every: if round == 0 { LOAD.big_every } else { 0 }, ..LOAD };
+            lengths.extend(witness::run(&client, &format!("{name}-{round}"), load, length.clone()).await?);
+            if began.elapsed() > LIFE {
+                break;
+            }
+        }
+        daemon.kill();
+        let journal = Journal::read(&file)?;
+        std::fs::remove_file(&file)?;
+        told.extend(lengths.into_iter().map(|told| Testimony { since: journal.events_at(told.since) as u64, ..told }));
+        Ok(Life { disk, ready: journal.events_at(ready), journal, told })
+    }
+
+    /// Starts a daemon on these remains and judges what it says.
+    async fn start_on(&self, image: &Image, lived: &Life, moment: Moment) -> anyhow::Result<Verdict> {
+        let folder = self.folder.path().join("remains");
+        image.write(&folder.join("data"))?;
+        let verdict = witness::judge(self.launch(folder.join("data"), Vec::new()), &lived.told, moment.after as u64).await?;
+        std::fs::remove_dir_all(&folder)?;
+        Ok(verdict)
+    }
+
+    /// For whoever looks into it.
+    fn keep(&self, image: &Image, what: &str, error: anyhow::Error) -> anyhow::Error {
+        let kept = tempfile::tempdir().map(tempfile::TempDir::keep).map_err(anyhow::Error::from);
+        match kept.and_then(|folder| image.write(&folder.join("data")).map(|()| folder)) {
+            Ok(folder) => error.context(format!("{what}; the remains are kept in {}", folder.display())),
+            Err(other) => error.context(format!("{what}; the remains could not be kept: {other:#}")),
+        }
+    }
+}
+
+fn from_environment(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
