@@ -71,6 +71,6 @@ fn open_sqlite(configuration: &Configuration, store: &SqliteStore, path: &Path) 
 fn open_tantivy(configuration: &Configuration, store: &TantivyStore, path: &Path) -> Result<Box<dyn ResourceManager>, StoreError> {
     let limits = DocumentLimits { bytes: configuration.limits.document_bytes, ..DocumentLimits::default() };
     let commit_every = Duration::from_millis(store.commit_every_ms);
-    let options = TantivyOptions { commit_every, heap: store.heap_mb * 1_000_000, limits, ..TantivyOptions::new(path) };
+    let options = TantivyOptions { commit_every, heap: store.heap_mb * 1_000_000, limits, background: true, ..TantivyOptions::new(path) };
     Ok(Box::new(Tantivy::open(options)?))
 }

@@ -382,7 +382,14 @@ impl<'a> Run<'a> {
         self.closed = self.closed.max(closed);
     }
 
-    fn tend(&mut self) {
+    /// Tends until nothing is due any more, each time when the store asked for it.
+    fn tend_to_the_end(&mut self) {
+        while let Some(next) = self.tend() {
+            std::thread::sleep(next.saturating_duration_since(std::time::Instant::now()));
+        }
+    }
+
+    fn tend(&mut self) -> Option<std::time::Instant> {
         self.close();
         let closed = self.closed;
         let tended = self.store().tend(closed).expect("tend");
@@ -390,6 +397,7 @@ impl<'a> Run<'a> {
         if self.kind == Kind::Redo || self.kind == Kind::Serial {
             self.told(tended.progress);
         }
+        tended.next
     }
 
     /// Some decision that was told already and is still in the log.
@@ -431,7 +439,7 @@ impl<'a> Run<'a> {
                 self.tell(&some);
             }
             9 => self.repeat(),
-            10 => self.tend(),
+            10 => drop(self.tend()),
             _ if self.rng.one_in(3) => self.session(false),
             _ => self.forget(),
         }
@@ -458,7 +466,7 @@ impl<'a> Run<'a> {
         match self.rng.below(8) {
             0..=3 => self.prepare(),
             4 => self.repeat(),
-            5 => self.tend(),
+            5 => drop(self.tend()),
             6 => self.session(false),
             _ => self.forget(),
         }
@@ -486,7 +494,7 @@ impl<'a> Run<'a> {
             0..=3 => self.prepare(),
             4 => self.settle(),
             5 => self.scan(),
-            6 => self.tend(),
+            6 => drop(self.tend()),
             7 => self.lead_too_late(),
             _ if self.rng.one_in(4) => self.raise_floor(),
             _ => self.session(false),
@@ -511,7 +519,7 @@ impl<'a> Run<'a> {
                 }
             }
             5 => self.repeat(),
-            6 => self.tend(),
+            6 => drop(self.tend()),
             _ => self.forget(),
         }
         if !self.untold.is_empty() && self.rng.one_in(2) {
@@ -645,7 +653,7 @@ impl<'a> Run<'a> {
             Kind::Redo | Kind::Serial | Kind::Preparing => self.tell(&all),
         }
         for _ in 0..3 {
-            self.tend();
+            self.tend_to_the_end();
         }
         if self.kind == Kind::Redo || self.kind == Kind::Serial {
             assert_eq!(self.progress.applied, self.closed, "nothing waits, so all that is closed is applied");

@@ -16,13 +16,17 @@ mod tantivy {
     use super::*;
     use lockstep_participants::tantivy::{Tantivy, TantivyOptions};
 
-    struct Index(tempfile::TempDir);
+    struct Index {
+        folder: tempfile::TempDir,
+        background: bool,
+    }
 
     impl Subject for Index {
         fn open(&mut self) -> Box<dyn ResourceManager> {
-            let mut options = TantivyOptions::new(self.0.path());
+            let mut options = TantivyOptions::new(self.folder.path());
             options.commit_every = Duration::ZERO;
             options.heap = 15_000_000;
+            options.background = self.background;
             Box::new(Tantivy::open(options).unwrap())
         }
 
@@ -46,7 +50,16 @@ mod tantivy {
 
     #[test]
     fn tantivy_conforms() {
-        let summary = run_all(|| Index(tempfile::tempdir().unwrap()), 30, 25);
+        conforms(false);
+    }
+
+    #[test]
+    fn tantivy_conforms_with_commits_in_the_background() {
+        conforms(true);
+    }
+
+    fn conforms(background: bool) {
+        let summary = run_all(|| Index { folder: tempfile::tempdir().unwrap(), background }, 30, 25);
         assert!(summary.committed > 150 && summary.aborted > 50 && summary.crashes > 50, "{summary:?}");
     }
 }

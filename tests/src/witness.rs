@@ -16,6 +16,8 @@ const MEND: Duration = Duration::from_secs(60);
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Inquiries under way at once.
 const INQUIRIES: usize = 32;
+/// What is written after a start.
+const MORE: Load = Load { clients: 2, transactions: 2, items: 5, big_every: 0 };
 /// The table of the contents, beside those of the workload.
 const CONTENTS: &str = "CREATE TABLE content (id TEXT PRIMARY KEY NOT NULL, content TEXT NOT NULL)";
 
@@ -28,7 +30,9 @@ pub struct Testimony {
     pub request: RequestId,
     /// Length of its content, bytes: it stands in a row of its own, and in the document.
     pub bytes: usize,
-    /// Where the world stood when the answer had come, on a scale of the test's own; `u64::MAX`: nobody has seen an answer.
+    /// Where the world stood before it was sent, on a scale of the test's own.
+    pub sent: u64,
+    /// Where the world stood when the answer had come.
     pub since: u64,
 }
 
@@ -48,8 +52,13 @@ pub struct Load {
 /// What came of a start.
 #[derive(Debug)]
 pub enum Verdict {
-    /// Everything is there and agrees. Holds what is known now for certain.
-    Right(Vec<Testimony>),
+    /// Everything is there and agrees.
+    Right {
+        /// What is known now for certain of what was told before.
+        known: Vec<Testimony>,
+        /// What was written since.
+        more: Vec<Testimony>,
+    },
     /// It refused, in this sentence.
     Refused(String),
     /// It answers, wrongly.
@@ -91,8 +100,9 @@ pub async fn run(
                 let big = load.big_every > 0 && n % load.big_every == who % load.big_every;
                 let bytes = if big { 1_000_000 } else { [20, 200, 9_000][(who + n) % 3] };
                 let wait = [Wait::Decided, Wait::Applied, Wait::Visible][(who * 5 + n) % 3];
-                let testimony = one(&client, &id, &item, bytes, wait).await.with_context(|| format!("transaction {id}"))?;
-                all.push(Testimony { since: now(), ..testimony });
+                let sent = now();
+                let (request, outcome) = one(&client, &id, &item, bytes, wait).await.with_context(|| format!("transaction {id}"))?;
+                all.push(Testimony { told: Told { id, item, outcome }, request, bytes, sent, since: now() });
             }
             anyhow::Ok(all)
         });
@@ -104,19 +114,18 @@ pub async fn run(
     Ok(all)
 }
 
-async fn one(client: &Client, id: &str, item: &str, bytes: usize, wait: Wait) -> anyhow::Result<Testimony> {
+async fn one(client: &Client, id: &str, item: &str, bytes: usize, wait: Wait) -> anyhow::Result<(RequestId, Result<u64, String>)> {
     let position = match client.position() {
         Some(position) => position,
         None => bail!("the client does not know where the coordinator stands"),
     };
     let request = RequestId { key: id.into(), attempt: 1, position };
     let answer = transaction(client, id, item, bytes).idempotency_key(id).position(position).wait(wait).deadline(PATIENCE).commit().await;
-    let outcome = match answer {
-        Ok(receipt) => Ok(receipt.csn.to_u64()),
-        Err(CommitError::Aborted(aborted)) => Err(aborted.message),
-        Err(error) => return Err(error.into()),
-    };
-    Ok(Testimony { told: Told { id: id.into(), item: item.into(), outcome }, request, bytes, since: u64::MAX })
+    match answer {
+        Ok(receipt) => Ok((request, Ok(receipt.csn.to_u64()))),
+        Err(CommitError::Aborted(aborted)) => Ok((request, Err(aborted.message))),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// As the workload's, and a content that can be told from every other.
@@ -144,8 +153,8 @@ fn content(id: &str, bytes: usize) -> String {
 }
 
 /// Starts a daemon and holds everything it answers against what was told until `now`; of what was told later either is right, but whole.
-/// An error is one of the test's own.
-pub async fn judge(launch: Launch, all: &[Testimony], now: u64) -> anyhow::Result<Verdict> {
+/// Then more is written, under this name, and all of it judged again. An error is one of the test's own.
+pub async fn judge(launch: Launch, all: &[Testimony], now: u64, name: &str) -> anyhow::Result<Verdict> {
     let mut daemon = match Daemon::start(launch).await {
         Ok(daemon) => daemon,
         Err(error) => return Ok(Verdict::Refused(format!("{error:#}"))),
@@ -153,8 +162,8 @@ pub async fn judge(launch: Launch, all: &[Testimony], now: u64) -> anyhow::Resul
     let verdict = match mended(&daemon).await {
         Ok(None) => {
             let client = workload::connect(&daemon.url()).await?;
-            match testify(&client, all, now).await {
-                Ok(known) => Verdict::Right(known),
+            match testify_twice(&daemon, &client, all, now, name).await {
+                Ok((known, more)) => Verdict::Right { known, more },
                 // A store that is refused only when it is first asked says so in its status.
                 Err(error) => refusal(&daemon).await.map_or(Verdict::Wrong(error), Verdict::Refused),
             }
@@ -192,11 +201,28 @@ async fn refusal(daemon: &Daemon) -> Option<String> {
     Some(format!("store `{}`: {} {}", store.name, store.session, store.why))
 }
 
+async fn testify_twice(
+    daemon: &Daemon,
+    client: &Client,
+    all: &[Testimony],
+    now: u64,
+    name: &str,
+) -> anyhow::Result<(Vec<Testimony>, Vec<Testimony>)> {
+    let known = testify(daemon, client, all, now).await?;
+    prepare(client).await?;
+    let more = run(client, name, MORE, || 0).await.context("nothing more can be written")?;
+    if let Some(sentence) = mended(daemon).await? {
+        bail!("after more was written: {sentence}");
+    }
+    testify(daemon, client, &[known.as_slice(), &more].concat(), 0).await.context("after more was written")?;
+    Ok((known, more))
+}
+
 /// Both stores, the contents, and the answers to every request asked for again.
-async fn testify(client: &Client, all: &[Testimony], now: u64) -> anyhow::Result<Vec<Testimony>> {
+async fn testify(daemon: &Daemon, client: &Client, all: &[Testimony], now: u64) -> anyhow::Result<Vec<Testimony>> {
     let there = if has_table(client, "journal").await? { ids(client).await? } else { BTreeSet::new() };
     let mut known = Vec::with_capacity(all.len());
-    for testimony in all {
+    for testimony in all.iter().filter(|testimony| testimony.sent <= now) {
         let mut testimony = testimony.clone();
         let written = there.contains(&testimony.told.id);
         testimony.told.outcome = match testimony.told.outcome {
@@ -205,7 +231,7 @@ async fn testify(client: &Client, all: &[Testimony], now: u64) -> anyhow::Result
             Ok(_) => Err("nobody was told an outcome, and it is not there".to_string()),
             Err(why) => Err(why),
         };
-        testimony.since = 0;
+        (testimony.sent, testimony.since) = (0, 0);
         known.push(testimony);
     }
     if there.is_empty() {
@@ -216,7 +242,8 @@ async fn testify(client: &Client, all: &[Testimony], now: u64) -> anyhow::Result
         workload::check(client, &told).await?;
         contents(client, &known).await?;
     }
-    inquire(client, &known).await?;
+    let floor = daemon.status().await?.floor.unwrap_or_default();
+    inquire(client, &known, (floor.epoch, floor.n) > (0, 0)).await?;
     Ok(known)
 }
 
@@ -240,8 +267,8 @@ async fn contents(client: &Client, known: &[Testimony]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Asked again, every request has the outcome that was told (I7).
-async fn inquire(client: &Client, known: &[Testimony]) -> anyhow::Result<()> {
+/// Asked again, every request has the outcome that was told (I7), or, if the daemon forgets any, may have expired.
+async fn inquire(client: &Client, known: &[Testimony], forgets: bool) -> anyhow::Result<()> {
     for some in known.chunks(INQUIRIES) {
         let mut asked = tokio::task::JoinSet::new();
         for testimony in some {
@@ -255,6 +282,7 @@ async fn inquire(client: &Client, known: &[Testimony]) -> anyhow::Result<()> {
                     ensure!(receipt.csn.to_u64() == csn, "I7: {id} had CSN {csn}, asked again {}", receipt.csn.to_u64());
                 }
                 (Err(CommitError::Aborted(_)), Err(_)) => {}
+                (Err(CommitError::Expired { .. }), _) if forgets => {}
                 (answer, outcome) => bail!("I7: {id} was told {outcome:?}, asked again {answer:?}"),
             }
         }

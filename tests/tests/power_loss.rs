@@ -99,7 +99,7 @@ async fn survive(configuration: Option<&str>) -> anyhow::Result<()> {
                 let image = disk.after(loss, &lived.journal, &mut random);
                 let what = format!("life {life}, {moment:?}, {names:?}, {loss:?}, configuration {configuration:?}");
                 let known = match scratch.start_on(&image, &lived, moment).await? {
-                    Verdict::Right(known) => known,
+                    Verdict::Right { known, .. } => known,
                     Verdict::Refused(sentence) => return Err(scratch.keep(&image, &what, anyhow!("refused: {sentence}"))),
                     Verdict::Wrong(error) => return Err(scratch.keep(&image, &what, error)),
                 };
@@ -126,7 +126,7 @@ async fn lie(scratch: &Scratch, lived: &Life, prefix: &str, events: usize) -> an
         let mut random = ChaCha8Rng::seed_from_u64(moment.seed);
         let loss = [Loss::All, Loss::Writes, Loss::Blocks(4096)][moment.seed as usize % 3];
         match scratch.start_on(&disk.after(loss, &lived.journal, &mut random), lived, moment).await? {
-            Verdict::Right(_) => verdicts.right += 1,
+            Verdict::Right { .. } => verdicts.right += 1,
             Verdict::Refused(sentence) => {
                 println!("{prefix}, {moment:?}, {loss:?}: refused: {sentence}");
                 verdicts.refused += 1;
@@ -229,7 +229,8 @@ impl Scratch {
         daemon.kill();
         let journal = Journal::read(&file)?;
         std::fs::remove_file(&file)?;
-        told.extend(lengths.into_iter().map(|told| Testimony { since: journal.events_at(told.since) as u64, ..told }));
+        let events = |length| journal.events_at(length) as u64;
+        told.extend(lengths.into_iter().map(|told| Testimony { sent: events(told.sent), since: events(told.since), ..told }));
         Ok(Life { disk, ready: journal.events_at(ready), journal, told })
     }
 
@@ -237,7 +238,7 @@ impl Scratch {
     async fn start_on(&self, image: &Image, lived: &Life, moment: Moment) -> anyhow::Result<Verdict> {
         let folder = self.folder.path().join("remains");
         image.write(&folder.join("data"))?;
-        let verdict = witness::judge(self.launch(folder.join("data"), Vec::new()), &lived.told, moment.after as u64).await?;
+        let verdict = witness::judge(self.launch(folder.join("data"), Vec::new()), &lived.told, moment.after as u64, "after").await?;
         std::fs::remove_dir_all(&folder)?;
         Ok(verdict)
     }

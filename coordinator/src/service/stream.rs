@@ -21,7 +21,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_stream::Stream;
 use tonic::{Code, Status, Streaming};
-use tracing::debug;
+use tracing::{debug, warn};
 
 /// Replies taken at once.
 const FRAME_REPLIES: usize = 512;
@@ -167,6 +167,7 @@ impl Reader {
                 Err(_) => {
                     let sentence =
                         format!("replies were not read for {} ms (timeouts.stream_stall_ms); the transactions go on", stall.as_millis());
+                    warn!("a client's stream is ended: {sentence}");
                     self.abandon(Status::resource_exhausted(sentence));
                     return Err(Over);
                 }

@@ -12,7 +12,7 @@ use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use tantivy::indexer::{IndexWriterOptions, UserOperation};
 use tantivy::{Index, IndexSettings, IndexWriter, Term};
 
@@ -35,13 +35,33 @@ pub(super) struct Writer {
     stuck: BTreeSet<Csn>,
     /// The newest write of each key above the watermark. No write at or below it can come any more, so this is all that R-ORDER needs
     /// to tell an older write from a newer one, and a delete's late put from a new document.
-    newest: FxHashMap<String, Newest>,
+    newest: Arc<Mutex<FxHashMap<String, Newest>>>,
     /// Operations on their way to the indexing thread, which is woken once for many.
     operations: Vec<UserOperation>,
 }
 
 /// Operations that are handed to the indexing thread at once, at most.
 const HANDED_OVER: usize = 64;
+
+/// The newest writes of documents, as far as the index knows them.
+pub(super) struct Seen {
+    newest: Arc<Mutex<FxHashMap<String, Newest>>>,
+    snapshot: Arc<Snapshot>,
+}
+
+impl Seen {
+    /// The CSN of the document, if there is one.
+    pub fn csn(&self, key: &str) -> Result<Option<Csn>, StoreError> {
+        match locked(&self.newest).get(key) {
+            Some(newest) => Ok((!newest.delete).then_some(newest.csn)),
+            None => self.snapshot.csn(key),
+        }
+    }
+}
+
+fn locked(newest: &Mutex<FxHashMap<String, Newest>>) -> MutexGuard<'_, FxHashMap<String, Newest>> {
+    newest.lock().expect("no holder panics")
+}
 
 /// A key's newest write.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -119,7 +139,7 @@ impl Writer {
             received,
             waiting: None,
             stuck: BTreeSet::new(),
-            newest,
+            newest: Arc::new(Mutex::new(newest)),
             operations: Vec::with_capacity(HANDED_OVER),
         })
     }
@@ -139,9 +159,9 @@ impl Writer {
         self.highest
     }
 
-    /// The key's newest write, if it is above the watermark.
-    pub fn newest(&self, key: &str) -> Option<Newest> {
-        self.newest.get(key).copied()
+    /// What conditions are tested against, also while the writer is at its commit.
+    pub fn seen(&self) -> Seen {
+        Seen { newest: self.newest.clone(), snapshot: self.snapshot.clone() }
     }
 
     /// Applies a decided redo. A repeat changes nothing, and of two writes of a key the one with the higher CSN stays, in whichever
@@ -171,7 +191,8 @@ impl Writer {
 
     fn write(&mut self, layout: &Layout, csn: Csn, write: &Write) -> Result<(), StoreError> {
         let key = write.key();
-        match self.newest.get_mut(key) {
+        let mut keys = locked(&self.newest);
+        match keys.get_mut(key) {
             // Superseded, or here already; readable when what superseded it is.
             Some(newest) if newest.csn >= csn => {
                 if !newest.durable {
@@ -181,9 +202,10 @@ impl Writer {
             }
             Some(newest) => *newest = Newest { csn, delete: matches!(write, Write::Delete { .. }), durable: false },
             None => {
-                self.newest.insert(key.to_owned(), Newest { csn, delete: matches!(write, Write::Delete { .. }), durable: false });
+                keys.insert(key.to_owned(), Newest { csn, delete: matches!(write, Write::Delete { .. }), durable: false });
             }
         }
+        drop(keys);
         self.waiting = Some(self.waiting.map_or(csn, |waiting| waiting.min(csn)));
         self.operations.push(UserOperation::Delete(Term::from_field_text(layout.key, key)));
         match write {
@@ -213,7 +235,7 @@ impl Writer {
         self.highest = older.highest;
         self.received = older.received;
         self.stuck.clone_from(&older.stuck);
-        self.newest.clone_from(&older.newest);
+        locked(&self.newest).clone_from(&locked(&older.newest));
     }
 
     /// No outcome at or below this is open any more.
@@ -232,12 +254,12 @@ impl Writer {
         let watermark = self.next_watermark();
         let mut prepared = self.writer.prepare_commit().map_err(broken)?;
         // Every commit carries it: one without would leave none.
-        prepared.set_payload(&Payload::text(watermark, self.highest, &self.newest));
+        prepared.set_payload(&Payload::text(watermark, self.highest, &locked(&self.newest)));
         prepared.commit().map_err(broken)?;
         self.snapshot.reload()?;
         self.watermark = watermark;
         self.waiting = None;
-        self.newest.retain(|_, newest| {
+        locked(&self.newest).retain(|_, newest| {
             newest.durable = true;
             newest.csn > watermark
         });

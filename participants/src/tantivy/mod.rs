@@ -11,6 +11,7 @@
 //! folder/index-<n>/   the index; a migration builds the next one beside it and switches by store.json
 //! ```
 
+mod committing;
 mod directory;
 mod document;
 mod index;
@@ -24,8 +25,9 @@ pub use reader::MAX_WINDOW;
 pub use schema::{Declaration, FieldDeclaration, FieldKind, MAX_FIELD_NAME, MAX_FIELDS};
 
 use crate::{Committed, Reader, Recovered, ResourceManager, StoreError, Tended};
+use committing::Committing;
 use document::shown;
-use index::{Applied, Writer};
+use index::{Applied, Seen, Writer};
 use lockstep_core::{Ballot, Condition, Csn, Decided, Kind, Operation, Owner, ParticipantId, Refusal, RefusalKind, Txid, Vote, Work};
 use manifest::{Manifest, sync_folder};
 use reader::IndexReads;
@@ -48,16 +50,23 @@ pub struct TantivyOptions {
     pub heap: usize,
     /// Limits of one document.
     pub limits: DocumentLimits,
+    /// Commits run on a thread of their own, so that votes do not wait for them; [`ResourceManager::tend`] then only begins and ends
+    /// them.
+    pub background: bool,
 }
 
+/// How often a commit under way is looked at.
+const LOOK: Duration = Duration::from_millis(2);
+
 impl TantivyOptions {
-    /// The defaults in this folder: a commit every 100 ms, 30 MB, documents of 1 MiB.
+    /// The defaults in this folder: a commit every 100 ms, 30 MB, documents of 1 MiB, commits on the caller's thread.
     pub fn new(folder: impl Into<PathBuf>) -> TantivyOptions {
         TantivyOptions {
             folder: folder.into(),
             commit_every: Duration::from_millis(100),
             heap: 30_000_000,
             limits: DocumentLimits::default(),
+            background: false,
         }
     }
 }
@@ -67,8 +76,10 @@ pub struct Tantivy {
     options: TantivyOptions,
     manifest: Manifest,
     layout: Arc<Layout>,
-    /// `None` after an error, until recovered.
+    /// `None` while it is at its commit; also after an error, until recovered.
     writer: Option<Writer>,
+    committing: Option<Committing>,
+    seen: Seen,
     reads: Arc<IndexReads>,
     /// When the last commit began.
     committed_at: Option<Instant>,
@@ -91,7 +102,8 @@ impl Tantivy {
         let layout = Arc::new(Layout::new(&manifest.declaration));
         let writer = Writer::open(&index_folder(&options.folder, manifest.generation), layout.clone(), options.heap)?;
         let reads = Arc::new(IndexReads::new(writer.snapshot().clone()));
-        Ok(Tantivy { options, manifest, layout, writer: Some(writer), reads, committed_at: None, _lock: lock })
+        let seen = writer.seen();
+        Ok(Tantivy { options, manifest, layout, writer: Some(writer), committing: None, seen, reads, committed_at: None, _lock: lock })
     }
 
     /// What its documents look like.
@@ -113,24 +125,64 @@ impl Tantivy {
         result
     }
 
+    /// Waits for a commit that is under way, and applies what was decided meanwhile.
+    fn end_commit(&mut self) -> Result<(), StoreError> {
+        let Some(committing) = self.committing.take() else { return Ok(()) };
+        let (writer, backlog, closed) = committing.end()?;
+        self.writer = Some(writer);
+        self.apply(&backlog, closed).map(drop)
+    }
+
+    fn apply(&mut self, decided: &[Decided], closed: Csn) -> Result<Committed, StoreError> {
+        self.step(|writer, layout| {
+            let mut stuck = Vec::new();
+            for decided in decided {
+                match writer.apply(layout, decided)? {
+                    Applied::Yes => {}
+                    Applied::Stuck(sentence) => stuck.push((decided.csn, sentence)),
+                }
+            }
+            writer.hand_over()?;
+            writer.close(closed);
+            Ok(Committed { progress: writer.progress(), stuck, ..Committed::default() })
+        })
+    }
+
+    /// When the next commit may begin, if not now.
+    fn not_before(&self, now: Instant) -> Option<Instant> {
+        self.committed_at.and_then(|at| at.checked_add(self.options.commit_every)).filter(|at| *at > now)
+    }
+
+    /// Begins a commit, or makes it.
+    fn commit_now(&mut self, now: Instant) -> Result<(), StoreError> {
+        self.committed_at = Some(now);
+        if !self.options.background {
+            return self.step(|writer, _| writer.commit());
+        }
+        let writer = self.writer.take().expect("seen by the caller");
+        self.committing = Some(Committing::begin(writer)?);
+        Ok(())
+    }
+
     /// Opens the index as its last commit left it.
     fn reopen(&mut self) -> Result<(), StoreError> {
         self.writer = None;
         let folder = index_folder(&self.options.folder, self.manifest.generation);
         let writer = Writer::open(&folder, self.layout.clone(), self.options.heap)?;
         self.reads.switch(writer.snapshot().clone());
+        self.seen = writer.seen();
         self.writer = Some(writer);
         Ok(())
     }
 
-    fn vote(&self, writer: &Writer, operations: &[Operation]) -> Result<Vote, StoreError> {
+    fn vote(&self, operations: &[Operation]) -> Result<Vote, StoreError> {
         if operations.is_empty() {
             return Ok(Vote::ReadOnly(Arc::from([])));
         }
         let mut writes = Vec::with_capacity(operations.len());
         let mut keys = FxHashSet::default();
         for operation in operations {
-            match self.check(writer, operation)? {
+            match self.check(operation)? {
                 Ok(write) if keys.insert(write.key()) => writes.push(write),
                 Ok(write) => {
                     return Ok(no(
@@ -144,7 +196,7 @@ impl Tantivy {
         Ok(Vote::Redo(redo::encode(writes), Arc::from([])))
     }
 
-    fn check<'a>(&self, writer: &Writer, operation: &'a Operation) -> Result<Result<Write<'a>, Refusal>, StoreError> {
+    fn check<'a>(&self, operation: &'a Operation) -> Result<Result<Write<'a>, Refusal>, StoreError> {
         let Some(write) = Write::of(operation) else {
             let sentence = "an index takes no SQL: put and delete whole documents";
             return Ok(Err(Refusal::new(RefusalKind::Invalid, sentence)));
@@ -160,11 +212,7 @@ impl Tantivy {
         }
         if let Some(condition) = operation.condition() {
             // The coordinator has tested it against decided writes that are not here yet (R-COND).
-            let found = match writer.newest(write.key()) {
-                Some(newest) => (!newest.delete).then_some(newest.csn),
-                None => writer.snapshot().csn(write.key())?,
-            };
-            if let Some(sentence) = unmet(condition, found) {
+            if let Some(sentence) = unmet(condition, self.seen.csn(write.key())?) {
                 return Ok(Err(Refusal::new(RefusalKind::Condition, format!("{verb} of `{}`: {sentence}", shown(write.key())))));
             }
         }
@@ -198,7 +246,9 @@ impl ResourceManager for Tantivy {
 
     /// Everything above the watermark is given up, wherever it stands, and comes again from the log.
     fn recover(&mut self, owner: Owner, _me: ParticipantId) -> Result<Recovered, StoreError> {
-        if !self.writer.as_ref().is_some_and(Writer::untouched) {
+        // Its outcome does not matter: what it made durable is found, and the rest comes again.
+        let ended = self.end_commit();
+        if ended.is_err() || !self.writer.as_ref().is_some_and(Writer::untouched) {
             self.reopen()?;
         }
         if self.manifest.owner() != Some(owner) {
@@ -222,25 +272,23 @@ impl ResourceManager for Tantivy {
     }
 
     fn prepare(&mut self, batch: &[Work]) -> Result<Ballot, StoreError> {
-        self.writer()?;
-        let writer = self.writer.as_ref().expect("just seen");
-        let votes = batch.iter().map(|work| Ok((work.txid, self.vote(writer, &work.operations)?))).collect::<Result<_, StoreError>>()?;
+        if self.committing.is_none() {
+            self.writer()?;
+        }
+        let votes = batch.iter().map(|work| Ok((work.txid, self.vote(&work.operations)?))).collect::<Result<_, StoreError>>()?;
         Ok(Ballot { votes, ..Ballot::default() })
     }
 
     fn commit(&mut self, decided: &[Decided], closed: Csn) -> Result<Committed, StoreError> {
-        self.step(|writer, layout| {
-            let mut stuck = Vec::new();
-            for decided in decided {
-                match writer.apply(layout, decided)? {
-                    Applied::Yes => {}
-                    Applied::Stuck(sentence) => stuck.push((decided.csn, sentence)),
-                }
+        if let Some(committing) = &mut self.committing {
+            // One that cannot be read is reported, so it must not wait unseen.
+            let readable = decided.iter().all(|decided| redo::decode(&decided.redo).is_ok());
+            if readable && committing.keep(decided, closed) {
+                return Ok(Committed { progress: committing.progress(), ..Committed::default() });
             }
-            writer.hand_over()?;
-            writer.close(closed);
-            Ok(Committed { progress: writer.progress(), stuck, ..Committed::default() })
-        })
+            self.end_commit()?;
+        }
+        self.apply(decided, closed)
     }
 
     /// A vote holds nothing here: there is nothing to forget.
@@ -250,19 +298,26 @@ impl ResourceManager for Tantivy {
 
     fn tend(&mut self, closed: Csn) -> Result<Tended, StoreError> {
         let now = Instant::now();
-        let due_at = self.committed_at.and_then(|at| at.checked_add(self.options.commit_every)).filter(|at| *at > now);
-        let (progress, committed) = self.step(|writer, _| {
-            writer.close(closed);
-            let commit = due_at.is_none() && writer.due();
-            if commit {
-                writer.commit()?;
+        if let Some(committing) = &mut self.committing {
+            if !committing.ended() && committing.keep(&[], closed) {
+                return Ok(Tended { progress: committing.progress(), next: now.checked_add(LOOK) });
             }
-            Ok((writer.progress(), commit))
-        })?;
-        if committed {
-            self.committed_at = Some(now);
+            self.end_commit()?;
         }
-        let next = if self.writer()?.due() { due_at.or_else(|| now.checked_add(self.options.commit_every)) } else { None };
+        let not_before = self.not_before(now);
+        let due = self.step(|writer, _| {
+            writer.close(closed);
+            Ok(writer.due())
+        })?;
+        if due && not_before.is_none() {
+            self.commit_now(now)?;
+        }
+        if let Some(committing) = &self.committing {
+            return Ok(Tended { progress: committing.progress(), next: now.checked_add(LOOK) });
+        }
+        let writer = self.writer()?;
+        let (progress, due) = (writer.progress(), writer.due());
+        let next = if due { not_before.or_else(|| now.checked_add(self.options.commit_every)) } else { None };
         Ok(Tended { progress, next })
     }
 
@@ -276,6 +331,7 @@ impl ResourceManager for Tantivy {
     /// would be kept but not found by its field.
     fn migrate(&mut self, script: &str) -> Result<String, StoreError> {
         let declaration = Declaration::parse(script)?;
+        self.end_commit()?;
         self.step(|writer, _| if writer.due() { writer.commit() } else { Ok(()) })?;
         if declaration == self.manifest.declaration {
             return Ok("the schema is as it was: nothing to do".into());
@@ -304,9 +360,19 @@ impl ResourceManager for Tantivy {
         };
         let documents = writer.snapshot().len();
         self.reads.switch(writer.snapshot().clone());
+        self.seen = writer.seen();
         (self.manifest, self.layout, self.writer) = (manifest, layout, Some(writer));
         remove_other_generations(&self.options.folder, self.manifest.generation)?;
         Ok(format!("the schema is set; {documents} documents were indexed anew"))
+    }
+}
+
+impl Drop for Tantivy {
+    /// The folder is not given free while a commit writes there.
+    fn drop(&mut self) {
+        if let Some(committing) = self.committing.take() {
+            let _ = committing.end();
+        }
     }
 }
 

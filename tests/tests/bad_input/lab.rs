@@ -24,7 +24,8 @@ pub struct Lab {
     pub daemon: Daemon,
     pub client: Client,
     pub told: Vec<Told>,
-    good: usize,
+    /// Counts the good transactions, for their names.
+    pub good: usize,
 }
 
 impl Lab {

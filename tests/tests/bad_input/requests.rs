@@ -113,7 +113,7 @@ fn aborted() -> Vec<Row> {
         row("VACUUM", db("VACUUM"), Invalid, &["operations[2]"]),
         row("Lockstep's own tables", db("UPDATE _lockstep_state SET watermark = 0"), Invalid, &["_lockstep_"]),
         row("a table without a key", db("INSERT INTO keyless VALUES ('a')"), Invalid, &["`keyless`", "PRIMARY KEY"]),
-        row("SQL that runs for ever", with(|request| { request.timeout_ms = 200; request.branches[0].operations.push(sql(ENDLESS, &[])); }), Timeout, &["time-out"]),
+        row("SQL that runs for ever", with(|request| { request.timeout_ms = 200; request.branches[0].operations.push(sql(ENDLESS, &[])); }), Timeout, &["time"]),
         row("too few parameters", db("INSERT INTO item VALUES (?1, 1, ?2)"), Invalid, &["operations[2]", "takes 2 parameters, 0 were given"]),
         row("too many parameters", at_db(|| sql("DELETE FROM strict", &["a"])), Invalid, &["operations[2]", "takes 0 parameters, 1 were given"]),
         row("a parameter of the wrong type", at_db(|| sql("INSERT INTO strict VALUES (1, ?1, NULL)", &["nine"])), Constraint, &["cannot store TEXT value in INTEGER column strict.n"]),

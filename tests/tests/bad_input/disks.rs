@@ -1,0 +1,180 @@
+//! Disks that are full or read-only: small file systems in memory. Skipped, with the reason, where this process may not mount one.
+
+use crate::lab::{LIMIT, Lab, launch, refusal, says};
+use lockstep_client::CommitError;
+use lockstep_tests::workload;
+use lockstepd::demo::daemon::Launch;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+/// R-FULL: below the reserve new transactions are refused, and nothing else happens to anybody.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn below_the_reserve_new_transactions_are_refused() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let Some(disk) = Disk::mount(&folder.path().join("data"), 128)? else { return Ok(()) };
+    let mut lab = Lab::start(launch(folder.path(), &["log.reserve_bytes=67108864"])).await?;
+    lab.write().await?;
+    // Enough is left for what is written before the daemon looks, once a second.
+    let filler = disk.fill_up_to(60 << 20)?;
+    let refused = until(&mut lab, "full", |told| told.is_err()).await?;
+    says(&refused.expect_err("it is refused"), &["log.reserve_bytes", "(R-FULL)", "what is under way is finished"]);
+    let status = lab.daemon.wait_for(LIMIT, |status| status.in_doubt == 0 && status.active == 0).await?;
+    assert!(status.log_free_bytes < 64 << 20, "{status:?}");
+    std::fs::remove_file(filler)?;
+    until(&mut lab, "roomy", |told| told.is_ok()).await?.map_err(anyhow::Error::msg)?;
+    lab.is_sound().await
+}
+
+/// Not one byte is left, for the log, the database or the index. The daemon refuses, or says so and ends (R-FSYNC); what it has
+/// acknowledged is there when there is room again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_is_full_loses_nothing_acknowledged() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let Some(disk) = Disk::mount(&folder.path().join("data"), 48)? else { return Ok(()) };
+    let launch = || launch(folder.path(), &["log.reserve_bytes=0"]);
+    let mut lab = Lab::start(launch()).await?;
+    lab.write().await?;
+    let filler = disk.fill_up_to(0)?;
+    // Writers that insist, until the daemon has ended or refuses.
+    let (client, mut told, mut refused) = (lab.client.clone(), Vec::new(), false);
+    let writing = tokio::spawn(async move {
+        for n in 0.. {
+            let (id, item) = (format!("cramped{n}"), format!("item-{}", n % 3));
+            let outcome = workload::insist(&client, workload::transaction(&client, &id, &item)).await?.map(|receipt| receipt.csn.to_u64());
+            refused |= outcome.as_ref().is_err_and(|why| why.contains("full") || why.contains("not available"));
+            told.push(workload::Told { id, item, outcome });
+            if refused {
+                break;
+            }
+        }
+        anyhow::Ok(told)
+    });
+    let until = Instant::now() + LIMIT;
+    let mut ended = None;
+    while ended.is_none() && !writing.is_finished() && Instant::now() < until {
+        ended = lab.daemon.wait_until_dead(std::time::Duration::from_millis(100)).await?;
+    }
+    let said = std::fs::read_to_string(lab.daemon.launch().log_file())?;
+    println!("ended: {ended:?}, the writers were refused: {}", writing.is_finished());
+    match ended {
+        Some(status) => {
+            assert_eq!(status.code(), Some(3), "{said}");
+            says(&said, &["No space left on device", "cannot write the decision log", "start it again: it replays its log"]);
+        }
+        None => anyhow::ensure!(writing.is_finished(), "it neither ended nor refused: {said}"),
+    }
+    std::fs::remove_file(filler)?;
+    if lab.daemon.id().is_none() {
+        lab.daemon.relaunch(launch()).await?;
+    }
+    lab.told.extend(writing.await??);
+    until_up(&mut lab).await?;
+    lab.is_sound().await?;
+    // And once more from the disk alone.
+    lab.daemon.kill();
+    lab.daemon.relaunch(launch()).await?;
+    lab.daemon.wait_until_mended(LIMIT).await?;
+    lab.is_sound().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_only_folder_is_refused_at_the_start() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let data = folder.path().join("data");
+    let Some(disk) = Disk::mount(&data, 64)? else { return Ok(()) };
+    let launch: &dyn Fn() -> Launch = &|| launch(folder.path(), &["log.reserve_bytes=0"]);
+    let mut lab = Lab::start(launch()).await?;
+    lab.write().await?;
+    lab.daemon.stop().await?;
+    disk.remount("ro")?;
+    says(&refusal(launch()).await?, &["exit status: 1", "Read-only file system", &data.join("log").display().to_string()]);
+    disk.remount("rw")?;
+    lab.daemon.relaunch(launch()).await?;
+    lab.daemon.wait_until_serving().await?;
+    lab.is_sound().await
+}
+
+/// Transactions one after the other, until one is told what is waited for.
+async fn until(lab: &mut Lab, name: &str, enough: impl Fn(&Result<u64, String>) -> bool) -> anyhow::Result<Result<u64, String>> {
+    let end = Instant::now() + LIMIT;
+    for n in 0.. {
+        let (id, item) = (format!("{name}{n}"), "item-0");
+        let told = match workload::transaction(&lab.client, &id, item).commit().await {
+            Ok(receipt) => Ok(receipt.csn.to_u64()),
+            Err(CommitError::Aborted(aborted)) => Err(aborted.to_string()),
+            Err(error) => return Err(error.into()),
+        };
+        lab.told.push(workload::Told { id, item: item.into(), outcome: told.clone() });
+        if enough(&told) {
+            return Ok(told);
+        }
+        anyhow::ensure!(Instant::now() < end, "{name}: still told {told:?}");
+    }
+    unreachable!("numbers do not end")
+}
+
+/// Every store is up again.
+async fn until_up(lab: &mut Lab) -> anyhow::Result<()> {
+    let up = |status: &lockstep_proto::v1::StatusReply| status.participants.iter().all(|participant| participant.session == "up");
+    lab.daemon.wait_for(LIMIT, up).await.map(drop)
+}
+
+/// A file system of its own, in memory. Unmounted when dropped.
+struct Disk {
+    path: PathBuf,
+}
+
+impl Disk {
+    /// `None`, after saying why, where this process may not mount anything.
+    fn mount(path: &Path, megabytes: u32) -> anyhow::Result<Option<Disk>> {
+        std::fs::create_dir_all(path)?;
+        let size = format!("size={megabytes}m");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", size.as_str(), "lockstep-test"]).arg(path).output();
+        match mounted {
+            Ok(output) if output.status.success() => Ok(Some(Disk { path: path.to_path_buf() })),
+            Ok(output) => {
+                println!("skipped: no file system can be mounted here: {}", String::from_utf8_lossy(&output.stderr).trim());
+                Ok(None)
+            }
+            Err(error) => {
+                println!("skipped: no file system can be mounted here: {error}");
+                Ok(None)
+            }
+        }
+    }
+
+    fn remount(&self, mode: &str) -> anyhow::Result<()> {
+        let output = Command::new("mount").args(["-o", &format!("remount,{mode}")]).arg(&self.path).output()?;
+        anyhow::ensure!(output.status.success(), "cannot remount: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
+    /// Leaves so many bytes free; the file that takes the rest.
+    fn fill_up_to(&self, left: u64) -> anyhow::Result<PathBuf> {
+        let path = self.path.join("filler");
+        let mut file = File::create(&path)?;
+        let zeros = vec![0; 64 << 10];
+        loop {
+            let disk = rustix::fs::statvfs(&self.path)?;
+            let free = disk.f_bavail * disk.f_frsize;
+            if free <= left {
+                return Ok(path);
+            }
+            let size = usize::try_from(free - left)?.min(zeros.len());
+            match file.write_all(&zeros[..size]) {
+                Err(error) if error.kind() == std::io::ErrorKind::StorageFull => return Ok(path),
+                done => done?,
+            }
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Lazily: whatever still has a file open there keeps it until it ends.
+        let _ = Command::new("umount").arg("-l").arg(&self.path).status();
+    }
+}

@@ -1,0 +1,184 @@
+//! Bit flips and missing pieces anywhere in the log's folder, after a clean stop: the daemon refuses in a sentence that names the record or
+//! the file, or nothing that anybody was told is wrong.
+//!
+//! `LOG_DAMAGE_SEEDS` is how many damages there are (default 100), `LOG_DAMAGE_SEED` the first of them (default 1).
+
+use anyhow::{Context, ensure};
+use lockstep_tests::power_loss::Image;
+use lockstep_tests::witness::{self, Load, Testimony, Verdict};
+use lockstep_tests::workload;
+use lockstepd::demo::daemon::{Daemon, Launch};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+const LOAD: Load = Load { clients: 6, transactions: 20, items: 5, big_every: 0 };
+/// Starts in the life of the log.
+const STARTS: usize = 3;
+/// So few outcomes are kept that the log has forgotten some.
+const CONFIGURATION: &str = "
+[retention]
+outcomes_max = 100
+results_max = 100
+";
+
+/// What is done to a file.
+#[derive(Clone, Copy, Debug)]
+enum Damage {
+    /// One bit is another.
+    Flip,
+    /// So many bytes are zero.
+    Zero(usize),
+    /// So many bytes are anything.
+    Noise(usize),
+    /// So many bytes stand where others did.
+    Misplace(usize),
+    /// So many bytes are missing, and what follows comes that much earlier.
+    Cut(usize),
+    /// Everything from somewhere on is missing.
+    Truncate,
+    /// The whole file is missing.
+    Delete,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_of_the_log_is_refused_or_harmless() -> anyhow::Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let (healthy, told) = live(scratch.path()).await?;
+    let mut seen: BTreeMap<String, (u32, u32)> = BTreeMap::new();
+    let mut failures = Vec::new();
+    let first = from_environment("LOG_DAMAGE_SEED", 1);
+    for seed in first..first + from_environment("LOG_DAMAGE_SEEDS", 100) {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let mut image = healthy.clone();
+        let (file, damage, at) = hurt(&mut image, &mut random);
+        let what = format!("seed {seed}: {damage:?} at byte {at} of {}", file.display());
+        let data = scratch.path().join("hurt/data");
+        image.write(&data)?;
+        let verdict = judge_twice(scratch.path(), &data, &told).await.context(what.clone())?;
+        let seen = seen.entry(format!("{damage:?}").split('(').next().unwrap_or_default().to_string()).or_default();
+        match verdict {
+            Verdict::Right { .. } => seen.0 += 1,
+            Verdict::Refused(sentence) if is_a_sentence(&sentence) => seen.1 += 1,
+            Verdict::Refused(sentence) => failures.push(format!("{what}: the refusal names neither record nor file: {sentence}")),
+            Verdict::Wrong(error) => failures.push(format!("{what}: {error:#}")),
+        }
+        std::fs::remove_dir_all(&data)?;
+    }
+    ensure!(failures.is_empty(), "{} of them:\n{}", failures.len(), failures.join("\n\n"));
+    for (damage, (harmless, refused)) in seen {
+        println!("{damage}: {harmless} harmless, {refused} refused");
+    }
+    Ok(())
+}
+
+/// A log with everything in it, stopped cleanly; and what its clients were told.
+async fn live(scratch: &Path) -> anyhow::Result<(Image, Vec<Testimony>)> {
+    std::fs::write(scratch.join("lockstepd.toml"), CONFIGURATION)?;
+    let data = scratch.join("healthy/data");
+    let mut daemon = Daemon::start(launch(scratch, &data)).await?;
+    let mut told = Vec::new();
+    for start in 0..STARTS {
+        if start > 0 {
+            daemon.start_again().await?;
+        }
+        let client = workload::connect(&daemon.url()).await?;
+        witness::prepare(&client).await?;
+        let load = Load { big_every: if start == 1 { 10 } else { 0 }, ..LOAD };
+        told.extend(witness::run(&client, &format!("start{start}"), load, || 0).await?);
+        if start + 1 == STARTS {
+            daemon.wait_for(Duration::from_secs(30), |status| status.floor.is_some_and(|floor| floor.epoch > 0)).await?;
+        }
+        daemon.stop().await?;
+    }
+    Ok((Image::read(&data)?, told))
+}
+
+/// The second start finds what the first one left.
+async fn judge_twice(scratch: &Path, data: &Path, told: &[Testimony]) -> anyhow::Result<Verdict> {
+    match witness::judge(launch(scratch, data), told, 0, "after").await? {
+        Verdict::Right { known, more } => witness::judge(launch(scratch, data), &[known, more].concat(), 0, "again").await,
+        verdict => Ok(verdict),
+    }
+}
+
+/// Damages one file of the log, in a place where something stands; says which, how, and where.
+fn hurt(image: &mut Image, random: &mut ChaCha8Rng) -> (PathBuf, Damage, usize) {
+    let files: Vec<PathBuf> =
+        image.0.iter().filter(|(name, content)| name.starts_with("log") && content.is_some()).map(|(name, _)| name.clone()).collect();
+    // Most of the log is one file.
+    let file = if random.random_bool(0.8) { PathBuf::from("log/db") } else { files[random.random_range(0..files.len())].clone() };
+    let length = [16, 512, 4096, 100_000, 2 << 20][random.random_range(0..5)];
+    let damage = match random.random_range(0..10) {
+        0..4 => Damage::Flip,
+        4 => Damage::Zero(length),
+        5 => Damage::Noise(length),
+        6 => Damage::Misplace(length),
+        7 => Damage::Cut(length),
+        8 => Damage::Truncate,
+        _ if file == Path::new("log/db") => Damage::Flip,
+        _ => Damage::Delete,
+    };
+    let content = image.0.get_mut(&file).and_then(Option::as_mut).expect("it is a file");
+    let used: Vec<usize> =
+        content.chunks(64).enumerate().filter(|(_, line)| line.iter().any(|byte| *byte != 0)).map(|(n, _)| n * 64).collect();
+    let at = used
+        .get(random.random_range(0..used.len().max(1)))
+        .map_or(0, |line| line + random.random_range(0..64))
+        .min(content.len().saturating_sub(1));
+    damage.apply(content, at, random);
+    if matches!(damage, Damage::Delete) {
+        image.0.remove(&file);
+    }
+    (file, damage, at)
+}
+
+impl Damage {
+    fn apply(self, content: &mut Vec<u8>, at: usize, random: &mut ChaCha8Rng) {
+        if content.is_empty() {
+            return;
+        }
+        let to = |length: usize| content.len().min(at + length);
+        match self {
+            Damage::Flip => content[at] ^= 1 << random.random_range(0..8),
+            Damage::Zero(length) => {
+                let to = to(length);
+                content[at..to].fill(0);
+            }
+            Damage::Noise(length) => {
+                let to = to(length);
+                content[at..to].iter_mut().for_each(|byte| *byte = random.random());
+            }
+            Damage::Misplace(length) => {
+                // Aligned, as a disk would confuse them.
+                let (unit, length) = (length.min(4096), length.min(content.len()));
+                let from = random.random_range(0..=content.len() - length) / unit * unit;
+                let at = (at / unit * unit).min(content.len() - length);
+                content.copy_within(from..from + length, at);
+            }
+            Damage::Cut(length) => {
+                let to = to(length);
+                content.drain(at..to);
+            }
+            Damage::Truncate => content.truncate(at),
+            Damage::Delete => {}
+        }
+    }
+}
+
+fn is_a_sentence(refusal: &str) -> bool {
+    let names = ["record ", "LSN ", "CSN ", "epoch ", "/log"].iter().any(|name| refusal.contains(name));
+    names && !refusal.contains("panicked")
+}
+
+fn launch(scratch: &Path, data: &Path) -> Launch {
+    let program = PathBuf::from(env!("CARGO_BIN_EXE_lockstepd-with-failpoints"));
+    let arguments = vec!["--config".to_string(), scratch.join("lockstepd.toml").display().to_string()];
+    Launch { program, data_dir: data.to_path_buf(), arguments, environment: Vec::new() }
+}
+
+fn from_environment(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
