@@ -2,6 +2,7 @@
 
 use crate::coordinator::{Coordinator, Pending, Phase};
 use crate::event::Effect;
+use crate::follower::Scan;
 use crate::ids::{Csn, Epoch, ParticipantId, Ticket, Time, Txid};
 use crate::message::ToParticipant;
 use crate::outcomes::Fate;
@@ -39,8 +40,9 @@ impl Coordinator {
             }
             AdminAction::Waive { participant } => {
                 self.exists(*participant)?;
-                let told = self.follower(*participant).evidence;
-                if told { Err("this store has told what it knows: there is nothing to waive".into()) } else { Ok(()) }
+                let follower = self.follower(*participant);
+                let silent = !follower.evidence || matches!(follower.scan, Scan::Needed | Scan::Running);
+                if silent { Ok(()) } else { Err("this store has told what it knows: there is nothing to waive".into()) }
             }
             AdminAction::LeaveSafeMode => match self.phase {
                 Phase::Safe(_) => Ok(()),
@@ -79,7 +81,8 @@ impl Coordinator {
         };
         let follower = self.follower(participant);
         let at = match follower.kind {
-            Kind::Serial => follower.items.range(csn..).next().map(|(at, _)| *at),
+            // The changes of later transactions were recorded on top of it, and would not fit without it.
+            Kind::Serial => return Err(format!("later transactions of `{}` were made on top of {txid}: it cannot be given up there", follower.name)),
             Kind::Redo => follower.items.contains_key(&csn).then_some(csn),
             // Its store holds it prepared, with its locks, until it is finished there.
             Kind::Preparing => return Err(format!("`{}` holds {txid} prepared: only redos can be given up", follower.name)),
@@ -122,8 +125,7 @@ impl Coordinator {
                 format!("the damage of {txid} is forgotten")
             }
             AdminAction::Waive { participant } => {
-                self.follower_mut(participant).evidence = true;
-                self.evidence_changed(now, fx);
+                self.waive(now, participant, fx);
                 format!("the evidence of `{}` is waived", self.follower(participant).name)
             }
             AdminAction::LeaveSafeMode => return self.leave_safe_mode(now, ticket, fx),
@@ -162,6 +164,19 @@ impl Coordinator {
         self.drop_item(participant, csn);
         self.answer_readers(participant, fx);
         self.reply(ticket, Reply::Done(format!("given up at `{name}`, and recorded as damage: {}", named.join(", "))), fx);
+    }
+
+    /// What this participant knows is not waited for any more: evidence of a lost log, and what it may have decided as a leader.
+    fn waive(&mut self, now: Time, participant: ParticipantId, fx: &mut Vec<Effect>) {
+        let follower = self.follower_mut(participant);
+        follower.evidence = true;
+        if matches!(follower.scan, Scan::Needed | Scan::Running) {
+            follower.scan = Scan::Complete;
+        }
+        self.evidence_changed(now, fx);
+        if self.unscanned_leader().is_none() {
+            self.open_greeted(now, fx);
+        }
     }
 
     /// R-LOGLOSS: an epoch above all seen and a new log id; then the coordinator is started again.

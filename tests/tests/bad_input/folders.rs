@@ -2,7 +2,8 @@
 
 use crate::lab::{LIMIT, Lab, launch, refusal, says};
 use lockstep_client::CommitError;
-use lockstep_proto::v1::StatusReply;
+use lockstep_proto::v1::LeaveSafeModeRequest;
+use lockstep_proto::v1::admin_service_client::AdminServiceClient;
 use lockstep_tests::workload;
 use lockstepd::demo::daemon::{Daemon, Launch};
 use std::fs;
@@ -120,26 +121,65 @@ async fn a_cloned_log_does_not_get_the_stores_of_the_original() -> anyhow::Resul
     lab.is_sound().await?;
     lab.daemon.stop().await?;
 
-    for start in 1..=3 {
-        let daemon = Daemon::start(clone()?).await?;
-        let told: StatusReply = daemon.wait_for(LIMIT, |status| status.phase == "safe mode").await?;
-        println!("start {start} of the clone: {}; {:?}", told.why, told.participants);
-        says(&told.why, &["has seen epoch"]);
-        for participant in &told.participants {
-            assert_eq!(participant.session, "refused", "{participant:?}");
-            says(&participant.why, &["(R-OWNER)"]);
-        }
-        let client = workload::connect(&daemon.url()).await?;
-        match workload::transaction(&client, &format!("cloned{start}"), "item-0").commit().await {
-            Err(CommitError::Aborted(aborted)) => says(&aborted.message, &["safe mode"]),
-            // It does not know whether an earlier incarnation has run it.
-            Err(CommitError::Unknown { .. }) => {}
-            other => panic!("start {start} of the clone: {other:?}"),
-        }
+    // The same epoch, another incarnation.
+    let daemon = Daemon::start(clone()?).await?;
+    let told = daemon.wait_for(LIMIT, |status| status.phase == "safe mode").await?;
+    says(&told.why, &["has seen epoch 2"]);
+    daemon.wait_for(LIMIT, |status| status.participants.iter().all(|participant| participant.session == "refused")).await?;
+    for participant in daemon.status().await?.participants {
+        says(&participant.why, &["(R-OWNER)", "follows epoch 2"]);
     }
+    takes_no_transaction(&daemon, "cloned").await?;
+    drop(daemon);
     lab.daemon.start_again().await?;
     lab.daemon.wait_until_serving().await?;
     lab.is_sound().await
+}
+
+/// R-LOGLOSS: a clone that is simply started again has a higher epoch, and is found out by what the stores have seen.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cloned_log_that_is_started_again_is_found_out() -> anyhow::Result<()> {
+    let (folder, other) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let original = folder.path().join("data");
+    let mut lab = Lab::start(launch(folder.path(), &[])).await?;
+    lab.write().await?;
+    lab.daemon.stop().await?;
+    copy(&original.join("log"), &other.path().join("data/log"))?;
+    lab.daemon.start_again().await?;
+    lab.daemon.wait_until_serving().await?;
+    lab.is_sound().await?;
+    lab.daemon.stop().await?;
+    for start in 1..=3 {
+        let daemon = Daemon::start(on_foreign_stores(other.path(), &original)?).await?;
+        let told = daemon.wait_for(LIMIT, |status| status.phase == "safe mode").await?;
+        println!("start {start} of the clone: {}", told.why);
+        says(&told.why, &["store `", "has "]);
+        takes_no_transaction(&daemon, &format!("cloned{start}")).await?;
+    }
+    // The stores may know the clone's epochs by now: then the original is told so, and an operator decides for it.
+    lab.daemon.start_again().await?;
+    let status = lab.daemon.wait_for(LIMIT, |status| status.phase != "starting").await?;
+    println!("the original afterwards: {} {}", status.phase, status.why);
+    if status.phase == "safe mode" {
+        says(&status.why, &["has seen epoch"]);
+        let mut admin = AdminServiceClient::connect(lab.daemon.url()).await?;
+        let leave = LeaveSafeModeRequest { operator: "ada".into(), reason: "the clone is gone".into() };
+        println!("leaving safe mode: {}", admin.leave_safe_mode(leave).await?.into_inner().message);
+        lab.daemon.wait_until_serving().await?;
+        lab.daemon.stop().await?;
+        lab.daemon.start_again().await?;
+        lab.daemon.wait_until_serving().await?;
+    }
+    lab.is_sound().await
+}
+
+async fn takes_no_transaction(daemon: &Daemon, id: &str) -> anyhow::Result<()> {
+    let client = workload::connect(&daemon.url()).await?;
+    match workload::transaction(&client, id, "item-0").commit().await {
+        Err(CommitError::Aborted(aborted)) => says(&aborted.message, &["safe mode"]),
+        other => panic!("{id}: {other:?}"),
+    }
+    Ok(())
 }
 
 /// A daemon on its own log, with the stores of another folder.
