@@ -14,8 +14,8 @@ use std::time::Duration;
 const MEND: Duration = Duration::from_secs(60);
 /// How long a client insists on an answer.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Inquiries under way at once.
-const INQUIRIES: usize = 32;
+/// Questions under way at once.
+const AT_ONCE: usize = 32;
 /// What is written after a start.
 const MORE: Load = Load { clients: 2, transactions: 2, items: 5, big_every: 0 };
 /// The table of the contents, beside those of the workload.
@@ -254,22 +254,34 @@ async fn ids(client: &Client) -> anyhow::Result<BTreeSet<String>> {
 
 /// Every row's and every document's content is whole.
 async fn contents(client: &Client, known: &[Testimony]) -> anyhow::Result<()> {
-    for testimony in known.iter().filter(|testimony| testimony.told.outcome.is_ok()) {
-        let Told { id, item, .. } = &testimony.told;
-        let content = content(id, testimony.bytes);
-        let rows = client.query("db", "SELECT content = ?2 FROM content WHERE id = ?1", params![id.as_str(), content.as_str()]).await?.rows;
-        let same: Vec<i64> = rows.iter().map(|row| row.get(0)).collect::<Result<_, _>>()?;
-        ensure!(same == [1], "I1: the content of {id} in the database is not what was written: {same:?}");
-        let document: serde_json::Value = client.get("index", item).await?.context("no document")?.json()?;
-        let last = document["last"] == *id;
-        ensure!(!last || document["content"] == content, "I1: the content of {id} in the index is not what was written");
+    let committed: Vec<&Testimony> = known.iter().filter(|testimony| testimony.told.outcome.is_ok()).collect();
+    for some in committed.chunks(AT_ONCE) {
+        let mut asked = tokio::task::JoinSet::new();
+        for testimony in some {
+            asked.spawn(whole(client.clone(), (*testimony).clone()));
+        }
+        while let Some(answer) = asked.join_next().await {
+            answer??;
+        }
     }
+    Ok(())
+}
+
+async fn whole(client: Client, testimony: Testimony) -> anyhow::Result<()> {
+    let Told { id, item, .. } = &testimony.told;
+    let content = content(id, testimony.bytes);
+    let rows = client.query("db", "SELECT content = ?2 FROM content WHERE id = ?1", params![id.as_str(), content.as_str()]).await?.rows;
+    let same: Vec<i64> = rows.iter().map(|row| row.get(0)).collect::<Result<_, _>>()?;
+    ensure!(same == [1], "I1: the content of {id} in the database is not what was written: {same:?}");
+    let document: serde_json::Value = client.get("index", item).await?.context("no document")?.json()?;
+    let last = document["last"] == *id;
+    ensure!(!last || document["content"] == content, "I1: the content of {id} in the index is not what was written");
     Ok(())
 }
 
 /// Asked again, every request has the outcome that was told (I7), or, if the daemon forgets any, may have expired.
 async fn inquire(client: &Client, known: &[Testimony], forgets: bool) -> anyhow::Result<()> {
-    for some in known.chunks(INQUIRIES) {
+    for some in known.chunks(AT_ONCE) {
         let mut asked = tokio::task::JoinSet::new();
         for testimony in some {
             let (inquiry, told) = (client.inquire(&testimony.request).deadline(PATIENCE), testimony.told.clone());

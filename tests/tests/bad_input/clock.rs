@@ -62,9 +62,8 @@ async fn a_clock_that_jumps_back_an_hour_changes_nothing() -> anyhow::Result<()>
     let mut lab = Lab::start(launch.clone()).await?;
     lab.write().await?;
     let position = lab.client.position().expect("it has spoken");
-    let order = |lab: &Lab| {
-        workload::transaction(&lab.client, "order-1", "item-0").idempotency_key("order-1").position(position).deadline(LIMIT)
-    };
+    let order =
+        |lab: &Lab| workload::transaction(&lab.client, "order-1", "item-0").idempotency_key("order-1").position(position).deadline(LIMIT);
     let first = order(&lab).commit().await?.csn;
     lab.heard("order-1", "item-0", Ok(first.to_u64()))?;
 
@@ -82,7 +81,8 @@ async fn a_clock_that_jumps_back_an_hour_changes_nothing() -> anyhow::Result<()>
         for told in &lab.told[last..] {
             anyhow::ensure!(told.outcome.as_ref().is_ok_and(|csn| *csn > newest.to_u64()), "{how}: {told:?} is not after {newest}");
         }
-        newest = lab.told[last..].iter().filter_map(|told| told.outcome.clone().ok()).max().map(lockstep_client::Csn::from_u64).expect("some");
+        newest =
+            lab.told[last..].iter().filter_map(|told| told.outcome.clone().ok()).max().map(lockstep_client::Csn::from_u64).expect("some");
         // Time-outs end when they should: neither at once nor in an hour.
         let endless = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT count(*) FROM n";
         let slow = lab.client.transaction().sql("db", endless, []).timeout(Duration::from_millis(100)).deadline(LIMIT).commit().await;
@@ -110,10 +110,8 @@ fn with_shim(folder: &Path) -> anyhow::Result<Option<Launch>> {
             return Ok(None);
         }
     }
-    let environment = vec![
-        ("LD_PRELOAD".to_string(), library.display().to_string()),
-        ("CLOCK_SHIFT".to_string(), shift.display().to_string()),
-    ];
+    let environment =
+        vec![("LD_PRELOAD".to_string(), library.display().to_string()), ("CLOCK_SHIFT".to_string(), shift.display().to_string())];
     // Whether it does what it should is seen at a program that tells the time.
     std::fs::write(&shift, "-86400000")?;
     let year = Command::new("date").arg("+%Y").envs(environment.clone()).output()?;

@@ -1,14 +1,17 @@
 //! Disks that are full or read-only: small file systems in memory. Skipped, with the reason, where this process may not mount one.
 
-use crate::lab::{LIMIT, Lab, launch, refusal, says};
+use crate::lab::{LIMIT, Lab, launch, refusal, says, stores_at};
 use lockstep_client::CommitError;
+use lockstep_proto::v1::StatusReply;
 use lockstep_tests::workload;
 use lockstepd::demo::daemon::Launch;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// R-FULL: below the reserve new transactions are refused, and nothing else happens to anybody.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -28,25 +31,61 @@ async fn below_the_reserve_new_transactions_are_refused() -> anyhow::Result<()> 
     lab.is_sound().await
 }
 
-/// Not one byte is left, for the log, the database or the index. The daemon refuses, or says so and ends (R-FSYNC); what it has
-/// acknowledged is there when there is room again.
+/// Not one byte is left for the log, the database and the index. Whichever meets it first: the daemon refuses, or says so and ends
+/// (R-FSYNC); what it has acknowledged is there when there is room again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_is_full_loses_nothing_acknowledged() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let Some(disk) = Disk::mount(&folder.path().join("data"), 48)? else { return Ok(()) };
-    let launch = || launch(folder.path(), &["log.reserve_bytes=0"]);
-    let mut lab = Lab::start(launch()).await?;
+    match fill_while_it_runs(&disk, launch(folder.path(), &["log.reserve_bytes=0"])).await? {
+        Full::Ended(said) => says(&said, LOG_FAILED),
+        Full::Refused(why) => says(&why, &["store `", "not available now"]),
+    }
+    Ok(())
+}
+
+/// Only the log's disk is full: nobody but the log can say so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_is_full_ends_the_daemon() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let Some(disk) = Disk::mount(&folder.path().join("data"), 24)? else { return Ok(()) };
+    let mut launch = launch(folder.path(), &["log.reserve_bytes=0"]);
+    launch.arguments.extend(stores_at(folder.path(), folder.path())?);
+    match fill_while_it_runs(&disk, launch).await? {
+        Full::Ended(said) => says(&said, LOG_FAILED),
+        Full::Refused(why) => panic!("it still refuses transactions, one by one: {why}"),
+    }
+    Ok(())
+}
+
+/// What an operator reads (R-FSYNC).
+const LOG_FAILED: &[&str] = &["cannot write the decision log in", "No space left on device", "start it again: it replays its log"];
+
+/// How a daemon met a full disk.
+enum Full {
+    /// It ended, and said this.
+    Ended(String),
+    /// It refused a transaction with this.
+    Refused(String),
+}
+
+/// A life on a disk that becomes full and gets room again. Everything acknowledged is there afterwards, also from the disk alone.
+async fn fill_while_it_runs(disk: &Disk, launch: Launch) -> anyhow::Result<Full> {
+    let mut lab = Lab::start(launch.clone()).await?;
     lab.write().await?;
     let filler = disk.fill_up_to(0)?;
-    // Writers that insist, until the daemon has ended or refuses.
-    let (client, mut told, mut refused) = (lab.client.clone(), Vec::new(), false);
+    // One that insists, until it is refused or the daemon has been started again.
+    let client = lab.client.clone();
+    let enough = Arc::new(AtomicBool::new(false));
+    let over = enough.clone();
     let writing = tokio::spawn(async move {
+        let mut told = Vec::new();
         for n in 0.. {
             let (id, item) = (format!("cramped{n}"), format!("item-{}", n % 3));
             let outcome = workload::insist(&client, workload::transaction(&client, &id, &item)).await?.map(|receipt| receipt.csn.to_u64());
-            refused |= outcome.as_ref().is_err_and(|why| why.contains("full") || why.contains("not available"));
+            let refused = outcome.is_err();
             told.push(workload::Told { id, item, outcome });
-            if refused {
+            if refused || over.load(Ordering::Relaxed) {
                 break;
             }
         }
@@ -54,30 +93,33 @@ async fn a_disk_that_is_full_loses_nothing_acknowledged() -> anyhow::Result<()> 
     });
     let until = Instant::now() + LIMIT;
     let mut ended = None;
-    while ended.is_none() && !writing.is_finished() && Instant::now() < until {
-        ended = lab.daemon.wait_until_dead(std::time::Duration::from_millis(100)).await?;
+    while ended.is_none() && !writing.is_finished() {
+        anyhow::ensure!(Instant::now() < until, "it neither ended nor refused; its output is in {}", launch.log_file().display());
+        ended = lab.daemon.wait_until_dead(Duration::from_millis(20)).await?;
     }
-    let said = std::fs::read_to_string(lab.daemon.launch().log_file())?;
-    println!("ended: {ended:?}, the writers were refused: {}", writing.is_finished());
-    match ended {
-        Some(status) => {
-            assert_eq!(status.code(), Some(3), "{said}");
-            says(&said, &["No space left on device", "cannot write the decision log", "start it again: it replays its log"]);
-        }
-        None => anyhow::ensure!(writing.is_finished(), "it neither ended nor refused: {said}"),
-    }
+    let said = std::fs::read_to_string(launch.log_file())?;
+    enough.store(true, Ordering::Relaxed);
     std::fs::remove_file(filler)?;
-    if lab.daemon.id().is_none() {
-        lab.daemon.relaunch(launch()).await?;
+    if let Some(status) = ended {
+        assert_eq!(status.code(), Some(3), "{said}");
+        lab.daemon.relaunch(launch.clone()).await?;
     }
-    lab.told.extend(writing.await??);
-    until_up(&mut lab).await?;
+    let told = writing.await??;
+    let refused = told.last().and_then(|told| told.outcome.clone().err());
+    lab.told.extend(told);
+    // Stores that broke come back by themselves.
+    let up = |status: &StatusReply| status.participants.iter().all(|participant| participant.session == "up");
+    lab.daemon.wait_for(LIMIT, up).await?;
     lab.is_sound().await?;
-    // And once more from the disk alone.
     lab.daemon.kill();
-    lab.daemon.relaunch(launch()).await?;
+    lab.daemon.relaunch(launch).await?;
     lab.daemon.wait_until_mended(LIMIT).await?;
-    lab.is_sound().await
+    lab.is_sound().await?;
+    match (ended, refused) {
+        (Some(_), _) => Ok(Full::Ended(said)),
+        (None, Some(why)) => Ok(Full::Refused(why)),
+        (None, None) => anyhow::bail!("it neither ended nor refused"),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -114,12 +156,6 @@ async fn until(lab: &mut Lab, name: &str, enough: impl Fn(&Result<u64, String>) 
         anyhow::ensure!(Instant::now() < end, "{name}: still told {told:?}");
     }
     unreachable!("numbers do not end")
-}
-
-/// Every store is up again.
-async fn until_up(lab: &mut Lab) -> anyhow::Result<()> {
-    let up = |status: &lockstep_proto::v1::StatusReply| status.participants.iter().all(|participant| participant.session == "up");
-    lab.daemon.wait_for(LIMIT, up).await.map(drop)
 }
 
 /// A file system of its own, in memory. Unmounted when dropped.

@@ -1,6 +1,6 @@
 //! Data folders that are not what a daemon may work on: of a newer version, in use, or another incarnation's.
 
-use crate::lab::{LIMIT, Lab, launch, refusal, says};
+use crate::lab::{LIMIT, Lab, launch, refusal, says, stores_at};
 use lockstep_client::CommitError;
 use lockstep_proto::v1::LeaveSafeModeRequest;
 use lockstep_proto::v1::admin_service_client::AdminServiceClient;
@@ -25,7 +25,11 @@ async fn what_a_newer_version_wrote_is_refused_unchanged() -> anyhow::Result<()>
     let newer: [(&str, Newer, &[&str]); 3] = [
         ("the log", newer_log, &["the decision log in", "was written by a newer version", "has format 2, known up to 1"]),
         ("the database", newer_database, &["store `db`", "has format 2 of Lockstep's tables; this version knows 1"]),
-        ("the index", newer_index, &["store `index`", "store.json was written in format 2; this version reads format 1: start the newer version"]),
+        (
+            "the index",
+            newer_index,
+            &["store `index`", "store.json was written in format 2; this version reads format 1: start the newer version"],
+        ),
     ];
     for (what, change, words) in newer {
         change(&data)?;
@@ -164,8 +168,7 @@ async fn a_cloned_log_that_is_started_again_is_found_out() -> anyhow::Result<()>
         says(&status.why, &["has seen epoch"]);
         let mut admin = AdminServiceClient::connect(lab.daemon.url()).await?;
         let leave = LeaveSafeModeRequest { operator: "ada".into(), reason: "the clone is gone".into() };
-        println!("leaving safe mode: {}", admin.leave_safe_mode(leave).await?.into_inner().message);
-        lab.daemon.wait_until_serving().await?;
+        says(&admin.leave_safe_mode(leave).await?.into_inner().message, &["safe mode is left", "start the coordinator again"]);
         lab.daemon.stop().await?;
         lab.daemon.start_again().await?;
         lab.daemon.wait_until_serving().await?;
@@ -184,16 +187,7 @@ async fn takes_no_transaction(daemon: &Daemon, id: &str) -> anyhow::Result<()> {
 
 /// A daemon on its own log, with the stores of another folder.
 fn on_foreign_stores(folder: &Path, data: &Path) -> anyhow::Result<Launch> {
-    let stores = format!(
-        "[[store]]\ntype = \"sqlite\"\nname = \"db\"\npath = \"{db}\"\n[[store]]\ntype = \"tantivy\"\nname = \"index\"\npath = \"{index}\"\n",
-        db = data.join("db.sqlite").display(),
-        index = data.join("index").display()
-    );
-    let configuration = folder.join("lockstepd.toml");
-    fs::write(&configuration, stores)?;
-    let mut launch = launch(folder, &[]);
-    launch.arguments = vec!["--config".into(), configuration.display().to_string()];
-    Ok(launch)
+    Ok(Launch { arguments: stores_at(folder, data)?, ..launch(folder, &[]) })
 }
 
 /// A folder and all that is in it.

@@ -112,6 +112,16 @@ pub fn launch(folder: &Path, settings: &[&str]) -> Launch {
     Launch { program, data_dir: folder.join("data"), arguments, environment: Vec::new() }
 }
 
+/// Arguments for a daemon whose stores lie in `data`, wherever its log is. The configuration is written into `folder`.
+pub fn stores_at(folder: &Path, data: &Path) -> anyhow::Result<Vec<String>> {
+    let store = |kind: &str, name: &str, path: &str| {
+        format!("[[store]]\ntype = \"{kind}\"\nname = \"{name}\"\npath = \"{}\"\n", data.join(path).display())
+    };
+    let configuration = folder.join("lockstepd.toml");
+    std::fs::write(&configuration, store("sqlite", "db", "db.sqlite") + &store("tantivy", "index", "index"))?;
+    Ok(vec!["--config".into(), configuration.display().to_string()])
+}
+
 /// Tries to start a daemon that must refuse to: what it said, and how it ended.
 pub async fn refusal(launch: Launch) -> anyhow::Result<String> {
     match Daemon::start(launch).await {

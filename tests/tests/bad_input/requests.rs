@@ -190,7 +190,10 @@ async fn what_the_library_refuses_itself(lab: &Lab) -> anyhow::Result<()> {
         (begin().put("index", "k", &[1]), "the document for `k` is no JSON object"),
         (begin().put_raw("index", "k", field(10_000_000, "x ")), "the limit (document_bytes) is 1048576"),
         (begin().sql("db", "SELECT ?1", params![vec![0_u8; 5_000_000]]), "the limit (transaction_bytes) is 4194304"),
-        ((0..100_000).fold(begin(), |many, _| many.sql("db", "SELECT 1", params![])), "has 100000 operations; the limit (operations) is 10000"),
+        (
+            (0..100_000).fold(begin(), |many, _| many.sql("db", "SELECT 1", params![])),
+            "has 100000 operations; the limit (operations) is 10000",
+        ),
         (begin().sql("db", "SELECT 1", params![]).if_absent(), "if_absent() must follow put() or delete()"),
         (begin().sql("db", "SELECT 1", params![]).idempotency_key("k".repeat(65)), "idempotency_key has 65 bytes; it takes 1 to 64"),
     ];
@@ -242,18 +245,30 @@ async fn reads(lab: &Lab) -> anyhow::Result<()> {
     let query = |sql: &str| v1::QueryRequest { store: "db".into(), sql: sql.into(), ..v1::QueryRequest::default() };
     let search = |text: &str| v1::SearchRequest { store: "index".into(), query: text.into(), ..v1::SearchRequest::default() };
     let queries = [
-        (v1::QueryRequest { store: "dbx".into(), ..query("SELECT 1") }, Code::NotFound, "store: there is no store `dbx`; configured: db, index, typed"),
+        (
+            v1::QueryRequest { store: "dbx".into(), ..query("SELECT 1") },
+            Code::NotFound,
+            "store: there is no store `dbx`; configured: db, index, typed",
+        ),
         (v1::QueryRequest { store: "index".into(), ..query("SELECT 1") }, Code::InvalidArgument, "cannot be queried by SQL; use search"),
         (query(""), Code::InvalidArgument, "sql is empty"),
         (query("SELEC 1"), Code::InvalidArgument, "near \"SELEC\": syntax error"),
         (query("DELETE FROM journal"), Code::InvalidArgument, "a query reads; to write, use a transaction"),
-        (query("DROP TABLE journal"), Code::InvalidArgument, "use a migration"),
+        (query("DROP TABLE journal"), Code::InvalidArgument, "a query reads"),
         (query("PRAGMA journal_mode"), Code::InvalidArgument, "PRAGMA journal_mode is not allowed"),
         (query("ATTACH ':memory:' AS other"), Code::InvalidArgument, "ATTACH and DETACH are not allowed"),
         (query("SELECT ?1"), Code::InvalidArgument, "takes 1 parameters, 0 were given"),
         (v1::QueryRequest { timeout_ms: 200, ..query(ENDLESS) }, Code::DeadlineExceeded, "the query took longer than 200ms"),
-        (v1::QueryRequest { limit: 10_001, ..query("SELECT 1") }, Code::InvalidArgument, "limit is 10001: at most 10000 (limits.result_rows)"),
-        (v1::QueryRequest { at_least: vec![1; 7].into(), ..query("SELECT 1") }, Code::InvalidArgument, "at_least is no token: a receipt's has 24 bytes"),
+        (
+            v1::QueryRequest { limit: 10_001, ..query("SELECT 1") },
+            Code::InvalidArgument,
+            "limit is 10001: at most 10000 (limits.result_rows)",
+        ),
+        (
+            v1::QueryRequest { at_least: vec![1; 7].into(), ..query("SELECT 1") },
+            Code::InvalidArgument,
+            "at_least is no token: a receipt's has 24 bytes",
+        ),
         (v1::QueryRequest { at_least: vec![1; 24].into(), ..query("SELECT 1") }, Code::FailedPrecondition, "at_least is of another log"),
         (query("SELECT zeroblob(5000000)"), Code::InvalidArgument, "result_bytes"),
     ];

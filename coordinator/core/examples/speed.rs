@@ -1,0 +1,167 @@
+//! The machine alone: transactions a second on one core, with a redo participant and a serial executor in groups of 32, and with two
+//! preparing participants. `cargo run --release -p lockstep-core --example speed`
+
+use bytes::Bytes;
+use lockstep_core::{
+    Ballot, BranchRequest, Config, CoordId, Coordinator, Effect, Event, FromParticipant, Hello, Identity, Kind, LogId, Lsn, Operation,
+    ParticipantConfig, ParticipantId, Position, Progress, Request, RequestKey, Role, SessionId, Ticket, Time, ToParticipant, Txid, Value,
+    Vote, Wait,
+};
+use std::sync::Arc;
+use std::time::Instant;
+
+const TRANSACTIONS: u64 = 1_000_000;
+const IN_FLIGHT: u64 = 32;
+const SESSION: SessionId = SessionId(1);
+
+fn main() {
+    measure("redo and serial executor", [(Kind::Redo, Role::Index), (Kind::Serial, Role::Database)]);
+    measure("two preparing participants", [(Kind::Preparing, Role::Database), (Kind::Preparing, Role::Database)]);
+}
+
+fn measure(name: &str, kinds: [(Kind, Role); 2]) {
+    let mut play = Play::new(kinds);
+    let began = Instant::now();
+    for first in (0..TRANSACTIONS).step_by(IN_FLIGHT as usize) {
+        for n in first..first + IN_FLIGHT {
+            play.step(Event::Commit(Ticket(n), request(n, play.machine.position())));
+        }
+        play.settle();
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    println!(
+        "{name}: {:.0} transactions/s, {:.0} ns each, {} answered",
+        TRANSACTIONS as f64 / seconds,
+        seconds * 1e9 / TRANSACTIONS as f64,
+        play.answered
+    );
+}
+
+/// The machine, and participants and a log that say Yes at once.
+struct Play {
+    machine: Coordinator,
+    kinds: [Kind; 2],
+    now: Time,
+    effects: Vec<Effect>,
+    votes: [Vec<Txid>; 2],
+    commits: [Vec<(u64, Vec<Txid>)>; 2],
+    durable: Option<Lsn>,
+    answered: u64,
+}
+
+impl Play {
+    fn new(kinds: [(Kind, Role); 2]) -> Play {
+        let participant = |(n, (kind, role)): (usize, &(Kind, Role))| ParticipantConfig {
+            name: format!("p{n}"),
+            kind: *kind,
+            role: *role,
+            standalone: false,
+        };
+        let config = Config { participants: kinds.iter().enumerate().map(participant).collect(), ..Config::default() };
+        let identity = Identity { coord_id: CoordId(1), log_id: LogId(2), incarnation: 3 };
+        let mut effects = Vec::new();
+        let machine = Coordinator::start(config, identity, Vec::new(), Time(0), &mut effects).expect("an empty log starts");
+        let kinds = kinds.map(|(kind, _)| kind);
+        let (votes, commits) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+        let mut play = Play { machine, kinds, now: Time(0), effects, votes, commits, durable: None, answered: 0 };
+        play.take_effects();
+        for p in 0..2 {
+            play.step(Event::SessionUp(ParticipantId(p), SESSION));
+        }
+        play.settle();
+        play
+    }
+
+    fn step(&mut self, event: Event) {
+        self.now = self.now.after(1);
+        self.machine.step(self.now, event, &mut self.effects);
+        self.take_effects();
+    }
+
+    fn say(&mut self, p: usize, message: FromParticipant) {
+        self.step(Event::Message(ParticipantId(p as u16), SESSION, message));
+    }
+
+    fn take_effects(&mut self) {
+        for effect in std::mem::take(&mut self.effects) {
+            match effect {
+                Effect::Append { lsn, .. } => self.durable = Some(lsn),
+                Effect::Reply(..) => self.answered += 1,
+                Effect::Send(p, _, ToParticipant::Prepare(work)) => self.votes[p.0 as usize].push(work.txid),
+                Effect::Send(p, _, ToParticipant::Commit(decided)) => {
+                    self.commits[p.0 as usize].push((decided.csn.to_u64(), decided.txids))
+                }
+                Effect::Send(p, _, ToParticipant::Welcome { owner, .. }) => {
+                    let hello = Hello {
+                        kind: self.kinds[p.0 as usize],
+                        owner: None,
+                        progress: Progress::default(),
+                        highest: lockstep_core::Csn::ZERO,
+                        prepared: Vec::new(),
+                        heuristics: Vec::new(),
+                        exclusive: true,
+                        highest_epoch: owner.epoch,
+                    };
+                    self.say(p.0 as usize, FromParticipant::Hello(hello));
+                }
+                Effect::Send(..) | Effect::ForgetPayload(_) | Effect::ForgetBelow(_) | Effect::Alarm(_) => {}
+            }
+        }
+    }
+
+    /// Votes, forces and acks until nothing is under way.
+    fn settle(&mut self) {
+        loop {
+            let before = (self.votes.iter().map(Vec::len).sum::<usize>(), self.durable, self.commits.iter().map(Vec::len).sum::<usize>());
+            for p in 0..2 {
+                let asked = std::mem::take(&mut self.votes[p]);
+                if !asked.is_empty() {
+                    let votes = asked.into_iter().map(|txid| (txid, vote(self.kinds[p]))).collect();
+                    self.say(p, FromParticipant::Ballot(Ballot { votes, group_redo: Bytes::from_static(&[7; 200]) }));
+                }
+            }
+            if let Some(lsn) = self.durable.take() {
+                self.step(Event::Durable(lsn));
+            }
+            for p in 0..2 {
+                for (csn, txids) in std::mem::take(&mut self.commits[p]) {
+                    self.ack(p, csn, txids);
+                }
+            }
+            if before == (0, None, 0) {
+                return;
+            }
+        }
+    }
+
+    fn ack(&mut self, p: usize, csn: u64, txids: Vec<Txid>) {
+        match self.kinds[p] {
+            Kind::Preparing => {
+                for txid in txids {
+                    self.say(p, FromParticipant::Committed(txid));
+                }
+            }
+            Kind::Redo | Kind::Serial | Kind::Leader => {
+                let csn = lockstep_core::Csn::from_u64(csn).expect("a CSN");
+                self.say(p, FromParticipant::Progress(Progress { applied: csn, durable: csn }));
+            }
+        }
+    }
+}
+
+fn vote(kind: Kind) -> Vote {
+    match kind {
+        Kind::Redo => Vote::Redo(Bytes::from_static(&[7; 200]), [].into()),
+        Kind::Serial => Vote::InGroup([].into()),
+        Kind::Preparing => Vote::Prepared([].into()),
+        Kind::Leader => Vote::Ready([].into()),
+    }
+}
+
+fn request(n: u64, position: Position) -> Request {
+    let row: Arc<[Operation]> =
+        [Operation::Statement { sql: "UPDATE t".into(), parameters: vec![Value::Integer(n as i64)], expect_rows: None }].into();
+    let branches = (0..2).map(|p| BranchRequest { participant: ParticipantId(p), operations: row.clone() }).collect();
+    let key = RequestKey { key: Arc::from(&n.to_be_bytes()[..]), attempt: 1 };
+    Request { key, position, hash: n, branches, wait: Wait::Applied, timeout: 0, deadline: Time(u64::MAX) }
+}
