@@ -1,7 +1,8 @@
 //! Bit flips and missing pieces anywhere in the log's folder, after a clean stop: the daemon refuses in a sentence that names the record or
 //! the file, or nothing that anybody was told is wrong.
 //!
-//! `LOG_DAMAGE_SEEDS` is how many damages there are (default 60), `LOG_DAMAGE_SEED` the first of them (default 1).
+//! `LOG_DAMAGE_SEEDS` is how many damages there are (default 60; three times as many of the log alone), `LOG_DAMAGE_SEED` the first of
+//! them (default 1).
 
 use anyhow::{Context, ensure};
 use lockstep_core::*;
@@ -33,25 +34,23 @@ fn no_damage_makes_a_hole_in_the_log() -> anyhow::Result<()> {
     let scratch = tempfile::tempdir()?;
     let healthy = grow(&scratch.path().join("healthy"))?;
     healthy.write(&scratch.path().join("whole"))?;
-    println!("{:?}", healthy.0.iter().map(|(n, c)| (n, c.as_ref().map(Vec::len))).collect::<Vec<_>>());
     let whole = SledLog::inspect(scratch.path().join("whole/log"))?;
     let (mut same, mut shorter, mut refused, mut failures) = (0, 0, 0, Vec::new());
     let first = from_environment("LOG_DAMAGE_SEED", 1);
-    for seed in first..first + from_environment("LOG_DAMAGE_SEEDS", 60) * 5 {
+    for seed in first..first + from_environment("LOG_DAMAGE_SEEDS", 60) * 3 {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let mut image = healthy.clone();
         let (file, damage, at) = hurt(&mut image, &mut random);
         let what = format!("seed {seed}: {damage:?} at byte {at} of {}", file.display());
         let folder = scratch.path().join("hurt");
         image.write(&folder)?;
-        match std::panic::catch_unwind(|| SledLog::inspect(folder.join("log"))) {
-            Err(_) => failures.push(format!("{what}: panicked")),
-            Ok(Err(error)) if is_a_sentence(&error.to_string()) => { println!("{what}: {error}"); refused += 1 },
-            Ok(Err(error)) => failures.push(format!("{what}: the refusal names neither record nor file: {error}")),
-            Ok(Ok(found)) => match hole(&whole, &found) {
+        match SledLog::inspect(folder.join("log")) {
+            Err(error) if is_a_sentence(&error.to_string()) => refused += 1,
+            Err(error) => failures.push(format!("{what}: the refusal names neither record nor file: {error}")),
+            Ok(found) => match hole(&whole, &found) {
                 Some(lsn) => failures.push(format!("{what}: record {lsn} is gone or another, and nobody noticed")),
                 None if found.last().map(|entry| entry.lsn) == whole.last().map(|entry| entry.lsn) => same += 1,
-                None => { println!("{what}: {:?} of {:?}", found.last().map(|e| e.lsn), whole.last().map(|e| e.lsn)); shorter += 1},
+                None => shorter += 1,
             },
         }
         std::fs::remove_dir_all(&folder)?;

@@ -115,10 +115,10 @@ async fn survive(configuration: Option<&str>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Power losses in the second half of a life, before each of which the last so many events' forces below `prefix` did nothing.
+/// Power losses in the last quarter of a life, before each of which the last so many events' forces below `prefix` did nothing.
 async fn lie(scratch: &Scratch, lived: &Life, prefix: &str, events: usize) -> anyhow::Result<Verdicts> {
     let mut verdicts = Verdicts::default();
-    for moment in lived.moments(lived.journal.events().len() / 2, from_environment("POWER_LOSS_SEED", 1)) {
+    for moment in lived.moments(lived.journal.events().len() / 4 * 3, from_environment("POWER_LOSS_SEED", 1)) {
         let (mut disk, mut done) = (lived.disk.clone(), 0);
         lived.play(&mut disk, &mut done, moment.after.saturating_sub(events).max(lived.ready))?;
         disk.lie_about(prefix);

@@ -54,7 +54,7 @@ pub use config::{Config, ParticipantConfig, Role};
 pub use coordinator::{Coordinator, Counts, Phase};
 pub use event::{Alarm, Effect, Event};
 pub use ids::{CoordId, Csn, Decider, Epoch, LogId, Lsn, Owner, ParticipantId, Position, SessionId, Ticket, Time, Token, Txid};
-pub use message::{Decided, FromParticipant, Hello, MarkerEvidence, Progress, Settle, ToParticipant, Work};
+pub use message::{Decided, FromParticipant, Hello, MarkerEvidence, Progress, Settle, Starts, ToParticipant, Work};
 pub use operation::{Condition, KeyWrite, Operation, Results, StatementResult, Value};
 pub use participant::{Participant, ParticipantEffect, ParticipantEvent, StoreCommand, StoreReport};
 pub use record::{

@@ -18,6 +18,8 @@ pub enum ToParticipant {
         owner: Owner,
         /// The number it knows this participant by.
         you: ParticipantId,
+        /// Every start of its log. A store that has followed another one is not to be taken over: it would lose the evidence.
+        starts: Starts,
     },
     /// A decided or deciding redo that this session has to know of before it takes a Prepare (R-REDO). Not to be applied yet.
     Reserve(Decided),
@@ -91,6 +93,22 @@ pub enum FromParticipant {
         /// How it ended.
         commit: bool,
     },
+}
+
+/// The starts that a log holds (R-OWNER).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Starts {
+    /// Epoch and incarnation of each, kept for ever.
+    pub known: Arc<[(Epoch, u64)]>,
+    /// Starts below this one are known to be lost, and accepted by an operator (R-LOGLOSS).
+    pub lost_below: Epoch,
+}
+
+impl Starts {
+    /// Whether the log holds this start, or it is known to be lost.
+    pub fn hold(&self, kept: Owner) -> bool {
+        kept.epoch < self.lost_below || self.known.contains(&(kept.epoch, kept.incarnation))
+    }
 }
 
 /// One transaction's Prepare.

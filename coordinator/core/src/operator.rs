@@ -82,7 +82,9 @@ impl Coordinator {
         let follower = self.follower(participant);
         let at = match follower.kind {
             // The changes of later transactions were recorded on top of it, and would not fit without it.
-            Kind::Serial => return Err(format!("later transactions of `{}` were made on top of {txid}: it cannot be given up there", follower.name)),
+            Kind::Serial => {
+                return Err(format!("later transactions of `{}` were made on top of {txid}: it cannot be given up there", follower.name));
+            }
             Kind::Redo => follower.items.contains_key(&csn).then_some(csn),
             // Its store holds it prepared, with its locks, until it is finished there.
             Kind::Preparing => return Err(format!("`{}` holds {txid} prepared: only redos can be given up", follower.name)),
@@ -140,7 +142,16 @@ impl Coordinator {
 
     /// R-SKIP: the decided redo is given up at this participant, for ever. Forced as damage first, then it counts.
     #[allow(clippy::too_many_arguments)]
-    fn skip(&mut self, now: Time, ticket: Ticket, participant: ParticipantId, csn: Csn, operator: &str, reason: &str, fx: &mut Vec<Effect>) {
+    fn skip(
+        &mut self,
+        now: Time,
+        ticket: Ticket,
+        participant: ParticipantId,
+        csn: Csn,
+        operator: &str,
+        reason: &str,
+        fx: &mut Vec<Effect>,
+    ) {
         let item = &self.follower(participant).items[&csn];
         let mut txids = self.decisions[&item.decision].told(participant, item.entry).txids;
         let last = txids.pop().expect("a decision has transactions");

@@ -12,7 +12,7 @@
 //! due, and new Prepares last. So phase one never delays phase two.
 
 use crate::ids::{Csn, Owner, ParticipantId, Position, SessionId, Ticket, Time, Txid};
-use crate::message::{Decided, FromParticipant, Hello, MarkerEvidence, Progress, Settle, ToParticipant, Work};
+use crate::message::{Decided, FromParticipant, Hello, MarkerEvidence, Progress, Settle, Starts, ToParticipant, Work};
 use crate::operation::{Operation, Value};
 use crate::record::Marker;
 use crate::vote::{Ballot, Kind, Refusal, RefusalKind, Vote};
@@ -403,7 +403,7 @@ impl Participant {
                 return;
             }
             (Phase::Refused, _) => return,
-            (Phase::Silent, ToParticipant::Welcome { owner, you }) => return self.welcome(owner, you, effects),
+            (Phase::Silent, ToParticipant::Welcome { owner, you, starts }) => return self.welcome(owner, you, &starts, effects),
             (Phase::Silent | Phase::Recovering { .. }, message) => Some(format!("R-SESSION: {} came before Hello", name_of(&message))),
             (Phase::HandingOver { .. } | Phase::Open { .. }, message) => match message {
                 ToParticipant::Welcome { .. } => Some("R-SESSION: a second Welcome in one session".into()),
@@ -444,9 +444,10 @@ impl Participant {
     }
 
     /// R-OWNER: a foreign coordinator, a lower epoch, or the same one with another incarnation, is refused.
-    fn welcome(&mut self, owner: Owner, me: ParticipantId, effects: &mut Vec<ParticipantEffect>) {
+    /// R-OWNER: the store's owner is overwritten only by a log that holds the start it has followed.
+    fn welcome(&mut self, owner: Owner, me: ParticipantId, starts: &Starts, effects: &mut Vec<ParticipantEffect>) {
         let session = self.session.as_mut().expect("checked by the caller");
-        if let Some(kept) = self.owner.filter(|kept| !supersedes(owner, *kept)) {
+        if let Some(kept) = self.owner.filter(|kept| !supersedes(owner, *kept) || !starts.hold(*kept)) {
             session.phase = Phase::Refused;
             effects.push(ParticipantEffect::Send(session.id, FromParticipant::Refused(kept)));
             return;

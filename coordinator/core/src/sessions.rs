@@ -4,7 +4,7 @@ use crate::coordinator::{Coordinator, Pending, Phase};
 use crate::event::{Alarm, Effect};
 use crate::follower::{Scan, Session};
 use crate::ids::{Csn, Decider, Owner, ParticipantId, SessionId, Time, Txid};
-use crate::message::{Decided, Hello, MarkerEvidence, Settle, ToParticipant};
+use crate::message::{Decided, Hello, MarkerEvidence, Settle, Starts, ToParticipant};
 use crate::outcomes::Fate;
 use crate::record::{Damage, DamageKind};
 use crate::transaction::{Branch, State};
@@ -46,10 +46,18 @@ impl Coordinator {
         }
     }
 
+    fn starts(&self) -> Starts {
+        Starts { known: self.epochs.as_slice().into(), lost_below: self.loss_accepted }
+    }
+
     /// Nothing is sent before the epoch is durable.
     pub(crate) fn welcome(&mut self, participant: ParticipantId, fx: &mut Vec<Effect>) {
         if let Session::Welcomed(session) = self.follower(participant).session {
-            fx.push(Effect::Send(participant, session, ToParticipant::Welcome { owner: self.owner, you: participant }));
+            fx.push(Effect::Send(
+                participant,
+                session,
+                ToParticipant::Welcome { owner: self.owner, you: participant, starts: self.starts() },
+            ));
         }
     }
 
@@ -171,7 +179,10 @@ impl Coordinator {
         let why = if owner.coord_id != self.owner.coord_id {
             format!("it belongs to coordinator {} (R-OWNER)", owner.coord_id)
         } else {
-            format!("it follows epoch {} of this coordinator, which this log knows nothing of (R-OWNER)", owner.epoch)
+            format!(
+                "it follows epoch {} of this coordinator, which this log does not hold: a copied or restored log (R-OWNER)",
+                owner.epoch
+            )
         };
         if owner.coord_id == self.owner.coord_id {
             self.highest_epoch_seen = self.highest_epoch_seen.max(owner.epoch);
@@ -336,7 +347,7 @@ impl Coordinator {
             );
         }
         let Some(kept) = hello.owner.filter(|kept| kept.coord_id == self.owner.coord_id) else { return };
-        if kept.epoch >= self.loss_accepted && !self.epochs.contains(&(kept.epoch, kept.incarnation)) {
+        if !self.starts().hold(kept) {
             self.log_lost(
                 format!("store `{name}` has followed a start (epoch {}) that this log does not hold: a copied or restored log", kept.epoch),
                 fx,

@@ -2,8 +2,8 @@
 
 use lockstep_core::{
     Ballot, CommitEntry, CoordId, Csn, Decided, Decider, EntryPayload, Epoch, FromParticipant, Kind, Marker, Operation, Owner, Participant,
-    ParticipantEffect, ParticipantEvent, ParticipantId, Progress, Refusal, RefusalKind, RequestKey, SessionId, StoreCommand, StoreReport,
-    Ticket, Time, ToParticipant, Txid, Vote, Work,
+    ParticipantEffect, ParticipantEvent, ParticipantId, Progress, Refusal, RefusalKind, RequestKey, SessionId, Starts, StoreCommand,
+    StoreReport, Ticket, Time, ToParticipant, Txid, Vote, Work,
 };
 
 const ME: ParticipantId = ParticipantId(1);
@@ -56,10 +56,15 @@ impl Bench {
         }
     }
 
+    /// A log that may take over from every other one.
     fn welcome(&mut self, owner: Owner) {
+        self.welcome_with(owner, Starts { known: [].into(), lost_below: Epoch::MAX });
+    }
+
+    fn welcome_with(&mut self, owner: Owner, starts: Starts) {
         self.session = SessionId(self.session.0 + 1);
         self.step(ParticipantEvent::SessionUp(self.session));
-        self.tell(ToParticipant::Welcome { owner, you: ME });
+        self.tell(ToParticipant::Welcome { owner, you: ME, starts });
     }
 
     fn tell(&mut self, message: ToParticipant) {
@@ -176,6 +181,25 @@ fn a_lower_epoch_or_a_clone_is_refused() {
         assert_eq!(bench.sent, [FromParticipant::Refused(owner(3, 7))], "R-OWNER");
         assert_eq!(bench.work(), None);
     }
+}
+
+#[test]
+fn a_copied_log_is_refused_however_often_it_is_started() {
+    for epoch in 4..9 {
+        let mut bench = Bench::new(Kind::Redo, Some(owner(3, 7)));
+        // The copy was made before start 3, and has made starts of its own since.
+        let starts = (1..3).map(|e| (Epoch(e), 7)).chain((3..=epoch).map(|e| (Epoch(e), 8)));
+        bench.welcome_with(owner(epoch, 8), Starts { known: starts.collect(), lost_below: Epoch(0) });
+        assert_eq!(bench.sent, [FromParticipant::Refused(owner(3, 7))], "R-OWNER");
+        assert_eq!(bench.work(), None, "the owner it keeps is not overwritten");
+    }
+}
+
+#[test]
+fn a_copied_log_may_take_over_once_an_operator_has_accepted_the_loss() {
+    let mut bench = Bench::new(Kind::Redo, Some(owner(3, 7)));
+    bench.welcome_with(owner(4, 8), Starts { known: [(Epoch(4), 8)].into(), lost_below: Epoch(4) });
+    assert!(matches!(bench.work(), Some(StoreCommand::Recover { .. })));
 }
 
 #[test]

@@ -9,6 +9,7 @@
 //! - dropping it after an error would write and sync once more, and panic if that fails: it is leaked instead (R-FSYNC);
 //! - its batches (`apply_batch`) keep it from freeing segments as fast as it fills them: with 400 records a batch the file grew by all
 //!   that was written. So changes go in one by one, in an order in which every beginning of them makes sense ([`super::format`]);
+//! - what it reads at its start it trusts, and panics where that is impossible: caught, and told as the damage that it is;
 //! - concurrent flushes can hang, so there is one committer, and it blocks.
 
 use super::format::{self, Unreadable};
@@ -21,6 +22,7 @@ use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -116,7 +118,7 @@ impl SledLog {
         let folder = folder.as_ref().to_path_buf();
         std::fs::create_dir_all(&folder).map_err(|error| failure(&folder, "make the folder of", &error))?;
         let engine = Engine::open(&folder, options.cache, Some(FLUSH_EVERY_MS))?;
-        let Recovery { entries, index, rests, torn } = recovery::recover(&engine.db, &folder)?;
+        let Recovery { entries, index, rests, torn } = engine.recover(&folder)?;
         if let Some(lsn) = torn {
             let folder = folder.display();
             tracing::warn!(%lsn, %folder, "the decision log ends in a record that was written in part and never acknowledged: erased");
@@ -143,7 +145,7 @@ impl SledLog {
             return Err(LogError::Io(format!("there is no decision log in {}", folder.display())));
         }
         let engine = Engine::open(folder, Options::default().cache, None)?;
-        Ok(recovery::recover(&engine.db, folder)?.entries)
+        Ok(engine.recover(folder)?.entries)
     }
 
     /// Its counters; they go on counting.
@@ -280,7 +282,7 @@ impl Engine {
             .cache_capacity(cache)
             .use_compression(false)
             .flush_every_ms(flush_every_ms);
-        let db = open_after_remains(&config).map_err(|error| recovery::engine(folder, "open", error))?;
+        let db = caught(folder, || open_after_remains(&config).map_err(|error| recovery::engine(folder, "open", error)))?;
         let file = File::open(folder.join("db")).map_err(io("open"))?;
         // The folder may have been made just now, and the file's length and name with it.
         file.sync_all().and_then(|()| sync(&folder.join("conf"))).map_err(io("sync"))?;
@@ -289,6 +291,11 @@ impl Engine {
             sync(parent).map_err(io("sync"))?;
         }
         Ok(Engine { db, file, blobs: folder.join("blobs"), _lock: lock })
+    }
+
+    /// Reads and checks everything.
+    fn recover(&self, folder: &Path) -> Result<Recovery, LogError> {
+        caught(folder, || recovery::recover(&self.db, folder))
     }
 
     /// Hands over the changes one by one: after a crash the first of them are there, up to some point.
@@ -344,6 +351,14 @@ pub(super) fn open_after_remains(config: &sled::Config) -> sled::Result<sled::Db
             done => return done,
         }
     }
+}
+
+/// Reads with the engine; its panic means that the log holds what it cannot.
+fn caught<T>(folder: &Path, read: impl FnOnce() -> Result<T, LogError>) -> Result<T, LogError> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+        let folder = folder.display();
+        Err(LogError::Corrupt(format!("the decision log in {folder} is damaged: its engine cannot make sense of its files; restore them")))
+    })
 }
 
 fn step(fault: &Option<Fault>, step: Step) -> io::Result<()> {

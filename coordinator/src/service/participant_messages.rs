@@ -7,8 +7,8 @@ use super::translate::{
 };
 use lockstep_core::{
     Ballot, BranchRedo, CommitEntry, Condition, CoordId, Csn, Decided, EntryPayload, FromParticipant, GroupRedo, Hello, KeyWrite, Kind,
-    Marker, MarkerEvidence, Operation, Owner, ParticipantId, Position, Progress, Refusal, Results, Settle, StatementResult, ToParticipant,
-    Txid, Vote, Work,
+    Marker, MarkerEvidence, Operation, Owner, ParticipantId, Position, Progress, Refusal, Results, Settle, Starts, StatementResult,
+    ToParticipant, Txid, Vote, Work,
 };
 use lockstep_proto::v1;
 use v1::from_participant_message::Message as From;
@@ -20,7 +20,7 @@ pub type Malformed = String;
 /// Coordinator to participant, onto the wire.
 pub fn to_participant_out(message: &ToParticipant) -> v1::ToParticipantMessage {
     let message = match message {
-        ToParticipant::Welcome { owner, you } => To::Open(v1::Open { owner: Some(owner_out(owner)), you: you.0.into() }),
+        ToParticipant::Welcome { owner, you, starts } => To::Open(open_out(owner, *you, starts)),
         ToParticipant::Reserve(decided) => To::Reserve(decided_out(decided)),
         ToParticipant::Open => To::Ready(v1::Ready {}),
         ToParticipant::Prepare(work) => To::Prepare(work_out(work)),
@@ -41,7 +41,7 @@ pub fn to_participant_out(message: &ToParticipant) -> v1::ToParticipantMessage {
 /// Coordinator to participant, from the wire.
 pub fn to_participant(message: v1::ToParticipantMessage) -> Result<ToParticipant, Malformed> {
     Ok(match message.message.ok_or("message: none, or one that this version does not know")? {
-        To::Open(open) => ToParticipant::Welcome { owner: owner(need(open.owner, "open.owner")?)?, you: number(open.you, "open.you")? },
+        To::Open(open) => welcome(open)?,
         To::Reserve(wire) => ToParticipant::Reserve(decided(wire)?),
         To::Ready(_) => ToParticipant::Open,
         To::Prepare(wire) => ToParticipant::Prepare(work(wire)?),
@@ -56,6 +56,18 @@ pub fn to_participant(message: v1::ToParticipantMessage) -> Result<ToParticipant
         To::Skip(wire) => ToParticipant::Skip(decided(wire)?),
         To::Close(_) => ToParticipant::Close,
     })
+}
+
+fn open_out(owner: &Owner, you: ParticipantId, starts: &Starts) -> v1::Open {
+    let known = starts.known.iter().map(|(epoch, incarnation)| v1::Start { epoch: epoch.0, incarnation: *incarnation });
+    v1::Open { owner: Some(owner_out(owner)), you: you.0.into(), starts: known.collect(), lost_below: starts.lost_below.0 }
+}
+
+fn welcome(open: v1::Open) -> Result<ToParticipant, Malformed> {
+    let start = |start: v1::Start| Ok((epoch(start.epoch).map_err(|e| format!("open.starts: {e}"))?, start.incarnation));
+    let known = open.starts.into_iter().map(start).collect::<Result<_, Malformed>>()?;
+    let starts = Starts { known, lost_below: epoch(open.lost_below).map_err(|e| format!("open.lost_below: {e}"))? };
+    Ok(ToParticipant::Welcome { owner: owner(need(open.owner, "open.owner")?)?, you: number(open.you, "open.you")?, starts })
 }
 
 /// Participant to coordinator, onto the wire.
@@ -463,7 +475,11 @@ mod tests {
         ];
         let key = Settle::Key(a_marker().entry.key, Position { epoch: Epoch(2), n: 8 });
         for message in [
-            ToParticipant::Welcome { owner: OWNER, you: ParticipantId(7) },
+            ToParticipant::Welcome {
+                owner: OWNER,
+                you: ParticipantId(7),
+                starts: Starts { known: [(Epoch(2), 9)].into(), lost_below: Epoch(1) },
+            },
             ToParticipant::Reserve(decided.clone()),
             ToParticipant::Open,
             ToParticipant::Prepare(Work { txid: TXID, operations: operations.into(), timeout: 5 }),
