@@ -439,7 +439,9 @@ impl<'a> Run<'a> {
                 self.tell(&some);
             }
             9 => self.repeat(),
-            10 => drop(self.tend()),
+            10 => {
+                self.tend();
+            }
             _ if self.rng.one_in(3) => self.session(false),
             _ => self.forget(),
         }
@@ -466,7 +468,9 @@ impl<'a> Run<'a> {
         match self.rng.below(8) {
             0..=3 => self.prepare(),
             4 => self.repeat(),
-            5 => drop(self.tend()),
+            5 => {
+                self.tend();
+            }
             6 => self.session(false),
             _ => self.forget(),
         }
@@ -494,7 +498,9 @@ impl<'a> Run<'a> {
             0..=3 => self.prepare(),
             4 => self.settle(),
             5 => self.scan(),
-            6 => drop(self.tend()),
+            6 => {
+                self.tend();
+            }
             7 => self.lead_too_late(),
             _ if self.rng.one_in(4) => self.raise_floor(),
             _ => self.session(false),
@@ -519,7 +525,9 @@ impl<'a> Run<'a> {
                 }
             }
             5 => self.repeat(),
-            6 => drop(self.tend()),
+            6 => {
+                self.tend();
+            }
             _ => self.forget(),
         }
         if !self.untold.is_empty() && self.rng.one_in(2) {

@@ -198,7 +198,7 @@ async fn refusal(daemon: &Daemon) -> Option<String> {
         return Some(format!("safe mode: {}", status.why));
     }
     let store = status.participants.iter().find(|store| store.session == "refused" || store.stuck > 0)?;
-    Some(format!("store `{}`: {} {}", store.name, store.session, store.why))
+    Some(format!("store `{}` is {} and stuck at {} transactions: {}", store.name, store.session, store.stuck, store.why))
 }
 
 async fn testify_twice(
