@@ -117,7 +117,8 @@ pub async fn run(
 async fn one(client: &Client, id: &str, item: &str, bytes: usize, wait: Wait) -> anyhow::Result<(RequestId, Result<u64, String>)> {
     let position = match client.position() {
         Some(position) => position,
-        None => bail!("the client does not know where the coordinator stands"),
+        // It has not connected yet.
+        None => client.describe().await?.position,
     };
     let request = RequestId { key: id.into(), attempt: 1, position };
     let answer = transaction(client, id, item, bytes).idempotency_key(id).position(position).wait(wait).deadline(PATIENCE).commit().await;

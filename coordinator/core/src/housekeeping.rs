@@ -37,18 +37,25 @@ impl Coordinator {
 
     /// Keeps a round of housekeeping due while there is something to keep.
     pub(crate) fn arm_housekeeping(&mut self, now: Time) {
-        if self.housekeeping_at.is_some() || self.phase == Phase::Starting {
+        let soon = now.after(ROUND);
+        if self.housekeeping_at.is_some_and(|armed| armed <= soon) || self.phase == Phase::Starting {
             return;
         }
         let rescans = self.followers.iter().any(|follower| matches!(follower.scan, Scan::Again(_)));
         let busy = !self.decisions.is_empty() || !self.releasable.is_empty() || !self.ended.is_empty() || rescans;
         let crowded = self.outcomes.len() > self.config.outcomes_max;
         let at = match (busy || crowded, self.outcomes.iter().next()) {
-            (true, _) => now.after(ROUND),
-            (false, Some(oldest)) => oldest.since.after(self.config.outcomes_keep).max(now.after(ROUND)),
+            (true, _) => soon,
+            (false, Some(oldest)) => oldest.since.after(self.config.outcomes_keep).max(soon),
             (false, None) => return,
         };
-        self.housekeeping_at = Some(at);
+        // It may be due only when the oldest outcome is, a day from now, and then there is something to keep.
+        if self.housekeeping_at.is_some_and(|armed| armed <= at) {
+            return;
+        }
+        if let Some(later) = self.housekeeping_at.replace(at) {
+            self.timers.remove(&(later, Timer::Housekeeping));
+        }
         self.timers.insert((at, Timer::Housekeeping));
     }
 
