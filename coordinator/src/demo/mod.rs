@@ -80,15 +80,18 @@ pub fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     stage.over.store(true, Ordering::Relaxed);
     // Naive clients that are still at work look at `over` before every write.
     runtime.shutdown_timeout(Duration::from_secs(5));
+    let kept = match &root {
+        Root::Kept(folder) => how_to_look(folder),
+        Root::Temporary(_) => "Everything that this made is gone again; `--keep DIR` leaves it to be looked at.\n".to_string(),
+    };
+    let cleaned_up = root.clean_up();
     let report = report?;
+    cleaned_up?;
     match args.output {
         Output::Table => print!("{}", report.text()),
         Output::Json => println!("{}", report.json()?),
     }
-    match &root {
-        Root::Kept(folder) => eprint!("{}", how_to_look(folder)),
-        Root::Temporary(_) => eprintln!("Everything that this made is gone again; `--keep DIR` leaves it to be looked at."),
-    }
+    eprint!("{kept}");
     Ok(if report.faults() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -7,6 +7,10 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+/// How long the removal of a temporary folder may take.
+const CLEAN_UP_LIMIT: Duration = Duration::from_secs(5);
 
 /// Where the acts play.
 pub struct Stage {
@@ -35,7 +39,7 @@ impl Stage {
     pub fn act(&self, title: &'static str, length: u64) -> ProgressBar {
         let style = ProgressStyle::with_template("{prefix:<16} {bar:32} {pos:>6}/{len:<6} {elapsed:>4}  {msg}");
         let bar = ProgressBar::new(length).with_style(style.expect("the template is valid")).with_prefix(title);
-        bar.enable_steady_tick(std::time::Duration::from_millis(200));
+        bar.enable_steady_tick(Duration::from_millis(200));
         bar
     }
 
@@ -65,6 +69,22 @@ impl Root {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         anyhow::ensure!(std::fs::read_dir(folder)?.next().is_none(), "--keep {}: the folder is not empty", folder.display());
         Ok(Root::Kept(folder.canonicalize()?))
+    }
+
+    /// Removes it, unless it is to be kept. Threads of Tantivy that outlive their writer may put a file into a folder while it is being
+    /// emptied: then it is emptied again.
+    pub fn clean_up(self) -> anyhow::Result<()> {
+        let Root::Temporary(folder) = self else { return Ok(()) };
+        let folder = folder.keep();
+        let until = Instant::now() + CLEAN_UP_LIMIT;
+        loop {
+            match std::fs::remove_dir_all(&folder) {
+                Ok(()) => return Ok(()),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+                Err(_) if Instant::now() < until => std::thread::sleep(Duration::from_millis(20)),
+                Err(error) => return Err(error).with_context(|| format!("cannot remove {}", folder.display())),
+            }
+        }
     }
 
     /// Its path.
