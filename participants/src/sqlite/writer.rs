@@ -408,7 +408,7 @@ pub fn compile<'a>(
 
 /// Steps a bound statement to its end; leaves out the first `offset` rows.
 pub fn rows_of(statement: &mut CachedStatement<'_>, room: &mut Room, offset: usize) -> Result<StatementResult, Failure> {
-    let columns: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+    let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
     let mut result = StatementResult { rows_affected: 0, columns, rows: Vec::new() };
     let mut rows = statement.raw_query();
     let mut left_out = 0;

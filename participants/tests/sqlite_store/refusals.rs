@@ -81,11 +81,7 @@ fn each_with_its_sentence() {
         ("INSERT INTO named VALUES (NULL, 1)", Constraint, "key column named.name is NULL; a row without a key cannot be recorded"),
         ("INSERT INTO pairs VALUES (1, NULL, 1)", Constraint, "key column pairs.b is NULL; a row without a key cannot be recorded"),
         ("INSERT INTO pairs VALUES (1.5, 2, 1)", Constraint, "key column pairs.a is a REAL; use an INTEGER, TEXT or BLOB"),
-        (
-            "INSERT INTO numbered VALUES (1.5, 1)",
-            Constraint,
-            "key column numbered.n is a REAL; use an INTEGER, TEXT or BLOB",
-        ),
+        ("INSERT INTO numbered VALUES (1.5, 1)", Constraint, "key column numbered.n is a REAL; use an INTEGER, TEXT or BLOB"),
         (
             "SELECT rowid FROM named",
             Invalid,
