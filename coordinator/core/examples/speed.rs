@@ -24,17 +24,27 @@ fn measure(name: &str, kinds: [(Kind, Role); 2]) {
     let began = Instant::now();
     for first in (0..TRANSACTIONS).step_by(IN_FLIGHT as usize) {
         for n in first..first + IN_FLIGHT {
-            play.step(Event::Commit(Ticket(n), request(n, play.machine.position())));
+            let request = request(n, play.machine.position(), kinds);
+            play.step(Event::Commit(Ticket(n), request));
         }
         play.settle();
     }
     let seconds = began.elapsed().as_secs_f64();
     println!(
-        "{name}: {:.0} transactions/s, {:.0} ns each, {} answered",
+        "{name}: {:.0} transactions/s, {:.0} ns each, {} answered, {} outcomes kept, {} MB resident",
         TRANSACTIONS as f64 / seconds,
         seconds * 1e9 / TRANSACTIONS as f64,
-        play.answered
+        play.answered,
+        play.machine.status().outcomes,
+        resident_mb()
     );
+}
+
+/// This process's memory; 0 where the system does not tell.
+fn resident_mb() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.trim().strip_suffix(" kB")).map_or(0, |kb| kb.parse::<u64>().unwrap_or(0) / 1024)
 }
 
 /// The machine, and participants and a log that say Yes at once.
@@ -158,10 +168,14 @@ fn vote(kind: Kind) -> Vote {
     }
 }
 
-fn request(n: u64, position: Position) -> Request {
-    let row: Arc<[Operation]> =
-        [Operation::Statement { sql: "UPDATE t".into(), parameters: vec![Value::Integer(n as i64)], expect_rows: None }].into();
-    let branches = (0..2).map(|p| BranchRequest { participant: ParticipantId(p), operations: row.clone() }).collect();
+/// A row at a database, a document at an index.
+fn request(n: u64, position: Position, kinds: [(Kind, Role); 2]) -> Request {
+    let operation = |role| match role {
+        Role::Database => Operation::Statement { sql: "UPDATE t".into(), parameters: vec![Value::Integer(n as i64)], expect_rows: None },
+        Role::Index => Operation::Put { key: n.to_string(), document: "{}".into(), condition: None },
+    };
+    let branch = |p: usize| BranchRequest { participant: ParticipantId(p as u16), operations: [operation(kinds[p].1)].into() };
+    let branches = vec![branch(0), branch(1)];
     let key = RequestKey { key: Arc::from(&n.to_be_bytes()[..]), attempt: 1 };
     Request { key, position, hash: n, branches, wait: Wait::Applied, timeout: 0, deadline: Time(u64::MAX) }
 }

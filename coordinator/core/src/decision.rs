@@ -44,8 +44,7 @@ impl Decision {
 
     /// The entries that an item stands for.
     pub fn covered(&self, participant: ParticipantId, entry: Option<usize>) -> impl Iterator<Item = (usize, &CommitEntry)> {
-        let whole = entry.is_none();
-        let covers = move |i: &usize| whole || entry == Some(*i);
-        self.entries.iter().enumerate().filter(move |(i, entry)| covers(i) && entry.branches.contains(&participant))
+        let range = entry.map_or(0..self.entries.len(), |i| i..i + 1);
+        range.clone().zip(&self.entries[range]).filter(move |(_, entry)| entry.branches.contains(&participant))
     }
 }

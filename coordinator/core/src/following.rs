@@ -140,7 +140,7 @@ impl Coordinator {
             here.push(entry.txid);
             for redo in decision.payload.entries[i].redos.iter().filter(|redo| redo.participant == participant) {
                 for write in &redo.keys {
-                    self.keys.settled(participant, write.key.clone(), entry.csn);
+                    self.keys.settled(participant, &write.key, entry.csn);
                 }
             }
         }
@@ -204,8 +204,11 @@ impl Coordinator {
         for i in 0..self.followers.len() {
             let follower = &mut self.followers[i];
             let Some(session) = follower.open_session() else { continue };
-            let owed = follower.items.last_key_value().is_some_and(|(last, _)| *last > follower.closed_told);
-            if owed && closed > follower.closed_told && follower.kind != Kind::Preparing {
+            if closed <= follower.closed_told || follower.kind == Kind::Preparing {
+                continue;
+            }
+            // Who is owed nothing between the two need not hear of it yet.
+            if follower.items.range(follower.closed_told.next()..=closed).next().is_some() {
                 follower.closed_told = closed;
                 fx.push(Effect::Send(follower.id, session, ToParticipant::Closed(closed)));
             }

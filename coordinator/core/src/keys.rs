@@ -2,17 +2,16 @@
 
 use crate::ids::{Csn, ParticipantId};
 use crate::operation::{Condition, Operation};
+use crate::outcomes::Keyed;
 use crate::vote::{Refusal, RefusalKind};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-
-/// A document at an index.
-pub type DocumentKey = (ParticipantId, Arc<str>);
 
 /// Every document with an undecided writer, or with a decided write that its index has not applied.
 #[derive(Debug, Default)]
 pub struct KeyTable {
-    keys: BTreeMap<DocumentKey, KeyState>,
+    indices: BTreeMap<ParticipantId, HashMap<Arc<str>, KeyState, Keyed>>,
+    secret: Keyed,
 }
 
 #[derive(Debug, Default)]
@@ -29,10 +28,15 @@ enum Write {
 }
 
 impl KeyTable {
+    /// None. The secret keeps clients from choosing keys that collide.
+    pub fn new(secret: u64) -> KeyTable {
+        KeyTable { indices: BTreeMap::new(), secret: Keyed(secret) }
+    }
+
     /// Whether a write under this condition may be prepared. Conditions on documents that are not in this table are the index's to test.
     pub fn admit(&self, index: ParticipantId, operation: &Operation) -> Result<(), Refusal> {
         let Some(key) = operation.key() else { return Ok(()) };
-        let Some(state) = self.keys.get(&(index, Arc::from(key)) as &DocumentKey) else { return Ok(()) };
+        let Some(state) = self.indices.get(&index).and_then(|keys| keys.get(key)) else { return Ok(()) };
         let condition = operation.condition();
         if state.undecided > 0 && (state.conditional || condition.is_some()) {
             let sentence = format!("document `{key}` has another writer under way, and one of the two is conditional");
@@ -54,7 +58,7 @@ impl KeyTable {
     /// A writer is under way.
     pub fn begin(&mut self, index: ParticipantId, operation: &Operation) {
         let Some(key) = operation.key() else { return };
-        let state = self.keys.entry((index, Arc::from(key))).or_default();
+        let state = self.state(index, key);
         state.undecided += 1;
         state.conditional |= operation.condition().is_some();
     }
@@ -62,42 +66,48 @@ impl KeyTable {
     /// A writer that had begun is decided: committed at this CSN, or aborted.
     pub fn decide(&mut self, index: ParticipantId, operation: &Operation, committed: Option<Csn>) {
         let Some(key) = operation.key() else { return };
-        let key = (index, Arc::from(key));
-        let state = self.keys.get_mut(&key).expect("a decided writer has begun");
+        let keys = self.indices.get_mut(&index).expect("a decided writer has begun");
+        let state = keys.get_mut(key).expect("a decided writer has begun");
         state.undecided -= 1;
         if state.undecided == 0 {
             state.conditional = false;
         }
         match committed {
             Some(csn) => state.note(csn, matches!(operation, Operation::Delete { .. })),
-            None => self.drop_if_idle(&key),
+            None if state.is_idle() => drop(keys.remove(key)),
+            None => {}
         }
     }
 
     /// A decided write becomes known without having begun here: replayed, or found at a leader.
-    pub fn replay(&mut self, index: ParticipantId, key: Arc<str>, csn: Csn, delete: bool) {
-        self.keys.entry((index, key)).or_default().note(csn, delete);
+    pub fn replay(&mut self, index: ParticipantId, key: &str, csn: Csn, delete: bool) {
+        self.state(index, key).note(csn, delete);
     }
 
     /// The index has applied the write, or an operator gave it up (R-SKIP): from now on the index itself can tell.
-    pub fn settled(&mut self, index: ParticipantId, key: Arc<str>, csn: Csn) {
-        let key = (index, key);
-        if let Some(state) = self.keys.get_mut(&key) {
-            if state.newest.is_some_and(|(newest, _)| newest <= csn) {
-                state.newest = None;
-            }
-            self.drop_if_idle(&key);
+    pub fn settled(&mut self, index: ParticipantId, key: &str, csn: Csn) {
+        let Some(keys) = self.indices.get_mut(&index) else { return };
+        let Some(state) = keys.get_mut(key) else { return };
+        state.newest.take_if(|(newest, _)| *newest <= csn);
+        if state.is_idle() {
+            keys.remove(key);
         }
     }
 
-    fn drop_if_idle(&mut self, key: &DocumentKey) {
-        if self.keys.get(key).is_some_and(|state| state.undecided == 0 && state.newest.is_none()) {
-            self.keys.remove(key);
+    fn state(&mut self, index: ParticipantId, key: &str) -> &mut KeyState {
+        let keys = self.indices.entry(index).or_insert_with(|| HashMap::with_hasher(self.secret));
+        if !keys.contains_key(key) {
+            keys.insert(Arc::from(key), KeyState::default());
         }
+        keys.get_mut(key).expect("just inserted")
     }
 }
 
 impl KeyState {
+    fn is_idle(&self) -> bool {
+        self.undecided == 0 && self.newest.is_none()
+    }
+
     fn note(&mut self, csn: Csn, delete: bool) {
         if self.newest.is_none_or(|(newest, _)| newest < csn) {
             self.newest = Some((csn, if delete { Write::Delete } else { Write::Put }));

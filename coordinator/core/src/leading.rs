@@ -105,7 +105,7 @@ impl Coordinator {
         self.open += 1;
         for redo in &payload.redos {
             for write in &redo.keys {
-                self.keys.replay(redo.participant, write.key.clone(), csn, write.delete);
+                self.keys.replay(redo.participant, &write.key, csn, write.delete);
             }
         }
         let keys: Vec<_> = payload.redos.iter().flat_map(|redo| redo.keys.iter().map(|w| (redo.participant, w.key.clone()))).collect();
@@ -118,7 +118,7 @@ impl Coordinator {
         self.decided(now, csn, fx);
         for (participant, key) in keys {
             if !self.follower(participant).items.contains_key(&csn) {
-                self.keys.settled(participant, key, csn);
+                self.keys.settled(participant, &key, csn);
             }
         }
     }

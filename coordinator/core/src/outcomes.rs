@@ -1,9 +1,10 @@
 //! What became of every request that is still known (R-KEY), down to the floor.
 
-use crate::ids::{Csn, Lsn, ParticipantId, Position, Time, Txid};
+use crate::ids::{Csn, Epoch, Lsn, ParticipantId, Position, Time, Txid};
 use crate::operation::Results;
 use crate::request::{Aborted, RequestKey};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::{BuildHasher, DefaultHasher, Hasher};
 
 /// Statement results by store.
 pub type ResultsByStore = Vec<(ParticipantId, Results)>;
@@ -48,18 +49,27 @@ pub struct CommittedFate {
 /// All requests that are still known.
 #[derive(Debug)]
 pub struct Outcomes {
-    known: BTreeMap<Position, Known>,
-    by_key: BTreeMap<RequestKey, Position>,
+    /// Of earlier starts.
+    earlier: BTreeMap<Position, Known>,
+    /// Of this start.
+    own: Run,
+    by_key: HashMap<RequestKey, Position, Keyed>,
     with_results: VecDeque<Position>,
     results_max: usize,
     floor: Position,
 }
 
 impl Outcomes {
-    /// None known, nothing forgotten.
-    pub fn new(results_max: usize) -> Outcomes {
-        let (known, by_key) = (BTreeMap::new(), BTreeMap::new());
-        Outcomes { known, by_key, with_results: VecDeque::new(), results_max, floor: Position::default() }
+    /// None known, nothing forgotten. The secret keeps clients from choosing keys that collide.
+    pub fn new(results_max: usize, secret: u64) -> Outcomes {
+        let (earlier, own, by_key) = (BTreeMap::new(), Run::default(), HashMap::with_hasher(Keyed(secret)));
+        Outcomes { earlier, own, by_key, with_results: VecDeque::new(), results_max, floor: Position::default() }
+    }
+
+    /// A start is under way: all that begins from here on becomes known in the order of its numbers, without a gap.
+    pub fn begin(&mut self, position: Position) {
+        assert!(self.own.is_empty(), "one start after the other");
+        self.own = Run { epoch: position.epoch, first: position.n, forgotten: 0, chunks: VecDeque::new() };
     }
 
     /// The first position that is still known.
@@ -69,32 +79,36 @@ impl Outcomes {
 
     /// How many are known.
     pub fn len(&self) -> usize {
-        self.known.len()
+        self.earlier.len() + self.own.len()
     }
 
     /// Whether none is known.
     pub fn is_empty(&self) -> bool {
-        self.known.is_empty()
+        self.len() == 0
     }
 
     /// The request under this name.
     pub fn by_key(&self, key: &RequestKey) -> Option<&Known> {
-        self.by_key.get(key).map(|position| &self.known[position])
+        self.by_key.get(key).map(|position| self.by_position(*position).expect("a key belongs to a known request"))
     }
 
     /// The request of this transaction.
     pub fn by_txid(&self, txid: Txid) -> Option<&Known> {
-        self.known.get(&txid.position()).filter(|known| known.txid == txid)
+        self.by_position(txid.position()).filter(|known| known.txid == txid)
     }
 
     /// The request that began at this position.
     pub fn by_position(&self, position: Position) -> Option<&Known> {
-        self.known.get(&position)
+        if position.epoch == self.own.epoch { self.own.get(position.n) } else { self.earlier.get(&position) }
+    }
+
+    fn by_position_mut(&mut self, position: Position) -> Option<&mut Known> {
+        if position.epoch == self.own.epoch { self.own.get_mut(position.n) } else { self.earlier.get_mut(&position) }
     }
 
     /// All, oldest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Known> {
-        self.known.values()
+        self.earlier.values().chain(self.own.iter())
     }
 
     /// A request becomes known.
@@ -103,19 +117,23 @@ impl Outcomes {
         assert!(position >= self.floor, "a transaction below the floor becomes known: {}", known.txid);
         let named = self.by_key.insert(known.key.clone(), position);
         assert!(named.is_none_or(|earlier| earlier == position), "R-KEY: two transactions under one key: {}", known.txid);
-        if matches!(&known.fate, Fate::Committed(CommittedFate { results: Some(_), .. })) {
-            self.with_results.push_back(position);
+        if let Fate::Committed(committed) = &known.fate {
+            self.note_results(position, committed.results.as_ref().is_some_and(|results| !results.is_empty()));
         }
-        self.known.insert(position, known);
+        if position.epoch == self.own.epoch {
+            self.own.push(known);
+        } else {
+            self.earlier.insert(position, known);
+        }
         self.drop_excess_results();
     }
 
     /// A running request gets its fate, once and for ever (I2).
     pub fn settle(&mut self, txid: Txid, fate: Fate) {
-        if matches!(&fate, Fate::Committed(CommittedFate { results: Some(_), .. })) {
-            self.with_results.push_back(txid.position());
+        if let Fate::Committed(committed) = &fate {
+            self.note_results(txid.position(), committed.results.as_ref().is_some_and(|results| !results.is_empty()));
         }
-        let known = self.known.get_mut(&txid.position()).expect("only a known request is settled");
+        let known = self.by_position_mut(txid.position()).expect("only a known request is settled");
         assert!(matches!(known.fate, Fate::Running), "I2: the outcome of {txid} would be reversed");
         known.fate = fate;
         self.drop_excess_results();
@@ -123,44 +141,132 @@ impl Outcomes {
 
     /// The client has its results.
     pub fn drop_results(&mut self, txid: Txid) {
-        if let Some(Known { fate: Fate::Committed(committed), .. }) = self.known.get_mut(&txid.position()) {
+        if let Some(Known { fate: Fate::Committed(committed), .. }) = self.by_position_mut(txid.position()) {
             committed.results = None;
         }
     }
 
     /// Where the floor may rise to so that at most `max` stay, and none from before `oldest`; never past a running one.
     pub fn next_floor(&self, max: usize, oldest: Time) -> Option<Position> {
-        let excess = if self.known.len() > max { self.known.len() - max + max / 20 } else { 0 };
+        let excess = if self.len() > max { self.len() - max + max / 20 } else { 0 };
         let mut floor = None;
-        for (i, (position, known)) in self.known.iter().enumerate() {
+        for (i, known) in self.iter().enumerate() {
             let stays = i >= excess && known.since >= oldest;
             if stays || matches!(known.fate, Fate::Running) {
                 break;
             }
-            floor = Some(Position { epoch: position.epoch, n: position.n + 1 });
+            floor = Some(Position { epoch: known.txid.epoch, n: known.txid.n + 1 });
         }
         floor
     }
 
     /// Forgets everything below; the record that says so is durable.
     pub fn raise_floor(&mut self, floor: Position) {
-        let kept = self.known.split_off(&floor);
-        for known in std::mem::replace(&mut self.known, kept).into_values() {
+        let kept = self.earlier.split_off(&floor);
+        let earlier = std::mem::replace(&mut self.earlier, kept);
+        let below = |known: &&Known| known.txid.position() < floor;
+        for known in earlier.values().chain(self.own.iter().take_while(below)) {
             assert!(!matches!(known.fate, Fate::Running), "the floor passes a running transaction: {}", known.txid);
             self.by_key.remove(&known.key);
         }
+        self.own.forget_below(floor);
         self.floor = self.floor.max(floor);
         while self.with_results.front().is_some_and(|position| *position < floor) {
             self.with_results.pop_front();
         }
     }
 
+    fn note_results(&mut self, position: Position, any: bool) {
+        if any {
+            self.with_results.push_back(position);
+        }
+    }
+
     fn drop_excess_results(&mut self) {
         while self.with_results.len() > self.results_max {
             let position = self.with_results.pop_front().expect("not empty");
-            if let Some(Known { fate: Fate::Committed(committed), .. }) = self.known.get_mut(&position) {
+            if let Some(Known { fate: Fate::Committed(committed), .. }) = self.by_position_mut(position) {
                 committed.results = None;
             }
         }
+    }
+}
+
+/// Requests of one start with consecutive numbers. In chunks: found by arithmetic, and never moved.
+#[derive(Debug, Default)]
+struct Run {
+    epoch: Epoch,
+    /// Number of the first in the first chunk.
+    first: u64,
+    /// How many of the first chunk are forgotten.
+    forgotten: usize,
+    chunks: VecDeque<Vec<Known>>,
+}
+
+impl Run {
+    const CHUNK: usize = 1024;
+
+    fn len(&self) -> usize {
+        self.chunks.back().map_or(0, |last| (self.chunks.len() - 1) * Run::CHUNK + last.len() - self.forgotten)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn place(&self, n: u64) -> Option<(usize, usize)> {
+        let i = usize::try_from(n.checked_sub(self.first)?).ok()?;
+        (i >= self.forgotten).then_some((i / Run::CHUNK, i % Run::CHUNK))
+    }
+
+    fn get(&self, n: u64) -> Option<&Known> {
+        let (chunk, i) = self.place(n)?;
+        self.chunks.get(chunk)?.get(i)
+    }
+
+    fn get_mut(&mut self, n: u64) -> Option<&mut Known> {
+        let (chunk, i) = self.place(n)?;
+        self.chunks.get_mut(chunk)?.get_mut(i)
+    }
+
+    fn iter(&self) -> impl DoubleEndedIterator<Item = &Known> {
+        self.chunks.iter().enumerate().flat_map(|(i, chunk)| chunk[if i == 0 { self.forgotten } else { 0 }..].iter())
+    }
+
+    fn push(&mut self, known: Known) {
+        let next = self.first + (self.forgotten + self.len()) as u64;
+        assert_eq!(known.txid.n, next, "transactions of a start become known in their order");
+        match self.chunks.back_mut() {
+            Some(last) if last.len() < Run::CHUNK => last.push(known),
+            _ => {
+                let mut chunk = Vec::with_capacity(Run::CHUNK);
+                chunk.push(known);
+                self.chunks.push_back(chunk);
+            }
+        }
+    }
+
+    fn forget_below(&mut self, floor: Position) {
+        let below = if floor.epoch < self.epoch { 0 } else { self.iter().take_while(|known| known.txid.position() < floor).count() };
+        self.forgotten += below;
+        while self.forgotten >= Run::CHUNK {
+            self.chunks.pop_front();
+            self.forgotten -= Run::CHUNK;
+            self.first += Run::CHUNK as u64;
+        }
+    }
+}
+
+/// Hashes what clients choose, under a secret.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Keyed(pub u64);
+
+impl BuildHasher for Keyed {
+    type Hasher = DefaultHasher;
+
+    fn build_hasher(&self) -> DefaultHasher {
+        let mut hasher = DefaultHasher::new();
+        hasher.write_u64(self.0);
+        hasher
     }
 }

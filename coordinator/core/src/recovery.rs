@@ -94,7 +94,7 @@ impl Coordinator {
     }
 
     fn empty(config: Config, identity: Identity, now: Time) -> Coordinator {
-        let outcomes = Outcomes::new(config.results_max);
+        let outcomes = Outcomes::new(config.results_max, identity.incarnation);
         let evidence_until = now.after(config.loss_wait);
         Coordinator {
             owner: Owner { coord_id: identity.coord_id, epoch: Epoch(0), incarnation: identity.incarnation },
@@ -114,7 +114,7 @@ impl Coordinator {
             open: 0,
             decisions: BTreeMap::new(),
             deciding: BTreeSet::new(),
-            keys: KeyTable::default(),
+            keys: KeyTable::new(identity.incarnation),
             outcomes,
             pending: VecDeque::new(),
             timers: BTreeSet::from([(evidence_until, Timer::Evidence)]),
@@ -172,6 +172,7 @@ impl Coordinator {
     fn take_epoch(&mut self, now: Time, fx: &mut Vec<Effect>) {
         self.owner.epoch = self.owner.epoch.next();
         self.epochs.push((self.owner.epoch, self.owner.incarnation));
+        self.outcomes.begin(self.position());
         let record = Record::Epoch { epoch: self.owner.epoch, incarnation: self.owner.incarnation, at_ms: self.wall_ms(now) };
         self.append(record, Some(Pending::Start), fx);
     }
@@ -222,7 +223,7 @@ impl Coordinator {
             for BranchRedo { participant, keys, .. } in &payload.redos {
                 if self.follower(*participant).items.contains_key(&entry.csn) {
                     for write in keys {
-                        self.keys.replay(*participant, write.key.clone(), entry.csn, write.delete);
+                        self.keys.replay(*participant, &write.key, entry.csn, write.delete);
                     }
                 }
             }

@@ -125,7 +125,7 @@ impl Coordinator {
             let decision = &self.decisions[&item.decision];
             let redos = item.entry.into_iter().flat_map(|i| &decision.payload.entries[i].redos);
             for write in redos.filter(|redo| redo.participant == participant).flat_map(|redo| &redo.keys) {
-                self.keys.replay(participant, write.key.clone(), *csn, write.delete);
+                self.keys.replay(participant, &write.key, *csn, write.delete);
             }
         }
     }
