@@ -8,7 +8,7 @@ use super::failure::broken;
 use super::redo::{self, Redo};
 use super::session::Session;
 use super::state::{State, csn, number};
-use super::writer::{Ran, Synchronous, Writer};
+use super::writer::{CHECKPOINT_LOOK, REST_FRAMES, Ran, Synchronous, Writer};
 use super::{Limits, SqliteOptions};
 use crate::{Committed, Recovered, StoreError, Tended};
 use lockstep_core::{Ballot, Csn, Decided, Owner, ParticipantId, Progress, Refusal, RefusalKind, Txid, Vote, Work};
@@ -163,8 +163,9 @@ impl Executor {
             stuck = self.replay(writer, rest, closed)?;
         }
         self.close(closed);
-        if writer.frames_waiting() >= self.checkpoint_frames && !writer.in_transaction() {
-            self.checkpoint(writer)?;
+        self.look_at_checkpoint(writer)?;
+        if writer.frames_waiting() >= self.checkpoint_frames {
+            writer.begin_checkpoint(self.stored);
         }
         Ok(Committed { progress: self.progress(), stuck, ..Committed::default() })
     }
@@ -178,26 +179,47 @@ impl Executor {
     /// A checkpoint, if it is time for one.
     pub fn tend(&mut self, writer: &mut Writer, closed: Csn) -> Result<Tended, StoreError> {
         self.close(closed);
-        let due = writer.checkpointed_at() + self.checkpoint_interval;
-        if self.open.is_empty() && self.unsettled(writer) && (Instant::now() >= due || writer.frames_waiting() >= self.checkpoint_frames) {
-            self.checkpoint(writer)?;
+        self.look_at_checkpoint(writer)?;
+        let (now, due) = (Instant::now(), writer.checkpointed_at() + self.checkpoint_interval);
+        if self.open.is_empty() && self.unsettled(writer) && !writer.checkpointing() && now >= due {
+            self.keep_watermark(writer)?;
+            writer.begin_checkpoint(self.stored);
         }
-        let next = self.unsettled(writer).then(|| writer.checkpointed_at() + self.checkpoint_interval);
+        let next = match writer.checkpointing() {
+            true => Some(now + CHECKPOINT_LOOK),
+            false => self.unsettled(writer).then(|| writer.checkpointed_at() + self.checkpoint_interval),
+        };
         Ok(Tended { progress: self.progress(), next })
+    }
+
+    /// Takes note of a checkpoint that has ended, and moves what was committed meanwhile if that is little.
+    fn look_at_checkpoint(&mut self, writer: &mut Writer) -> Result<(), StoreError> {
+        let Some(durable) = writer.checkpointed()? else { return Ok(()) };
+        self.durable = self.durable.max(durable);
+        if self.open.is_empty() && writer.frames_waiting() <= REST_FRAMES && writer.checkpoint()? {
+            self.durable = self.stored;
+        }
+        Ok(())
     }
 
     /// Makes everything durable without the log, as far as no reader is in the way.
     pub fn checkpoint(&mut self, writer: &mut Writer) -> Result<bool, StoreError> {
-        if self.stored < self.state.watermark {
-            writer.begin()?;
-            self.keep(writer, [], Csn::ZERO)?;
-            writer.commit()?;
-        }
+        self.keep_watermark(writer)?;
         let complete = writer.checkpoint()?;
         if complete {
             self.durable = self.stored;
         }
         Ok(complete)
+    }
+
+    /// The file's watermark catches up with the one in memory.
+    fn keep_watermark(&mut self, writer: &mut Writer) -> Result<(), StoreError> {
+        if self.stored < self.state.watermark {
+            writer.begin()?;
+            self.keep(writer, [], Csn::ZERO)?;
+            writer.commit()?;
+        }
+        Ok(())
     }
 
     /// After a forced commit everything before it is durable too.

@@ -5,7 +5,7 @@
 
 use super::failure::broken;
 use super::state::{State, csn, number, place};
-use super::writer::{Ran, Synchronous, Writer};
+use super::writer::{CHECKPOINT_LOOK, REST_FRAMES, Ran, Synchronous, Writer};
 use crate::{Led, Recovered, StoreError, Tended};
 use lockstep_core::{Ballot, Csn, Marker, Owner, ParticipantId, Position, Progress, Refusal, RefusalKind, Settle, Txid, Vote, Work};
 use rusqlite::{ErrorCode, OptionalExtension};
@@ -134,8 +134,9 @@ impl Leader {
         self.state.watermark = self.state.watermark.max(highest);
         self.state.keep_progress(writer)?;
         writer.commit()?;
+        look_at_checkpoint(writer)?;
         if writer.frames_waiting() >= self.checkpoint_frames {
-            writer.checkpoint()?;
+            writer.begin_checkpoint(self.state.watermark);
         }
         Ok(Led::Committed)
     }
@@ -227,11 +228,17 @@ impl Leader {
 
     /// A checkpoint, if it is time for one; it only keeps the write-ahead log short.
     pub fn tend(&mut self, writer: &mut Writer) -> Result<Tended, StoreError> {
-        let due = writer.checkpointed_at() + self.checkpoint_interval;
-        if self.open.is_empty() && writer.dirty() && Instant::now() >= due {
-            writer.checkpoint()?;
+        if self.open.is_empty() {
+            look_at_checkpoint(writer)?;
         }
-        let next = writer.dirty().then(|| writer.checkpointed_at() + self.checkpoint_interval);
+        let (now, due) = (Instant::now(), writer.checkpointed_at() + self.checkpoint_interval);
+        if self.open.is_empty() && writer.dirty() && !writer.checkpointing() && now >= due {
+            writer.begin_checkpoint(self.state.watermark);
+        }
+        let next = match writer.checkpointing() {
+            true => Some(now + CHECKPOINT_LOOK),
+            false => writer.dirty().then(|| writer.checkpointed_at() + self.checkpoint_interval),
+        };
         Ok(Tended { progress: self.progress(), next })
     }
 
@@ -244,6 +251,14 @@ impl Leader {
     pub fn is_open(&self) -> bool {
         !self.open.is_empty()
     }
+}
+
+/// Moves what was committed during a checkpoint that has ended, if that is little.
+fn look_at_checkpoint(writer: &mut Writer) -> Result<(), StoreError> {
+    if writer.checkpointed()?.is_some() && writer.frames_waiting() <= REST_FRAMES {
+        writer.checkpoint()?;
+    }
+    Ok(())
 }
 
 fn insert_marker(writer: &Writer, marker: &Marker) -> rusqlite::Result<()> {

@@ -7,11 +7,12 @@
 //! leader     database-led: markers                     hooks       callbacks           (unsafe)
 //! redo       how a group is applied again              session     the recording       (unsafe)
 //! state      our own row in the file                   changeset   the recording, read
-//! reader     queries beside the transactions
+//! reader     queries beside the transactions           checkpointer  moves the write-ahead log into the file
 //! ```
 
 mod authorizer;
 mod changeset;
+mod checkpointer;
 mod executor;
 mod failure;
 mod hooks;

@@ -1,6 +1,7 @@
 //! The one writing connection: its transactions, its statements, its checkpoints.
 
 use super::authorizer::Mode;
+use super::checkpointer::Checkpointer;
 use super::failure::{Failure, broken};
 use super::hooks::Guarded;
 use super::redo;
@@ -8,12 +9,16 @@ use super::schema::{OWN, Promise, Schema};
 use super::session::Session;
 use super::{Limits, SqliteOptions};
 use crate::StoreError;
-use lockstep_core::{Operation, Refusal, RefusalKind, Results, StatementResult, Value, Work};
+use lockstep_core::{Csn, Operation, Refusal, RefusalKind, Results, StatementResult, Value, Work};
 use rusqlite::config::DbConfig;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{CachedStatement, Connection, OpenFlags, Params, ToSql};
 use std::time::{Duration, Instant};
 
+/// Frames that the writer moves by itself after a checkpoint beside it, at most.
+pub const REST_FRAMES: u32 = 1_000;
+/// How often a checkpoint under way is looked at when nothing is committed.
+pub const CHECKPOINT_LOOK: Duration = Duration::from_millis(10);
 /// Our own statements begin like this; no client's may. So a client's statement never meets one of ours in the cache, compiled for us.
 pub const MARK: &str = "/*lockstep*/";
 
@@ -30,6 +35,8 @@ const CACHE: usize = 256;
 
 /// The writing connection.
 pub struct Writer {
+    /// First, so that its connection is closed first.
+    checkpointer: Checkpointer,
     conn: Guarded,
     limits: Limits,
     promise: Promise,
@@ -88,6 +95,7 @@ impl Writer {
             sync_folder_of(&options.path).map_err(|error| StoreError::Refused(format!("cannot make {path} durable: {error}")))?;
         }
         let mut writer = Writer {
+            checkpointer: Checkpointer::start(options)?,
             conn: Guarded::new(conn, Mode::Trusted, options.limits.value_bytes),
             limits: options.limits,
             promise,
@@ -206,6 +214,7 @@ impl Writer {
 
     /// Moves the write-ahead log into the database file and forces both. True if all of it is there; readers may keep some of it back.
     pub fn checkpoint(&mut self) -> Result<bool, StoreError> {
+        self.checkpointer.wait()?;
         self.checkpointed_at = Instant::now();
         // A log that readers keep from starting over is waited for, or it would grow for ever.
         let mode = if self.conn.hooks.wal_frames.get() > self.limits.wal_frames { "RESTART" } else { "PASSIVE" };
@@ -218,6 +227,28 @@ impl Writer {
         let complete = in_log == moved && (!busy || mode == "RESTART");
         self.dirty &= !complete;
         Ok(complete)
+    }
+
+    /// Begins a checkpoint beside the transactions, unless one is under way; the file holds everything up to `stored`.
+    pub fn begin_checkpoint(&mut self, stored: Csn) {
+        if !self.checkpointer.busy() {
+            self.checkpointed_at = Instant::now();
+            self.checkpointer.begin(stored);
+        }
+    }
+
+    /// Whether a checkpoint is under way.
+    pub fn checkpointing(&self) -> bool {
+        self.checkpointer.busy()
+    }
+
+    /// Once a checkpoint beside the transactions has ended: everything up to this CSN survives power loss.
+    pub fn checkpointed(&mut self) -> Result<Option<Csn>, StoreError> {
+        let Some(moved) = self.checkpointer.ended()? else { return Ok(None) };
+        let frames = self.conn.hooks.wal_frames.get();
+        // Fewer frames than were moved: it has started over since.
+        self.backfilled = if frames < moved.frames { 0 } else { moved.frames };
+        Ok(Some(moved.durable))
     }
 
     /// Runs one transaction's operations in a savepoint of the open transaction.

@@ -1,0 +1,119 @@
+//! Checkpoints beside the writer: a thread with a connection of its own moves the write-ahead log into the database file, so that
+//! transactions do not wait for that.
+//!
+//! Such a checkpoint can never move all of it while the writer goes on; the writer itself moves the small rest ([`super::writer`]), or
+//! the write-ahead log would never start over.
+
+use super::SqliteOptions;
+use crate::StoreError;
+use lockstep_core::Csn;
+use rusqlite::{Connection, OpenFlags};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::thread::JoinHandle;
+
+/// The thread.
+pub struct Checkpointer {
+    requests: Option<Sender<Csn>>,
+    done: Receiver<Result<Moved, String>>,
+    thread: Option<JoinHandle<()>>,
+    busy: bool,
+}
+
+/// What a checkpoint did.
+#[derive(Clone, Copy, Debug)]
+pub struct Moved {
+    /// Everything that the file held up to this CSN when it was asked for survives power loss.
+    pub durable: Csn,
+    /// Frames of the write-ahead log that are in the database file.
+    pub frames: u32,
+}
+
+impl Checkpointer {
+    /// Starts the thread; it opens the file when it is first needed.
+    pub fn start(options: &SqliteOptions) -> Result<Checkpointer, StoreError> {
+        let (requests, asked) = channel::<Csn>();
+        let (answers, done) = channel();
+        let path = options.path.clone();
+        let run = move || {
+            let mut connection = None;
+            while let Ok(stored) = asked.recv() {
+                let moved = checkpoint(&path, &mut connection, stored).map_err(|error| error.to_string());
+                if answers.send(moved).is_err() {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(run);
+        let thread = thread.map_err(|error| StoreError::Refused(format!("cannot start a thread for checkpoints: {error}")))?;
+        Ok(Checkpointer { requests: Some(requests), done, thread: Some(thread), busy: false })
+    }
+
+    /// Whether one is under way.
+    pub fn busy(&self) -> bool {
+        self.busy
+    }
+
+    /// Begins one; the file holds everything up to `stored`.
+    pub fn begin(&mut self, stored: Csn) {
+        assert!(!self.busy, "one checkpoint at a time");
+        self.busy = self.requests.as_ref().is_some_and(|requests| requests.send(stored).is_ok());
+    }
+
+    /// What the last one did, once it has ended.
+    pub fn ended(&mut self) -> Result<Option<Moved>, StoreError> {
+        match self.done.try_recv() {
+            Ok(moved) => self.take(moved).map(Some),
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(TryRecvError::Disconnected) => Err(gone()),
+        }
+    }
+
+    /// Waits for the one under way.
+    pub fn wait(&mut self) -> Result<Option<Moved>, StoreError> {
+        if !self.busy {
+            return Ok(None);
+        }
+        let moved = self.done.recv().map_err(|_| gone())?;
+        self.take(moved).map(Some)
+    }
+
+    fn take(&mut self, moved: Result<Moved, String>) -> Result<Moved, StoreError> {
+        self.busy = false;
+        moved.map_err(|error| StoreError::Broken(format!("a checkpoint failed: {error}")))
+    }
+}
+
+impl Drop for Checkpointer {
+    /// Its connection is closed before the writer's.
+    fn drop(&mut self) {
+        self.requests = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn checkpoint(path: &Path, connection: &mut Option<Connection>, stored: Csn) -> Result<Moved, Box<dyn std::error::Error>> {
+    if connection.is_none() {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        *connection = Some(Connection::open_with_flags(path, flags)?);
+    }
+    let connection = connection.as_ref().expect("just opened");
+    let (_busy, _frames, moved): (bool, i64, i64) =
+        connection.query_row("PRAGMA main.wal_checkpoint(PASSIVE)", [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+    // A checkpoint that a reader kept from moving anything has forced nothing.
+    File::open(wal_of(path))?.sync_data()?;
+    Ok(Moved { durable: stored, frames: u32::try_from(moved).unwrap_or(0) })
+}
+
+fn wal_of(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push("-wal");
+    name.into()
+}
+
+fn gone() -> StoreError {
+    StoreError::Broken("the thread for checkpoints has ended".into())
+}
