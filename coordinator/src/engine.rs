@@ -12,10 +12,11 @@ use crate::view::View;
 use crate::{failpoints, stores, workers};
 use lockstep_core::follower::Session;
 use lockstep_core::{
-    Alarm, CoordId, Coordinator, Effect, Entry, Event, FromParticipant, LogId, Lsn, ParticipantId, Reply, SessionId, Ticket, Time,
+    Alarm, Ballot, CoordId, Coordinator, Effect, Entry, Event, FromParticipant, LogId, Lsn, ParticipantId, Reply, SessionId, Ticket, Time,
     ToParticipant,
 };
 use rustc_hash::FxHashMap;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -51,6 +52,7 @@ pub fn start(configuration: &Configuration, began: Instant) -> anyhow::Result<Ru
         answers: FxHashMap::default(),
         effects,
         outgoing: Vec::new(),
+        votes: VecDeque::new(),
         appends: Vec::new(),
         force: false,
         forget: Vec::new(),
@@ -76,8 +78,10 @@ struct Engine {
     answers: FxHashMap<Ticket, Answer>,
     sessions: Vec<Option<(SessionId, Outbox)>>,
     effects: Vec<Effect>,
-    /// What goes to participants, in order; neighbours of one session go together.
+    /// What goes to participants: of each session all together, in order. Every hand-over wakes a thread.
     outgoing: Vec<(ParticipantId, SessionId, Vec<ToParticipant>)>,
+    /// Given without being sent for, and not heard yet.
+    votes: VecDeque<(ParticipantId, SessionId, Ballot)>,
     appends: Vec<Entry>,
     force: bool,
     forget: Vec<Lsn>,
@@ -188,20 +192,23 @@ impl Engine {
     fn step(&mut self, event: Event) {
         self.machine.step(self.shared.now(), event, &mut self.effects);
         self.sort_effects();
+        while let Some((participant, session, ballot)) = self.votes.pop_front() {
+            let ballot = FromParticipant::Ballot(ballot);
+            self.machine.step(self.shared.now(), Event::Message(participant, session, ballot), &mut self.effects);
+            self.sort_effects();
+        }
     }
 
     /// Collects what the machine asked for. Answers are given at once: what they tell is durable already.
     fn sort_effects(&mut self) {
-        for effect in self.effects.drain(..) {
+        let mut effects = std::mem::take(&mut self.effects);
+        for effect in effects.drain(..) {
             match effect {
                 Effect::Append { lsn, record, force } => {
                     self.appends.push(Entry { lsn, record });
                     self.force |= force;
                 }
-                Effect::Send(participant, session, message) => match self.outgoing.last_mut() {
-                    Some((to, within, messages)) if (*to, *within) == (participant, session) => messages.push(message),
-                    _ => self.outgoing.push((participant, session, vec![message])),
-                },
+                Effect::Send(participant, session, message) => self.address(participant, session, message),
                 Effect::Reply(ticket, reply) => {
                     if let Some(answer) = self.answers.remove(&ticket) {
                         failpoints::hit("engine.before_reply");
@@ -213,6 +220,23 @@ impl Engine {
                 Effect::ForgetBelow(lsn) => self.committer.tell(ToCommitter::ForgetBelow(lsn)),
                 Effect::Alarm(alarm) => shout(&alarm, self.shared.registry()),
             }
+        }
+        self.effects = effects;
+    }
+
+    /// Puts a message to what goes out in its session; a Prepare that can be voted on here need not go.
+    fn address(&mut self, participant: ParticipantId, session: SessionId, message: ToParticipant) {
+        if let ToParticipant::Prepare(work) = &message
+            && let Some((current, outbox)) = &self.sessions[participant.0 as usize]
+            && *current == session
+            && let Some(vote) = outbox.vote(session, work)
+        {
+            let ballot = Ballot { votes: vec![(work.txid, vote)], ..Ballot::default() };
+            return self.votes.push_back((participant, session, ballot));
+        }
+        match self.outgoing.iter_mut().find(|(to, within, _)| (*to, *within) == (participant, session)) {
+            Some((_, _, messages)) => messages.push(message),
+            None => self.outgoing.push((participant, session, vec![message])),
         }
     }
 
@@ -342,7 +366,9 @@ fn shout(alarm: &Alarm, registry: &Registry) {
         Alarm::LogLoss(evidence) => tracing::error!(%evidence, "the decision log has lost records: safe mode (R-LOGLOSS)"),
         Alarm::StoreLoss(p, why) => tracing::error!(store = %registry.name(*p), %why, "a store has lost changes (R-STORELOSS)"),
         Alarm::NotOwner(p, why) => tracing::error!(store = %registry.name(*p), %why, "a store refuses this coordinator (R-OWNER)"),
-        Alarm::Misbehaves(p, why) => tracing::error!(store = %registry.name(*p), %why, "a store has broken the protocol: its session is ended"),
+        Alarm::Misbehaves(p, why) => {
+            tracing::error!(store = %registry.name(*p), %why, "a store has broken the protocol: its session is ended")
+        }
         Alarm::Stuck(p, txid, why) => tracing::error!(store = %registry.name(*p), %txid, %why, "a decided transaction is not applied"),
         Alarm::Damage(damage) => {
             let (txid, kind, reason) = (damage.txid, damage.kind, &damage.reason);

@@ -5,6 +5,7 @@
 
 use lockstep_core::{
     CoordId, Epoch, Event, FromParticipant, Kind, LogId, ParticipantId, Position, Reply, Role, SessionId, Ticket, Time, ToParticipant,
+    Vote, Work,
 };
 use lockstep_participants::{Reader, StoreError, WorkerHandle};
 use lockstep_proto::v1;
@@ -426,6 +427,14 @@ impl Outbox {
         match self {
             Outbox::Worker(worker) => worker.session_up(session),
             Outbox::Stream(_) => {}
+        }
+    }
+
+    /// The vote of a participant that can judge this without being sent it.
+    pub fn vote(&self, session: SessionId, work: &Work) -> Option<Vote> {
+        match self {
+            Outbox::Worker(worker) => worker.vote(session, work),
+            Outbox::Stream(_) => None,
         }
     }
 

@@ -2,9 +2,9 @@
 
 use crate::failpoints::hit;
 use lockstep_core::{
-    Ballot, Csn, Decided, Kind, Marker, MarkerEvidence, Owner, ParticipantId, Position, Settle, Txid, Work,
+    Ballot, Csn, Decided, Kind, Marker, MarkerEvidence, Operation, Owner, ParticipantId, Position, Settle, Txid, Vote, Work,
 };
-use lockstep_participants::{Committed, Led, Reader, Recovered, ResourceManager, StoreError, Tended};
+use lockstep_participants::{Committed, Led, Reader, Recovered, ResourceManager, StoreError, Tended, Validator};
 use std::sync::Arc;
 
 /// Wraps a store; its places are `store.NAME.before_CALL` and `store.NAME.after_CALL`.
@@ -27,6 +27,21 @@ impl FragileStore {
     }
 }
 
+/// Its places are those of [`ResourceManager::prepare`].
+struct FragileValidator {
+    name: String,
+    validator: Arc<dyn Validator>,
+}
+
+impl Validator for FragileValidator {
+    fn validate(&self, operations: &[Operation]) -> Option<Vote> {
+        hit(&format!("store.{}.before_prepare", self.name));
+        let vote = self.validator.validate(operations);
+        hit(&format!("store.{}.after_prepare", self.name));
+        vote
+    }
+}
+
 impl ResourceManager for FragileStore {
     fn kind(&self) -> Kind {
         self.store.kind()
@@ -42,6 +57,11 @@ impl ResourceManager for FragileStore {
 
     fn prepare(&mut self, batch: &[Work]) -> Result<Ballot, StoreError> {
         self.around("prepare", |store| store.prepare(batch))
+    }
+
+    fn validator(&self) -> Option<Arc<dyn Validator>> {
+        let validator = self.store.validator()?;
+        Some(Arc::new(FragileValidator { name: self.name.clone(), validator }))
     }
 
     fn commit(&mut self, decided: &[Decided], closed: Csn) -> Result<Committed, StoreError> {

@@ -1,11 +1,11 @@
 //! lockstepd, the coordinator's daemon: runs what `lockstep_core` decides, in the order in which it decides.
 
-pub mod configuration;
-pub mod daemon;
-pub mod demo;
 pub mod bench;
 mod cli;
 pub mod committer;
+pub mod configuration;
+pub mod daemon;
+pub mod demo;
 pub mod engine;
 pub mod engine_handle;
 pub mod failpoints;
@@ -20,3 +20,7 @@ pub mod view;
 pub mod workers;
 
 pub use cli::run;
+
+/// Requests, votes and redos are made on one thread and freed on another.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

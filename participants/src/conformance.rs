@@ -293,6 +293,12 @@ impl<'a> Run<'a> {
         let works: Vec<Work> = batch.iter().map(|(work, ..)| work.clone()).collect();
         let ballot = self.store().prepare(&works).expect("prepare");
         self.log(|| format!("prepare {:?}", batch.iter().map(|(w, writes, refused)| (w.txid, writes, refused)).collect::<Vec<_>>()));
+        if let Some(validator) = self.store().validator() {
+            for ((txid, vote), work) in ballot.votes.iter().zip(&works) {
+                let beside = validator.validate(&work.operations);
+                assert!(beside.is_none_or(|beside| beside == *vote), "{txid}: the vote beside the store is another one");
+            }
+        }
         let order: Vec<Txid> = ballot.votes.iter().map(|(txid, _)| *txid).collect();
         assert_eq!(order, works.iter().map(|w| w.txid).collect::<Vec<_>>(), "a vote for each, in the order run");
         self.group_redo = ballot.group_redo;

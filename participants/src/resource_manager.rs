@@ -1,6 +1,9 @@
 //! What every store must be able to do.
 
-use lockstep_core::{Ballot, Csn, Decided, Kind, Marker, MarkerEvidence, Owner, ParticipantId, Position, Progress, Settle, StatementResult, Txid, Value, Work};
+use lockstep_core::{
+    Ballot, Csn, Decided, Kind, Marker, MarkerEvidence, Operation, Owner, ParticipantId, Position, Progress, Settle, StatementResult, Txid,
+    Value, Vote, Work,
+};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,6 +28,12 @@ pub trait ResourceManager: Send {
     /// Phase one for a batch of transactions, in this order. One vote for each, in the order run. A serial executor and a leader
     /// leave one local transaction open, and get no second batch before its outcome.
     fn prepare(&mut self, batch: &[Work]) -> Result<Ballot, StoreError>;
+
+    /// Redo kinds only: phase one without the store's thread, where operations can be judged by themselves. Asked for anew after each
+    /// migration; what it said Yes to is applied, or aborted, before the next one.
+    fn validator(&self) -> Option<Arc<dyn Validator>> {
+        None
+    }
 
     /// Phase two. In CSN order as far as known; a repeat is harmless. `closed`: no outcome at or below it is open, so a watermark may
     /// go up to there (R-WATERMARK). A serial executor commits its open group here if the decision is of that group, and applies the
@@ -74,6 +83,12 @@ pub trait ResourceManager: Send {
     /// Sets up or changes the schema, outside transactions, when no batch is open. All that came before is durable without the log
     /// afterwards, and so is the change.
     fn migrate(&mut self, script: &str) -> Result<String, StoreError>;
+}
+
+/// Votes from any thread, quickly, on what does not depend on what the store holds.
+pub trait Validator: Send + Sync {
+    /// The same vote as [`ResourceManager::prepare`]'s. `None`: only the store can tell, or it would take long.
+    fn validate(&self, operations: &[Operation]) -> Option<Vote>;
 }
 
 /// What a store holds when a session opens.

@@ -4,13 +4,13 @@
 //! The loop: take everything that has arrived, let the machine choose the store's next command, carry it out, send what came of it.
 //! While the store works the inbox fills; that is what makes the next batch.
 
-use crate::resource_manager::{Committed, Led, Reader, Recovered, ResourceManager, StoreError, Tended};
+use crate::resource_manager::{Committed, Led, Reader, Recovered, ResourceManager, StoreError, Tended, Validator};
 use lockstep_core::{
     Ballot, FromParticipant, Kind, Participant, ParticipantEffect, ParticipantEvent, Refusal, RefusalKind, SessionId, StoreCommand,
-    StoreReport, Ticket, Time, ToParticipant, Vote, Work,
+    StoreReport, Ticket, Time, ToParticipant, Txid, Vote, Work,
 };
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,19 @@ pub struct WorkerHandle {
     kind: Kind,
     reader: Arc<dyn Reader>,
     inbox: Sender<ToWorker>,
+    gate: Arc<Gate>,
     thread: Option<JoinHandle<Box<dyn ResourceManager>>>,
+}
+
+/// Phase one beside the store's thread. Closed while the schema changes: votes then go through the inbox, and wait.
+#[derive(Default)]
+struct Gate(Mutex<Beside>);
+
+#[derive(Default)]
+struct Beside {
+    validator: Option<Arc<dyn Validator>>,
+    /// Yes votes that the machine has not been told of. It is told before their outcome: the coordinator limits how many there are.
+    voted: Vec<(SessionId, Txid)>,
 }
 
 /// A worker: the machine, its store, and both directions.
@@ -48,11 +60,14 @@ pub struct Worker {
     machine: Participant,
     store: Box<dyn ResourceManager>,
     inbox: Receiver<ToWorker>,
+    gate: Arc<Gate>,
     outbox: Box<dyn FnMut(&mut Vec<FromWorker>) + Send>,
     /// `Time(0)` of this worker.
     origin: Instant,
     effects: Vec<ParticipantEffect>,
     outgoing: Vec<FromWorker>,
+    /// Under way or waiting.
+    migrations: usize,
     stopping: bool,
 }
 
@@ -70,14 +85,18 @@ impl Worker {
         let owner = store.owner()?;
         let (kind, reader) = (store.kind(), store.reader());
         let (sender, inbox) = channel();
+        let gate = Arc::new(Gate::default());
+        gate.open(store.validator());
         let mut worker = Worker {
             machine: Participant::new(kind),
             store,
             inbox,
+            gate: gate.clone(),
             outbox: Box::new(outbox),
             origin: Instant::now(),
             effects: Vec::new(),
             outgoing: Vec::new(),
+            migrations: 0,
             stopping: false,
         };
         worker.machine.step(Time(0), ParticipantEvent::Started(owner), &mut worker.effects);
@@ -87,7 +106,7 @@ impl Worker {
             worker.store
         });
         let thread = thread.map_err(|e| StoreError::Refused(format!("cannot start a thread for the store: {e}")))?;
-        Ok(WorkerHandle { kind, reader, inbox: sender, thread: Some(thread) })
+        Ok(WorkerHandle { kind, reader, inbox: sender, gate, thread: Some(thread) })
     }
 
     fn run(&mut self) {
@@ -122,16 +141,29 @@ impl Worker {
     }
 
     fn take(&mut self, message: ToWorker) {
+        self.note_votes();
         match message {
             ToWorker::SessionUp(session) => self.step(ParticipantEvent::SessionUp(session)),
             ToWorker::SessionDown(session) => self.step(ParticipantEvent::SessionDown(session)),
-            ToWorker::Migrate(ticket, script) => self.step(ParticipantEvent::Migrate(ticket, script)),
+            ToWorker::Migrate(ticket, script) => {
+                self.migrations += 1;
+                self.gate.close();
+                self.note_votes();
+                self.step(ParticipantEvent::Migrate(ticket, script));
+            }
             ToWorker::Messages(session, messages) => {
                 for message in messages {
                     self.step(ParticipantEvent::Message(session, message));
                 }
             }
             ToWorker::Stop => self.stopping = true,
+        }
+    }
+
+    /// The machine learns of the votes that were given beside it.
+    fn note_votes(&mut self) {
+        for (session, txid) in self.gate.take_votes() {
+            self.step(ParticipantEvent::Voted(session, vec![txid]));
         }
     }
 
@@ -166,7 +198,13 @@ impl Worker {
                     tracing::warn!(session = session.0, %reason, "the store's session is ended");
                     self.outgoing.push(FromWorker::SessionDown(session, reason));
                 }
-                ParticipantEffect::Migrated(ticket, result) => self.outgoing.push(FromWorker::Migrated(ticket, result)),
+                ParticipantEffect::Migrated(ticket, result) => {
+                    self.migrations -= 1;
+                    if self.migrations == 0 {
+                        self.gate.open(self.store.validator());
+                    }
+                    self.outgoing.push(FromWorker::Migrated(ticket, result));
+                }
             }
         }
         if !self.outgoing.is_empty() {
@@ -220,6 +258,35 @@ impl Worker {
     }
 }
 
+impl Gate {
+    fn open(&self, validator: Option<Arc<dyn Validator>>) {
+        self.beside().validator = validator;
+    }
+
+    /// No vote is given beside the store after this.
+    fn close(&self) {
+        self.beside().validator = None;
+    }
+
+    fn vote(&self, session: SessionId, work: &Work) -> Option<Vote> {
+        // Held until the vote is noted: whoever closes the gate sees it.
+        let mut beside = self.beside();
+        let vote = beside.validator.as_ref()?.validate(&work.operations)?;
+        if matches!(vote, Vote::Redo(..)) {
+            beside.voted.push((session, work.txid));
+        }
+        Some(vote)
+    }
+
+    fn take_votes(&self) -> Vec<(SessionId, Txid)> {
+        std::mem::take(&mut self.beside().voted)
+    }
+
+    fn beside(&self) -> std::sync::MutexGuard<'_, Beside> {
+        self.0.lock().expect("a validator does not panic")
+    }
+}
+
 impl WorkerHandle {
     /// How the store votes.
     pub fn kind(&self) -> Kind {
@@ -239,6 +306,11 @@ impl WorkerHandle {
     /// The session has ended.
     pub fn session_down(&self, session: SessionId) {
         self.tell(ToWorker::SessionDown(session));
+    }
+
+    /// Phase one on the caller's thread, in an open session, if the operations can be judged without the store: its vote.
+    pub fn vote(&self, session: SessionId, work: &Work) -> Option<Vote> {
+        self.gate.vote(session, work)
     }
 
     /// Messages of a session, in order.

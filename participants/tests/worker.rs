@@ -2,10 +2,12 @@
 
 use bytes::Bytes;
 use lockstep_core::{
-    Ballot, CoordId, Csn, Decided, Decider, Epoch, FromParticipant, Kind, Owner, ParticipantId, Progress, Refusal, RefusalKind, SessionId, Starts,
-    Ticket, ToParticipant, Txid, Vote, Work,
+    Ballot, CoordId, Csn, Decided, Decider, Epoch, FromParticipant, Kind, Operation, Owner, ParticipantId, Progress, Refusal, RefusalKind,
+    SessionId, Starts, Ticket, ToParticipant, Txid, Vote, Work,
 };
-use lockstep_participants::{Committed, FromWorker, Reader, Recovered, ResourceManager, StoreError, Tended, Worker, WorkerHandle};
+use lockstep_participants::{
+    Committed, FromWorker, Reader, Recovered, ResourceManager, StoreError, Tended, Validator, Worker, WorkerHandle,
+};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -24,6 +26,18 @@ struct Index {
 
 struct NoReader;
 impl Reader for NoReader {}
+
+/// Says Yes to documents, No to statements.
+struct Documents;
+
+impl Validator for Documents {
+    fn validate(&self, operations: &[Operation]) -> Option<Vote> {
+        Some(match operations {
+            [Operation::Statement { .. }, ..] => Vote::No(Refusal::new(RefusalKind::Invalid, "no statements")),
+            _ => Vote::Redo(Bytes::from_static(b"redo"), [].into()),
+        })
+    }
+}
 
 impl Index {
     fn note(&self, call: impl Into<String>) {
@@ -62,6 +76,10 @@ impl ResourceManager for Index {
         Ok(Ballot { votes: votes.collect(), ..Ballot::default() })
     }
 
+    fn validator(&self) -> Option<Arc<dyn Validator>> {
+        Some(Arc::new(Documents))
+    }
+
     fn commit(&mut self, decided: &[Decided], closed: Csn) -> Result<Committed, StoreError> {
         self.note(format!("commit {}", decided.len()));
         if std::mem::take(&mut self.breaks_at_commit) {
@@ -86,6 +104,7 @@ impl ResourceManager for Index {
     }
 
     fn migrate(&mut self, script: &str) -> Result<String, StoreError> {
+        self.note("migrate");
         match script {
             "good" => Ok("changed".into()),
             _ => Err(StoreError::Invalid("no such field".into())),
@@ -114,7 +133,11 @@ impl Bench {
         self.session = SessionId(self.session.0 + 1);
         self.worker.session_up(self.session);
         let owner = Owner { coord_id: CoordId(1), epoch: Epoch(1), incarnation: 1 };
-        self.send(vec![ToParticipant::Welcome { owner, you: ParticipantId(0), starts: Starts { known: [].into(), lost_below: Epoch::MAX } }]);
+        self.send(vec![ToParticipant::Welcome {
+            owner,
+            you: ParticipantId(0),
+            starts: Starts { known: [].into(), lost_below: Epoch::MAX },
+        }]);
         assert!(matches!(self.next(), FromWorker::Message(session, FromParticipant::Hello(_)) if session == self.session));
         self.send(vec![ToParticipant::Open]);
     }
@@ -200,4 +223,27 @@ fn a_migration_is_answered_and_the_store_comes_back_when_stopped() {
     assert_eq!(bench.next(), FromWorker::Migrated(Ticket(2), Err(Refusal::new(RefusalKind::Invalid, "no such field"))));
     let mut store = bench.worker.stop();
     assert_eq!(store.owner().unwrap(), None);
+}
+
+/// What a validator said Yes to was checked under the old schema.
+#[test]
+fn a_migration_waits_for_the_outcome_of_votes_given_beside_the_store() {
+    let calls = Arc::default();
+    let mut bench = Bench::new(Index { calls: Arc::clone(&calls), ..Index::default() });
+    bench.open();
+    let work = |n, operations: Vec<Operation>| Work { txid: tx(n), operations: operations.into(), timeout: 60_000_000 };
+    let document = || vec![Operation::Put { key: "k".into(), document: "{}".into(), condition: None }];
+    let statement = || vec![Operation::Statement { sql: "SELECT 1".into(), parameters: vec![], expect_rows: None }];
+    assert!(matches!(bench.worker.vote(bench.session, &work(1, document())), Some(Vote::Redo(..))));
+    bench.worker.migrate(Ticket(1), "good".into());
+    while bench.worker.vote(bench.session, &work(2, statement())).is_some() {
+        std::thread::yield_now();
+    }
+    assert_eq!(bench.worker.vote(bench.session, &work(3, document())), None, "no vote while the schema changes");
+    bench.send(vec![ToParticipant::Abort(tx(1))]);
+    assert_eq!(bench.next(), FromWorker::Migrated(Ticket(1), Ok("changed".into())));
+    assert_eq!(*calls.lock().unwrap(), ["recover", "abort 1", "migrate"]);
+    while bench.worker.vote(bench.session, &work(4, statement())).is_none() {
+        std::thread::yield_now();
+    }
 }

@@ -55,6 +55,8 @@ pub enum ParticipantEvent {
     SessionDown(SessionId),
     /// A message of that session, in order. One of another session is dropped.
     Message(SessionId, ToParticipant),
+    /// Redo votes that were given in that session beside the store's queue, from the operations alone. Before their outcome arrives.
+    Voted(SessionId, Vec<Txid>),
     /// The store has carried out its command.
     Store(StoreReport),
     /// The schema is to be changed, when no transaction is under way; answered by [`ParticipantEffect::Migrated`].
@@ -366,6 +368,12 @@ impl Participant {
             ParticipantEvent::Message(id, message) => {
                 if self.session.as_ref().is_some_and(|s| s.id == id) {
                     self.receive(now, message, effects);
+                }
+            }
+            ParticipantEvent::Voted(id, txids) => {
+                assert_eq!(self.kind, Kind::Redo, "only a redo says all that its store needs");
+                if let Some(session) = self.session.as_mut().filter(|s| s.id == id) {
+                    session.voted_beside(&txids);
                 }
             }
             ParticipantEvent::Store(report) => self.report(now, report, effects),
@@ -684,6 +692,16 @@ impl Session {
         match refusal {
             Some(refusal) => self.vote_no(vec![(txid, refusal)], effects),
             None => self.queue.push_back(Queued { work, received: now }),
+        }
+    }
+
+    /// R-ONEPREP, as [`Session::enqueue`] has it; the vote is given already.
+    fn voted_beside(&mut self, txids: &[Txid]) {
+        // Open may still be on its way here; who gave the votes has seen it.
+        assert!(matches!(self.phase, Phase::HandingOver { .. } | Phase::Open { .. }), "R-REDO: a vote before Open");
+        for &txid in txids {
+            assert!(self.seen.insert(txid), "R-ONEPREP: a second Prepare for {txid}");
+            self.voted.insert(txid);
         }
     }
 

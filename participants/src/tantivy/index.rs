@@ -42,6 +42,8 @@ pub(super) struct Writer {
 
 /// Operations that are handed to the indexing thread at once, at most.
 const HANDED_OVER: usize = 64;
+/// How much lower the priority of the index's own threads is.
+const BACKGROUND: i32 = 5;
 
 /// The newest writes of documents, as far as the index knows them.
 pub(super) struct Seen {
@@ -57,6 +59,18 @@ impl Seen {
             None => self.snapshot.csn(key),
         }
     }
+}
+
+/// Runs this on a thread whose priority is low, as that of the threads that it starts will be: indexing and merging take what is left
+/// by those whom clients wait for.
+fn in_background<T: Send>(start: impl FnOnce() -> T + Send) -> T {
+    let run = || {
+        if let Err(error) = rustix::process::nice(BACKGROUND) {
+            tracing::debug!(%error, "the index's threads keep their priority");
+        }
+        start()
+    };
+    std::thread::scope(|threads| threads.spawn(run).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn locked(newest: &Mutex<FxHashMap<String, Newest>>) -> MutexGuard<'_, FxHashMap<String, Newest>> {
@@ -114,7 +128,7 @@ impl Writer {
     fn start(index: Index, fence: Fence, layout: Arc<Layout>, heap: usize) -> Result<Writer, StoreError> {
         register_tokenizers(&index);
         let options = IndexWriterOptions::builder().memory_budget_per_thread(heap).num_worker_threads(1).num_merge_threads(1).build();
-        let writer: IndexWriter = index.writer_with_options(options).map_err(broken)?;
+        let writer: IndexWriter = in_background(|| index.writer_with_options(options)).map_err(broken)?;
         // A crash may leave files that the replayed operations would be given the names of again.
         writer.garbage_collect_files().wait().map_err(broken)?;
         let metas = index.load_metas().map_err(broken)?;

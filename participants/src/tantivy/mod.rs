@@ -19,25 +19,25 @@ mod manifest;
 mod reader;
 mod redo;
 mod schema;
+mod validation;
 
 pub use document::{DocumentLimits, MAX_KEY, MAX_NAME};
 pub use reader::MAX_WINDOW;
 pub use schema::{Declaration, FieldDeclaration, FieldKind, MAX_FIELD_NAME, MAX_FIELDS};
 
-use crate::{Committed, Reader, Recovered, ResourceManager, StoreError, Tended};
+use crate::{Committed, Reader, Recovered, ResourceManager, StoreError, Tended, Validator};
 use committing::Committing;
 use document::shown;
 use index::{Applied, Seen, Writer};
-use lockstep_core::{Ballot, Condition, Csn, Decided, Kind, Operation, Owner, ParticipantId, Refusal, RefusalKind, Txid, Vote, Work};
+use lockstep_core::{Ballot, Csn, Decided, Kind, Owner, ParticipantId, Txid, Work};
 use manifest::{Manifest, sync_folder};
 use reader::IndexReads;
-use redo::Write;
-use rustc_hash::FxHashSet;
 use schema::Layout;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use validation::Validation;
 
 /// How a Tantivy store is run.
 #[derive(Clone, Debug)]
@@ -175,48 +175,8 @@ impl Tantivy {
         Ok(())
     }
 
-    fn vote(&self, operations: &[Operation]) -> Result<Vote, StoreError> {
-        if operations.is_empty() {
-            return Ok(Vote::ReadOnly(Arc::from([])));
-        }
-        let mut writes = Vec::with_capacity(operations.len());
-        let mut keys = FxHashSet::default();
-        for operation in operations {
-            match self.check(operation)? {
-                Ok(write) if keys.insert(write.key()) => writes.push(write),
-                Ok(write) => {
-                    return Ok(no(
-                        RefusalKind::Invalid,
-                        format!("the document `{}` is written twice in one transaction", shown(write.key())),
-                    ));
-                }
-                Err(refusal) => return Ok(Vote::No(refusal)),
-            }
-        }
-        Ok(Vote::Redo(redo::encode(writes), Arc::from([])))
-    }
-
-    fn check<'a>(&self, operation: &'a Operation) -> Result<Result<Write<'a>, Refusal>, StoreError> {
-        let Some(write) = Write::of(operation) else {
-            let sentence = "an index takes no SQL: put and delete whole documents";
-            return Ok(Err(Refusal::new(RefusalKind::Invalid, sentence)));
-        };
-        let (verb, checked) = match &write {
-            Write::Put { key, document } => {
-                ("put", document::check_key(key).and_then(|()| document::check(&self.layout, self.options.limits, document)))
-            }
-            Write::Delete { key } => ("delete", document::check_key(key)),
-        };
-        if let Err(sentence) = checked {
-            return Ok(Err(Refusal::new(RefusalKind::Invalid, format!("{verb} of `{}`: {sentence}", shown(write.key())))));
-        }
-        if let Some(condition) = operation.condition() {
-            // The coordinator has tested it against decided writes that are not here yet (R-COND).
-            if let Some(sentence) = unmet(condition, self.seen.csn(write.key())?) {
-                return Ok(Err(Refusal::new(RefusalKind::Condition, format!("{verb} of `{}`: {sentence}", shown(write.key())))));
-            }
-        }
-        Ok(Ok(write))
+    fn validation(&self) -> Validation {
+        Validation { layout: self.layout.clone(), limits: self.options.limits }
     }
 
     /// Builds the index anew under another declaration, beside the current one. Nothing changes unless every document fits.
@@ -275,8 +235,13 @@ impl ResourceManager for Tantivy {
         if self.committing.is_none() {
             self.writer()?;
         }
-        let votes = batch.iter().map(|work| Ok((work.txid, self.vote(&work.operations)?))).collect::<Result<_, StoreError>>()?;
-        Ok(Ballot { votes, ..Ballot::default() })
+        let validation = self.validation();
+        let vote = |work: &Work| Ok((work.txid, validation.vote(&work.operations, |key| self.seen.csn(key))?));
+        Ok(Ballot { votes: batch.iter().map(vote).collect::<Result<_, StoreError>>()?, ..Ballot::default() })
+    }
+
+    fn validator(&self) -> Option<Arc<dyn Validator>> {
+        Some(Arc::new(self.validation()))
     }
 
     fn commit(&mut self, decided: &[Decided], closed: Csn) -> Result<Committed, StoreError> {
@@ -373,21 +338,6 @@ impl Drop for Tantivy {
         if let Some(committing) = self.committing.take() {
             let _ = committing.end();
         }
-    }
-}
-
-fn no(kind: RefusalKind, sentence: String) -> Vote {
-    Vote::No(Refusal::new(kind, sentence))
-}
-
-/// Why the condition does not hold, if it does not. `found`: the CSN of the document, if there is one.
-fn unmet(condition: Condition, found: Option<Csn>) -> Option<String> {
-    match (condition, found) {
-        (Condition::Csn(asked), Some(found)) if asked == found => None,
-        (Condition::Csn(asked), Some(found)) => Some(format!("expected the document with CSN {asked}, found it with CSN {found}")),
-        (Condition::Csn(asked), None) => Some(format!("expected the document with CSN {asked}, found no such document")),
-        (Condition::Absent, None) => None,
-        (Condition::Absent, Some(found)) => Some(format!("expected no such document, found it with CSN {found}")),
     }
 }
 

@@ -1,0 +1,99 @@
+//! Phase one: everything for which a write could be refused later is looked for now.
+
+use super::document::{self, DocumentLimits, shown};
+use super::redo::{self, Write};
+use super::schema::Layout;
+use crate::{StoreError, Validator};
+use lockstep_core::{Condition, Csn, Operation, Refusal, RefusalKind, Vote};
+use rustc_hash::FxHashSet;
+use std::sync::Arc;
+
+/// Bytes of documents that are checked beside the store's thread, at most: more would hold up everybody else's votes.
+const BESIDE_BYTES: usize = 16 << 10;
+
+/// What documents have to look like.
+#[derive(Clone)]
+pub(super) struct Validation {
+    pub layout: Arc<Layout>,
+    pub limits: DocumentLimits,
+}
+
+impl Validation {
+    /// The vote. `found` gives the CSN of a document that a condition is about, if there is one.
+    pub fn vote(&self, operations: &[Operation], found: impl Fn(&str) -> Result<Option<Csn>, StoreError>) -> Result<Vote, StoreError> {
+        if operations.is_empty() {
+            return Ok(Vote::ReadOnly(Arc::from([])));
+        }
+        let mut writes = Vec::with_capacity(operations.len());
+        let mut keys = FxHashSet::default();
+        for operation in operations {
+            let write = match self.check(operation) {
+                Ok(write) => write,
+                Err(refusal) => return Ok(Vote::No(refusal)),
+            };
+            if let Some(condition) = operation.condition()
+                // The coordinator has tested it against decided writes that are not here yet (R-COND).
+                && let Some(sentence) = unmet(condition, found(write.key())?)
+            {
+                return Ok(no(RefusalKind::Condition, format!("{} of `{}`: {sentence}", verb(&write), shown(write.key()))));
+            }
+            if !keys.insert(write.key()) {
+                let sentence = format!("the document `{}` is written twice in one transaction", shown(write.key()));
+                return Ok(no(RefusalKind::Invalid, sentence));
+            }
+            writes.push(write);
+        }
+        Ok(Vote::Redo(redo::encode(writes), Arc::from([])))
+    }
+
+    fn check<'a>(&self, operation: &'a Operation) -> Result<Write<'a>, Refusal> {
+        let Some(write) = Write::of(operation) else {
+            return Err(Refusal::new(RefusalKind::Invalid, "an index takes no SQL: put and delete whole documents"));
+        };
+        let checked = match &write {
+            Write::Put { key, document } => document::check_key(key).and_then(|()| document::check(&self.layout, self.limits, document)),
+            Write::Delete { key } => document::check_key(key),
+        };
+        match checked {
+            Ok(()) => Ok(write),
+            Err(sentence) => Err(Refusal::new(RefusalKind::Invalid, format!("{} of `{}`: {sentence}", verb(&write), shown(write.key())))),
+        }
+    }
+}
+
+impl Validator for Validation {
+    fn validate(&self, operations: &[Operation]) -> Option<Vote> {
+        let size = |operation: &Operation| match operation {
+            Operation::Put { key, document, .. } => key.len() + document.len(),
+            Operation::Delete { key, .. } => key.len(),
+            Operation::Statement { sql, .. } => sql.len(),
+        };
+        let conditional = operations.iter().any(|operation| operation.condition().is_some());
+        if conditional || operations.iter().map(size).sum::<usize>() > BESIDE_BYTES {
+            return None;
+        }
+        self.vote(operations, |_| unreachable!("nothing is conditional")).ok()
+    }
+}
+
+fn verb(write: &Write<'_>) -> &'static str {
+    match write {
+        Write::Put { .. } => "put",
+        Write::Delete { .. } => "delete",
+    }
+}
+
+fn no(kind: RefusalKind, sentence: String) -> Vote {
+    Vote::No(Refusal::new(kind, sentence))
+}
+
+/// Why the condition does not hold, if it does not. `found`: the CSN of the document, if there is one.
+fn unmet(condition: Condition, found: Option<Csn>) -> Option<String> {
+    match (condition, found) {
+        (Condition::Csn(asked), Some(found)) if asked == found => None,
+        (Condition::Csn(asked), Some(found)) => Some(format!("expected the document with CSN {asked}, found it with CSN {found}")),
+        (Condition::Csn(asked), None) => Some(format!("expected the document with CSN {asked}, found no such document")),
+        (Condition::Absent, None) => None,
+        (Condition::Absent, Some(found)) => Some(format!("expected no such document, found it with CSN {found}")),
+    }
+}
