@@ -180,6 +180,7 @@ impl View<'_> {
             lag_ms: oldest.map_or(0, |(_, item)| self.age(item.since)),
             stuck: u64::from(follower.stuck.is_some()),
             prepared: follower.prepared as u64,
+            forces: 0,
         }
     }
 

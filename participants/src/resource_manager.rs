@@ -151,6 +151,11 @@ pub trait Reader: Send + Sync {
         Err(StoreError::Invalid("this store is no search index; use query".into()))
     }
 
+    /// Forced writes of the store since it was opened, as far as it counts them.
+    fn forces(&self) -> u64 {
+        0
+    }
+
     /// One document by its key.
     fn get(&self, key: &str) -> Result<Option<Document>, StoreError> {
         let _ = key;

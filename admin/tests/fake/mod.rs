@@ -63,6 +63,7 @@ impl Daemon {
             lag_ms: 0,
             stuck: 0,
             prepared: 0,
+            forces: 0,
         };
         let mut index = v1::ParticipantStatus {
             name: "index".into(),

@@ -14,6 +14,10 @@ const TRANSACTIONS: u64 = 1_000_000;
 const IN_FLIGHT: u64 = 32;
 const SESSION: SessionId = SessionId(1);
 
+/// As in the daemon.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {
     measure("redo and serial executor", [(Kind::Redo, Role::Index), (Kind::Serial, Role::Database)]);
     measure("two preparing participants", [(Kind::Preparing, Role::Database), (Kind::Preparing, Role::Database)]);

@@ -76,6 +76,20 @@ pub async fn prepare(url: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// One more transaction at the databases `a` and `b`, tried until it is decided to commit.
+pub async fn one_at_two_databases(url: &str) -> anyhow::Result<()> {
+    let client = Client::connect(url).await?;
+    loop {
+        let transaction = two_databases(&client).wait(Wait::Decided);
+        match transaction.commit().await {
+            Ok(_) => return Ok(()),
+            // The participants are on their way.
+            Err(error) if error.is_retryable() => tokio::time::sleep(Duration::from_millis(1)).await,
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 /// Runs the clients.
 pub async fn run(arguments: &LoadArgs) -> anyhow::Result<Loaded> {
     let client = Client::builder(&arguments.endpoint).in_flight(arguments.clients.max(16)).connect().await?;
@@ -138,9 +152,7 @@ async fn one(
                 .transaction()
                 .sql("db", super::baseline::UPSERT, params![i64::from(n), super::baseline::BODY])
                 .put_raw("index", format!("item-{n}"), document(n)),
-            Shape::TwoDatabases => {
-                client.transaction().sql("a", super::baseline::BODY, params![]).sql("b", super::baseline::BODY, params![])
-            }
+            Shape::TwoDatabases => two_databases(&client),
         };
         let transaction = transaction.wait(wait);
         let asked = Instant::now();
@@ -152,6 +164,11 @@ async fn one(
         }
     }
     Ok(latencies)
+}
+
+/// 100 bytes at each.
+fn two_databases(client: &Client) -> lockstep_client::Transaction {
+    client.transaction().sql("a", super::baseline::BODY, params![]).sql("b", super::baseline::BODY, params![])
 }
 
 /// Takes the newest answer again and again, and waits until the index has it.

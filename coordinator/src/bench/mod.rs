@@ -15,10 +15,11 @@ use crate::demo::daemon::{Daemon, Launch};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use load::{Loaded, Shape};
+use lockstep_proto::v1::StatusReply;
 use report::{Report, Row};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What to measure.
 #[derive(Args, Clone, Debug)]
@@ -29,9 +30,12 @@ pub struct BenchArgs {
     /// How often each pair is measured
     #[arg(long, default_value_t = 3, value_name = "N")]
     rounds: usize,
-    /// Only these rows: coordinator, embedded, naive, latency, curve (repeatable)
+    /// Only these rows: coordinator, embedded, naive, latency, start, memory, curve (repeatable)
     #[arg(long, value_name = "ROW")]
     only: Vec<String>,
+    /// Transactions after which memory and folder are measured
+    #[arg(long, default_value_t = 1_000_000, value_name = "N")]
+    transactions: u64,
     /// Write the picture of throughput and latency over concurrency here (SVG)
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
@@ -45,6 +49,11 @@ pub struct BenchArgs {
 
 /// Rows and documents that the load writes, uniformly.
 const ITEMS: u32 = 20_000;
+
+/// Decided and not applied at a measured start.
+const UNAPPLIED: u64 = 10_000;
+/// How long anything is waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How the embedded database decides.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -105,6 +114,12 @@ async fn measure(arguments: &BenchArgs) -> anyhow::Result<Report> {
             latency(arguments, &mut report, mode).await?;
         }
     }
+    if wanted("start") {
+        start(arguments, &mut report).await?;
+    }
+    if wanted("memory") {
+        memory(arguments, &mut report).await?;
+    }
     if wanted("curve") {
         for clients in [1, 2, 4, 8, 16, 32, 64, 128, 256] {
             eprintln!("curve: {clients} clients");
@@ -137,27 +152,106 @@ async fn coordinator(arguments: &BenchArgs, report: &mut Report) -> anyhow::Resu
 async fn coordinator_alone(clients: usize, seconds: u64) -> anyhow::Result<(Loaded, u64)> {
     let folder = tempfile::tempdir()?;
     let mut launch = Launch::this_program(&folder.path().join("data"))?;
-    let file = folder.path().join("lockstepd.toml");
-    let store = |name: &str| format!("[[store]]\ntype = \"remote\"\nname = \"{name}\"\nrole = \"database\"\nkind = \"preparing\"\n");
-    std::fs::write(&file, store("a") + &store("b"))?;
-    launch.arguments = vec!["--config".into(), file.display().to_string()];
+    launch.arguments = two_databases(folder.path())?;
     let mut daemon = Daemon::start(launch).await?;
-    let _participants = [Participant::start(&daemon.url(), "a")?, Participant::start(&daemon.url(), "b")?];
-    let up = |status: &lockstep_proto::v1::StatusReply| status.participants.iter().all(|participant| participant.session == "up");
-    let before = daemon.wait_for(Duration::from_secs(20), up).await?.forces;
+    let _participants = [Participant::start(&daemon.url(), "a", &[])?, Participant::start(&daemon.url(), "b", &[])?];
+    let before = daemon.wait_for(PATIENCE, all_up).await?.forces;
     let loaded = load_process(&daemon.url(), clients, seconds, "applied", Shape::TwoDatabases)?;
     let forces = daemon.status().await?.forces - before;
     daemon.stop().await?;
     Ok((loaded, forces))
 }
 
+/// The arguments of a daemon with two remote databases, `a` and `b`.
+fn two_databases(folder: &Path) -> anyhow::Result<Vec<String>> {
+    let file = folder.join("lockstepd.toml");
+    let store = |name: &str| format!("[[store]]\ntype = \"remote\"\nname = \"{name}\"\nrole = \"database\"\nkind = \"preparing\"\n");
+    std::fs::write(&file, store("a") + &store("b"))?;
+    Ok(vec!["--config".into(), file.display().to_string()])
+}
+
+fn all_up(status: &StatusReply) -> bool {
+    status.participants.iter().all(|participant| participant.session == "up")
+}
+
+/// A start with [`UNAPPLIED`] decided transactions of 200 bytes that neither of two databases has acknowledged.
+async fn start(arguments: &BenchArgs, report: &mut Report) -> anyhow::Result<()> {
+    let mut first = Row::new(format!("seconds from exec to the first new commit, {UNAPPLIED} unapplied"));
+    let mut all = Row::new(format!("seconds from exec until all is applied, {UNAPPLIED} unapplied"));
+    for round in 0..arguments.rounds {
+        let folder = tempfile::tempdir()?;
+        let mut launch = Launch::this_program(&folder.path().join("data"))?;
+        launch.arguments = two_databases(folder.path())?;
+        let mut daemon = Daemon::start(launch).await?;
+        let silent = [Participant::start(&daemon.url(), "a", &["--silent"])?, Participant::start(&daemon.url(), "b", &["--silent"])?];
+        daemon.wait_for(PATIENCE, all_up).await?;
+        while daemon.status().await?.committed < UNAPPLIED {
+            load_process(&daemon.url(), 128, 1, "decided", Shape::TwoDatabases)?;
+        }
+        daemon.kill();
+        drop(silent);
+        let began = Instant::now();
+        daemon.start_again().await?;
+        let _participants = [Participant::start(&daemon.url(), "a", &[])?, Participant::start(&daemon.url(), "b", &[])?];
+        load::one_at_two_databases(&daemon.url()).await?;
+        first.push(began.elapsed().as_secs_f64());
+        let applied = |status: &StatusReply| status.participants.iter().all(|participant| participant.lag == 0);
+        daemon.wait_for(PATIENCE, applied).await?;
+        all.push(began.elapsed().as_secs_f64());
+        eprintln!("start: round {round}: {:.2} s, all {:.2} s", first.last(), all.last());
+        daemon.stop().await?;
+    }
+    report.rows.extend([first, all]);
+    Ok(())
+}
+
+/// What a daemon on embedded stores, with default settings, holds after many transactions.
+async fn memory(arguments: &BenchArgs, report: &mut Report) -> anyhow::Result<()> {
+    const MIB: f64 = (1 << 20) as f64;
+    let folder = tempfile::tempdir()?;
+    let mut daemon = Daemon::start(launch(folder.path(), Mode::LogDecided)?).await?;
+    daemon.wait_until_serving().await?;
+    load::prepare(&daemon.url()).await?;
+    let (mut done, mut half) = (0, None);
+    while done < arguments.transactions {
+        done += load_process(&daemon.url(), 128, arguments.seconds, "applied", Shape::RowAndDocument)?.transactions;
+        let (resident, log) = (resident_bytes(&daemon)? as f64 / MIB, daemon.status().await?.log_bytes as f64 / MIB);
+        eprintln!("memory: {done} of {} transactions: {resident:.0} MiB resident, {log:.0} MiB of log", arguments.transactions);
+        if half.is_none() && done >= arguments.transactions / 2 {
+            half = Some((resident, log));
+        }
+        if done >= arguments.transactions {
+            let (resident_half, log_half) = half.expect("half of it comes first");
+            for (what, value) in [
+                ("resident memory after that many transactions, MiB", resident),
+                ("the same over what it was half-way", resident / resident_half),
+                ("folder of the log, MiB", log),
+                ("the same over what it was half-way", log / log_half),
+            ] {
+                let mut row = Row::new(format!("{what} ({done})"));
+                row.push(value);
+                report.rows.push(row);
+            }
+        }
+    }
+    daemon.stop().await?;
+    Ok(())
+}
+
+fn resident_bytes(daemon: &Daemon) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.id().context("the daemon is gone")?))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("the system does not tell of a process's memory")?;
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
+    Ok(kib * 1024)
+}
+
 /// Its process; ended with it.
 struct Participant(Child);
 
 impl Participant {
-    fn start(url: &str, name: &str) -> anyhow::Result<Participant> {
+    fn start(url: &str, name: &str, more: &[&str]) -> anyhow::Result<Participant> {
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(["bench-participant", "--endpoint", url, "--name", name]).stdin(Stdio::null()).stderr(Stdio::null());
+        command.args(["bench-participant", "--endpoint", url, "--name", name]).args(more).stdin(Stdio::null()).stderr(Stdio::null());
         Ok(Participant(command.spawn().context("cannot start a participant")?))
     }
 }
@@ -172,9 +266,9 @@ impl Drop for Participant {
 
 /// Both stores atomically, over SQLite alone.
 async fn embedded(arguments: &BenchArgs, report: &mut Report, clients: usize) -> anyhow::Result<()> {
-    let (mut ratios, mut log_forces, mut lags) = (
+    let (mut ratios, mut forced, mut lags) = (
         Row::new(format!("SQLite + Tantivy over SQLite alone, {clients} clients")),
-        Row::new(format!("forced writes of the log per transaction, {clients} clients")),
+        Row::new(format!("forced writes of log and SQLite together per transaction, {clients} clients")),
         Row::new(format!("p99 of the index's lag, seconds, {clients} clients")),
     );
     for round in 0..arguments.rounds {
@@ -182,10 +276,10 @@ async fn embedded(arguments: &BenchArgs, report: &mut Report, clients: usize) ->
         let (both, forces) = lockstep(Mode::LogDecided, clients, arguments.seconds, "applied").await?;
         eprintln!("embedded {clients}: round {round}: {:.0}/s over {:.0}/s", both.per_second(), alone.per_second());
         ratios.push(both.per_second() / alone.per_second());
-        log_forces.push(forces as f64 / both.transactions as f64);
+        forced.push(forces as f64 / both.transactions as f64);
         lags.push(both.lag_p99_ms / 1000.0);
     }
-    report.rows.extend([ratios, log_forces, lags]);
+    report.rows.extend([ratios, forced, lags]);
     Ok(())
 }
 
@@ -215,17 +309,18 @@ async fn latency(arguments: &BenchArgs, report: &mut Report, mode: Mode) -> anyh
     Ok(())
 }
 
-/// A daemon on fresh stores under load; with the log's forces meanwhile.
+/// A daemon on fresh stores under load; with the forced writes of log and database meanwhile.
 async fn lockstep(mode: Mode, clients: usize, seconds: u64, wait: &str) -> anyhow::Result<(Loaded, u64)> {
     let folder = tempfile::tempdir()?;
     let mut daemon = Daemon::start(launch(folder.path(), mode)?).await?;
     daemon.wait_until_serving().await?;
     load::prepare(&daemon.url()).await?;
-    let before = daemon.status().await?.forces;
+    let forces = |status: StatusReply| status.forces + status.participants.iter().map(|participant| participant.forces).sum::<u64>();
+    let before = forces(daemon.status().await?);
     let loaded = load_process(&daemon.url(), clients, seconds, wait, Shape::RowAndDocument)?;
-    let forces = daemon.status().await?.forces - before;
+    let forced = forces(daemon.status().await?) - before;
     daemon.stop().await?;
-    Ok((loaded, forces))
+    Ok((loaded, forced))
 }
 
 fn launch(folder: &Path, mode: Mode) -> anyhow::Result<Launch> {

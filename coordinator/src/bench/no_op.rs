@@ -19,6 +19,9 @@ pub struct NoOpArgs {
     /// Its configured name
     #[arg(long)]
     name: String,
+    /// Acknowledge nothing that is decided
+    #[arg(long)]
+    silent: bool,
 }
 
 /// Frames that wait to be sent.
@@ -40,6 +43,7 @@ pub async fn attend(arguments: &NoOpArgs) -> anyhow::Result<()> {
             match to_participant(message).map_err(anyhow::Error::msg)? {
                 ToParticipant::Welcome { owner, .. } => messages.push(hello(owner)),
                 ToParticipant::Prepare(work) => ballot.votes.push((work.txid, Vote::Prepared([].into()))),
+                ToParticipant::Commit(_) if arguments.silent => {}
                 ToParticipant::Commit(decided) => messages.extend(decided.txids.into_iter().map(FromParticipant::Committed)),
                 ToParticipant::Close => return Ok(()),
                 ToParticipant::Reserve(_)

@@ -19,18 +19,25 @@ pub struct Report {
 pub struct Row {
     name: String,
     values: Vec<f64>,
+    last: f64,
 }
 
 impl Row {
     /// A figure without values yet.
     pub fn new(name: String) -> Row {
-        Row { name, values: Vec::new() }
+        Row { name, values: Vec::new(), last: 0.0 }
     }
 
     /// One more measurement of it.
     pub fn push(&mut self, value: f64) {
+        self.last = value;
         self.values.push(value);
         self.values.sort_by(f64::total_cmp);
+    }
+
+    /// The last one measured.
+    pub fn last(&self) -> f64 {
+        self.last
     }
 
     fn median(&self) -> f64 {

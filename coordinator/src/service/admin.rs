@@ -39,7 +39,12 @@ impl AdminService for Admin {
     type DumpLogStream = Records;
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
-        Ok(Response::new(self.0.engine.ask(Question::Status).await?))
+        let mut status = self.0.engine.ask(Question::Status).await?;
+        for participant in &mut status.participants {
+            let reader = self.0.engine.names().named(&participant.name).and_then(|store| self.0.engine.reader(store.id));
+            participant.forces = reader.map_or(0, |reader| reader.forces());
+        }
+        Ok(Response::new(status))
     }
 
     async fn list_transactions(

@@ -10,8 +10,13 @@ use lockstep_core::Csn;
 use rusqlite::{Connection, OpenFlags};
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
+
+/// Forced writes of a checkpoint: the write-ahead log's, and the file's.
+pub const CHECKPOINT_FORCES: u64 = 2;
 
 /// The thread.
 pub struct Checkpointer {
@@ -32,7 +37,7 @@ pub struct Moved {
 
 impl Checkpointer {
     /// Starts the thread; it opens the file when it is first needed.
-    pub fn start(options: &SqliteOptions) -> Result<Checkpointer, StoreError> {
+    pub fn start(options: &SqliteOptions, forces: Arc<AtomicU64>) -> Result<Checkpointer, StoreError> {
         let (requests, asked) = channel::<Csn>();
         let (answers, done) = channel();
         let path = options.path.clone();
@@ -40,6 +45,7 @@ impl Checkpointer {
             let mut connection = None;
             while let Ok(stored) = asked.recv() {
                 let moved = checkpoint(&path, &mut connection, stored).map_err(|error| error.to_string());
+                forces.fetch_add(CHECKPOINT_FORCES + 1, Ordering::Relaxed);
                 if answers.send(moved).is_err() {
                     return;
                 }

@@ -32,6 +32,7 @@ use reader::Readers;
 use schema::Promise;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 use writer::Writer;
 
@@ -136,13 +137,13 @@ enum Opened {
 impl Sqlite {
     /// Opens the file, or makes it. `Refused` if it is kept in the other mode, by a newer version, or cannot be what it must be.
     pub fn open(options: SqliteOptions) -> Result<Sqlite, StoreError> {
-        let (writer, mode) = Self::opened(&options)?;
         let readers = Arc::new(Readers::new(options.clone(), promise(options.mode)));
+        let (writer, mode) = Self::opened(&options, readers.forces())?;
         Ok(Sqlite { options, writer, mode, readers, refused: None })
     }
 
-    fn opened(options: &SqliteOptions) -> Result<(Writer, Opened), StoreError> {
-        let mut writer = Writer::open(options, promise(options.mode))?;
+    fn opened(options: &SqliteOptions, forces: Arc<AtomicU64>) -> Result<(Writer, Opened), StoreError> {
+        let mut writer = Writer::open(options, promise(options.mode), forces)?;
         let mode = match options.mode {
             SqliteMode::LogDecided => Opened::Executor(Executor::open(&mut writer, options)?),
             SqliteMode::DatabaseLed => {
@@ -199,7 +200,7 @@ impl ResourceManager for Sqlite {
         self.watch(foreign)?;
         let _ = self.writer.roll_back();
         // A new connection knows what is in the file, and nothing else.
-        let opened = Self::opened(&self.options);
+        let opened = Self::opened(&self.options, self.readers.forces());
         (self.writer, self.mode) = self.watch(opened)?;
         let recovered = match &mut self.mode {
             Opened::Executor(executor) => executor.recover(&mut self.writer, owner, me),

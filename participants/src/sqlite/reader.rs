@@ -9,7 +9,8 @@ use super::writer::{Room, compile, rows_of};
 use crate::{ReadLimits, Reader, StoreError};
 use lockstep_core::{StatementResult, Value};
 use rusqlite::{Connection, OpenFlags};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The readers of one file.
@@ -18,6 +19,8 @@ pub struct Readers {
     promise: Promise,
     pool: Mutex<Pool>,
     returned: Condvar,
+    /// Of the writer, counted there.
+    forces: Arc<AtomicU64>,
 }
 
 #[derive(Default)]
@@ -32,7 +35,12 @@ struct Pool {
 impl Readers {
     /// None is open yet.
     pub fn new(options: SqliteOptions, promise: Promise) -> Readers {
-        Readers { options, promise, pool: Mutex::default(), returned: Condvar::new() }
+        Readers { options, promise, pool: Mutex::default(), returned: Condvar::new(), forces: Arc::default() }
+    }
+
+    /// Where the writer counts its forced writes.
+    pub fn forces(&self) -> Arc<AtomicU64> {
+        self.forces.clone()
     }
 
     /// The schema has changed.
@@ -103,6 +111,10 @@ impl Readers {
 }
 
 impl Reader for Readers {
+    fn forces(&self) -> u64 {
+        self.forces.load(Ordering::Relaxed)
+    }
+
     fn query(&self, sql: &str, parameters: &[Value], limits: ReadLimits) -> Result<StatementResult, StoreError> {
         let until = Instant::now() + limits.timeout;
         let (conn, generation) = self.lend(until)?;

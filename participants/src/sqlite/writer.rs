@@ -1,7 +1,7 @@
 //! The one writing connection: its transactions, its statements, its checkpoints.
 
 use super::authorizer::Mode;
-use super::checkpointer::Checkpointer;
+use super::checkpointer::{CHECKPOINT_FORCES, Checkpointer};
 use super::failure::{Failure, broken};
 use super::hooks::Guarded;
 use super::redo;
@@ -13,6 +13,8 @@ use lockstep_core::{Csn, Operation, Refusal, RefusalKind, Results, StatementResu
 use rusqlite::config::DbConfig;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{CachedStatement, Connection, OpenFlags, Params, ToSql};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Frames that the writer moves by itself after a checkpoint beside it, at most.
@@ -50,6 +52,8 @@ pub struct Writer {
     checkpointed_at: Instant,
     /// How thoroughly commits are forced.
     sync: Synchronous,
+    /// Counted.
+    forces: Arc<AtomicU64>,
 }
 
 /// How a transaction ran.
@@ -75,7 +79,7 @@ pub enum Synchronous {
 
 impl Writer {
     /// Opens the file, or makes it.
-    pub fn open(options: &SqliteOptions, promise: Promise) -> Result<Writer, StoreError> {
+    pub fn open(options: &SqliteOptions, promise: Promise, forces: Arc<AtomicU64>) -> Result<Writer, StoreError> {
         let path = options.path.display();
         let new = !options.path.exists();
         let refused = |error: rusqlite::Error| StoreError::Refused(format!("cannot open {path} as a SQLite database: {error}"));
@@ -95,7 +99,7 @@ impl Writer {
             sync_folder_of(&options.path).map_err(|error| StoreError::Refused(format!("cannot make {path} durable: {error}")))?;
         }
         let mut writer = Writer {
-            checkpointer: Checkpointer::start(options)?,
+            checkpointer: Checkpointer::start(options, forces.clone())?,
             conn: Guarded::new(conn, Mode::Trusted, options.limits.value_bytes),
             limits: options.limits,
             promise,
@@ -104,6 +108,7 @@ impl Writer {
             dirty: true,
             checkpointed_at: Instant::now(),
             sync: Synchronous::Normal,
+            forces,
         };
         writer.set_sync(Synchronous::Normal)?;
         writer.data_version = writer.read_data_version()?;
@@ -182,6 +187,7 @@ impl Writer {
     /// Commits. After an error nobody knows, until the file is opened again.
     pub fn commit(&mut self) -> Result<(), StoreError> {
         self.run(COMMIT, []).map_err(broken)?;
+        self.forces.fetch_add((self.sync == Synchronous::Full).into(), Ordering::Relaxed);
         self.dirty = true;
         if self.conn.hooks.wal_frames.get() < self.backfilled {
             self.backfilled = 0;
@@ -222,6 +228,7 @@ impl Writer {
             .conn
             .query_row(&format!("PRAGMA main.wal_checkpoint({mode})"), [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
             .map_err(broken)?;
+        self.forces.fetch_add(CHECKPOINT_FORCES, Ordering::Relaxed);
         self.backfilled = u32::try_from(moved).unwrap_or(0);
         // (A RESTART that was kept from starting over says busy though all of it was moved.)
         let complete = in_log == moved && (!busy || mode == "RESTART");
