@@ -1,6 +1,7 @@
 //! The client: a cheap handle on one connection.
 
 use crate::backoff::Backoff;
+use crate::begun::Begin;
 use crate::error::{CallError, ConnectError};
 use crate::ids::{CoordinatorId, LogId, Position, RequestId, uuid_bytes};
 use crate::link::{Greeting, Link, REPLY_BYTES, drive};
@@ -102,14 +103,15 @@ impl Client {
         }
     }
 
-    /// Begins a transaction. It is put together here, and sent as a whole by [`Transaction::commit`].
+    /// A transaction. It is put together here, and sent as a whole by [`Transaction::commit`].
     pub fn transaction(&self) -> Transaction {
         Transaction::new(self.clone())
     }
 
-    /// The same as [`Client::transaction`].
-    pub fn begin(&self) -> Transaction {
-        self.transaction()
+    /// Begins a transaction at the coordinator, to have its id before it is put together: `client.begin().await?`. Costs a round trip;
+    /// only what needs the id needs it (an application's own connection that is enlisted).
+    pub fn begin(&self) -> Begin {
+        Begin::new(self.clone())
     }
 
     /// Asks what became of a request, by what [`crate::CommitError::Unknown`] carried.

@@ -29,6 +29,8 @@ pub struct Transaction {
 /// PROTOCOL §2, from the request to the end. `Ended` and `Aborted` are fates in [`crate::outcomes`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum State {
+    /// It has an id; what it does is still to come. May still abort, and does at its deadline.
+    Active,
     /// Votes are being collected. May still abort.
     Preparing,
     /// All voted Yes, the CSN is taken, the decision is on its way to the disk. There is no way to Aborted but R-LR's own (R-UNKNOWN).
@@ -93,7 +95,7 @@ impl Transaction {
     /// Its place, once it has one.
     pub fn csn(&self) -> Option<Csn> {
         match self.state {
-            State::Preparing => None,
+            State::Active | State::Preparing => None,
             State::Deciding(csn) | State::Committing(csn) => Some(csn),
         }
     }

@@ -276,7 +276,8 @@ impl Coordinator {
     pub(crate) fn abort(&mut self, now: Time, txid: Txid, at: Option<ParticipantId>, refusal: Refusal, fx: &mut Vec<Effect>) {
         self.set_timer(txid, None);
         let transaction = self.transactions.remove(&txid).expect("only a live transaction is aborted");
-        assert_eq!(transaction.state, State::Preparing, "R-UNKNOWN: there is no way from {:?} to Aborted: {txid}", transaction.state);
+        let undecided = matches!(transaction.state, State::Active | State::Preparing);
+        assert!(undecided, "R-UNKNOWN: there is no way from {:?} to Aborted: {txid}", transaction.state);
         for branch in &transaction.branches {
             let session = self.follower(branch.participant).open_session();
             let working = match &branch.state {

@@ -176,6 +176,85 @@ story!(
     }
 );
 
+// ---- begun first
+
+story!(
+    begun,
+    "A client begins first, to have the id; the commit under the same key goes on with that transaction.",
+    play = Play::new(EMBEDDED),
+    {
+        play.begins("add film 1", None);
+        play.begins("add film 1", None);
+        play.note("Nothing is anywhere yet: no branch, no record.");
+        play.inquires("add film 1", 1, 1);
+        play.asks("add film 1", film(1));
+        play.yes("index", "1-1");
+        play.yes("db", "1-1");
+        play.forced();
+        play.follows("db", "1.1", "1.1");
+        play.note("A Begin that comes late is told the outcome.");
+        play.begins("add film 1", None);
+    }
+);
+
+story!(
+    begun_and_left,
+    "A client begins and never asks to commit: aborted when its time is over, and so told whoever comes late.",
+    play = Play::with(EMBEDDED, |config| config.max_open = 1),
+    {
+        play.begins("add film 1", None);
+        play.note("What has begun counts among those that are open.");
+        play.begins("add film 2", None);
+        play.asks("add film 3", film(3));
+        play.passes(30_000);
+        play.asks("add film 1", film(1));
+        play.asks("add film 4", film(4));
+    }
+);
+
+story!(begun_and_rolled_back, "A client gives up what it began; one that it has asked to commit goes on.", play = Play::new(EMBEDDED), {
+    play.begins("add film 1", None);
+    play.rolls_back("add film 1", 1, 1);
+    play.asks("add film 1", film(1));
+    play.begins("add film 2", None);
+    play.asks("add film 2", film(2));
+    play.rolls_back("add film 2", 1, 2);
+    play.yes("index", "1-2");
+    play.yes("db", "1-2");
+    play.forced();
+    play.note("A roll-back that comes before its Begin: it never begins.");
+    play.rolls_back("add film 3", 1, 3);
+    play.begins("add film 3", None);
+});
+
+story!(
+    begun_and_coordinator_dies,
+    "The coordinator dies after Begin: nothing of it is anywhere, and it is looked up, never run, under its old position (R-KEY).",
+    play = Play::new(EMBEDDED),
+    {
+        play.begins("add film 1", None);
+        play.coordinator_dies();
+        play.recovers(&["db", "index"]);
+        play.retries("add film 1", 1, 1, film(1));
+    }
+);
+
+story!(
+    begun_decider,
+    "Who decides is said at Begin, because the id names the decider (R-DECIDER): branches that contradict it are refused.",
+    play = Play::new(&[("bank", Kind::Leader), ("pg", Kind::Preparing)]),
+    {
+        play.begins("led", Some("bank"));
+        play.begins("led", None);
+        play.asks("led", vec![row("bank")]);
+        play.begins("not led after all", Some("bank"));
+        play.asks("not led after all", vec![row("pg")]);
+        play.begins("led after all", None);
+        play.asks("led after all", vec![row("bank"), row("pg")]);
+        play.begins("nobody can", Some("pg"));
+    }
+);
+
 // ---- the coordinator dies
 
 story!(

@@ -92,6 +92,35 @@ impl<'a> Translator<'a> {
         })
     }
 
+    /// A transaction that is begun. One that cannot be is declined by the engine, which first looks its key up.
+    pub fn begin(&self, request: v1::BeginRequest, ticket: Ticket, here: Position, now: Time) -> Result<Event, Reply> {
+        let key = request_key(request.key).map_err(|sentence| Invalid::from(sentence).reply())?;
+        let position = position_or(request.position, here).map_err(Reply::Unknown)?;
+        let timeout = match request.timeout_ms {
+            0 => 0,
+            wish => self.timeouts.transaction(wish).as_micros() as u64,
+        };
+        let led_by = match request.led_by.as_str() {
+            "" => None,
+            name => match self.names.named(name) {
+                Some(store) => Some(store.id),
+                None => {
+                    let refusal = Refusal::new(RefusalKind::Invalid, format!("led_by: {}", unknown_store(name, self.names)));
+                    let deadline = now.after(self.timeouts.wait(0).as_micros() as u64);
+                    let (branches, wait) = (Vec::new(), Wait::Decided);
+                    let request = Request { key, position, hash: 0, branches, wait, timeout, deadline };
+                    return Ok(Event::Decline { ticket, request, at: None, refusal });
+                }
+            },
+        };
+        Ok(Event::Begin { ticket, key, position, led_by, timeout })
+    }
+
+    /// A transaction that is given up. The error is a sentence that names the field; it tells no outcome.
+    pub fn rollback(&self, request: v1::RollbackRequest, ticket: Ticket, here: Position) -> Result<Event, String> {
+        Ok(Event::Rollback { ticket, key: request_key(request.key)?, position: position_or(request.position, here)? })
+    }
+
     /// A question about a request's outcome. The error is a sentence that names the field; it tells no outcome.
     pub fn inquire(&self, request: v1::InquireRequest, ticket: Ticket, here: Position, now: Time) -> Result<Event, String> {
         let deadline = now.after(self.timeouts.wait(request.wait_ms).as_micros() as u64);

@@ -621,7 +621,36 @@ impl World {
         let deadline = self.now.after(self.dice.log_between(10_000, 20_000_000));
         let request = Request { key: name, position, hash: tag.0 + 1, branches, wait, timeout, deadline };
         self.clients[i].current = Some(Current { tag, request: request.clone() });
-        self.send_request(i, tag, request);
+        match self.dice.chance(self.climate.begins) {
+            true => self.begin(i, tag, request),
+            false => self.send_request(i, tag, request),
+        }
+    }
+
+    /// The client wants its id first; once in a while it names the wrong decider.
+    fn begin(&mut self, i: usize, tag: Tag, request: Request) {
+        let is_leader = |p: &ParticipantId| self.climate.kinds[p.0 as usize] == Kind::Leader;
+        let leader = request.branches.iter().map(|branch| branch.participant).find(is_leader);
+        let led_by = leader.filter(|_| !self.dice.chance(0.1));
+        let timeout = if self.dice.chance(0.5) { 0 } else { self.dice.log_between(1_000, 2_000_000) };
+        let Request { key, position, .. } = request;
+        for _ in 0..1 + u64::from(!self.calm && self.dice.chance(self.climate.client_duplicate)) {
+            let ticket = self.ticket(Asked::Outcome { client: i, tag, wait: Wait::Decided });
+            self.send_unreliably(Event::Begin { ticket, key: key.clone(), position, led_by, timeout });
+        }
+    }
+
+    /// Mostly it goes on to commit; now and then it gives up, or forgets.
+    fn begun(&mut self, i: usize, tag: Tag) {
+        let request = self.clients[i].current.as_ref().filter(|c| c.tag == tag).expect("just looked at").request.clone();
+        match self.dice.below(10) {
+            0 => {
+                let ticket = self.ticket(Asked::Outcome { client: i, tag, wait: Wait::Decided });
+                self.send_unreliably(Event::Rollback { ticket, key: request.key, position: request.position });
+            }
+            1 => {}
+            _ => self.send_request(i, tag, request),
+        }
     }
 
     /// Which row is in which database: every writer of a document locks its row (R-COVER).
@@ -772,6 +801,7 @@ impl World {
                 }
             }
             Reply::Expired(_) => self.clients[client].current = None,
+            Reply::Begun(_) => self.begun(client, tag),
             Reply::Unknown(_) => {}
             other => panic!("a client that asked for an outcome is told {other:?}"),
         }
