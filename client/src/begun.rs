@@ -167,6 +167,13 @@ impl Begun {
         traceparent(traceparent: impl Into<String>);
     }
 
+    /// The branch at this store is one that the application has prepared itself, on its own connection, under its [`crate::gid`]; `xid`
+    /// is the transaction id that it had there. Committed with the rest, or rolled back; never half of it.
+    pub fn enlisted(mut self, store: &str, xid: u64) -> Begun {
+        self.transaction = self.transaction.add(store, v1::operation::Operation::Enlisted(v1::Enlisted { xid }));
+        self
+    }
+
     /// How long commit or rollback may take in all. Default: that of [`Begin::deadline`].
     pub fn deadline(mut self, deadline: Duration) -> Begun {
         self.deadline = deadline;

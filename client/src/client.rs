@@ -72,6 +72,8 @@ pub struct Store {
     pub role: String,
     /// How it votes: "preparing", "redo", "serial", "leader"
     pub kind: String,
+    /// Its number in the coordinator's log: part of the names of its prepared branches ([`crate::gid`]). `None` from an older daemon.
+    pub number: Option<u16>,
 }
 
 /// Limits of a transaction. The client refuses what exceeds them before sending it.
@@ -258,7 +260,13 @@ impl TryFrom<v1::Welcome> for Description {
         let coordinator = uuid_bytes(&welcome.coord_id).map(CoordinatorId).ok_or_else(|| missing("coord_id"))?;
         let position = Position::new(coordinator, welcome.position.ok_or_else(|| missing("position"))?);
         let limits = welcome.limits.unwrap_or_default();
-        let store = |store: v1::Store| Store { name: store.name, r#type: store.r#type, role: store.role, kind: store.kind };
+        let store = |store: v1::Store| Store {
+            name: store.name,
+            r#type: store.r#type,
+            role: store.role,
+            kind: store.kind,
+            number: store.number.and_then(|number| number.try_into().ok()),
+        };
         Ok(Description {
             coordinator,
             log: uuid_bytes(&welcome.log_id).map(LogId).ok_or_else(|| missing("log_id"))?,

@@ -54,7 +54,7 @@ mod value;
 pub use begun::{Begin, Begun};
 pub use client::{Builder, Client, Description, Limits, Store};
 pub use error::{Aborted, CallError, CommitError, ConnectError, Reason, RowError};
-pub use ids::{CoordinatorId, Csn, Key, LogId, Position, RequestId, Token, Txid};
+pub use ids::{CoordinatorId, Csn, Key, LogId, Position, RequestId, Token, Txid, gid};
 pub use read::{Document, Get, Hits, Query, Search};
 pub use receipt::{Receipt, StatementResult};
 pub use transaction::{Inquiry, Transaction, Wait};

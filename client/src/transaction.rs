@@ -222,7 +222,7 @@ impl Transaction {
         }
     }
 
-    fn add(mut self, store: &str, operation: v1::operation::Operation) -> Transaction {
+    pub(crate) fn add(mut self, store: &str, operation: v1::operation::Operation) -> Transaction {
         let operation = v1::Operation { operation: Some(operation) };
         let branch = match self.branches.iter().position(|branch| branch.store == store) {
             Some(branch) => branch,
@@ -241,11 +241,12 @@ impl Transaction {
     }
 
     fn condition(mut self, name: &str, condition: v1::condition::Condition) -> Transaction {
+        use v1::operation::Operation;
         let condition = Some(v1::Condition { condition: Some(condition) });
         match self.newest() {
-            Some(v1::operation::Operation::Put(put)) => put.condition = condition,
-            Some(v1::operation::Operation::Delete(delete)) => delete.condition = condition,
-            Some(v1::operation::Operation::Statement(_) | v1::operation::Operation::Update(_)) | None => {
+            Some(Operation::Put(put)) => put.condition = condition,
+            Some(Operation::Delete(delete)) => delete.condition = condition,
+            Some(Operation::Statement(_) | Operation::Update(_) | Operation::Enlisted(_)) | None => {
                 return self.mistaken(format!("{name} must follow put() or delete()"));
             }
         }

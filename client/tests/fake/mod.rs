@@ -157,6 +157,7 @@ impl State {
             r#type: r#type.into(),
             role: role.into(),
             kind: kind.into(),
+            number: None,
         };
         v1::Welcome {
             coord_id: self.coordinator.to_be_bytes().to_vec().into(),

@@ -8,7 +8,7 @@ use crate::message::{Settle, ToParticipant};
 use crate::outcomes::{CommittedFate, Fate, Known};
 use crate::record::Marker;
 use crate::request::{Aborted, BranchRequest, Receipt, Reply, Request, RequestKey, Wait};
-use crate::transaction::{Branch, BranchState, State, Transaction, Waiter};
+use crate::transaction::{Branch, BranchState, State, Transaction, Waiter, is_enlisted};
 use crate::vote::{Kind, Refusal, RefusalKind};
 use crate::{config::Role, follower::Scan};
 use std::collections::BTreeSet;
@@ -384,7 +384,7 @@ impl Coordinator {
     }
 
     fn run(&mut self, now: Time, waiter: Waiter, request: Request, fx: &mut Vec<Effect>) {
-        let decider = match self.admit_new().and_then(|()| self.admit_open()).and_then(|()| self.admit(&request)) {
+        let decider = match self.admit_new().and_then(|()| self.admit_open()).and_then(|()| self.admit(&request, false)) {
             Ok(decider) => decider,
             Err((at, refusal)) => return self.refuse(now, waiter, request.key, request.hash, at, refusal, fx),
         };
@@ -400,9 +400,12 @@ impl Coordinator {
         self.transactions.get_mut(&txid).expect("it is active").waiters.push(waiter);
         let admitted = match declined {
             Some(refused) => Err(refused),
-            None => self.admit_new().and_then(|()| self.admit(&request)).and_then(|decider| self.admit_decider(txid, decider)),
+            None => self.admit_new().and_then(|()| self.admit(&request, true)).and_then(|decider| self.admit_decider(txid, decider)),
         };
         if let Err((at, refusal)) = admitted {
+            // What its application has prepared is told so.
+            let prepared = request.branches.into_iter().filter(|branch| self.may_be_enlisted(branch)).map(Branch::idle).collect();
+            self.transactions.get_mut(&txid).expect("it is active").branches = prepared;
             return self.abort(now, txid, at, refusal, fx);
         }
         let deadline = now.after(self.time_to_decide(&request));
@@ -512,7 +515,7 @@ impl Coordinator {
     }
 
     /// Everything that can be seen before any Prepare is sent. Says who decides.
-    fn admit(&self, request: &Request) -> Result<Decider, Refused> {
+    fn admit(&self, request: &Request, begun: bool) -> Result<Decider, Refused> {
         let no = |at, kind, sentence: String| Err((at, Refusal::new(kind, sentence)));
         if request.branches.is_empty() {
             return no(None, RefusalKind::Invalid, "the transaction has no operations".into());
@@ -557,12 +560,32 @@ impl Coordinator {
                 Role::Index if follower.standalone => {}
                 Role::Index => uncovered = Some(branch.participant),
             }
+            self.admit_enlisted(branch, begun).map_err(|refusal| (at, refusal))?;
             self.admit_keys(branch.participant, &branch.operations).map_err(|refusal| (at, refusal))?;
         }
         match uncovered {
             Some(index) if !rows => no(Some(index), RefusalKind::Invalid, self.uncovered_sentence(index)),
             _ => Ok(decider),
         }
+    }
+
+    fn admit_enlisted(&self, branch: &BranchRequest, begun: bool) -> Result<(), Refusal> {
+        let follower = self.follower(branch.participant);
+        let sentence = match (is_enlisted(&branch.operations), begun) {
+            (false, _) => return Ok(()),
+            (true, false) => "an enlisted branch is prepared under the name of its transaction: begin the transaction first".into(),
+            (true, true) if follower.kind != Kind::Preparing => {
+                format!("store `{}` holds no prepared branches: nothing can be enlisted there", follower.name)
+            }
+            (true, true) if branch.operations.len() > 1 => "an enlisted branch is prepared already: it takes no other operation".into(),
+            (true, true) => return Ok(()),
+        };
+        Err(Refusal::new(RefusalKind::Invalid, sentence))
+    }
+
+    fn may_be_enlisted(&self, branch: &BranchRequest) -> bool {
+        let prepares = self.followers.get(branch.participant.0 as usize).is_some_and(|follower| follower.kind == Kind::Preparing);
+        prepares && is_enlisted(&branch.operations)
     }
 
     fn admit_keys(&self, participant: ParticipantId, operations: &[crate::Operation]) -> Result<(), Refusal> {

@@ -107,6 +107,11 @@ impl Transaction {
 }
 
 impl Branch {
+    /// Whether an application has prepared it already, before it is asked for.
+    pub fn enlisted(&self) -> bool {
+        is_enlisted(&self.operations)
+    }
+
     /// Whether its Yes holds only in the session that carried it (R-REDO): it is lost with the session.
     pub fn depends_on_session(&self) -> bool {
         match &self.state {
@@ -118,6 +123,11 @@ impl Branch {
             BranchState::Idle | BranchState::Following | BranchState::Finished => false,
         }
     }
+}
+
+/// Whether a branch with these operations is prepared by an application.
+pub fn is_enlisted(operations: &[Operation]) -> bool {
+    operations.iter().any(|operation| matches!(operation, Operation::Enlisted { .. }))
 }
 
 impl Receipt {

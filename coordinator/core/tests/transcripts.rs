@@ -8,7 +8,7 @@ use lockstep_core::{
     Refusal, RefusalKind, Settle, Token, Vote, Wait,
 };
 use std::path::{Path, PathBuf};
-use support::{Play, csn, key, put, row, txid};
+use support::{Play, csn, enlisted, key, put, row, txid};
 
 /// SQLite and Tantivy, as embedded.
 const EMBEDDED: &[(&str, Kind)] = &[("db", Kind::Serial), ("index", Kind::Redo)];
@@ -252,6 +252,82 @@ story!(
         play.begins("led after all", None);
         play.asks("led after all", vec![row("bank"), row("pg")]);
         play.begins("nobody can", Some("pg"));
+    }
+);
+
+story!(
+    enlisted_branch,
+    "An application prepares a branch itself, on its own connection; its store looks whether it is there, and it is committed with the rest.",
+    play = Play::new(REMOTE),
+    {
+        play.begins("take one from stock", None);
+        play.note("The application runs its statements at pg, and prepares them under the name of 1-1.");
+        play.actor("pg").prepared.push(txid("1-1"));
+        play.asks("take one from stock", vec![enlisted("pg"), put("index", "film-1", None)]);
+        play.yes("index", "1-1");
+        play.yes("pg", "1-1");
+        play.forced();
+        play.acks("pg", "1-1");
+    }
+);
+
+story!(
+    enlisted_first,
+    "A branch that an application has prepared is looked at first: it holds its locks already, and the other database waits for its own.",
+    play = Play::new(&[("pg", Kind::Preparing), ("maria", Kind::Preparing)]),
+    {
+        play.begins("move", None);
+        play.actor("maria").prepared.push(txid("1-1"));
+        play.asks("move", vec![row("pg"), enlisted("maria")]);
+        play.yes("maria", "1-1");
+        play.no("pg", "1-1", RefusalKind::Constraint, "there is no such account");
+    }
+);
+
+story!(
+    enlisted_refused,
+    "What cannot be enlisted is refused in a sentence, and a branch that is prepared already is told Abort though nobody asked for it.",
+    play = Play::new(&[("pg", Kind::Preparing), ("db", Kind::Serial), ("maria", Kind::Preparing)]),
+    {
+        play.asks("not begun", vec![enlisted("pg")]);
+        play.begins("at a serial executor", None);
+        play.asks("at a serial executor", vec![enlisted("db")]);
+        play.begins("with a statement", None);
+        let (_, mut operations) = enlisted("pg");
+        operations.extend(row("pg").1);
+        play.asks("with a statement", vec![("pg", operations), row("maria")]);
+        play.begins("store away", None);
+        play.dies("maria");
+        play.asks("store away", vec![enlisted("pg"), row("maria")]);
+    }
+);
+
+story!(
+    enlisted_and_left,
+    "An application prepares its branch and never asks to commit: the store finds the branch, asks, and is told to abort.",
+    play = Play::new(REMOTE),
+    {
+        play.begins("take one from stock", None);
+        play.actor("pg").prepared.push(txid("1-1"));
+        play.says("pg", FromParticipant::Inquiry(vec![txid("1-1")]));
+        play.note("No answer while it is Active. The application dies.");
+        play.passes(30_000);
+        play.says("pg", FromParticipant::Inquiry(vec![txid("1-1")]));
+    }
+);
+
+story!(
+    enlisted_and_coordinator_dies,
+    "The coordinator dies between Begin and the commit; the branch that the application has prepared is presumed aborted.",
+    play = Play::new(REMOTE),
+    {
+        play.begins("take one from stock", None);
+        play.actor("pg").prepared.push(txid("1-1"));
+        play.coordinator_dies();
+        play.forced();
+        play.connects("index");
+        play.connects("pg");
+        play.retries("take one from stock", 1, 1, vec![enlisted("pg"), put("index", "film-1", None)]);
     }
 );
 

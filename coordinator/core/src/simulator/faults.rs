@@ -34,6 +34,8 @@ pub(crate) struct Climate {
     pub outage: u64,
     /// Of a transaction: that its client begins it first.
     pub begins: f64,
+    /// Of a transaction that was begun: that its client prepares one of its branches itself.
+    pub enlists: f64,
     pub conditions: f64,
     pub deletes: f64,
     pub reads: f64,
@@ -90,6 +92,7 @@ impl Climate {
             operator: dice.chance(0.15).then(|| dice.log_between(100_000, SECOND)),
             faults_until: dice.between(2, 10) * SECOND,
             begins: rarely(dice, 1.0),
+            enlists: rarely(dice, 1.0),
             kinds,
             config,
         }

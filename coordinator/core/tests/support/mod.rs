@@ -58,6 +58,11 @@ pub fn put(store: &'static str, key: &str, condition: Option<Condition>) -> Part
     (store, vec![Operation::Put { key: key.into(), document: "{}".into(), condition }])
 }
 
+/// A branch that its application has prepared.
+pub fn enlisted(store: &'static str) -> Part {
+    (store, vec![Operation::Enlisted { xid: 741 }])
+}
+
 /// `1-1` or `1-1@p0`.
 pub fn txid(text: &str) -> Txid {
     text.parse().unwrap()
