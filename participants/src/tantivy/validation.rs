@@ -67,6 +67,7 @@ impl Validator for Validation {
             Operation::Put { key, document, .. } => key.len() + document.len(),
             Operation::Delete { key, .. } => key.len(),
             Operation::Statement { sql, .. } => sql.len(),
+            Operation::Enlisted { .. } => 0,
         };
         let conditional = operations.iter().any(|operation| operation.condition().is_some());
         if conditional || operations.iter().map(size).sum::<usize>() > BESIDE_BYTES {
