@@ -3,6 +3,8 @@ mod resource_manager;
 mod worker;
 pub use resource_manager::*;
 pub use worker::{FromWorker, Worker, WorkerHandle};
+#[cfg(feature = "opensearch")]
+pub mod opensearch;
 #[cfg(feature = "tantivy")]
 pub mod tantivy;
 #[cfg(feature = "sqlite")]

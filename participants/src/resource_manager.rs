@@ -1,6 +1,9 @@
 //! What every store must be able to do.
 
-use lockstep_core::{Ballot, Csn, Decided, Kind, Marker, MarkerEvidence, Owner, ParticipantId, Position, Progress, Settle, StatementResult, Txid, Value, Work};
+use lockstep_core::{
+    Ballot, Csn, Decided, Kind, Marker, MarkerEvidence, Owner, ParticipantId, Position, Progress, Settle, StatementResult, Txid, Value,
+    Work,
+};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -140,6 +143,11 @@ pub trait Reader: Send + Sync {
     fn get(&self, key: &str) -> Result<Option<Document>, StoreError> {
         let _ = key;
         Err(StoreError::Invalid("this store is no search index; use query".into()))
+    }
+
+    /// What a person should know of the store, each in a sentence: why it cannot be used, who else writes there. For `doctor`.
+    fn findings(&self) -> Vec<String> {
+        Vec::new()
     }
 }
 

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use lockstep_core::{
-    Ballot, CoordId, Csn, Decided, Decider, Epoch, FromParticipant, Kind, Owner, ParticipantId, Progress, Refusal, RefusalKind, SessionId, Starts,
-    Ticket, ToParticipant, Txid, Vote, Work,
+    Ballot, CoordId, Csn, Decided, Decider, Epoch, FromParticipant, Kind, Owner, ParticipantId, Progress, Refusal, RefusalKind, SessionId,
+    Starts, Ticket, ToParticipant, Txid, Vote, Work,
 };
 use lockstep_participants::{Committed, FromWorker, Reader, Recovered, ResourceManager, StoreError, Tended, Worker, WorkerHandle};
 use std::sync::mpsc::{Receiver, channel};
@@ -19,6 +19,8 @@ struct Index {
     /// Prepare waits for this, so that a test can fill the inbox meanwhile.
     gate: Option<Receiver<()>>,
     breaks_at_commit: bool,
+    /// So often it does not answer whose it is.
+    away: u32,
     applied: Csn,
 }
 
@@ -47,7 +49,13 @@ impl ResourceManager for Index {
     }
 
     fn owner(&mut self) -> Result<Option<Owner>, StoreError> {
-        Ok(None)
+        match self.away.checked_sub(1) {
+            Some(left) => {
+                self.away = left;
+                Err(StoreError::Broken("nobody answers".into()))
+            }
+            None => Ok(None),
+        }
     }
 
     fn prepare(&mut self, batch: &[Work]) -> Result<Ballot, StoreError> {
@@ -114,7 +122,11 @@ impl Bench {
         self.session = SessionId(self.session.0 + 1);
         self.worker.session_up(self.session);
         let owner = Owner { coord_id: CoordId(1), epoch: Epoch(1), incarnation: 1 };
-        self.send(vec![ToParticipant::Welcome { owner, you: ParticipantId(0), starts: Starts { known: [].into(), lost_below: Epoch::MAX } }]);
+        self.send(vec![ToParticipant::Welcome {
+            owner,
+            you: ParticipantId(0),
+            starts: Starts { known: [].into(), lost_below: Epoch::MAX },
+        }]);
         assert!(matches!(self.next(), FromWorker::Message(session, FromParticipant::Hello(_)) if session == self.session));
         self.send(vec![ToParticipant::Open]);
     }
@@ -188,6 +200,19 @@ fn a_broken_store_ends_the_session_and_the_next_one_recovers_it() {
     let csn = Csn::new(Epoch(1), 1);
     assert_eq!(bench.next(), FromWorker::Message(bench.session, FromParticipant::Progress(Progress { applied: csn, durable: csn })));
     assert_eq!(*calls.lock().unwrap(), ["recover", "prepare 1", "commit 1", "recover", "commit 1"]);
+}
+
+/// R-OWNER: no session reaches a store that has not said whose it is; it may be away when the worker starts.
+#[test]
+fn a_store_that_is_away_at_the_start_is_asked_again() {
+    let mut bench = Bench::new(Index { away: 2, ..Index::default() });
+    bench.worker.session_up(SessionId(1));
+    bench.worker.send(SessionId(1), vec![prepare(1)]);
+    assert_eq!(bench.next(), FromWorker::SessionDown(SessionId(1), "nobody answers".into()));
+    bench.session = SessionId(1);
+    bench.open();
+    bench.send(vec![prepare(2)]);
+    assert_eq!(bench.ballot().votes.len(), 1);
 }
 
 #[test]
