@@ -1,9 +1,11 @@
 //! Resource managers.
+pub mod conformance;
 mod resource_manager;
 mod worker;
 pub use resource_manager::*;
 pub use worker::{FromWorker, Worker, WorkerHandle};
-pub mod conformance;
+#[cfg(feature = "opensearch")]
+pub mod opensearch;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 #[cfg(feature = "tantivy")]

@@ -172,6 +172,11 @@ pub trait Reader: Send + Sync {
         let _ = key;
         Err(StoreError::Invalid("this store is no search index; use query".into()))
     }
+
+    /// What a person should know of the store, each in a sentence: why it cannot be used, who else writes there. For `doctor`.
+    fn findings(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// Limits of one read.

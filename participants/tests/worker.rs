@@ -21,6 +21,8 @@ struct Index {
     /// Prepare waits for this, so that a test can fill the inbox meanwhile.
     gate: Option<Receiver<()>>,
     breaks_at_commit: bool,
+    /// So often it does not answer whose it is.
+    away: u32,
     applied: Csn,
 }
 
@@ -61,7 +63,13 @@ impl ResourceManager for Index {
     }
 
     fn owner(&mut self) -> Result<Option<Owner>, StoreError> {
-        Ok(None)
+        match self.away.checked_sub(1) {
+            Some(left) => {
+                self.away = left;
+                Err(StoreError::Broken("nobody answers".into()))
+            }
+            None => Ok(None),
+        }
     }
 
     fn prepare(&mut self, batch: &[Work]) -> Result<Ballot, StoreError> {
@@ -211,6 +219,19 @@ fn a_broken_store_ends_the_session_and_the_next_one_recovers_it() {
     let csn = Csn::new(Epoch(1), 1);
     assert_eq!(bench.next(), FromWorker::Message(bench.session, FromParticipant::Progress(Progress { applied: csn, durable: csn })));
     assert_eq!(*calls.lock().unwrap(), ["recover", "prepare 1", "commit 1", "recover", "commit 1"]);
+}
+
+/// R-OWNER: no session reaches a store that has not said whose it is; it may be away when the worker starts.
+#[test]
+fn a_store_that_is_away_at_the_start_is_asked_again() {
+    let mut bench = Bench::new(Index { away: 2, ..Index::default() });
+    bench.worker.session_up(SessionId(1));
+    bench.worker.send(SessionId(1), vec![prepare(1)]);
+    assert_eq!(bench.next(), FromWorker::SessionDown(SessionId(1), "nobody answers".into()));
+    bench.session = SessionId(1);
+    bench.open();
+    bench.send(vec![prepare(2)]);
+    assert_eq!(bench.ballot().votes.len(), 1);
 }
 
 #[test]

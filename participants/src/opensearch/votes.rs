@@ -1,0 +1,233 @@
+//! Phase one: every document is checked, here and where that does not suffice by the server, before its Yes.
+
+use super::document::{self, Checked, check_key, shown};
+use super::http::{Payload, Purpose, reason_of, segment};
+use super::options::NewFields;
+use super::reader::csn_of;
+use super::redo::{self, Write};
+use super::session::{Session, multi_get, put_mapping};
+use super::state::STATE_KEY;
+use crate::StoreError;
+use lockstep_core::{Ballot, Condition, Csn, Operation, Refusal, RefusalKind, Vote, Work};
+use rustc_hash::{FxHashMap, FxHashSet};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// Documents of one question to the server at most.
+const ASK_MAX: usize = 200;
+/// Bytes around a document in a bulk: its action line, with the longest key, and our own member.
+const AROUND: usize = 8 << 10;
+
+/// A document that the server is asked about.
+struct Question<'a> {
+    work: usize,
+    key: &'a str,
+    document: &'a str,
+}
+
+impl Session {
+    pub fn prepare(&mut self, batch: &[Work]) -> Result<Ballot, StoreError> {
+        if self.surveyed.elapsed() >= self.options.check_every {
+            self.look()?;
+        }
+        let mut refusals: Vec<Option<Refusal>> = vec![None; batch.len()];
+        let mut questions = Vec::new();
+        let mut all_writes = Vec::with_capacity(batch.len());
+        for (i, work) in batch.iter().enumerate() {
+            match self.check(i, &work.operations, &mut questions)? {
+                Ok(writes) => all_writes.push(writes),
+                Err(refusal) => {
+                    refusals[i] = Some(refusal);
+                    all_writes.push(Vec::new());
+                }
+            }
+        }
+        self.test_conditions(batch, &mut refusals)?;
+        self.ask(&questions, &mut refusals)?;
+        let votes = batch.iter().zip(all_writes).zip(refusals).map(|((work, writes), refusal)| {
+            let vote = match refusal {
+                Some(refusal) => Vote::No(refusal),
+                None if writes.is_empty() => Vote::ReadOnly(Arc::from([])),
+                None => Vote::Redo(redo::encode(writes), Arc::from([])),
+            };
+            (work.txid, vote)
+        });
+        Ok(Ballot { votes: votes.collect(), ..Ballot::default() })
+    }
+
+    /// What can be told without the server.
+    fn check<'a>(
+        &mut self,
+        work: usize,
+        operations: &'a [Operation],
+        questions: &mut Vec<Question<'a>>,
+    ) -> Result<Result<Vec<Write<'a>>, Refusal>, StoreError> {
+        if let Some(why) = self.survey.shut_because.as_ref().or(self.survey.mapping.as_ref().err()).filter(|_| !operations.is_empty()) {
+            return Ok(Err(Refusal::new(RefusalKind::Unavailable, why.clone())));
+        }
+        let mut writes = Vec::with_capacity(operations.len());
+        let mut keys = FxHashSet::default();
+        for operation in operations {
+            let Some(write) = Write::of(operation) else {
+                return Ok(Err(Refusal::new(RefusalKind::Invalid, "an index takes no SQL: put and delete whole documents")));
+            };
+            let key = write.key();
+            let (verb, checked) = match &write {
+                Write::Put { document, .. } => ("put", self.check_put(key, document)?),
+                Write::Delete { .. } => ("delete", check_key(key, STATE_KEY).map(|()| Checked::default()).map_err(invalid)),
+            };
+            match checked {
+                Ok(checked) => {
+                    if let (Some(_), Write::Put { document, .. }) = (&checked.ask, &write) {
+                        questions.push(Question { work, key, document });
+                    }
+                }
+                Err(Refusal { kind, message }) => {
+                    return Ok(Err(Refusal::new(kind, format!("{verb} of `{}`: {message}", shown(key)))));
+                }
+            }
+            if !keys.insert(key) {
+                return Ok(Err(invalid(format!("the document `{}` is written twice in one transaction", shown(key)))));
+            }
+            writes.push(write);
+        }
+        Ok(Ok(writes))
+    }
+
+    fn check_put(&mut self, key: &str, document: &str) -> Result<Result<Checked, Refusal>, StoreError> {
+        let most = self.options.document_bytes.min(self.request_max.saturating_sub(AROUND));
+        let check = |session: &Session| {
+            check_key(key, STATE_KEY)?;
+            document::check(session.survey.mapping.as_ref().map_err(String::clone)?, most, document)
+        };
+        let checked = match check(self) {
+            Ok(checked) => checked,
+            Err(why) => return Ok(Err(invalid(why))),
+        };
+        let Some((first, _)) = checked.new_fields.iter().next() else { return Ok(Ok(checked)) };
+        let templates = self.survey.mapping.as_ref().is_ok_and(|mapping| mapping.templates);
+        if templates || self.options.new_fields == NewFields::Refuse {
+            let why = match templates {
+                true => "the mapping's dynamic_templates would give it a type that cannot be known before: map it first",
+                false => "new fields are refused (new_fields): map it first",
+            };
+            return Ok(Err(invalid(format!("the field `{}` is not in the mapping, and {why}", shown(first)))));
+        }
+        let mapped = put_mapping(&self.http, &self.survey.index, &json!({"properties": checked.new_fields}))?;
+        if let Err(why) = mapped {
+            return Ok(Err(invalid(format!("its new fields cannot be mapped: {why}"))));
+        }
+        self.look()?;
+        // Against what the server has made of it, and of what others have done meanwhile.
+        Ok(match check(self) {
+            Ok(checked) if checked.new_fields.is_empty() => Ok(checked),
+            Ok(_) => Err(Refusal::new(RefusalKind::Conflict, "the mapping was changed at the same time")),
+            Err(why) => Err(invalid(why)),
+        })
+    }
+
+    /// The coordinator has tested conditions against decided writes that are not here yet (R-COND).
+    fn test_conditions(&self, batch: &[Work], refusals: &mut [Option<Refusal>]) -> Result<(), StoreError> {
+        let mut asked = Vec::new();
+        for (i, work) in batch.iter().enumerate().filter(|(i, _)| refusals[*i].is_none()) {
+            let conditions = work.operations.iter().filter_map(|operation| Some((i, operation.key()?, operation.condition()?)));
+            asked.extend(conditions);
+        }
+        if asked.is_empty() {
+            return Ok(());
+        }
+        let keys: Vec<&str> = asked.iter().map(|(_, key, _)| *key).collect();
+        let mut found: FxHashMap<String, Csn> = FxHashMap::default();
+        for keys in keys.chunks(ASK_MAX) {
+            for document in multi_get(&self.http, &self.survey.index, keys)?.as_array().into_iter().flatten() {
+                if document["found"] == Value::Bool(true)
+                    && let Some(key) = document["_id"].as_str()
+                {
+                    // A document of another program has no CSN, and is there all the same.
+                    let (csn, deleted) = csn_of(&document["_source"]).unwrap_or_default();
+                    if !deleted {
+                        found.insert(key.to_owned(), csn);
+                    }
+                }
+            }
+        }
+        for (i, key, condition) in asked {
+            if let (None, Some(why)) = (&refusals[i], unmet(condition, found.get(key).copied())) {
+                refusals[i] = Some(Refusal::new(RefusalKind::Condition, format!("write of `{}`: {why}", shown(key))));
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the server parse documents as it would to index them, and keeps nothing of it: `_mtermvectors` with artificial documents.
+    fn ask(&self, questions: &[Question], refusals: &mut [Option<Refusal>]) -> Result<(), StoreError> {
+        let open: Vec<&Question> = questions.iter().filter(|question| refusals[question.work].is_none()).collect();
+        let mut start = 0;
+        while start < open.len() {
+            let (mut end, mut bytes) = (start, 0);
+            while end < open.len() && end - start < ASK_MAX && (end == start || bytes + open[end].document.len() < self.options.bulk_bytes)
+            {
+                bytes += open[end].document.len();
+                end += 1;
+            }
+            self.ask_some(&open[start..end], refusals)?;
+            start = end;
+        }
+        Ok(())
+    }
+
+    fn ask_some(&self, questions: &[&Question], refusals: &mut [Option<Refusal>]) -> Result<(), StoreError> {
+        let document = |question: &&Question| {
+            format!("{{\"positions\":false,\"offsets\":false,\"field_statistics\":false,\"doc\":{}}}", question.document)
+        };
+        let body = format!("{{\"docs\":[{}]}}", questions.iter().map(document).collect::<Vec<_>>().join(","));
+        let path = format!("/{}/_mtermvectors?filter_path=docs._index,docs.error", segment(&self.survey.index));
+        let answer = self.http.call(Purpose::Read, "POST", &path, Payload::Text(&body), self.options.request_timeout)?;
+        match (answer.status, questions) {
+            (200, _) => {}
+            // The request as a whole: find out which document it is.
+            (400 | 413, [question]) => {
+                refusals[question.work] = Some(invalid(format!("put of `{}`: {}", shown(question.key), answer.reason())));
+                return Ok(());
+            }
+            (400 | 413 | 429, [_, _, ..]) => {
+                let (left, right) = questions.split_at(questions.len() / 2);
+                self.ask_some(left, refusals)?;
+                return self.ask_some(right, refusals);
+            }
+            (429 | 502..=504, _) => {
+                return Err(StoreError::Timeout(format!("the server is too busy to check documents: {}", answer.reason())));
+            }
+            _ => return Err(answer.broken("the server does not check documents")),
+        }
+        let json = answer.json();
+        let results = json["docs"].as_array().map_or(&[][..], Vec::as_slice);
+        if results.len() != questions.len() {
+            return Err(StoreError::Broken(format!("the server checked {} of {} documents", results.len(), questions.len())));
+        }
+        for (question, result) in questions.iter().zip(results) {
+            if !result["error"].is_null() && refusals[question.work].is_none() {
+                let why = reason_of(&result["error"]).unwrap_or_else(|| "the server refuses it".into());
+                let why =
+                    why.trim_start_matches("failed to execute term vector request: ").replace(" in document with id '_id_for_tv_api'", "");
+                refusals[question.work] = Some(invalid(format!("put of `{}`: {why}", shown(question.key))));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn invalid(sentence: String) -> Refusal {
+    Refusal::new(RefusalKind::Invalid, sentence)
+}
+
+/// Why the condition does not hold, if it does not. `found`: the CSN of the document, if there is one.
+fn unmet(condition: Condition, found: Option<Csn>) -> Option<String> {
+    match (condition, found) {
+        (Condition::Csn(asked), Some(found)) if asked == found => None,
+        (Condition::Csn(asked), Some(found)) => Some(format!("expected the document with CSN {asked}, found it with CSN {found}")),
+        (Condition::Csn(asked), None) => Some(format!("expected the document with CSN {asked}, found no such document")),
+        (Condition::Absent, None) => None,
+        (Condition::Absent, Some(found)) => Some(format!("expected no such document, found it with CSN {found}")),
+    }
+}

@@ -1,0 +1,13 @@
+//! OpenSearch as a participant, against real nodes. Without Java and Maven these tests say so and do nothing.
+#![cfg(feature = "opensearch")]
+
+mod applying;
+mod checks;
+mod conforms;
+mod deletes;
+mod lab;
+mod proxy;
+mod trouble;
+
+#[path = "../../../tests/servers/opensearch/node.rs"]
+mod node;
