@@ -3,7 +3,7 @@
 
 use super::store::State;
 use crate::vote::Kind;
-use crate::{CommitEntry, Condition, Csn, ParticipantId, Receipt, RequestKey, Wait};
+use crate::{CommitEntry, Condition, Csn, ParticipantId, Receipt, RequestKey, Txid, Wait};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Names a request's writes wherever they go.
@@ -37,6 +37,7 @@ pub(crate) struct Checker {
     kinds: Vec<Kind>,
     asked: Vec<Asked>,
     by_key: BTreeMap<RequestKey, Tag>,
+    by_txid: BTreeMap<Txid, Tag>,
     /// Branches that an operator finished or gave up: waived, and they must be recorded as damage or agree.
     by_hand: BTreeSet<(usize, Tag)>,
     pub violation: Option<String>,
@@ -44,7 +45,7 @@ pub(crate) struct Checker {
 
 impl Checker {
     pub(crate) fn new(kinds: Vec<Kind>) -> Checker {
-        Checker { kinds, asked: Vec::new(), by_key: BTreeMap::new(), by_hand: BTreeSet::new(), violation: None }
+        Checker { kinds, asked: Vec::new(), by_key: BTreeMap::new(), by_txid: BTreeMap::new(), by_hand: BTreeSet::new(), violation: None }
     }
 
     pub(crate) fn next_tag(&self) -> Tag {
@@ -69,6 +70,7 @@ impl Checker {
         let Some(&tag) = self.by_key.get(&entry.key) else {
             return self.violation(format!("a decision for a key that nobody used: {}", entry.txid));
         };
+        self.by_txid.insert(entry.txid, tag);
         let asked = &mut self.asked[tag.0 as usize];
         let (told, earlier) = (asked.told, asked.decided.replace(entry.csn));
         if told == Some(Told::Aborted) {
@@ -107,6 +109,11 @@ impl Checker {
 
     pub(crate) fn tag_of(&self, key: &RequestKey) -> Option<Tag> {
         self.by_key.get(key).copied()
+    }
+
+    /// Of a decided transaction: the coordinator may have forgotten its outcome, and still owe it.
+    pub(crate) fn tag_of_decided(&self, txid: Txid) -> Option<Tag> {
+        self.by_txid.get(&txid).copied()
     }
 
     /// The coordinator answers a client: committed. From this moment it is a promise, whether the answer arrives or not.

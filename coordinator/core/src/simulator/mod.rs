@@ -156,6 +156,12 @@ mod tests {
         });
     }
 
+    /// An operator skips a redo whose outcome is below the floor already.
+    #[test]
+    fn skip_below_the_floor() {
+        check(11_355, &Options::default());
+    }
+
     #[test]
     fn the_same_seed_is_the_same_run() {
         for seed in 0..20 {

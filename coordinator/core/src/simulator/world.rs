@@ -850,8 +850,8 @@ impl World {
         let store = participant.0 as usize;
         let all = self.climate.kinds[store] == Kind::Serial;
         let concerned: Vec<_> = machine.transactions().map(|t| t.txid).filter(|t| all || t == txid).collect();
-        let tags: Vec<_> =
-            concerned.iter().filter_map(|txid| machine.known(*txid)).filter_map(|known| self.checker.tag_of(&known.key)).collect();
+        let undecided = |txid| machine.known(txid).and_then(|known| self.checker.tag_of(&known.key));
+        let tags: Vec<_> = concerned.iter().filter_map(|txid| self.checker.tag_of_decided(*txid).or_else(|| undecided(*txid))).collect();
         for tag in tags {
             self.checker.by_hand(store, tag);
         }
