@@ -5,6 +5,7 @@ use crate::event::{Alarm, Effect};
 use crate::follower::Scan;
 use crate::ids::{Lsn, ParticipantId, Position, Time, Txid};
 use crate::message::ToParticipant;
+use crate::mutation::{Mutation, broken};
 use crate::outcomes::Fate;
 use crate::record::Record;
 use crate::transaction::{State, Transaction};
@@ -135,6 +136,9 @@ impl Coordinator {
         let owed = self.decisions.values().filter(led).flat_map(|decision| &decision.entries).map(|entry| entry.txid.position()).min();
         let floor = owed.map_or(floor, |owed| floor.min(owed));
         if floor > self.outcomes.floor() {
+            if broken(Mutation::FloorNotForced) {
+                return self.floor_durable(now, floor, fx);
+            }
             self.floor_pending = true;
             self.append(Record::Floor { position: floor }, Some(Pending::Floor(floor)), fx);
         }

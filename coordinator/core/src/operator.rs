@@ -5,6 +5,7 @@ use crate::event::Effect;
 use crate::follower::Scan;
 use crate::ids::{Csn, Epoch, ParticipantId, Ticket, Time, Txid};
 use crate::message::ToParticipant;
+use crate::mutation::{Mutation, broken};
 use crate::outcomes::Fate;
 use crate::record::{AdminAction, DamageKind, Record};
 use crate::request::Reply;
@@ -157,6 +158,9 @@ impl Coordinator {
         let last = txids.pop().expect("a decision has transactions");
         for txid in txids {
             self.record_damage(now, participant, txid, DamageKind::Skipped, Some(operator.into()), reason.into(), None, fx);
+        }
+        if broken(Mutation::SkipBeforeDamage) {
+            return self.skipped(now, ticket, participant, csn, fx);
         }
         let then = Some(Pending::Skip { ticket, participant, csn });
         self.record_damage(now, participant, last, DamageKind::Skipped, Some(operator.into()), reason.into(), then, fx);

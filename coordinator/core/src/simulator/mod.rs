@@ -7,15 +7,19 @@
 //!
 //! `cargo run -p lockstep-core --features simulator --example simulate -- --seed 42 --trace` replays one seed.
 
+mod actors;
 mod checker;
+mod clients;
 mod dice;
 mod disk;
 mod faults;
-mod mutation;
+mod hosts;
+mod operator;
 mod store;
 mod world;
 
-pub use mutation::Mutation;
+pub use crate::mutation::Mutation;
+use crate::mutation::take_away;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, Once, PoisonError};
@@ -75,9 +79,11 @@ const TRANSCRIPT: usize = 20_000;
 pub fn simulate(seed: u64, options: &Options) -> Result<Summary, Box<Failure>> {
     quiet_panics();
     let transcript = Transcript(Arc::default(), options.trace);
+    take_away(options.mutation);
     SIMULATING.set(true);
     let run = catch_unwind(AssertUnwindSafe(|| world::World::new(seed, options, transcript.clone()).run()));
     SIMULATING.set(false);
+    take_away(Mutation::None);
     let what = match run {
         Ok(Ok(summary)) => return Ok(summary),
         Ok(Err(what)) => what,
@@ -172,7 +178,7 @@ mod tests {
     /// Every rule that is broken on purpose is found out.
     #[test]
     fn every_mutation_is_caught() {
-        for mutation in Mutation::ALL {
+        for &mutation in Mutation::ALL {
             let options = Options { mutation, trace: false };
             let caught = (1..5_000).find_map(|seed| simulate(seed, &options).err());
             assert!(caught.is_some(), "{mutation:?} goes unnoticed");
