@@ -217,6 +217,7 @@ impl Coordinator {
         if let Some(by_hand) = self.by_hand.get_mut(&(txid, participant)) {
             *by_hand = commit;
             self.compare_by_hand(now, txid, self.outcome(txid), fx);
+            self.judge_by_hand(now, fx);
         }
     }
 }

@@ -448,7 +448,7 @@ impl Participant {
     /// R-OWNER: the store's owner is overwritten only by a log that holds the start it has followed.
     fn welcome(&mut self, owner: Owner, me: ParticipantId, starts: &Starts, effects: &mut Vec<ParticipantEffect>) {
         let session = self.session.as_mut().expect("checked by the caller");
-        let holds = |kept| starts.hold(kept) || broken(Mutation::StartsUnchecked) || broken(Mutation::OwnerEpochOnly);
+        let holds = |kept| starts.hold(kept) || broken(Mutation::OwnerEpochOnly);
         let owner_may = |kept| (supersedes(owner, kept) && holds(kept)) || broken(Mutation::OwnerUnchecked);
         if let Some(kept) = self.owner.filter(|kept| !owner_may(*kept)) {
             session.phase = Phase::Refused;

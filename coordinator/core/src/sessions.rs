@@ -11,6 +11,7 @@ use crate::record::{Damage, DamageKind};
 use crate::transaction::{Branch, State};
 use crate::vote::{Kind, Refusal, RefusalKind};
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 
 /// Prepared branches that wait for an answer, at most.
 const ASKED_MAX: usize = 65_536;
@@ -337,6 +338,27 @@ impl Coordinator {
     pub(crate) fn evidence_changed(&mut self, now: Time, fx: &mut Vec<Effect>) {
         for (participant, txid) in std::mem::take(&mut self.asked) {
             self.answer(now, participant, txid, fx);
+        }
+        self.judge_by_hand(now, fx);
+    }
+
+    /// What was finished by hand is not asked about any more; its outcome is presumed, or settled at its decider, all the same (§9).
+    pub(crate) fn judge_by_hand(&mut self, now: Time, fx: &mut Vec<Effect>) {
+        let floor = self.outcomes.floor();
+        let older = |txid: &Txid| txid.epoch < self.owner.epoch && txid.position() >= floor;
+        let by_hand: BTreeSet<_> = self.by_hand.keys().filter(|(txid, _)| older(txid)).copied().collect();
+        for (txid, participant) in by_hand {
+            if self.outcome(txid).is_some() || self.transactions.contains_key(&txid) {
+                continue;
+            }
+            match txid.decider {
+                Decider::Log if self.no_presumption(Some(participant)).is_none() => self.compare_by_hand(now, txid, Some(false), fx),
+                Decider::Log => {}
+                Decider::Leader(leader) if (leader.0 as usize) < self.followers.len() => {
+                    self.send(leader, ToParticipant::Settle(Settle::Txid(txid)), fx);
+                }
+                Decider::Leader(_) => {}
+            }
         }
     }
 

@@ -159,7 +159,7 @@ impl World {
             return;
         }
         self.summary.participant_crashes += 1;
-        if self.actors[i].busy && self.dice.chance(0.5) {
+        if self.actors[i].busy && (self.climate.left_behind > 0.0 || self.dice.chance(0.5)) {
             self.dies_in_a_call(i);
         }
         let actor = &mut self.actors[i];
@@ -177,7 +177,7 @@ impl World {
     fn dies_in_a_call(&mut self, i: usize) {
         let Some(command) = self.take_store_call(i) else { return };
         if self.dice.chance(self.climate.left_behind) && self.actors[i].store.leave_behind(&command) {
-            let later = self.dice.log_between(1_000, 5_000_000);
+            let later = self.dice.log_between(10_000, 8_000_000);
             self.after(later, Happening::LeftBehind(i));
         } else {
             self.call_store(i, &command);
@@ -193,7 +193,7 @@ impl World {
             match effect {
                 ParticipantEffect::Store(command) => {
                     assert!(!std::mem::replace(&mut self.actors[i].busy, true), "one store command at a time");
-                    let time = self.dice.between(1, 2 * self.climate.store);
+                    let time = self.dice.between(1, 2 * self.climate.stores[i]);
                     self.after(time, Happening::StoreDone { at: i, life: self.actors[i].life, command });
                 }
                 ParticipantEffect::Send(session, message) => self.send_back(i, session, message),

@@ -38,6 +38,8 @@ struct Asked {
     lost: bool,
     /// A log has lost its decision.
     gone: bool,
+    /// A log has lost the floor that it was below. No store can tell.
+    below: bool,
     ever_applied: BTreeSet<usize>,
 }
 
@@ -114,6 +116,7 @@ impl Checker {
             told: Vec::new(),
             lost: self.two_logs,
             gone: false,
+            below: false,
             ever_applied: BTreeSet::new(),
         });
         let before = self.by_key.insert(key, tag);
@@ -202,6 +205,15 @@ impl Checker {
                 let asked = &mut self.asked[tag.0 as usize];
                 asked.decided.retain(|(by, _)| *by != log);
                 asked.gone = asked.decided.is_empty();
+            }
+        }
+        // A leader has let go of what was below a floor that the log does not hold any more.
+        let floors = gone.iter().filter_map(|entry| if let Record::Floor { position } = entry.record { Some(position) } else { None });
+        if let Some(floor) = floors.max() {
+            let below = self.by_txid.iter().filter(|((_, txid), _)| txid.position() < floor);
+            for (_, tag) in below {
+                let asked = &mut self.asked[tag.0 as usize];
+                (asked.lost, asked.below) = (true, true);
             }
         }
         self.lose_undecided();
@@ -364,7 +376,7 @@ impl Checker {
             let anywhere = asked.writes.iter().any(|w| there(w.store));
             let everywhere = asked.writes.iter().all(|w| there(w.store) || self.damage.contains(&(w.store, tag)));
             if asked.lost {
-                let agree = !anywhere || (everywhere && !asked.told_aborted());
+                let agree = asked.below || !anywhere || (everywhere && !asked.told_aborted());
                 if !agree && !self.log_alarm {
                     broken.get_or_insert(format!("I12: {tag:?}, which a log has lost, is damaged, and nobody was told: {asked:?}"));
                 }

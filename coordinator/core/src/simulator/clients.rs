@@ -76,6 +76,9 @@ impl World {
         if !self.calm && self.dice.chance(self.climate.nonsense) {
             self.send_other(host);
         }
+        if self.clients[i].current.is_some() && !self.calm && self.dice.chance(self.climate.client_vanishes) {
+            self.close(i);
+        }
         match self.clients[i].current.clone() {
             Some(current) => self.ask_again(host, i, current),
             None if self.asked < self.climate.transactions && !self.calm => self.ask_new(host, i),
@@ -105,7 +108,7 @@ impl World {
             kinds.iter().enumerate().filter(|(_, kind)| (**kind == Kind::Redo) == index).map(|(i, _)| i).collect()
         };
         let (databases, indices) = (of(&self.climate.kinds, false), of(&self.climate.kinds, true));
-        let count = 1 + u64::from(self.dice.chance(0.3));
+        let count = 1 + u64::from(self.dice.chance(self.climate.wide));
         let mut keys: Vec<u64> = (0..count).map(|_| self.dice.below(self.climate.keys)).collect();
         keys.sort();
         keys.dedup();
@@ -142,6 +145,12 @@ impl World {
             let sql = "read".to_owned();
             operations.entry(beside).or_default().push(Operation::Statement { sql, parameters: Vec::new(), expect_rows: None });
         }
+        if !reads_only && !indices.is_empty() && self.dice.chance(self.climate.uncovered) {
+            let (index, name) = (*self.dice.pick(&indices), format!("c{}", self.dice.below(2)));
+            let condition = self.seen_condition(i, index, &name).filter(|_| self.dice.chance(0.8));
+            operations.entry(index).or_default().push(Operation::Put { key: name.clone(), document: tag.0.to_string(), condition });
+            writes.entry(index).or_default().push((name, false, condition));
+        }
         for &index in &indices {
             if let Some(operations) = operations.get_mut(&index) {
                 let key = format!("t{}", tag.0);
@@ -161,6 +170,11 @@ impl World {
         if !self.dice.chance(self.climate.conditions) {
             return None;
         }
+        self.seen_condition(i, index, key)
+    }
+
+    /// What this client knows of the document.
+    fn seen_condition(&self, i: usize, index: usize, key: &str) -> Option<Condition> {
         match self.clients[i].seen.get(&(index, key.to_owned())) {
             Some(csn) => Some(Condition::Csn(*csn)),
             None => Some(Condition::Absent),
@@ -331,7 +345,7 @@ impl World {
         }
     }
 
-    /// The client has its answer.
+    /// The client has its answer, or does not wait for it.
     fn close(&mut self, client: usize) -> Current {
         let current = self.clients[client].current.take().expect("it asks");
         self.answered.push((client, current.clone()));

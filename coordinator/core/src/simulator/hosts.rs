@@ -88,7 +88,7 @@ impl World {
             // It has a successor, and is not started again.
             return self.stop_coordinator(host);
         }
-        if !self.calm && self.dice.chance(0.3) {
+        if !self.calm && self.dice.chance(0.5) {
             self.restore_log(host);
         }
         if self.climate.embedded {
@@ -139,6 +139,13 @@ impl World {
     pub(super) fn restart_later(&mut self, happening: Happening) {
         let outage = self.dice.between(1, 2 * self.climate.outage);
         self.after(outage, happening);
+    }
+
+    /// One that stays away for long is not waited for (R-LOGLOSS).
+    pub(super) fn restart_participant_later(&mut self, i: usize) {
+        let away = if self.dice.chance(self.climate.long_outage) { self.dice.log_between(100_000, 20_000_000) } else { 0 };
+        let outage = away + self.dice.between(1, 2 * self.climate.outage);
+        self.after(outage, Happening::StartParticipant(i));
     }
 
     pub(super) fn log_full(&mut self, full: bool) {

@@ -580,6 +580,14 @@ impl Store {
         found.map(|marker| Box::new((*marker).clone()))
     }
 
+    /// Somebody with a database client rolls a prepared branch back.
+    pub(crate) fn roll_back_there(&mut self, checker: &mut Checker) {
+        if let Some((_, branch)) = self.live.prepared.pop_first() {
+            checker.by_hand(self.index, branch.0.tag);
+            self.sync();
+        }
+    }
+
     fn resolve(&mut self, txid: Txid, commit: bool, checker: &mut Checker) {
         if let Some(branch) = self.live.prepared.remove(&txid) {
             checker.by_hand(self.index, branch.0.tag);

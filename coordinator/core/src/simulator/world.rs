@@ -44,6 +44,7 @@ pub(super) enum Happening {
     StoreDone { at: usize, life: u64, command: StoreCommand },
     LeftBehind(usize),
     BackUpStore(usize),
+    RollBackThere(usize),
     ToParticipant { session: SessionId, to: usize, message: ToParticipant },
     PrepareAgain { to: usize, message: ToParticipant },
     SessionDownAtParticipant { to: usize, life: u64, session: SessionId },
@@ -70,7 +71,7 @@ pub(super) struct World {
     pub(super) actors: Vec<Actor>,
     pub(super) clients: Vec<Client>,
     pub(super) tickets: Vec<Asked>,
-    /// Requests that their clients have an answer to.
+    /// Requests that their clients have an answer to, or do not wait for.
     pub(super) answered: Vec<(usize, Current)>,
     pub(super) sessions: u64,
     pub(super) asked: usize,
@@ -121,6 +122,7 @@ impl World {
             self.plan(climate.participant_crash, Happening::CrashParticipant(i));
             self.plan(climate.session_break, Happening::BreakSession(i));
             self.plan(climate.store_backup, Happening::BackUpStore(i));
+            self.plan(climate.rolled_back_there, Happening::RollBackThere(i));
         }
         for i in 0..self.clients.len() {
             self.after(1, Happening::Client(i));
@@ -241,7 +243,7 @@ impl World {
                 self.plan(self.climate.participant_crash, Happening::CrashParticipant(i));
                 if !self.calm && !self.climate.embedded {
                     self.crash_participant(i);
-                    self.restart_later(Happening::StartParticipant(i));
+                    self.restart_participant_later(i);
                 }
             }
             Happening::Idle { at, life } => {
@@ -255,6 +257,12 @@ impl World {
             Happening::BackUpStore(i) => {
                 self.plan(self.climate.store_backup, Happening::BackUpStore(i));
                 self.actors[i].store.back_up();
+            }
+            Happening::RollBackThere(i) => {
+                self.plan(self.climate.rolled_back_there, Happening::RollBackThere(i));
+                if !self.calm {
+                    self.actors[i].store.roll_back_there(&mut self.checker);
+                }
             }
             Happening::ToParticipant { session, to, message } => self.deliver(to, session, message),
             Happening::PrepareAgain { to, message } => self.prepare_again(to, message),
