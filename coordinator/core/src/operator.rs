@@ -42,7 +42,7 @@ impl Coordinator {
             AdminAction::Waive { participant } => {
                 self.exists(*participant)?;
                 let follower = self.follower(*participant);
-                let silent = !follower.evidence || matches!(follower.scan, Scan::Needed | Scan::Running);
+                let silent = !follower.evidence || follower.scan == Scan::Needed;
                 if silent { Ok(()) } else { Err("this store has told what it knows: there is nothing to waive".into()) }
             }
             AdminAction::LeaveSafeMode => match self.phase {
@@ -185,8 +185,9 @@ impl Coordinator {
     fn waive(&mut self, now: Time, participant: ParticipantId, fx: &mut Vec<Effect>) {
         let follower = self.follower_mut(participant);
         follower.evidence = true;
-        if matches!(follower.scan, Scan::Needed | Scan::Running) {
-            follower.scan = Scan::Complete;
+        // One that is being scanned is there, and answers.
+        if follower.scan == Scan::Needed {
+            follower.scan = Scan::Waived;
         }
         self.evidence_changed(now, fx);
         if self.unscanned_leader().is_none() {

@@ -236,7 +236,7 @@ impl Coordinator {
         let leads = |follower: &&Follower| follower.kind == Kind::Leader && !broken(Mutation::KeyNotAskedAtLeader);
         for follower in self.followers.iter().filter(leads) {
             match (follower.scan, follower.open_session()) {
-                (Scan::NotNeeded | Scan::Complete, _) => {}
+                (Scan::NotNeeded | Scan::Complete | Scan::Waived, _) => {}
                 (Scan::Needed | Scan::Running, _) | (Scan::Again(_), None) => {
                     let reason = format!("store `{}` may have decided it, and is not available now", follower.name);
                     return self.reply(waiter.ticket, Reply::Unknown(reason), fx);

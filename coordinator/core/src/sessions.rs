@@ -88,6 +88,7 @@ impl Coordinator {
         let follower = self.follower_mut(participant);
         (follower.evidence, follower.progress, follower.prepared) = (true, hello.progress, hello.prepared.len());
         follower.exclusive = hello.exclusive;
+        follower.followed_before.get_or_insert(hello.progress.durable);
         self.take_back_applied(participant, hello.progress.applied);
         for (txid, commit) in hello.heuristics {
             self.by_hand.insert((txid, participant), commit);
@@ -150,7 +151,7 @@ impl Coordinator {
     fn take_over(&mut self, now: Time, participant: ParticipantId, session: SessionId, exclusive: bool, fx: &mut Vec<Effect>) {
         let scan = match self.follower(participant).scan {
             Scan::Complete if exclusive => Scan::Complete,
-            Scan::Needed | Scan::Running | Scan::NotNeeded | Scan::Complete | Scan::Again(_) => Scan::Running,
+            Scan::Needed | Scan::Waived | Scan::Running | Scan::NotNeeded | Scan::Complete | Scan::Again(_) => Scan::Running,
         };
         let known = scan == Scan::Complete;
         let follower = self.follower_mut(participant);

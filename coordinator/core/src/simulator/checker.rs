@@ -207,6 +207,12 @@ impl Checker {
                 asked.gone = asked.decided.is_empty();
             }
         }
+        // What a leader decided in a lost epoch may be asked about in the one that takes its number.
+        let epochs = gone.iter().filter_map(|entry| if let Record::Epoch { epoch, .. } = entry.record { Some(epoch) } else { None });
+        if let Some(epoch) = epochs.min() {
+            let led = self.by_txid.iter().filter(|((by, txid), _)| *by == LEADERS && txid.epoch >= epoch);
+            led.for_each(|(_, tag)| self.asked[tag.0 as usize].lost = true);
+        }
         // A leader has let go of what was below a floor that the log does not hold any more.
         let floors = gone.iter().filter_map(|entry| if let Record::Floor { position } = entry.record { Some(position) } else { None });
         if let Some(floor) = floors.max() {
@@ -247,6 +253,12 @@ impl Checker {
             asked.lost |= told.is_some() && asked.told_by(survivor).is_some() && told != asked.told_by(survivor);
             asked.lost |= told == Some(Told::Aborted) && !asked.decided.is_empty();
         }
+    }
+
+    /// An operator does not wait for what this leader has decided.
+    pub(crate) fn waived(&mut self, leader: usize) {
+        let led = |asked: &&mut Asked| asked.writes.iter().any(|w| w.store == leader);
+        self.asked.iter_mut().filter(led).for_each(|asked| asked.lost = true);
     }
 
     /// A store was put back to an older state.
@@ -377,7 +389,8 @@ impl Checker {
             let everywhere = asked.writes.iter().all(|w| there(w.store) || self.damage.contains(&(w.store, tag)));
             if asked.lost {
                 let agree = asked.below || !anywhere || (everywhere && !asked.told_aborted());
-                if !agree && !self.log_alarm {
+                let said = self.log_alarm || self.damage.iter().any(|(_, damaged)| *damaged == tag);
+                if !agree && !said {
                     broken.get_or_insert(format!("I12: {tag:?}, which a log has lost, is damaged, and nobody was told: {asked:?}"));
                 }
                 continue;

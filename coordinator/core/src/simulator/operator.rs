@@ -2,7 +2,7 @@
 
 use super::clients::Asked;
 use super::world::{Happening, World};
-use crate::follower::Session;
+use crate::follower::{Scan, Session};
 use crate::{AdminAction, Event, Kind, ParticipantId, Phase};
 
 impl World {
@@ -10,9 +10,19 @@ impl World {
         self.plan(self.climate.operator, Happening::Operator);
         let Some(host) = self.a_host() else { return };
         let Some(machine) = &self.hosts[host].machine else { return };
+        if self.calm {
+            return;
+        }
         let mut open: Vec<_> = machine.transactions().map(|t| t.txid).collect();
         open.sort();
-        if open.is_empty() || self.calm {
+        let away = |f: &&crate::follower::Follower| f.scan == Scan::Needed;
+        if let Some(leader) = machine.followers().iter().find(away).map(|follower| follower.id)
+            && self.dice.chance(0.1)
+        {
+            self.checker.waived(leader.0 as usize);
+            return self.order(host, AdminAction::Waive { participant: leader }, Asked::Operator);
+        }
+        if open.is_empty() {
             return;
         }
         let txid = *self.dice.pick(&open);
