@@ -107,6 +107,17 @@ mutations! {
     NoSuchBranchIsSuccess, "R-MARKER", "a Commit that finds no branch counts as done";
 }
 
+impl Mutation {
+    /// Where another rule stands before this one and holds alone, as far as the simulator can see: that rule.
+    pub fn held_by(self) -> Option<&'static str> {
+        match self {
+            // A coordinator hears of a newer epoch's branch only from a store that the newer one owns, and that store refuses it.
+            Mutation::NewerEpochAborts => Some("R-OWNER"),
+            _ => None,
+        }
+    }
+}
+
 /// Whether this rule is taken away in this run.
 #[cfg(any(test, feature = "simulator"))]
 pub(crate) fn broken(mutation: Mutation) -> bool {

@@ -113,6 +113,14 @@ impl Disk {
         }
     }
 
+    /// Power loss, and nothing of what was not forced survives.
+    #[cfg(test)]
+    pub(crate) fn lose_unforced(&mut self) {
+        self.entries.retain(|entry| entry.lsn <= self.durable);
+        (self.forcing, self.wanted) = (None, false);
+        self.forgotten.clear();
+    }
+
     /// What a backup, or a clone, has of it.
     pub(crate) fn copy(&self) -> Disk {
         let entries = self.entries.iter().filter(|entry| entry.lsn <= self.durable).cloned().collect();
