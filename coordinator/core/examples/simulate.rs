@@ -1,39 +1,68 @@
-//! Replays seeds of the simulator: `simulate --seed 42 --trace`, `simulate --seed 1 --seeds 10000`.
+//! Runs seeds of the simulator, replays one, or shows that every rule is needed:
+//! `simulate --seed 42 --trace`, `simulate --seeds 10000`, `simulate --mutations`.
 
 use lockstep_core::simulator::{Mutation, Options, simulate};
 use std::process::ExitCode;
+use std::time::Instant;
 
-const USAGE: &str = "simulate [--seed N] [--seeds COUNT] [--trace] [--mutation NAME]
+const USAGE: &str = "simulate [--seed N] [--seeds COUNT] [--trace] [--mutation NAME | --mutations] [--output table|json]
   --seed N         the first seed; 1
-  --seeds COUNT    how many; 1
+  --seeds COUNT    how many; 1. With --mutations: how many at most for each; 20000
   --trace          write every event of a failing seed to standard error
-  --mutation NAME  break a rule on purpose, for example DurableBeforeForce";
+  --mutation NAME  take a rule away, for example DurableBeforeForce
+  --mutations      take every rule away, one after the other: after how many seeds is a violation found, and of what?
+  --output FORMAT  of --mutations: table or json; table";
+
+#[derive(Default)]
+struct Arguments {
+    seed: Option<u64>,
+    seeds: Option<u64>,
+    options: Options,
+    mutations: bool,
+    json: bool,
+}
 
 fn main() -> ExitCode {
-    let (mut seed, mut seeds, mut options) = (1u64, 1u64, Options::default());
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        let mut number = || arguments.next().and_then(|text| text.parse().ok());
-        match argument.as_str() {
-            "--seed" => match number() {
-                Some(n) => seed = n,
-                None => return usage(),
-            },
-            "--seeds" => match number() {
-                Some(n) => seeds = n,
-                None => return usage(),
-            },
-            "--trace" => options.trace = true,
-            "--mutation" => match arguments.next().and_then(|name| Mutation::ALL.into_iter().find(|m| format!("{m:?}") == name)) {
-                Some(mutation) => options.mutation = mutation,
-                None => return usage(),
-            },
-            _ => return usage(),
+    let Some(arguments) = arguments() else {
+        eprintln!("{USAGE}");
+        return ExitCode::from(2);
+    };
+    let found = if arguments.mutations { every_mutation(&arguments) } else { some_seeds(&arguments) };
+    if found { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn arguments() -> Option<Arguments> {
+    let mut found = Arguments::default();
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        match word.as_str() {
+            "--seed" => found.seed = Some(words.next()?.parse().ok()?),
+            "--seeds" => found.seeds = Some(words.next()?.parse().ok()?),
+            "--trace" => found.options.trace = true,
+            "--mutations" => found.mutations = true,
+            "--mutation" => {
+                let name = words.next()?;
+                found.options.mutation = Mutation::ALL.iter().copied().find(|mutation| format!("{mutation:?}") == name)?;
+            }
+            "--output" => {
+                found.json = match words.next()?.as_str() {
+                    "json" => true,
+                    "table" => false,
+                    _ => return None,
+                }
+            }
+            _ => return None,
         }
     }
+    Some(found)
+}
+
+fn some_seeds(arguments: &Arguments) -> bool {
+    let (first, seeds) = (arguments.seed.unwrap_or(1), arguments.seeds.unwrap_or(1));
+    let begun = Instant::now();
     let (mut failures, mut committed, mut crashes) = (0, 0, 0);
-    for seed in seed..seed.saturating_add(seeds) {
-        match simulate(seed, &options) {
+    for seed in first..first.saturating_add(seeds) {
+        match simulate(seed, &arguments.options) {
             Ok(summary) => {
                 committed += summary.committed;
                 crashes += summary.coordinator_crashes + summary.participant_crashes;
@@ -43,7 +72,7 @@ fn main() -> ExitCode {
             }
             Err(failure) => {
                 failures += 1;
-                if options.trace {
+                if arguments.options.trace {
                     eprintln!("{failure}");
                 } else {
                     println!("seed {seed}: {}", failure.what);
@@ -51,11 +80,51 @@ fn main() -> ExitCode {
             }
         }
     }
-    println!("{seeds} seeds, {failures} violations; {committed} transactions committed, {crashes} crashes");
-    if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let pace = seeds as f64 / begun.elapsed().as_secs_f64();
+    println!("{seeds} seeds, {failures} violations; {committed} transactions committed, {crashes} crashes; {pace:.0} seeds/s");
+    failures == 0
 }
 
-fn usage() -> ExitCode {
-    eprintln!("{USAGE}");
-    ExitCode::from(2)
+/// Whether every rule that is taken away is missed.
+fn every_mutation(arguments: &Arguments) -> bool {
+    let (first, seeds) = (arguments.seed.unwrap_or(1), arguments.seeds.unwrap_or(20_000));
+    let mut all = true;
+    if !arguments.json {
+        println!("{:<34}{:<26}{:>7}  what the simulator found", "rule", "taken away", "seeds");
+    }
+    for &mutation in Mutation::ALL {
+        let options = Options { mutation, trace: false };
+        let caught = (first..first.saturating_add(seeds)).find_map(|seed| simulate(seed, &options).err());
+        all &= caught.is_some() || mutation.held_by().is_some();
+        let name = format!("{mutation:?}");
+        let tried = caught.as_ref().map_or(seeds, |failure| failure.seed - first + 1);
+        if arguments.json {
+            let what = caught.as_ref().map_or("null".into(), |failure| quoted(&failure.what));
+            let (rule, instead) = (quoted(mutation.rule()), quoted(mutation.what()));
+            let held_by = mutation.held_by().map_or("null".into(), quoted);
+            println!(r#"{{"rule":{rule},"mutation":"{name}","what":{instead},"seeds":{tried},"found":{what},"held_by":{held_by}}}"#);
+        } else {
+            let what = match (caught, mutation.held_by()) {
+                (Some(failure), _) => shortened(&failure.what),
+                (None, Some(rule)) => format!("nothing: {rule} holds alone"),
+                (None, None) => "NOTHING".into(),
+            };
+            println!("{:<34}{name:<26}{tried:>7}  {what}", mutation.rule());
+        }
+    }
+    all
+}
+
+fn shortened(what: &str) -> String {
+    let line: String = what.lines().next().unwrap_or_default().chars().take(110).collect();
+    line.split("; clients wait").next().unwrap_or_default().to_owned()
+}
+
+fn quoted(text: &str) -> String {
+    let escape = |c: char| match c {
+        '"' | '\\' => format!("\\{c}"),
+        c if c.is_control() => format!("\\u{:04x}", c as u32),
+        c => c.to_string(),
+    };
+    format!("\"{}\"", text.chars().map(escape).collect::<String>())
 }

@@ -6,6 +6,7 @@ use crate::event::{Alarm, Effect};
 use crate::follower::{Scan, Session};
 use crate::ids::{Csn, Decider, ParticipantId, SessionId, Time, Txid};
 use crate::message::{FromParticipant, Hello, Progress, Settle, ToParticipant};
+use crate::mutation::{Mutation, broken};
 use crate::outcomes::Fate;
 use crate::record::Marker;
 use crate::vote::{Ballot, Kind, Vote};
@@ -93,7 +94,7 @@ impl Coordinator {
         }
         let led = awaited.any(|(txid, vote)| matches!(vote, Vote::InGroup(_)) && txid.decider != Decider::Log);
         let batch = ballot.votes.iter().filter(|(_, vote)| matches!(vote, Vote::InGroup(_))).count();
-        (led && batch > 1).then(|| "a led transaction shares a batch with others (R-SERIAL)".into())
+        (led && batch > 1 && !broken(Mutation::LedSharesBatch)).then(|| "a led transaction shares a batch with others (R-SERIAL)".into())
     }
 
     fn ack_breach(&self, participant: ParticipantId, txid: Txid) -> Option<String> {

@@ -7,6 +7,7 @@ use crate::follower::{Follower, Scan};
 use crate::ids::{Csn, Epoch, LogId, Lsn, Owner, ParticipantId, Position, SessionId, Ticket, Time, Txid};
 use crate::keys::KeyTable;
 use crate::message::{FromParticipant, ToParticipant};
+use crate::mutation::{Mutation, broken};
 use crate::outcomes::Outcomes;
 use crate::record::{AdminAction, Damage, Record};
 use crate::request::{Reply, RequestKey};
@@ -253,13 +254,15 @@ impl Coordinator {
         }
     }
 
-    /// The highest CSN at and below which no outcome is open; `None` while a leader has not been scanned, or older sessions may still
-    /// decide there (R-WATERMARK).
+    /// The highest CSN at and below which no outcome is open; `None` while a leader has not been scanned (R-WATERMARK). Where older
+    /// sessions may still commit it need not wait longer: the owner row holds off those of older epochs, and what this start leads is
+    /// among `deciding`.
     pub(crate) fn closed(&self) -> Option<Csn> {
-        if self.followers.iter().any(|follower| matches!(follower.scan, Scan::Needed | Scan::Running | Scan::Again(_))) {
+        if self.unscanned_leader().is_some() && !broken(Mutation::ClosedBeforeScan) {
             return None;
         }
-        Some(self.deciding.first().map_or(self.last_csn, |csn| csn.before()))
+        let open = self.deciding.first().filter(|_| !broken(Mutation::ClosedPassesOpen));
+        Some(open.map_or(self.last_csn, |csn| csn.before()))
     }
 
     /// A leader that may have decided transactions nobody here knows of.

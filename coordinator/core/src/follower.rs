@@ -27,6 +27,8 @@ pub struct Follower {
     pub greeted: bool,
     /// How far it says it has followed.
     pub progress: Progress,
+    /// How far it had followed, durably, at its first Hello since this start.
+    pub followed_before: Option<Csn>,
     /// How far the log says it had followed, durably (`Record::Acked`).
     pub acked: Csn,
     /// Decisions that concern it and are not durable there, by CSN; of a serial executor, one for each group, by its last CSN.
@@ -88,6 +90,8 @@ pub enum Scan {
     NotNeeded,
     /// Not known at all: its outcomes are in doubt.
     Needed,
+    /// Not known, and by an operator's word not waited for. Read when it comes back.
+    Waived,
     /// Being read for the first time.
     Running,
     /// Known; and no older session can add to it.
@@ -123,6 +127,7 @@ impl Follower {
             session: Session::Down,
             greeted: false,
             progress: Progress::default(),
+            followed_before: None,
             acked: Csn::ZERO,
             items: BTreeMap::new(),
             first_unapplied: Csn::ZERO,

@@ -4,6 +4,7 @@ use crate::coordinator::{Coordinator, Pending};
 use crate::event::{Alarm, Effect};
 use crate::ids::{Csn, Decider, Lsn, ParticipantId, Time, Txid};
 use crate::message::{Progress, ToParticipant};
+use crate::mutation::{Mutation, broken};
 use crate::outcomes::{CommittedFate, Fate};
 use crate::record::Record;
 use crate::transaction::{BranchState, State};
@@ -187,7 +188,12 @@ impl Coordinator {
     }
 
     fn item_durable(&mut self, key: Csn) {
-        self.decisions.get_mut(&key).expect("an item belongs to a decision").open_items -= 1;
+        let decision = self.decisions.get_mut(&key).expect("an item belongs to a decision");
+        decision.open_items -= 1;
+        if broken(Mutation::FirstAckEnds) {
+            decision.open_items = 0;
+            self.followers.iter_mut().for_each(|follower| follower.items.retain(|_, item| item.decision != key));
+        }
         self.release_if_durable(key);
     }
 
@@ -215,12 +221,12 @@ impl Coordinator {
         }
     }
 
-    /// Forces how far everyone has come, so that payloads may be forgotten (R-STORELOSS).
+    /// Forces how far everyone has come, so that payloads, and leaders' markers below the floor, may be forgotten (R-STORELOSS).
     pub(crate) fn force_acked(&mut self, fx: &mut Vec<Effect>) {
-        if self.releasable.is_empty() {
-            return;
-        }
         let lsns = std::mem::take(&mut self.releasable);
+        if broken(Mutation::AckedNotForced) {
+            return fx.extend(lsns.into_iter().map(Effect::ForgetPayload));
+        }
         let acked: Vec<_> = self.followers.iter().filter(|f| f.progress.durable > f.acked).map(|f| (f.id, f.progress.durable)).collect();
         let Some((&(last, last_csn), others)) = acked.split_last() else {
             fx.extend(lsns.into_iter().map(Effect::ForgetPayload));

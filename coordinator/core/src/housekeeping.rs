@@ -5,6 +5,7 @@ use crate::event::{Alarm, Effect};
 use crate::follower::Scan;
 use crate::ids::{Lsn, ParticipantId, Position, Time, Txid};
 use crate::message::ToParticipant;
+use crate::mutation::{Mutation, broken};
 use crate::outcomes::Fate;
 use crate::record::Record;
 use crate::transaction::{State, Transaction};
@@ -85,11 +86,13 @@ impl Coordinator {
             self.resend(now, ParticipantId(i as u16), fx);
             self.rescan(now, ParticipantId(i as u16), fx);
         }
-        self.force_acked(fx);
         for txids in std::mem::take(&mut self.ended).chunks(ENDS) {
             self.append(Record::End { txids: txids.to_vec() }, None, fx);
         }
         self.raise_floor(now, fx);
+        if !self.releasable.is_empty() {
+            self.force_acked(fx);
+        }
     }
 
     /// Commit is sent again for ever, in pauses that grow to a limit.
@@ -139,7 +142,11 @@ impl Coordinator {
         let owed = self.decisions.values().filter(led).flat_map(|decision| &decision.entries).map(|entry| entry.txid.position()).min();
         let floor = owed.map_or(floor, |owed| floor.min(owed));
         if floor > self.outcomes.floor() {
+            if broken(Mutation::FloorNotForced) {
+                return self.floor_durable(now, floor, fx);
+            }
             self.floor_pending = true;
+            self.force_acked(fx);
             self.append(Record::Floor { position: floor }, Some(Pending::Floor(floor)), fx);
         }
     }

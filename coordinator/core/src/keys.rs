@@ -1,6 +1,7 @@
 //! Documents that somebody is writing: what conditions are tested against (R-COND).
 
 use crate::ids::{Csn, ParticipantId};
+use crate::mutation::{Mutation, broken};
 use crate::operation::{Condition, Operation};
 use crate::outcomes::Keyed;
 use crate::vote::{Refusal, RefusalKind};
@@ -38,12 +39,14 @@ impl KeyTable {
         let Some(key) = operation.key() else { return Ok(()) };
         let Some(state) = self.indices.get(&index).and_then(|keys| keys.get(key)) else { return Ok(()) };
         let condition = operation.condition();
-        if state.undecided > 0 && (state.conditional || condition.is_some()) {
+        let either = (state.conditional && !broken(Mutation::OneSidedExclusion)) || condition.is_some();
+        if state.undecided > 0 && either && !broken(Mutation::NoExclusion) {
             let sentence = format!("document `{key}` has another writer under way, and one of the two is conditional");
             return Err(Refusal::new(RefusalKind::Conflict, sentence));
         }
         let holds = match (condition, state.newest) {
             (None, _) | (_, None) => true,
+            _ if broken(Mutation::ConditionsAtIndexOnly) => true,
             (Some(Condition::Absent), Some((_, write))) => write == Write::Delete,
             (Some(Condition::Csn(expected)), Some((csn, write))) => write == Write::Put && csn == expected,
         };

@@ -9,7 +9,7 @@ use crate::message::{Settle, ToParticipant};
 use crate::outcomes::{Fate, Known};
 use crate::record::{DamageKind, Marker, Payload};
 use crate::transaction::{Branch, BranchState, State, Transaction};
-use crate::vote::Refusal;
+use crate::vote::{Kind, Refusal};
 use rustc_hash::FxHashSet;
 
 impl Coordinator {
@@ -55,7 +55,7 @@ impl Coordinator {
         follower.scan = match follower.scan {
             Scan::Running | Scan::Complete if follower.exclusive => Scan::Complete,
             Scan::Running | Scan::Complete | Scan::Again(_) => Scan::Again(again),
-            Scan::Needed | Scan::NotNeeded => return,
+            Scan::Needed | Scan::Waived | Scan::NotNeeded => return,
         };
         if let Session::Welcomed(session) = follower.session {
             self.open(now, leader, session, fx);
@@ -93,7 +93,7 @@ impl Coordinator {
 
     fn adopt_marker(&mut self, now: Time, marker: Marker, fx: &mut Vec<Effect>) {
         let Marker { entry, payload, groups } = marker;
-        let (txid, csn) = (entry.txid, entry.csn);
+        let (txid, csn, everyone) = (entry.txid, entry.csn, entry.branches.clone());
         self.last_csn = self.last_csn.max(csn);
         let fate = Fate::Running;
         self.outcomes.insert(Known { txid, key: entry.key.clone(), hash: entry.request_hash, since: now, fate });
@@ -119,6 +119,20 @@ impl Coordinator {
         for (participant, key) in keys {
             if !self.follower(participant).items.contains_key(&csn) {
                 self.keys.settled(participant, &key, csn);
+            }
+        }
+        self.too_late(now, txid, csn, &everyone, fx);
+    }
+
+    /// A store has followed past it in this start, without it: its leader was waived, and told of it too late. What the store holds above
+    /// may be built on its absence; a person has to mend it (I12).
+    fn too_late(&mut self, now: Time, txid: Txid, csn: Csn, branches: &[ParticipantId], fx: &mut Vec<Effect>) {
+        for &participant in branches {
+            let follower = self.follower(participant);
+            let passed = follower.followed_before.is_some_and(|before| before < csn && csn <= follower.progress.durable);
+            if passed && matches!(follower.kind, Kind::Redo | Kind::Serial) {
+                let reason = "the store had followed past it when its leader told of it";
+                self.record_damage(now, participant, txid, DamageKind::Hazard, None, reason.into(), None, fx);
             }
         }
     }
@@ -193,7 +207,7 @@ impl Coordinator {
         let transaction = self.transactions.remove(&txid).expect("it was deciding");
         self.release_keys(&transaction.branches, None);
         for branch in transaction.branches.iter().filter(|branch| branch.participant != leader && branch.state == BranchState::Following) {
-            if self.follower(branch.participant).kind == crate::vote::Kind::Preparing {
+            if self.follower(branch.participant).kind == Kind::Preparing {
                 self.send(branch.participant, ToParticipant::Abort(txid), fx);
             }
         }

@@ -35,6 +35,7 @@ pub mod ids;
 mod keys;
 mod leading;
 pub mod message;
+pub mod mutation;
 pub mod operation;
 mod operator;
 pub mod outcomes;

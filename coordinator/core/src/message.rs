@@ -1,6 +1,7 @@
 //! What coordinator and participant say to each other inside a session: an ordered stream, nothing duplicated, nothing overtaken.
 
 use crate::ids::{Csn, Epoch, Owner, ParticipantId, Position, Txid};
+use crate::mutation::{Mutation, broken};
 use crate::operation::Operation;
 use crate::record::Marker;
 use crate::request::RequestKey;
@@ -107,7 +108,8 @@ pub struct Starts {
 impl Starts {
     /// Whether the log holds this start, or it is known to be lost.
     pub fn hold(&self, kept: Owner) -> bool {
-        kept.epoch < self.lost_below || self.known.contains(&(kept.epoch, kept.incarnation))
+        let known = self.known.contains(&(kept.epoch, kept.incarnation)) || broken(Mutation::StartsUnchecked);
+        known || kept.epoch < self.lost_below
     }
 }
 

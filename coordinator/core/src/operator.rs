@@ -5,6 +5,7 @@ use crate::event::Effect;
 use crate::follower::Scan;
 use crate::ids::{Csn, Epoch, ParticipantId, Ticket, Time, Txid};
 use crate::message::ToParticipant;
+use crate::mutation::{Mutation, broken};
 use crate::outcomes::Fate;
 use crate::record::{AdminAction, DamageKind, Record};
 use crate::request::Reply;
@@ -41,7 +42,7 @@ impl Coordinator {
             AdminAction::Waive { participant } => {
                 self.exists(*participant)?;
                 let follower = self.follower(*participant);
-                let silent = !follower.evidence || matches!(follower.scan, Scan::Needed | Scan::Running);
+                let silent = !follower.evidence || follower.scan == Scan::Needed;
                 if silent { Ok(()) } else { Err("this store has told what it knows: there is nothing to waive".into()) }
             }
             AdminAction::LeaveSafeMode => match self.phase {
@@ -158,6 +159,9 @@ impl Coordinator {
         for txid in txids {
             self.record_damage(now, participant, txid, DamageKind::Skipped, Some(operator.into()), reason.into(), None, fx);
         }
+        if broken(Mutation::SkipBeforeDamage) {
+            return self.skipped(now, ticket, participant, csn, fx);
+        }
         let then = Some(Pending::Skip { ticket, participant, csn });
         self.record_damage(now, participant, last, DamageKind::Skipped, Some(operator.into()), reason.into(), then, fx);
     }
@@ -181,8 +185,9 @@ impl Coordinator {
     fn waive(&mut self, now: Time, participant: ParticipantId, fx: &mut Vec<Effect>) {
         let follower = self.follower_mut(participant);
         follower.evidence = true;
-        if matches!(follower.scan, Scan::Needed | Scan::Running) {
-            follower.scan = Scan::Complete;
+        // One that is being scanned is there, and answers.
+        if follower.scan == Scan::Needed {
+            follower.scan = Scan::Waived;
         }
         self.evidence_changed(now, fx);
         if self.unscanned_leader().is_none() {
@@ -213,6 +218,7 @@ impl Coordinator {
         if let Some(by_hand) = self.by_hand.get_mut(&(txid, participant)) {
             *by_hand = commit;
             self.compare_by_hand(now, txid, self.outcome(txid), fx);
+            self.judge_by_hand(now, fx);
         }
     }
 }

@@ -13,6 +13,7 @@
 
 use crate::ids::{Csn, Owner, ParticipantId, Position, SessionId, Ticket, Time, Txid};
 use crate::message::{Decided, FromParticipant, Hello, MarkerEvidence, Progress, Settle, Starts, ToParticipant, Work};
+use crate::mutation::{Mutation, broken};
 use crate::operation::{Operation, Value};
 use crate::record::Marker;
 use crate::transaction::is_enlisted;
@@ -465,7 +466,9 @@ impl Participant {
     /// R-OWNER: the store's owner is overwritten only by a log that holds the start it has followed.
     fn welcome(&mut self, owner: Owner, me: ParticipantId, starts: &Starts, effects: &mut Vec<ParticipantEffect>) {
         let session = self.session.as_mut().expect("checked by the caller");
-        if let Some(kept) = self.owner.filter(|kept| !supersedes(owner, *kept) || !starts.hold(*kept)) {
+        let holds = |kept| starts.hold(kept) || broken(Mutation::OwnerEpochOnly);
+        let owner_may = |kept| (supersedes(owner, kept) && holds(kept)) || broken(Mutation::OwnerUnchecked);
+        if let Some(kept) = self.owner.filter(|kept| !owner_may(*kept)) {
             session.phase = Phase::Refused;
             effects.push(ParticipantEffect::Send(session.id, FromParticipant::Refused(kept)));
             return;
@@ -510,7 +513,7 @@ impl Participant {
                 self.previous = self.owner;
                 session.recovered(now, previous, progress, &prepared);
                 let highest_epoch = highest_epoch(previous, highest, &prepared);
-                let (kind, owner) = (self.kind, previous);
+                let (kind, owner) = (self.kind, previous.filter(|_| !broken(Mutation::OwnerUnchecked)));
                 let hello = Hello { kind, owner, progress, highest, prepared, heuristics, exclusive, highest_epoch };
                 effects.push(ParticipantEffect::Send(of, FromParticipant::Hello(hello)));
             }
@@ -642,7 +645,8 @@ impl Session {
 
     fn recovered(&mut self, now: Time, previous: Option<Owner>, progress: Progress, prepared: &[Txid]) {
         let Phase::Recovering { owner, me } = self.phase else { panic!("recovered in {:?}", self.phase) };
-        assert!(previous.is_none_or(|p| supersedes(owner, p)), "R-OWNER: {owner:?} after {previous:?}");
+        let follows = previous.is_none_or(|p| supersedes(owner, p)) || broken(Mutation::OwnerUnchecked);
+        assert!(follows, "R-OWNER: {owner:?} after {previous:?}");
         assert!(progress.durable <= progress.applied, "durable {} above applied {}", progress.durable, progress.applied);
         self.phase = Phase::HandingOver { owner, me };
         self.progress = progress;
@@ -685,7 +689,7 @@ impl Session {
         let txid = work.txid;
         let refusal = match self.phase {
             Phase::Open { owner, me } => {
-                if txid.epoch != owner.epoch {
+                if txid.epoch != owner.epoch && !broken(Mutation::OldPreparesTaken) {
                     refuse(
                         RefusalKind::Unavailable,
                         format!("R-ONEPREP: {txid} is of epoch {}, the owner is of {}", txid.epoch, owner.epoch),
@@ -1070,7 +1074,8 @@ impl Session {
         }
         let (mut batch, mut late, mut bytes) = (Vec::new(), Vec::new(), 0);
         while let Some(next) = self.queue.front() {
-            let alone = kind == Kind::Serial && next.work.txid.decider != Decider::Log;
+            let led = next.work.txid.decider != Decider::Log;
+            let alone = kind == Kind::Serial && led && !broken(Mutation::LedSharesBatch);
             if batch.len() >= BATCH_TRANSACTIONS || (!batch.is_empty() && (alone || bytes >= BATCH_BYTES)) {
                 break;
             }
@@ -1247,7 +1252,8 @@ fn withhold_reads(ballot: &mut Ballot) -> Vec<(Txid, Vote)> {
 
 /// R-OWNER.
 fn supersedes(new: Owner, kept: Owner) -> bool {
-    new.coord_id == kept.coord_id && (new.epoch > kept.epoch || (new.epoch == kept.epoch && new.incarnation == kept.incarnation))
+    let same = new.incarnation == kept.incarnation || broken(Mutation::OwnerEpochOnly);
+    new.coord_id == kept.coord_id && (new.epoch > kept.epoch || (new.epoch == kept.epoch && same))
 }
 
 fn highest_epoch(owner: Option<Owner>, highest: Csn, prepared: &[Txid]) -> Epoch {

@@ -7,6 +7,7 @@ use crate::event::Effect;
 use crate::follower::{Follower, Item};
 use crate::ids::{CoordId, Csn, Epoch, LogId, Lsn, Owner, ParticipantId, Position, Time, Txid};
 use crate::keys::KeyTable;
+use crate::mutation::{Mutation, broken};
 use crate::outcomes::{CommittedFate, Fate, Known, Outcomes};
 use crate::record::{AdminAction, BranchRedo, CommitGroup, DamageKind, Entry, Payload, Record};
 use crate::transaction::{Branch, BranchState, State, Transaction};
@@ -79,7 +80,9 @@ impl Coordinator {
         machine.next_lsn = machine.next_lsn.max(log.last().map_or(Lsn(1), |last| last.lsn.next()));
         machine.register(&facts, fx)?;
         for Entry { lsn, record } in log {
-            if let Record::Commit(group) = record {
+            if let Record::Commit(group) = record
+                && !broken(Mutation::PresumesBeforeReplay)
+            {
                 machine.adopt(now, group, Some(lsn), &facts.ended);
             }
         }
@@ -219,6 +222,9 @@ impl Coordinator {
     }
 
     fn adopt_keys(&mut self, decision: &Decision) {
+        if broken(Mutation::ConditionsNotRebuilt) {
+            return;
+        }
         for (entry, payload) in decision.entries.iter().zip(&decision.payload.entries) {
             for BranchRedo { participant, keys, .. } in &payload.redos {
                 if self.follower(*participant).items.contains_key(&entry.csn) {

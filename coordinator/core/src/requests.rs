@@ -2,9 +2,10 @@
 
 use crate::coordinator::{Coordinator, Phase, Settling, Timer};
 use crate::event::Effect;
-use crate::follower::{ReadWaiter, Session};
+use crate::follower::{Follower, ReadWaiter, Session};
 use crate::ids::{Csn, Decider, ParticipantId, Position, Ticket, Time, Token, Txid};
 use crate::message::{Settle, ToParticipant};
+use crate::mutation::{Mutation, broken};
 use crate::outcomes::{CommittedFate, Fate, Known};
 use crate::record::Marker;
 use crate::request::{Aborted, BranchRequest, Receipt, Reply, Request, RequestKey, Wait};
@@ -37,7 +38,11 @@ impl Coordinator {
     /// `declined`: it cannot be run as it stands, and why.
     pub(crate) fn request(&mut self, now: Time, ticket: Ticket, request: Request, declined: Option<Refused>, fx: &mut Vec<Effect>) {
         let waiter = Waiter { ticket, wait: request.wait, deadline: request.deadline };
-        if let Some(txid) = self.outcomes.by_key(&request.key).map(|known| known.txid) {
+        if let Some(known) = self.outcomes.by_key(&request.key)
+            && !broken(Mutation::KeyRunsAgain)
+            && !(broken(Mutation::AbortedKeyRuns) && matches!(known.fate, Fate::Aborted(_)))
+        {
+            let txid = known.txid;
             return match self.is_active(txid) {
                 true => self.commit_begun(now, txid, waiter, request, declined, fx),
                 false => self.join(now, txid, waiter, Some(request.hash), fx),
@@ -213,9 +218,9 @@ impl Coordinator {
     fn unseen(&self, position: Position) -> Unseen {
         if position > self.position() {
             Unseen::FromTheFuture
-        } else if position < self.outcomes.floor() {
+        } else if position < self.outcomes.floor() && !broken(Mutation::BelowFloorRuns) {
             Unseen::Expired
-        } else if position.epoch < self.owner.epoch {
+        } else if position.epoch < self.owner.epoch && !broken(Mutation::OldEpochRuns) {
             Unseen::LookUp
         } else {
             Unseen::Run
@@ -234,7 +239,7 @@ impl Coordinator {
     fn join(&mut self, now: Time, txid: Txid, waiter: Waiter, hash: Option<u64>, fx: &mut Vec<Effect>) {
         // 0: the key became known by an inquiry, or by a request that made no sense: neither tells what the request asks for.
         let known = self.outcomes.by_txid(txid).map_or(0, |known| known.hash);
-        if hash.is_some_and(|hash| hash != known && known != 0) {
+        if hash.is_some_and(|hash| hash != known && known != 0) && !broken(Mutation::AnyRequestJoins) {
             return self.reply(waiter.ticket, Reply::KeyReused(txid), fx);
         }
         if let Some(transaction) = self.transactions.get_mut(&txid) {
@@ -280,9 +285,10 @@ impl Coordinator {
             return self.reply(waiter.ticket, Reply::Unknown(reason), fx);
         }
         let mut waiting = BTreeSet::new();
-        for follower in self.followers.iter().filter(|follower| follower.kind == Kind::Leader) {
+        let leads = |follower: &&Follower| follower.kind == Kind::Leader && !broken(Mutation::KeyNotAskedAtLeader);
+        for follower in self.followers.iter().filter(leads) {
             match (follower.scan, follower.open_session()) {
-                (Scan::NotNeeded | Scan::Complete, _) => {}
+                (Scan::NotNeeded | Scan::Complete | Scan::Waived, _) => {}
                 (Scan::Needed | Scan::Running, _) | (Scan::Again(_), None) => {
                     let reason = format!("store `{}` may have decided it, and is not available now", follower.name);
                     return self.reply(waiter.ticket, Reply::Unknown(reason), fx);
@@ -592,6 +598,7 @@ impl Coordinator {
         for operation in operations {
             if operation.condition().is_some()
                 && let Some(leader) = self.unscanned_leader()
+                && !broken(Mutation::ConditionsBeforeScan)
             {
                 let sentence = format!("a condition cannot be tested before store `{}` has told what it decided", leader.name);
                 return Err(Refusal::new(RefusalKind::Unavailable, sentence));

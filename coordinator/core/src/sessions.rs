@@ -5,11 +5,13 @@ use crate::event::{Alarm, Effect};
 use crate::follower::{Scan, Session};
 use crate::ids::{Csn, Decider, Owner, ParticipantId, SessionId, Time, Txid};
 use crate::message::{Decided, Hello, MarkerEvidence, Settle, Starts, ToParticipant};
+use crate::mutation::{Mutation, broken};
 use crate::outcomes::Fate;
 use crate::record::{Damage, DamageKind};
 use crate::transaction::{Branch, State};
 use crate::vote::{Kind, Refusal, RefusalKind};
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 
 /// Prepared branches that wait for an answer, at most.
 const ASKED_MAX: usize = 65_536;
@@ -74,7 +76,7 @@ impl Coordinator {
         }
         self.examine_log(participant, &hello, fx);
         let once = self.follower(participant).acked.max(self.follower(participant).progress.durable);
-        if hello.progress.durable < once {
+        if hello.progress.durable < once && !broken(Mutation::StoreLossUnseen) {
             let why = format!(
                 "it has lost changes (R-STORELOSS): it says it has followed up to CSN {}, but had acknowledged {once}; was an older copy restored?",
                 hello.progress.durable,
@@ -86,6 +88,7 @@ impl Coordinator {
         let follower = self.follower_mut(participant);
         (follower.evidence, follower.progress, follower.prepared) = (true, hello.progress, hello.prepared.len());
         follower.exclusive = hello.exclusive;
+        follower.followed_before.get_or_insert(hello.progress.durable);
         self.take_back_applied(participant, hello.progress.applied);
         for (txid, commit) in hello.heuristics {
             self.by_hand.insert((txid, participant), commit);
@@ -95,7 +98,8 @@ impl Coordinator {
             return self.take_over(now, participant, session, hello.exclusive, fx);
         }
         // What a leader decided may come before what the log knows, and a serial executor follows in CSN order: scanned first (R-LR).
-        if self.follower(participant).kind == Kind::Serial && self.unscanned_leader().is_some() {
+        let waits = self.unscanned_leader().is_some() && !broken(Mutation::HandoverBeforeScan);
+        if self.follower(participant).kind == Kind::Serial && waits {
             self.follower_mut(participant).greeted = true;
             return self.evidence_changed(now, fx);
         }
@@ -147,7 +151,7 @@ impl Coordinator {
     fn take_over(&mut self, now: Time, participant: ParticipantId, session: SessionId, exclusive: bool, fx: &mut Vec<Effect>) {
         let scan = match self.follower(participant).scan {
             Scan::Complete if exclusive => Scan::Complete,
-            Scan::Needed | Scan::Running | Scan::NotNeeded | Scan::Complete | Scan::Again(_) => Scan::Running,
+            Scan::Needed | Scan::Waived | Scan::Running | Scan::NotNeeded | Scan::Complete | Scan::Again(_) => Scan::Running,
         };
         let known = scan == Scan::Complete;
         let follower = self.follower_mut(participant);
@@ -207,8 +211,10 @@ impl Coordinator {
             follower.scan = Scan::Needed;
         }
         let name = follower.name.clone();
-        let depends = |branch: &Branch| branch.participant == participant && branch.depends_on_session();
-        let preparing = self.transactions.values().filter(|transaction| transaction.state == State::Preparing);
+        let depends =
+            |branch: &Branch| branch.participant == participant && (branch.depends_on_session() || broken(Mutation::DecidingAborts));
+        let may_abort = |state| state == State::Preparing || (matches!(state, State::Deciding(_)) && broken(Mutation::DecidingAborts));
+        let preparing = self.transactions.values().filter(|transaction| may_abort(transaction.state));
         let mut lost: Vec<_> = preparing.filter(|t| t.branches.iter().any(depends)).map(|transaction| transaction.txid).collect();
         lost.sort();
         for txid in lost {
@@ -280,10 +286,12 @@ impl Coordinator {
         let state = self.transactions.get(&txid).map(|transaction| transaction.state);
         let fate = self.outcomes.by_txid(txid).map(|known| &known.fate);
         match (txid.epoch.cmp(&self.owner.epoch), state, fate) {
+            (Ordering::Greater, ..) if broken(Mutation::NewerEpochAborts) => Answer::Abort,
             (Ordering::Greater, ..) => Answer::Nothing,
             // Even below the floor, where its fate is not kept any more.
             (_, Some(State::Committing(csn)), _) => Answer::Commit(csn),
             (_, _, Some(Fate::Committed(committed))) => Answer::Commit(committed.csn),
+            (_, Some(State::Active | State::Preparing | State::Deciding(_)), _) if broken(Mutation::InProgressAborts) => Answer::Abort,
             (_, Some(State::Active | State::Preparing | State::Deciding(_)), _) | (_, _, Some(Fate::Running)) => {
                 by_hand.map_or(Answer::Nothing, |commit| Answer::ByHand(*commit))
             }
@@ -297,6 +305,7 @@ impl Coordinator {
     /// An older epoch's branch that the log does not know (R-DECIDER, R-LOGLOSS).
     fn presume(&self, participant: ParticipantId, txid: Txid) -> Answer {
         match txid.decider {
+            Decider::Leader(_) if broken(Mutation::LogSilenceDecides) => Answer::Abort,
             Decider::Log => match self.no_presumption(Some(participant)) {
                 Some(_) => Answer::Later,
                 None => Answer::Abort,
@@ -316,7 +325,8 @@ impl Coordinator {
             Phase::Starting | Phase::Stopped(_) => return Some("the coordinator is not serving".into()),
             Phase::Serving => {}
         }
-        let silent = |follower: &&crate::follower::Follower| follower.configured && !follower.evidence;
+        let silent =
+            |follower: &&crate::follower::Follower| follower.configured && !follower.evidence && !broken(Mutation::PresumesUnheard);
         if let Some(holder) = holder.map(|holder| self.follower(holder)).filter(silent) {
             return Some(format!("store `{}` has not told what it holds", holder.name));
         }
@@ -329,6 +339,27 @@ impl Coordinator {
     pub(crate) fn evidence_changed(&mut self, now: Time, fx: &mut Vec<Effect>) {
         for (participant, txid) in std::mem::take(&mut self.asked) {
             self.answer(now, participant, txid, fx);
+        }
+        self.judge_by_hand(now, fx);
+    }
+
+    /// What was finished by hand is not asked about any more; its outcome is presumed, or settled at its decider, all the same (§9).
+    pub(crate) fn judge_by_hand(&mut self, now: Time, fx: &mut Vec<Effect>) {
+        let floor = self.outcomes.floor();
+        let older = |txid: &Txid| txid.epoch < self.owner.epoch && txid.position() >= floor;
+        let by_hand: BTreeSet<_> = self.by_hand.keys().filter(|(txid, _)| older(txid)).copied().collect();
+        for (txid, participant) in by_hand {
+            if self.outcome(txid).is_some() || self.transactions.contains_key(&txid) {
+                continue;
+            }
+            match txid.decider {
+                Decider::Log if self.no_presumption(Some(participant)).is_none() => self.compare_by_hand(now, txid, Some(false), fx),
+                Decider::Log => {}
+                Decider::Leader(leader) if (leader.0 as usize) < self.followers.len() => {
+                    self.send(leader, ToParticipant::Settle(Settle::Txid(txid)), fx);
+                }
+                Decider::Leader(_) => {}
+            }
         }
     }
 
@@ -356,6 +387,9 @@ impl Coordinator {
     }
 
     pub(crate) fn log_lost(&mut self, evidence: String, fx: &mut Vec<Effect>) {
+        if broken(Mutation::LogLossUnseen) {
+            return;
+        }
         self.alarm(Alarm::LogLoss(evidence.clone()), fx);
         if self.phase == Phase::Serving {
             self.phase = Phase::Safe(evidence);
@@ -373,6 +407,7 @@ impl Coordinator {
     ) {
         match evidence {
             MarkerEvidence::Committed => {}
+            _ if broken(Mutation::NoSuchBranchIsSuccess) => {}
             MarkerEvidence::RolledBack | MarkerEvidence::Unknowable if self.outcome(txid) != Some(true) => return,
             MarkerEvidence::RolledBack => {
                 let reason = "the branch was rolled back by hand before its commit arrived";

@@ -1,6 +1,7 @@
 //! A transaction between its request and its end.
 
 use crate::ids::{Csn, ParticipantId, SessionId, Ticket, Time, Txid};
+use crate::mutation::{Mutation, broken};
 use crate::operation::Operation;
 use crate::record::GroupRedo;
 use crate::request::{Receipt, Wait};
@@ -117,7 +118,7 @@ impl Branch {
         match &self.state {
             BranchState::Asked(_) => true,
             BranchState::Voted(_, vote) => match vote {
-                Vote::Redo(..) | Vote::InGroup(_) | Vote::Ready(_) => true,
+                Vote::Redo(..) | Vote::InGroup(_) | Vote::Ready(_) => !broken(Mutation::VoteOutlivesSession),
                 Vote::Prepared(_) | Vote::ReadOnly(_) | Vote::No(_) => false,
             },
             BranchState::Idle | BranchState::Following | BranchState::Finished => false,

@@ -4,8 +4,9 @@ use crate::config::Role;
 use crate::coordinator::{Coordinator, Pending};
 use crate::decision::Decision;
 use crate::event::Effect;
-use crate::ids::{Csn, Decider, ParticipantId, SessionId, Time, Txid};
+use crate::ids::{Csn, Decider, Epoch, ParticipantId, SessionId, Time, Txid};
 use crate::message::{ToParticipant, Work};
+use crate::mutation::{Mutation, broken};
 use crate::operation::{KeyWrite, Operation};
 use crate::outcomes::{CommittedFate, Fate};
 use crate::record::{BranchRedo, CommitEntry, CommitGroup, EntryPayload, GroupRedo, Marker, Payload, Record};
@@ -124,7 +125,8 @@ impl Coordinator {
     pub(crate) fn ballot(&mut self, now: Time, participant: ParticipantId, session: SessionId, ballot: Ballot, fx: &mut Vec<Effect>) {
         let in_batch = |vote: &Vote| matches!(vote, Vote::InGroup(_) | Vote::Ready(_));
         // R-SERIAL: one of the open batch was aborted meanwhile; its Abort is on its way, and the others run again.
-        let taken_back = ballot.votes.iter().any(|(txid, vote)| in_batch(vote) && !self.awaits(*txid, participant, session));
+        let taken_back = !broken(Mutation::RestOfBatchStays)
+            && ballot.votes.iter().any(|(txid, vote)| in_batch(vote) && !self.awaits(*txid, participant, session));
         let (mut batch, mut others) = (Vec::new(), Vec::new());
         for (txid, vote) in ballot.votes {
             if !self.awaits(txid, participant, session) || (taken_back && in_batch(&vote)) {
@@ -155,11 +157,12 @@ impl Coordinator {
         match (self.follower(participant).kind, first.decider) {
             (Kind::Leader, _) => self.lead(now, participant, batch, fx),
             (_, Decider::Log) => {
-                assert!(batch.iter().all(|txid| txid.decider == Decider::Log), "R-SERIAL: a led transaction shares a batch");
+                let together = batch.iter().all(|txid| txid.decider == Decider::Log);
+                assert!(together || broken(Mutation::LedSharesBatch), "R-SERIAL: a led transaction shares a batch");
                 self.decide(now, &batch, vec![GroupRedo { participant, redo }], fx);
             }
             (_, Decider::Leader(_)) => {
-                assert_eq!(batch.len(), 1, "R-SERIAL: a led transaction gets a batch of its own");
+                assert!(batch.len() == 1 || broken(Mutation::LedSharesBatch), "R-SERIAL: a led transaction gets a batch of its own");
                 self.transactions.get_mut(&first).expect("voted").group_redo = Some(GroupRedo { participant, redo });
                 self.advance(now, first, fx);
             }
@@ -207,6 +210,10 @@ impl Coordinator {
 
     /// **The decision**, where the log decides: CSNs are taken in this order, and one record holds them all (R-ORDER, R-SERIAL).
     fn decide(&mut self, now: Time, txids: &[Txid], groups: Vec<GroupRedo>, fx: &mut Vec<Effect>) {
+        let mut txids = txids.to_vec();
+        if broken(Mutation::BatchOutOfOrder) {
+            txids.reverse();
+        }
         let (entries, payloads): (Vec<_>, Vec<_>) = txids.iter().map(|txid| self.take_csn(now, *txid)).unzip();
         let payload = Payload { entries: payloads, groups };
         let key = self.last_csn;
@@ -232,7 +239,7 @@ impl Coordinator {
 
     /// Takes the next CSN for a transaction on which everyone has voted Yes (I3, R-ORDER).
     fn take_csn(&mut self, now: Time, txid: Txid) -> (CommitEntry, EntryPayload) {
-        let csn = self.next_csn();
+        let csn = self.next_csn(txid);
         let at_ms = self.wall_ms(now);
         self.deciding.insert(csn);
         self.set_timer(txid, None);
@@ -260,11 +267,16 @@ impl Coordinator {
         (entry, payload)
     }
 
-    fn next_csn(&mut self) -> Csn {
+    fn next_csn(&mut self, txid: Txid) -> Csn {
         let n = if self.last_csn.epoch() == self.owner.epoch { self.last_csn.n() + 1 } else { 1 };
-        let csn = Csn::new(self.owner.epoch, n);
-        assert!(csn > self.last_csn, "R-ORDER: CSNs never go back");
-        self.last_csn = csn;
+        let csn = match () {
+            () if broken(Mutation::CsnAtBegin) => Csn::new(txid.epoch, txid.n),
+            () if broken(Mutation::CsnRestarts) => Csn::new(Epoch(1), self.counts.committed + self.deciding.len() as u64 + 1),
+            () => Csn::new(self.owner.epoch, n),
+        };
+        let rises = csn > self.last_csn || broken(Mutation::CsnAtBegin) || broken(Mutation::CsnRestarts);
+        assert!(rises, "R-ORDER: CSNs never go back");
+        self.last_csn = self.last_csn.max(csn);
         csn
     }
 
@@ -278,7 +290,7 @@ impl Coordinator {
     pub(crate) fn abort(&mut self, now: Time, txid: Txid, at: Option<ParticipantId>, refusal: Refusal, fx: &mut Vec<Effect>) {
         self.set_timer(txid, None);
         let transaction = self.transactions.remove(&txid).expect("only a live transaction is aborted");
-        let undecided = matches!(transaction.state, State::Active | State::Preparing);
+        let undecided = matches!(transaction.state, State::Active | State::Preparing) || broken(Mutation::DecidingAborts);
         assert!(undecided, "R-UNKNOWN: there is no way from {:?} to Aborted: {txid}", transaction.state);
         for branch in &transaction.branches {
             let session = self.follower(branch.participant).open_session();

@@ -1,10 +1,13 @@
-//! The invariants (PROTOCOL §10). It knows what clients asked and were told, what stood durably in the log or in a leader's markers,
-//! and what stores did. It knows nothing of how.
+//! The invariants (PROTOCOL §10). It knows what clients asked and were told, what stood durably in a log or in a leader's markers, what
+//! stores did, and what was said aloud: damage, alarms. It knows nothing of how.
 
 use super::store::State;
 use crate::vote::Kind;
-use crate::{CommitEntry, Condition, Csn, ParticipantId, Receipt, RequestKey, Wait};
+use crate::{Alarm, CommitEntry, Condition, Csn, Damage, Entry, ParticipantId, Receipt, Record, RequestKey, Txid, Wait};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// In the place of a log's number: decisions that stand in leaders' markers.
+pub(crate) const LEADERS: usize = usize::MAX;
 
 /// Names a request's writes wherever they go.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -26,8 +29,17 @@ enum Told {
 #[derive(Debug)]
 struct Asked {
     writes: Vec<Writes>,
-    decided: Option<Csn>,
-    told: Option<Told>,
+    /// The logs in which its decision stands durably, [`LEADERS`] among them, and its place there.
+    decided: Vec<(usize, Csn)>,
+    /// What clients were told of it, by the owner of which log.
+    told: Vec<(usize, Told)>,
+    /// A log that held its decision was put back to an older state, or given up; or two copies of one log said different things. No
+    /// protocol survives that; it must be said aloud (I12).
+    lost: bool,
+    /// A log has lost its decision.
+    gone: bool,
+    /// A log has lost the floor that it was below. No store can tell.
+    below: bool,
     ever_applied: BTreeSet<usize>,
 }
 
@@ -37,14 +49,58 @@ pub(crate) struct Checker {
     kinds: Vec<Kind>,
     asked: Vec<Asked>,
     by_key: BTreeMap<RequestKey, Tag>,
+    by_txid: BTreeMap<(usize, Txid), Tag>,
     /// Branches that an operator finished or gave up: waived, and they must be recorded as damage or agree.
     by_hand: BTreeSet<(usize, Tag)>,
+    /// Damage that was recorded, aloud.
+    damage: BTreeSet<(usize, Tag)>,
+    /// Stores that were put back to an older state, and those of them that were found out.
+    restored: BTreeSet<usize>,
+    store_alarms: BTreeSet<usize>,
+    /// Somebody has said that a log lost records, or that it is not the owner of a store.
+    log_alarm: bool,
+    /// There are two copies of one log, or were.
+    cloned: bool,
+    two_logs: bool,
     pub violation: Option<String>,
+}
+
+impl Asked {
+    fn decided_at(&self) -> Option<Csn> {
+        self.decided.first().map(|(_, csn)| *csn)
+    }
+
+    /// What the owner of this log told of it.
+    fn told_by(&self, log: usize) -> Option<Told> {
+        self.told.iter().find(|(by, _)| *by == log).map(|(_, told)| *told)
+    }
+
+    fn tell(&mut self, log: usize, told: Told) {
+        self.told.retain(|(by, _)| *by != log);
+        self.told.push((log, told));
+    }
+
+    fn told_aborted(&self) -> bool {
+        self.told.iter().any(|(_, told)| *told == Told::Aborted)
+    }
 }
 
 impl Checker {
     pub(crate) fn new(kinds: Vec<Kind>) -> Checker {
-        Checker { kinds, asked: Vec::new(), by_key: BTreeMap::new(), by_hand: BTreeSet::new(), violation: None }
+        Checker {
+            kinds,
+            asked: Vec::new(),
+            by_key: BTreeMap::new(),
+            by_txid: BTreeMap::new(),
+            by_hand: BTreeSet::new(),
+            damage: BTreeSet::new(),
+            restored: BTreeSet::new(),
+            store_alarms: BTreeSet::new(),
+            log_alarm: false,
+            cloned: false,
+            two_logs: false,
+            violation: None,
+        }
     }
 
     pub(crate) fn next_tag(&self) -> Tag {
@@ -54,7 +110,15 @@ impl Checker {
     /// A client names a new request.
     pub(crate) fn asks(&mut self, key: RequestKey, writes: Vec<Writes>) -> Tag {
         let tag = self.next_tag();
-        self.asked.push(Asked { writes, decided: None, told: None, ever_applied: BTreeSet::new() });
+        self.asked.push(Asked {
+            writes,
+            decided: Vec::new(),
+            told: Vec::new(),
+            lost: self.two_logs,
+            gone: false,
+            below: false,
+            ever_applied: BTreeSet::new(),
+        });
         let before = self.by_key.insert(key, tag);
         assert!(before.is_none(), "clients name their requests once");
         tag
@@ -64,17 +128,42 @@ impl Checker {
         self.violation.get_or_insert(what);
     }
 
-    /// A decision stands durably: in the log, or in a leader's marker.
-    pub(crate) fn decided(&mut self, entry: &CommitEntry) {
+    /// A transaction has begun under this key; its id says so from now on, whatever is forgotten.
+    pub(crate) fn named(&mut self, log: usize, txid: Txid, key: &RequestKey) {
+        if let Some(&tag) = self.by_key.get(key) {
+            self.by_txid.insert((log, txid), tag);
+        }
+    }
+
+    pub(crate) fn tag_of(&self, log: usize, txid: Txid) -> Option<Tag> {
+        self.by_txid.get(&(log, txid)).or_else(|| self.by_txid.get(&(LEADERS, txid))).copied()
+    }
+
+    /// A decision stands durably: in a log, or in a leader's marker.
+    pub(crate) fn decided(&mut self, log: usize, entry: &CommitEntry) {
         let Some(&tag) = self.by_key.get(&entry.key) else {
             return self.violation(format!("a decision for a key that nobody used: {}", entry.txid));
         };
+        self.by_txid.insert((log, entry.txid), tag);
+        let cloned = self.cloned;
         let asked = &mut self.asked[tag.0 as usize];
-        let (told, earlier) = (asked.told, asked.decided.replace(entry.csn));
-        if told == Some(Told::Aborted) {
+        let aborted = match log {
+            LEADERS => asked.told_aborted(),
+            _ => asked.told_by(log) == Some(Told::Aborted),
+        };
+        let elsewhere = !aborted && asked.told_aborted();
+        let other = asked.decided.iter().map(|(_, csn)| *csn).find(|csn| *csn != entry.csn);
+        if !asked.decided.iter().any(|(by, _)| *by == log) {
+            asked.decided.push((log, entry.csn));
+        }
+        asked.lost |= cloned && (elsewhere || aborted || other.is_some());
+        if asked.lost {
+            return;
+        }
+        if aborted {
             self.violation(format!("I7: {tag:?} ({}) was told aborted and is decided to commit at {}", entry.txid, entry.csn));
-        } else if let Some(earlier) = earlier.filter(|csn| *csn != entry.csn) {
-            self.violation(format!("I8: {tag:?} ({}) is decided twice: at {earlier} and {}", entry.txid, entry.csn));
+        } else if let Some(other) = other {
+            self.violation(format!("I8: {tag:?} ({}) is decided twice: at {other} and {}", entry.txid, entry.csn));
         }
     }
 
@@ -83,12 +172,12 @@ impl Checker {
         let times = state.history.iter().filter(|applied| applied.tag == tag).count();
         let asked = &mut self.asked[tag.0 as usize];
         asked.ever_applied.insert(store);
-        if self.by_hand.contains(&(store, tag)) {
+        if self.by_hand.contains(&(store, tag)) || asked.lost {
             return;
         }
-        if asked.decided.is_none() {
+        if asked.decided.is_empty() {
             self.violation(format!("I3, I11: store {store} applied {tag:?}, which is not durably decided"));
-        } else if asked.told == Some(Told::Aborted) {
+        } else if asked.told_aborted() {
             self.violation(format!("I7: store {store} applied {tag:?}, which was told aborted"));
         } else if times > 1 {
             self.violation(format!("I8: store {store} applied {tag:?} {times} times"));
@@ -100,59 +189,171 @@ impl Checker {
         self.by_hand.insert((store, tag));
     }
 
-    /// Whether an operator's hand was at this store: a serial executor's later redos may not fit then.
+    /// Whether the redos of a serial executor may not fit: an operator's hand was there, or an older copy was put in its place.
     pub(crate) fn touched(&self, store: usize) -> bool {
         self.by_hand.iter().any(|(touched, _)| *touched == store)
     }
 
-    pub(crate) fn tag_of(&self, key: &RequestKey) -> Option<Tag> {
-        self.by_key.get(key).copied()
+    // ---- what no protocol survives, and what must be said of it ----
+
+    /// A log was put back to an older copy: these records are gone. Epochs and numbers of transactions come a second time.
+    pub(crate) fn log_lost(&mut self, log: usize, gone: &[Entry]) {
+        for entry in gone {
+            let Record::Commit(group) = &entry.record else { continue };
+            for entry in &group.entries {
+                let Some(&tag) = self.by_key.get(&entry.key) else { continue };
+                let asked = &mut self.asked[tag.0 as usize];
+                asked.decided.retain(|(by, _)| *by != log);
+                asked.gone = asked.decided.is_empty();
+            }
+        }
+        // What a leader decided in a lost epoch may be asked about in the one that takes its number.
+        let epochs = gone.iter().filter_map(|entry| if let Record::Epoch { epoch, .. } = entry.record { Some(epoch) } else { None });
+        if let Some(epoch) = epochs.min() {
+            let led = self.by_txid.iter().filter(|((by, txid), _)| *by == LEADERS && txid.epoch >= epoch);
+            led.for_each(|(_, tag)| self.asked[tag.0 as usize].lost = true);
+        }
+        // A leader has let go of what was below a floor that the log does not hold any more.
+        let floors = gone.iter().filter_map(|entry| if let Record::Floor { position } = entry.record { Some(position) } else { None });
+        if let Some(floor) = floors.max() {
+            let below = self.by_txid.iter().filter(|((_, txid), _)| txid.position() < floor);
+            for (_, tag) in below {
+                let asked = &mut self.asked[tag.0 as usize];
+                (asked.lost, asked.below) = (true, true);
+            }
+        }
+        self.lose_undecided();
     }
 
+    fn lose_undecided(&mut self) {
+        self.asked.iter_mut().filter(|asked| asked.decided.is_empty()).for_each(|asked| asked.lost = true);
+    }
+
+    /// A copy of a log begins a life of its own.
+    pub(crate) fn log_cloned(&mut self, from: usize, to: usize) {
+        (self.cloned, self.two_logs) = (true, true);
+        self.lose_undecided();
+        for asked in &mut self.asked {
+            if let Some(&(_, csn)) = asked.decided.iter().find(|(by, _)| *by == from) {
+                asked.decided.push((to, csn));
+            }
+        }
+        let copied: Vec<_> = self.by_txid.iter().filter(|((by, _), _)| *by == from).map(|((_, txid), tag)| (*txid, *tag)).collect();
+        self.by_txid.extend(copied.into_iter().map(|(txid, tag)| ((to, txid), tag)));
+    }
+
+    /// One of two copies is given up: what only it decided, or told, is lost.
+    pub(crate) fn log_dropped(&mut self, log: usize, survivor: usize) {
+        self.two_logs = false;
+        self.lose_undecided();
+        for asked in &mut self.asked {
+            let at = |log: usize| asked.decided.iter().any(|(by, _)| *by == log);
+            let told = asked.told_by(log);
+            asked.lost |= at(log) != at(survivor) && !at(LEADERS);
+            asked.lost |= told.is_some() && asked.told_by(survivor).is_some() && told != asked.told_by(survivor);
+            asked.lost |= told == Some(Told::Aborted) && !asked.decided.is_empty();
+        }
+    }
+
+    /// An operator does not wait for what this leader has decided.
+    pub(crate) fn waived(&mut self, leader: usize) {
+        let led = |asked: &&mut Asked| asked.writes.iter().any(|w| w.store == leader);
+        self.asked.iter_mut().filter(led).for_each(|asked| asked.lost = true);
+    }
+
+    /// A store was put back to an older state.
+    pub(crate) fn store_restored(&mut self, store: usize) {
+        self.restored.insert(store);
+    }
+
+    /// Whether this transaction's decision was in a log that does not hold it any more.
+    pub(crate) fn was_decided(&self, tag: Tag) -> bool {
+        self.asked[tag.0 as usize].gone
+    }
+
+    /// Whether this store has lost changes, and everybody knows.
+    pub(crate) fn is_store_lost(&self, store: usize) -> bool {
+        self.restored.contains(&store) && self.store_alarms.contains(&store)
+    }
+
+    /// Somebody was told.
+    pub(crate) fn alarm(&mut self, log: usize, alarm: &Alarm) {
+        match alarm {
+            Alarm::LogLoss(_) | Alarm::NotOwner(..) => self.log_alarm = true,
+            Alarm::StoreLoss(store, _) => drop(self.store_alarms.insert(store.0 as usize)),
+            Alarm::Damage(damage) => self.damaged(log, damage),
+            Alarm::Stuck(..) => {}
+            Alarm::Misbehaves(store, why) => self.violation(format!("store {} is said to misbehave: {why}", store.0)),
+            Alarm::WrongKind(store, ..) => self.violation(format!("store {} is said to be of another kind", store.0)),
+        }
+    }
+
+    fn damaged(&mut self, log: usize, damage: &Damage) {
+        let (store, tag) = (damage.participant.0 as usize, self.tag_of(log, damage.txid));
+        let Some(tag) = tag else {
+            return self.violation(format!("I12: damage of {}, which nobody asked for", damage.txid));
+        };
+        self.damage.insert((store, tag));
+        let real = self.by_hand.contains(&(store, tag)) || self.asked[tag.0 as usize].lost || self.cloned || self.restored.contains(&store);
+        if !real {
+            self.violation(format!(
+                "I12: damage of {tag:?} ({}) at store {store} is recorded, and there is none: {}",
+                damage.txid, damage.reason
+            ));
+        }
+    }
+
+    // ---- what clients are told ----
+
     /// The coordinator answers a client: committed. From this moment it is a promise, whether the answer arrives or not.
-    pub(crate) fn told_committed(&mut self, tag: Tag, receipt: &Receipt, wait: Wait) {
-        let kinds = &self.kinds;
-        let by_hand = &self.by_hand;
+    pub(crate) fn told_committed(&mut self, log: usize, tag: Tag, receipt: &Receipt, wait: Wait) {
+        let (kinds, by_hand, restored, cloned) = (&self.kinds, &self.by_hand, &self.restored, self.cloned);
         let asked = &mut self.asked[tag.0 as usize];
         if asked.writes.is_empty() {
-            return; // likewise
+            return; // it only read
         }
-        let followed = |store: usize| asked.ever_applied.contains(&store) || by_hand.contains(&(store, tag));
+        let followed = |store: usize| asked.ever_applied.contains(&store) || by_hand.contains(&(store, tag)) || restored.contains(&store);
         let waits_for = |store: usize| match wait {
             Wait::Decided => false,
             Wait::Applied => kinds[store] != Kind::Redo,
             Wait::Visible => true,
         };
         let lagging = |w: &&Writes| waits_for(w.store) && !receipt.pending.contains(&ParticipantId(w.store as u16)) && !followed(w.store);
-        let problem = if asked.told == Some(Told::Aborted) {
+        let stands = |log: usize| asked.decided.contains(&(log, receipt.csn));
+        let problem = if asked.told_by(log) == Some(Told::Aborted) {
             Some("I7: it was told aborted before")
-        } else if matches!(asked.told, Some(Told::Committed(csn)) if csn != receipt.csn) {
+        } else if matches!(asked.told_by(log), Some(Told::Committed(csn)) if csn != receipt.csn) {
             Some("I2: it was told committed at another CSN before")
-        } else if asked.decided != Some(receipt.csn) {
+        } else if !stands(log) && !stands(LEADERS) {
             Some("I11: it is not durably decided at that CSN")
         } else if asked.writes.iter().any(|w| lagging(&w)) {
-            Some("a store that the client waits for has never applied it")
+            Some("§8: a store that the client waits for has never applied it")
         } else {
             None
         };
-        asked.told = Some(Told::Committed(receipt.csn));
-        if let Some(problem) = problem {
-            self.violation(format!("{tag:?} ({}) is told committed at {} ({wait:?}): {problem}", receipt.txid, receipt.csn));
+        asked.lost |= cloned && asked.told_aborted();
+        let lost = asked.lost;
+        asked.tell(log, Told::Committed(receipt.csn));
+        if let Some(problem) = problem.filter(|_| !lost) {
+            self.violation(format!("{problem}: {tag:?} ({}) is told committed at {} ({wait:?})", receipt.txid, receipt.csn));
         }
     }
 
     /// The coordinator answers a client: aborted.
-    pub(crate) fn told_aborted(&mut self, tag: Tag) {
+    pub(crate) fn told_aborted(&mut self, log: usize, tag: Tag) {
+        let cloned = self.cloned;
         let asked = &mut self.asked[tag.0 as usize];
         if asked.writes.is_empty() {
             return; // it only read: nothing of it is anywhere, and after a restart nobody knows of it
         }
-        let problem = match (asked.told, asked.decided) {
+        asked.lost |= cloned && (!asked.decided.is_empty() || asked.told.iter().any(|(_, told)| *told != Told::Aborted));
+        let problem = match (asked.told_by(log), asked.decided_at()) {
+            _ if asked.lost => None,
             (Some(Told::Committed(_)), _) => Some("it was told committed before"),
             (_, Some(_)) => Some("it is decided to commit"),
             (_, None) => None,
         };
-        asked.told = Some(Told::Aborted);
+        asked.tell(log, Told::Aborted);
         if let Some(problem) = problem {
             self.violation(format!("I7: {tag:?} is told aborted: {problem}"));
         }
@@ -160,38 +361,73 @@ impl Checker {
 
     /// A client may read at a store that has reached its token: everything up to there is visible.
     pub(crate) fn reached(&mut self, store: usize, csn: Csn, visible: &State) {
+        if self.restored.contains(&store) {
+            return;
+        }
         let missing = self.asked.iter().enumerate().find(|(i, asked)| {
-            let due = asked.decided.is_some_and(|decided| decided <= csn) && asked.writes.iter().any(|w| w.store == store);
-            due && !visible.history.iter().any(|applied| applied.tag.0 == *i as u64) && !self.by_hand.contains(&(store, Tag(*i as u64)))
+            let due = asked.decided_at().is_some_and(|decided| decided <= csn) && asked.writes.iter().any(|w| w.store == store);
+            due && !asked.lost
+                && !visible.history.iter().any(|applied| applied.tag.0 == *i as u64)
+                && !self.by_hand.contains(&(store, Tag(*i as u64)))
+                && !self.damage.contains(&(store, Tag(*i as u64)))
         });
         if let Some((i, asked)) = missing {
-            let decided = asked.decided.expect("due");
+            let decided = asked.decided_at().expect("due");
             self.violation(format!("§8: store {store} is said to have reached {csn}, but Tag({i}) at {decided} is not visible there"));
         }
     }
 
-    /// Everything has come to rest: `stores` are what is durable.
+    // ---- the end ----
+
+    /// Everything has come to rest: `stores` are what is durable. Whatever deviates from the decisions, somebody has said so (I12).
     pub(crate) fn at_rest(&mut self, stores: &[&State]) {
+        let mut broken = None;
         for (i, asked) in self.asked.iter().enumerate() {
             let tag = Tag(i as u64);
-            for w in &asked.writes {
-                let there = stores[w.store].history.iter().any(|applied| applied.tag == tag);
-                if there != asked.decided.is_some() && !self.by_hand.contains(&(w.store, tag)) {
-                    let what = if there { "applied it, though it was never decided" } else { "has not applied it, though it is decided" };
-                    self.violation = Some(format!("I1, I5: store {} {what}: {tag:?}, {:?}, told {:?}", w.store, asked.decided, asked.told));
-                    return;
+            let there = |store: usize| stores[store].history.iter().any(|applied| applied.tag == tag);
+            let anywhere = asked.writes.iter().any(|w| there(w.store));
+            let everywhere = asked.writes.iter().all(|w| there(w.store) || self.damage.contains(&(w.store, tag)));
+            if asked.lost {
+                let agree = asked.below || !anywhere || (everywhere && !asked.told_aborted());
+                let said = self.log_alarm || self.damage.iter().any(|(_, damaged)| *damaged == tag);
+                if !agree && !said {
+                    broken.get_or_insert(format!("I12: {tag:?}, which a log has lost, is damaged, and nobody was told: {asked:?}"));
                 }
+                continue;
             }
+            for w in &asked.writes {
+                if there(w.store) == asked.decided_at().is_some() || self.damage.contains(&(w.store, tag)) {
+                    continue;
+                }
+                if self.restored.contains(&w.store) && self.store_alarms.contains(&w.store) {
+                    continue;
+                }
+                let by_hand = self.by_hand.contains(&(w.store, tag));
+                let rule = if by_hand || self.restored.contains(&w.store) { "I12" } else { "I1, I5" };
+                let what =
+                    if there(w.store) { "applied it, though it was never decided" } else { "has not applied it, though it is decided" };
+                broken.get_or_insert(format!("{rule}: store {} {what}: {tag:?}, {:?}, told {:?}", w.store, asked.decided, asked.told));
+            }
+        }
+        if let Some(broken) = broken {
+            return self.violation(broken);
         }
         for (store, state) in stores.iter().enumerate() {
             for (i, applied) in state.history.iter().enumerate() {
-                if state.history[..i].iter().any(|earlier| earlier.tag == applied.tag) {
+                let twice = state.history[..i].iter().any(|earlier| earlier.tag == applied.tag);
+                if twice && !self.asked[applied.tag.0 as usize].lost {
                     return self.violation(format!("I8: store {store} holds {:?} twice", applied.tag));
                 }
             }
         }
         self.one_order(stores);
         self.conditions();
+    }
+
+    /// Whether nothing is promised of this write's place any more.
+    fn excused(&self, store: usize, tag: Tag) -> bool {
+        let anywhere = |set: &BTreeSet<(usize, Tag)>| set.iter().any(|(_, there)| *there == tag);
+        self.asked[tag.0 as usize].lost || self.restored.contains(&store) || anywhere(&self.by_hand) || anywhere(&self.damage)
     }
 
     /// I6: per document, the index's effective writes are a subsequence of the database's, and both end with the same one.
@@ -205,10 +441,10 @@ impl Checker {
             }
         }
         for ((index, key), writers) in documents {
-            if writers.iter().any(|tag| self.by_hand.iter().any(|(_, by_hand)| by_hand == tag)) {
+            let Some(database) = self.database_of(&key) else { continue };
+            if writers.iter().any(|tag| self.excused(index, *tag) || self.excused(database, *tag)) {
                 continue;
             }
-            let Some(database) = self.database_of(&key) else { continue };
             let order = |store: usize| -> Vec<Tag> {
                 let touching = stores[store].history.iter().filter(|a| a.keys.contains(&key) && writers.contains(&a.tag));
                 touching.map(|a| a.tag).collect()
@@ -235,7 +471,8 @@ impl Checker {
         type Write = (Csn, Tag, bool, Option<Condition>);
         let mut documents: BTreeMap<(usize, &String), Vec<Write>> = BTreeMap::new();
         for (i, asked) in self.asked.iter().enumerate() {
-            let Some(csn) = asked.decided else { continue };
+            // One that a log has lost was decided, perhaps, and wrote.
+            let Some(csn) = asked.decided_at().or(asked.lost.then_some(Csn::ZERO)) else { continue };
             for w in asked.writes.iter().filter(|w| self.kinds[w.store] == Kind::Redo) {
                 for (key, delete, condition) in &w.keys {
                     documents.entry((w.store, key)).or_default().push((csn, Tag(i as u64), *delete, *condition));
@@ -245,7 +482,7 @@ impl Checker {
         let mut broken = None;
         for ((index, key), mut writes) in documents {
             writes.sort_by_key(|(csn, ..)| *csn);
-            if writes.iter().any(|(_, tag, ..)| self.by_hand.contains(&(index, *tag))) {
+            if writes.iter().any(|(_, tag, ..)| self.excused(index, *tag)) {
                 continue;
             }
             let mut before: Option<Csn> = None;
@@ -270,8 +507,8 @@ impl Checker {
 
     /// What was asked and how it ended, for people.
     pub(crate) fn summary(&self) -> (usize, usize, usize) {
-        let committed = self.asked.iter().filter(|a| a.decided.is_some()).count();
-        let aborted = self.asked.iter().filter(|a| a.told == Some(Told::Aborted)).count();
+        let committed = self.asked.iter().filter(|a| !a.decided.is_empty()).count();
+        let aborted = self.asked.iter().filter(|a| a.told_aborted()).count();
         (self.asked.len(), committed, aborted)
     }
 }

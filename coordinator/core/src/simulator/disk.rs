@@ -1,10 +1,12 @@
-//! The decision log's disk: it keeps what was forced, and any part of the rest.
+//! A decision log's disk: it keeps what was forced, and any part of the rest. It may be copied, put back to an older copy, and have two
+//! writers, of which its fence lets one through.
 
 use super::dice::Dice;
+use crate::mutation::{Mutation, broken};
 use crate::{Entry, Lsn, Record};
 
 /// A log in memory, and how much of it would survive power loss.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Disk {
     entries: Vec<Entry>,
     durable: Lsn,
@@ -12,24 +14,48 @@ pub(crate) struct Disk {
     wanted: bool,
     /// Not forced: after a crash any of them may be undone.
     forgotten: Vec<Forgotten>,
+    /// The host that may append (R-FENCE).
+    pub appender: usize,
+    /// From here on, pages are marked clean that were never written (R-FSYNC).
+    hollow: Option<Lsn>,
+    /// Up to where durable decisions were shown to the checker.
+    pub examined: Lsn,
+    /// An operator has accepted that records are lost.
+    pub loss_accepted: bool,
+    pub full: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Forgotten {
     Payload(Lsn),
     Below(Lsn),
 }
 
 impl Disk {
-    pub(crate) fn append(&mut self, entry: Entry, force: bool) {
-        assert!(self.entries.last().is_none_or(|last| last.lsn.next() == entry.lsn), "LSNs are gap-free: {}", entry.lsn);
+    /// Appends for a host; `false`: the fence holds it off.
+    pub(crate) fn append(&mut self, host: usize, entry: Entry, force: bool) -> bool {
+        if host != self.appender {
+            return broken(Mutation::NoFence) && self.overwrite(entry);
+        }
+        let follows = self.entries.last().is_none_or(|last| last.lsn.next() == entry.lsn);
+        assert!(follows || broken(Mutation::NoFence), "LSNs are gap-free: {}", entry.lsn);
         self.entries.push(entry);
         self.wanted |= force;
+        true
+    }
+
+    /// Two appenders: a record stands where another one stood.
+    fn overwrite(&mut self, entry: Entry) -> bool {
+        match self.entries.iter_mut().find(|there| there.lsn == entry.lsn) {
+            Some(there) => *there = entry,
+            None => self.entries.push(entry),
+        }
+        true
     }
 
     /// Whether a force is to be started now.
-    pub(crate) fn start_force(&mut self) -> bool {
-        if self.forcing.is_some() || !self.wanted {
+    pub(crate) fn start_force(&mut self, host: usize) -> bool {
+        if self.forcing.is_some() || !self.wanted || host != self.appender {
             return false;
         }
         self.forcing = self.entries.last().map(|last| last.lsn);
@@ -43,13 +69,18 @@ impl Disk {
         self.durable
     }
 
+    /// The force has failed, and its pages are marked clean.
+    pub(crate) fn fail_force(&mut self) {
+        self.hollow.get_or_insert(self.durable.next());
+    }
+
     pub(crate) fn last(&self) -> Lsn {
         self.entries.last().map_or(Lsn(0), |last| last.lsn)
     }
 
     /// Records after this one, up to what is durable.
     pub(crate) fn durable_since(&self, after: Lsn) -> impl Iterator<Item = &Entry> {
-        let durable = self.durable;
+        let durable = self.hollow.map_or(self.durable, |hollow| Lsn(hollow.0 - 1).min(self.durable));
         self.entries.iter().rev().take_while(move |entry| entry.lsn > after).filter(move |entry| entry.lsn <= durable)
     }
 
@@ -67,8 +98,11 @@ impl Disk {
 
     /// Power loss: of what was not forced a random beginning survives.
     pub(crate) fn crash(&mut self, dice: &mut Dice) {
-        let unforced = self.last().0 - self.durable.0;
-        let kept = Lsn(self.durable.0 + dice.below(unforced + 1));
+        let unforced = self.last().0.saturating_sub(self.durable.0);
+        let mut kept = Lsn(self.durable.0 + dice.below(unforced + 1));
+        if let Some(hollow) = self.hollow.take() {
+            kept = kept.min(Lsn(hollow.0 - 1));
+        }
         self.entries.retain(|entry| entry.lsn <= kept);
         self.durable = kept;
         (self.forcing, self.wanted) = (None, false);
@@ -79,8 +113,27 @@ impl Disk {
         }
     }
 
+    /// Power loss, and nothing of what was not forced survives.
+    #[cfg(test)]
+    pub(crate) fn lose_unforced(&mut self) {
+        self.entries.retain(|entry| entry.lsn <= self.durable);
+        (self.forcing, self.wanted) = (None, false);
+        self.forgotten.clear();
+    }
+
+    /// What a backup, or a clone, has of it.
+    pub(crate) fn copy(&self) -> Disk {
+        let entries = self.entries.iter().filter(|entry| entry.lsn <= self.durable).cloned().collect();
+        let (forcing, wanted, forgotten) = (None, false, Vec::new());
+        Disk { entries, forcing, wanted, forgotten, ..*self }
+    }
+
     pub(crate) fn replay(&self) -> Vec<Entry> {
         self.entries.clone()
+    }
+
+    pub(crate) fn entries(&self) -> &[Entry] {
+        &self.entries
     }
 
     fn carry_out(&mut self, forgotten: Forgotten) {

@@ -6,6 +6,15 @@ use crate::{Config, ParticipantConfig, Role};
 
 const SECOND: u64 = 1_000_000;
 
+/// Why there are two coordinators.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Twin {
+    /// The log was copied, and the copy is started too.
+    Clone,
+    /// The first one is paused, its successor takes over the same log, and it wakes up.
+    Successor,
+}
+
 /// The world of one seed: who there is, and how unkind it is to them. Intervals are means in microseconds; `None`: never.
 #[derive(Clone, Debug)]
 pub(crate) struct Climate {
@@ -13,6 +22,10 @@ pub(crate) struct Climate {
     pub clients: usize,
     pub transactions: usize,
     pub keys: u64,
+    /// Of a transaction: it writes two rows, in two databases perhaps.
+    pub wide: f64,
+    /// Of a transaction: it writes a document under a condition alone, whichever database its rows are in (R-COVER).
+    pub uncovered: f64,
     /// Coordinator and participants are one process: they crash together.
     pub embedded: bool,
     pub coordinator_crash: Option<u64>,
@@ -25,21 +38,47 @@ pub(crate) struct Climate {
     pub store_refuses: f64,
     pub client_loss: f64,
     pub client_duplicate: f64,
+    /// Of a client's turn: it goes away, and nobody asks any more what became of its request.
+    pub client_vanishes: f64,
     /// A message, now and then, takes this much longer.
     pub slow: (f64, u64),
     pub network: u64,
-    pub store: u64,
+    /// Of each store.
+    pub stores: Vec<u64>,
     pub force: u64,
-    /// How long a crashed process stays away.
+    /// How long a crashed process stays away; and of a participant's crash, that it stays away for long.
     pub outage: u64,
     /// Of a transaction: that its client begins it first.
     pub begins: f64,
     /// Of a transaction that was begun: that its client prepares one of its branches itself.
     pub enlists: f64,
+    pub long_outage: f64,
     pub conditions: f64,
     pub deletes: f64,
     pub reads: f64,
     pub operator: Option<u64>,
+    /// How often a prepared branch is rolled back in the store itself, which keeps no note of it.
+    pub rolled_back_there: Option<u64>,
+    /// Nothing goes wrong at all, and there is time for everything: all that can commit does (I4).
+    pub gentle: bool,
+    /// A leader sits behind a pooler: backends of ended sessions cannot be ended, and commit when they do.
+    pub pooled: bool,
+    /// Of a crash of a store's process, while it was told to commit: its last message arrives later.
+    pub left_behind: f64,
+    /// Read-only branches beside those that write.
+    pub reads_beside: f64,
+    /// Of a client's turn: it sends again a request that it has the answer to.
+    pub sent_again: f64,
+    /// A request that does not make sense, or another one under a key that is used.
+    pub nonsense: f64,
+    pub log_full: Option<u64>,
+    /// Of a force.
+    pub force_fails: f64,
+    /// How often the log is backed up; after a crash it may be put back.
+    pub log_backup: Option<u64>,
+    pub store_backup: Option<u64>,
+    /// When a second coordinator appears.
+    pub twin: Option<(Twin, u64)>,
     /// Until when anything goes wrong at all.
     pub faults_until: u64,
     pub config: Config,
@@ -49,6 +88,7 @@ impl Climate {
     pub(crate) fn draw(dice: &mut Dice) -> Climate {
         let kinds = draw_kinds(dice);
         let sometimes = |dice: &mut Dice, low: u64, high: u64| dice.chance(0.6).then(|| dice.log_between(low, high));
+        let seldom = |dice: &mut Dice, p: f64, low: u64, high: u64| dice.chance(p).then(|| dice.log_between(low, high));
         let rarely = |dice: &mut Dice, p: f64| if dice.chance(0.4) { p * dice.between(1, 100) as f64 / 100.0 } else { 0.0 };
         let participants = kinds.iter().enumerate().map(|(i, kind)| ParticipantConfig {
             name: format!("{}{i}", name_of(*kind)),
@@ -65,52 +105,112 @@ impl Climate {
             begin_timeout: 2 * SECOND,
             inquiry: dice.log_between(50_000, 2 * SECOND),
             loss_wait: dice.log_between(100_000, 30 * SECOND),
+            loss_strict: dice.chance(0.2),
             outcomes_max: if dice.chance(0.3) { dice.between(3, 30) as usize } else { 10_000 },
             ..Config::default()
         };
-        Climate {
+        let climate = Climate {
             clients: dice.between(1, 6) as usize,
             transactions: dice.between(10, 60) as usize,
             keys: dice.between(1, 5),
+            wide: dice.between(0, 9) as f64 / 10.0,
+            uncovered: rarely(dice, 0.8),
             embedded: dice.chance(0.3),
             coordinator_crash: sometimes(dice, 100_000, 5 * SECOND),
             participant_crash: sometimes(dice, 100_000, 5 * SECOND),
             session_break: sometimes(dice, 100_000, 3 * SECOND),
             store_breaks: rarely(dice, 0.05),
-            redo_stuck: rarely(dice, 0.3),
+            redo_stuck: if dice.chance(0.1) { 0.9 } else { rarely(dice, 0.3) },
             store_refuses: rarely(dice, 0.2),
             client_loss: rarely(dice, 0.4),
             client_duplicate: rarely(dice, 0.4),
+            client_vanishes: rarely(dice, 0.5),
             slow: (rarely(dice, 0.2), dice.log_between(10_000, 2 * SECOND)),
             network: dice.log_between(20, 5_000),
-            store: dice.log_between(20, 20_000),
+            stores: kinds.iter().map(|_| dice.log_between(20, 60_000)).collect(),
             force: dice.log_between(50, 30_000),
             outage: dice.log_between(1_000, 2 * SECOND),
+            long_outage: rarely(dice, 0.3),
             conditions: rarely(dice, 0.8),
             deletes: rarely(dice, 0.5),
             reads: rarely(dice, 0.5),
-            operator: dice.chance(0.15).then(|| dice.log_between(100_000, SECOND)),
+            operator: seldom(dice, 0.15, 100_000, SECOND),
+            rolled_back_there: seldom(dice, 0.05, 50_000, SECOND),
+            gentle: dice.chance(0.04),
+            pooled: dice.chance(0.5),
+            left_behind: if dice.chance(0.5) { 0.9 } else { 0.0 },
+            reads_beside: rarely(dice, 0.3),
+            sent_again: rarely(dice, 0.3),
+            nonsense: rarely(dice, 0.1),
+            log_full: seldom(dice, 0.1, 200_000, 3 * SECOND),
+            force_fails: if dice.chance(0.15) { 0.05 } else { 0.0 },
+            log_backup: seldom(dice, 0.12, 50_000, SECOND),
+            store_backup: seldom(dice, 0.06, 50_000, 2 * SECOND),
+            twin: draw_twin(dice),
             faults_until: dice.between(2, 10) * SECOND,
             begins: rarely(dice, 1.0),
             enlists: rarely(dice, 1.0),
             kinds,
             config,
+        };
+        if climate.gentle { climate.calmed() } else { climate }
+    }
+
+    /// The same people in fine weather.
+    fn calmed(self) -> Climate {
+        let fine = Config::default();
+        Climate {
+            coordinator_crash: None,
+            participant_crash: None,
+            session_break: None,
+            store_breaks: 0.0,
+            redo_stuck: 0.0,
+            store_refuses: 0.0,
+            slow: (0.0, 1),
+            network: self.network.min(1_000),
+            stores: self.stores.iter().map(|store| *store.min(&5_000)).collect(),
+            force: self.force.min(5_000),
+            operator: None,
+            rolled_back_there: None,
+            nonsense: 0.0,
+            reads_beside: 0.0,
+            begins: 0.0,
+            log_full: None,
+            force_fails: 0.0,
+            log_backup: None,
+            store_backup: None,
+            twin: None,
+            config: Config { participants: self.config.participants, resend: fine.resend, inquiry: fine.inquiry, ..fine },
+            ..self
         }
     }
 }
 
-/// At least one database; at most one serial executor and one leader.
+fn draw_twin(dice: &mut Dice) -> Option<(Twin, u64)> {
+    let twin = match dice.below(20) {
+        0 => Twin::Clone,
+        1 | 2 => Twin::Successor,
+        _ => return None,
+    };
+    Some((twin, dice.log_between(200_000, 5 * SECOND)))
+}
+
+/// At least one database; at most one serial executor.
 fn draw_kinds(dice: &mut Dice) -> Vec<Kind> {
     let mut kinds = Vec::new();
-    match dice.below(6) {
+    match dice.below(7) {
         0 | 1 => kinds.push(Kind::Serial),
         2 => kinds.push(Kind::Leader),
         3 => kinds.push(Kind::Preparing),
         4 => kinds.extend([Kind::Serial, Kind::Preparing]),
-        _ => kinds.extend([Kind::Leader, Kind::Serial]),
+        5 => kinds.extend([Kind::Leader, Kind::Serial]),
+        _ => kinds.extend([Kind::Leader, Kind::Preparing]),
     }
     if dice.chance(0.2) {
         kinds.push(Kind::Preparing);
+    }
+    if dice.chance(0.1) {
+        kinds.push(Kind::Leader);
     }
     for _ in 0..dice.below(3) {
         kinds.push(Kind::Redo);

@@ -1,13 +1,13 @@
 //! A store of any kind, in memory: what is durable, what a crash takes, and a history of all that was applied.
 
-use super::checker::{Checker, Tag};
+use super::checker::{Checker, LEADERS, Tag};
 use super::dice::Dice;
-use super::mutation::Mutation;
+use crate::mutation::{Mutation, broken};
 use crate::participant::{StoreCommand, StoreReport};
 use crate::vote::{Kind, Refusal, RefusalKind};
 use crate::{
-    Ballot, Condition, Csn, Decided, Decider, Marker, MarkerEvidence, Operation, Owner, Position, Progress, RequestKey, Settle, Time, Txid,
-    Value, Vote, Work,
+    Ballot, Condition, Csn, Decided, Decider, Epoch, Marker, MarkerEvidence, Operation, Owner, Position, Progress, RequestKey, Settle,
+    Time, Txid, Value, Vote, Work,
 };
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -61,6 +61,8 @@ pub(crate) struct State {
     floor: Position,
     /// Changes with every applied transaction.
     chain: u64,
+    /// Prepared branches of somebody else's.
+    foreign: BTreeSet<Txid>,
 }
 
 #[derive(Debug)]
@@ -70,6 +72,14 @@ pub(crate) struct PreparedBranch(Branch);
 struct OpenBatch {
     state: State,
     branches: Vec<Branch>,
+}
+
+/// A backend of a session that has ended: the database has its last message, and carries it out when it does.
+#[derive(Debug)]
+struct Ghost {
+    owner: Option<Owner>,
+    branches: Vec<Branch>,
+    markers: Vec<Marker>,
 }
 
 #[derive(Debug)]
@@ -83,7 +93,15 @@ pub(crate) struct Store {
     pub live: State,
     open: Option<OpenBatch>,
     redos: Vec<Rc<Redo>>,
-    pub mutation: Mutation,
+    /// A leader behind a pooler: backends of ended sessions cannot be ended.
+    pub pooled: bool,
+    ghosts: Vec<Ghost>,
+    /// An index's requests of an ended session, under way in the network.
+    requests: Vec<Decided>,
+    /// An index's redo votes whose outcome it does not know.
+    voted: Vec<Branch>,
+    /// An older state, which it may be put back to.
+    backup: Option<State>,
     /// How long redos stay stuck.
     pub calm: bool,
 }
@@ -96,8 +114,11 @@ pub(crate) struct Odds {
 }
 
 impl Store {
-    pub(crate) fn new(index: usize, kind: Kind, mutation: Mutation) -> Store {
-        let state = State::default();
+    pub(crate) fn new(index: usize, kind: Kind, pooled: bool) -> Store {
+        let mut state = State::default();
+        if kind == Kind::Preparing {
+            state.foreign.insert(Txid { epoch: Epoch(1), n: 1_000_000, decider: Decider::Log });
+        }
         Store {
             index,
             kind,
@@ -106,7 +127,11 @@ impl Store {
             live: state,
             open: None,
             redos: Vec::new(),
-            mutation,
+            pooled: pooled && kind == Kind::Leader,
+            ghosts: Vec::new(),
+            requests: Vec::new(),
+            voted: Vec::new(),
+            backup: None,
             calm: false,
         }
     }
@@ -114,6 +139,7 @@ impl Store {
     /// Power loss.
     pub(crate) fn crash(&mut self, dice: &mut Dice) {
         self.open = None;
+        self.voted.clear();
         self.unsynced.insert(0, std::mem::take(&mut self.durable));
         // Kinds that ack one by one have synced everything they acked: their list is always of one.
         let survivor = dice.below(self.unsynced.len() as u64) as usize;
@@ -123,20 +149,78 @@ impl Store {
     }
 
     pub(crate) fn idle(&self) -> bool {
-        self.open.is_none() && self.durable.prepared.is_empty()
+        self.open.is_none() && self.durable.prepared.is_empty() && self.ghosts.is_empty()
+    }
+
+    /// Keeps a copy of what is durable.
+    pub(crate) fn back_up(&mut self) {
+        self.backup = Some(self.durable.clone());
+    }
+
+    /// Is put back to that copy, after a crash; `false` if there is none that differs.
+    pub(crate) fn restore(&mut self) -> bool {
+        match self.backup.take().filter(|backup| backup.history.len() < self.durable.history.len()) {
+            Some(backup) => {
+                self.durable = backup;
+                self.live = self.durable.clone();
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// The session ends while its last message is on its way: whether the database, or the index, gets it all the same, later.
+    pub(crate) fn leave_behind(&mut self, command: &StoreCommand) -> bool {
+        match command {
+            StoreCommand::Lead(markers) if self.pooled => {
+                let Some(open) = self.open.take() else { return false };
+                self.ghosts.push(Ghost { owner: self.live.owner, branches: open.branches, markers: markers.clone() });
+                true
+            }
+            StoreCommand::Commit { decided, .. } if self.kind == Kind::Redo => {
+                self.requests.extend(decided.iter().cloned());
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// What an ended session has left behind arrives.
+    pub(crate) fn arrives_late(&mut self, checker: &mut Checker) {
+        if !self.ghosts.is_empty() {
+            let ghost = self.ghosts.remove(0);
+            self.ghost_commits(ghost, checker);
+        }
+        if !self.requests.is_empty() {
+            let decided = self.requests.remove(0);
+            self.commit_documents(&decided, checker);
+            self.sync();
+        }
+    }
+
+    /// R-OWNER at the leader: the transaction that inserts the marker reads the owner row.
+    fn ghost_commits(&mut self, ghost: Ghost, checker: &mut Checker) {
+        let owned = ghost.owner == self.live.owner || broken(Mutation::LeaderOwnerUnchecked);
+        if owned && !self.refuses(&ghost.markers) {
+            self.write_markers(&ghost.branches, &ghost.markers, checker);
+        }
     }
 
     /// Carries out one command.
     pub(crate) fn call(&mut self, now: Time, command: &StoreCommand, odds: Odds, dice: &mut Dice, checker: &mut Checker) -> StoreReport {
         match command {
-            StoreCommand::Recover { owner, .. } => self.recover(*owner, dice),
+            StoreCommand::Recover { owner, .. } => self.recover(*owner, dice, checker),
             StoreCommand::Prepare(batch) => StoreReport::Prepared(self.prepare(batch, odds, dice)),
             StoreCommand::Commit { decided, closed } => self.commit(decided, *closed, odds, dice, checker),
             StoreCommand::Abort(txids) => {
                 self.open = None;
+                self.voted.retain(|branch| !txids.contains(&branch.txid));
                 if self.kind == Kind::Preparing {
                     for txid in txids {
                         self.live.prepared.remove(txid);
+                        if self.live.foreign.contains(txid) {
+                            checker.violation(format!("R-ANSWER: store {} rolls back {txid}, a branch that is not ours", self.index));
+                        }
                     }
                     self.sync();
                 }
@@ -153,7 +237,9 @@ impl Store {
             }
             StoreCommand::Floor(below) => {
                 if self.kind == Kind::Leader {
-                    self.live.floor = self.live.floor.max(*below);
+                    if !broken(Mutation::FloorApart) {
+                        self.live.floor = self.live.floor.max(*below);
+                    }
                     self.live.markers.retain(|txid, _| txid.position() >= *below);
                     self.sync();
                 }
@@ -176,34 +262,47 @@ impl Store {
 
     fn progress(&self) -> Progress {
         match self.kind {
-            Kind::Serial if self.mutation == Mutation::AckBeforeDurable => {
-                Progress { applied: self.live.watermark, durable: self.live.watermark }
-            }
+            Kind::Serial if broken(Mutation::AckBeforeDurable) => Progress { applied: self.live.watermark, durable: self.live.watermark },
             Kind::Serial => Progress { applied: self.live.watermark, durable: self.durable.watermark },
-            Kind::Redo if self.mutation == Mutation::AckBeforeDurable => {
-                Progress { applied: self.live.watermark, durable: self.live.watermark }
-            }
+            Kind::Redo if broken(Mutation::AckBeforeDurable) => Progress { applied: self.live.watermark, durable: self.live.watermark },
             Kind::Redo => Progress { applied: self.durable.watermark, durable: self.durable.watermark },
             Kind::Preparing | Kind::Leader => Progress::default(),
         }
     }
 
-    fn recover(&mut self, owner: Owner, dice: &mut Dice) -> StoreReport {
-        if self.mutation != Mutation::KeepsWorking {
+    fn recover(&mut self, owner: Owner, dice: &mut Dice, checker: &mut Checker) -> StoreReport {
+        if !broken(Mutation::KeepsWorking) {
             self.open = None;
         }
+        self.voted.clear();
         if self.kind == Kind::Redo && dice.chance(0.5) {
             self.live = self.durable.clone(); // the writer was dropped
+        }
+        if !self.pooled {
+            // Backends of older sessions are ended, and with luck one was faster.
+            for ghost in std::mem::take(&mut self.ghosts) {
+                if dice.chance(0.5) {
+                    self.ghost_commits(ghost, checker);
+                }
+            }
+        }
+        if !broken(Mutation::LateRequests) {
+            // The alias that they were written through names an epoch and is gone.
+            self.requests.clear();
+        }
+        if broken(Mutation::PreparedEndsAlone) {
+            self.live.prepared.clear();
         }
         self.live.owner = Some(owner);
         // The owner is durable at once, and with it all that was committed before: what Hello says must not change by itself later.
         self.sync();
+        let foreign = self.live.foreign.iter().filter(|_| broken(Mutation::ForeignBranches));
         StoreReport::Recovered {
             progress: self.progress(),
             highest: self.live.highest,
-            prepared: self.live.prepared.keys().copied().collect(),
+            prepared: self.live.prepared.keys().chain(foreign).copied().collect(),
             heuristics: self.live.by_hand.iter().map(|(txid, commit)| (*txid, *commit)).collect(),
-            exclusive: true,
+            exclusive: !self.pooled,
         }
     }
 
@@ -219,11 +318,13 @@ impl Store {
         match self.kind {
             Kind::Preparing => {
                 self.live = state;
-                self.sync();
+                if !broken(Mutation::YesBeforeForce) {
+                    self.sync();
+                }
             }
             Kind::Redo => {}
             Kind::Serial | Kind::Leader => {
-                assert!(self.open.is_none() || self.mutation == Mutation::KeepsWorking, "a second batch on top of an open one");
+                assert!(self.open.is_none() || broken(Mutation::KeepsWorking), "a second batch on top of an open one");
                 if !ran.is_empty() {
                     if self.kind == Kind::Serial {
                         group_redo = self.keep_redo(Redo { branches: ran.clone(), base });
@@ -247,15 +348,20 @@ impl Store {
         let Some(branch) = read_work(work) else { return Vote::ReadOnly([].into()) };
         match self.kind {
             Kind::Preparing => {
-                if state.locked(&branch) && self.mutation != Mutation::NoLocks {
+                if state.locked(&branch) && !broken(Mutation::NoLocks) {
                     return no(RefusalKind::Conflict, "the row is locked");
                 }
-                assert!(!state.prepared.contains_key(&work.txid), "R-ONEPREP: {} is prepared twice", work.txid);
-                assert!(!state.committed.contains(&work.txid), "R-ONEPREP: {} is prepared after its end", work.txid);
                 state.prepared.insert(work.txid, Rc::new(PreparedBranch(branch)));
                 Vote::Prepared([].into())
             }
             Kind::Redo => {
+                let waits =
+                    self.voted.iter().flat_map(|other| &other.writes).any(|(key, _)| branch.writes.iter().any(|(own, _)| own == key));
+                if waits && broken(Mutation::IndexWaits) {
+                    // The one worker that would be told how the other ends is the one that waits.
+                    return no(RefusalKind::Timeout, "waited for the document's other writer");
+                }
+                self.voted.push(branch.clone());
                 for operation in work.operations.iter() {
                     if !condition_holds(state, operation) {
                         return no(RefusalKind::Condition, "the document was written by another");
@@ -269,6 +375,10 @@ impl Store {
                 Vote::InGroup([].into())
             }
             Kind::Leader => {
+                let locked = |key: &String| self.ghosts.iter().flat_map(|g| &g.branches).any(|b| b.writes.iter().any(|(k, _)| k == key));
+                if branch.writes.iter().any(|(key, _)| locked(key)) {
+                    return no(RefusalKind::Conflict, "the row is locked");
+                }
                 state.run(&branch);
                 ran.push(branch);
                 Vote::Ready([].into())
@@ -324,7 +434,7 @@ impl Store {
             Kind::Redo => {
                 let limit = stuck.first().map_or(closed, |(csn, _)| closed.min(csn.before()));
                 self.live.watermark = self.live.watermark.max(limit);
-                if self.mutation == Mutation::WatermarkPassesOpen {
+                if broken(Mutation::WatermarkPassesOpen) {
                     let newest = decided.last().map_or(Csn::ZERO, |d| d.csn);
                     self.live.watermark = self.live.watermark.max(newest);
                 }
@@ -346,7 +456,7 @@ impl Store {
             Kind::Serial => {
                 let before = self.unsynced.last().unwrap_or(&self.durable).watermark;
                 let mut state = self.live.clone();
-                if self.mutation == Mutation::WatermarkApart {
+                if broken(Mutation::WatermarkApart) {
                     state.watermark = before;
                 }
                 self.unsynced.push(state);
@@ -368,7 +478,9 @@ impl Store {
                 Some(branch) => {
                     let branch = branch.0.clone();
                     self.live.run(&branch);
-                    self.live.committed.insert(txid);
+                    if !broken(Mutation::MarkerForgotten) {
+                        self.live.committed.insert(txid);
+                    }
                     checker.applied(self.index, branch.tag, &self.live);
                     done.push(txid);
                 }
@@ -382,11 +494,15 @@ impl Store {
     fn commit_documents(&mut self, decision: &Decided, checker: &mut Checker) {
         let redo = self.redo(&decision.redo);
         let branch = &redo.branches[0];
+        self.voted.retain(|voted| voted.txid != branch.txid);
         let mut keys = Vec::new();
         for (key, deleted) in &branch.writes {
             let newer = self.live.documents.get(key).is_none_or(|d| d.csn < decision.csn);
-            if newer || (self.mutation == Mutation::OldDocumentsWin && self.live.documents[key].csn != decision.csn) {
-                self.live.documents.insert(key.clone(), Document { csn: decision.csn, deleted: *deleted });
+            if newer || (broken(Mutation::OldDocumentsWin) && self.live.documents[key].csn != decision.csn) {
+                match *deleted && broken(Mutation::NoTombstones) {
+                    true => drop(self.live.documents.remove(key)),
+                    false => drop(self.live.documents.insert(key.clone(), Document { csn: decision.csn, deleted: *deleted })),
+                }
                 keys.push(key.clone());
             }
         }
@@ -401,7 +517,9 @@ impl Store {
             return;
         }
         let redo = self.redo(&decision.redo);
-        let ours = |open: &OpenBatch| open.branches.iter().map(|b| b.txid).eq(decision.txids.iter().copied());
+        let ours = |open: &OpenBatch| {
+            open.branches.len() == decision.txids.len() && open.branches.iter().all(|b| decision.txids.contains(&b.txid))
+        };
         match self.open.take() {
             Some(open) if ours(&open) => {
                 let (highest, watermark) = (self.live.highest, self.live.watermark);
@@ -409,7 +527,7 @@ impl Store {
                 (self.live.highest, self.live.watermark) = (highest, watermark);
             }
             open => {
-                assert!(open.is_none() || self.mutation == Mutation::KeepsWorking, "R-SERIAL: a redo on top of an open batch");
+                assert!(open.is_none() || broken(Mutation::KeepsWorking), "R-SERIAL: a redo on top of an open batch");
                 if redo.base != self.live.chain && !checker.touched(self.index) {
                     checker.violation(format!("R-SERIAL: the redo of CSN {} meets a state that it was not made on", decision.csn));
                 }
@@ -432,27 +550,35 @@ impl Store {
             open.branches.iter().map(|b| b.txid).eq(markers.iter().map(|m| m.entry.txid)),
             "R-LR: the markers are those of the open batch"
         );
-        let keys: BTreeSet<_> = self.live.markers.values().flatten().map(|m| &m.entry.key).chain(&self.live.aborted_keys).collect();
-        let refused = markers.iter().any(|marker| {
-            let txid = marker.entry.txid;
-            self.live.markers.contains_key(&txid) || keys.contains(&marker.entry.key) || txid.position() < self.live.floor
-        });
-        if refused {
+        if self.refuses(markers) {
             return Err(Refusal::new(RefusalKind::Conflict, "its outcome is settled already"));
         }
-        let aside = std::mem::take(&mut self.live.markers);
-        let (floor, owner, aborted) = (self.live.floor, self.live.owner, std::mem::take(&mut self.live.aborted_keys));
-        self.live = open.state;
-        (self.live.markers, self.live.floor, self.live.owner, self.live.aborted_keys) = (aside, floor, owner, aborted);
+        self.write_markers(&open.branches, markers, checker);
+        Ok(())
+    }
+
+    /// Unique columns, and the floor, read in the same transaction.
+    fn refuses(&self, markers: &[Marker]) -> bool {
+        let keys: BTreeSet<_> = self.live.markers.values().flatten().map(|m| &m.entry.key).chain(&self.live.aborted_keys).collect();
+        markers.iter().any(|marker| {
+            let txid = marker.entry.txid;
+            self.live.markers.contains_key(&txid) || keys.contains(&marker.entry.key) || txid.position() < self.live.floor
+        })
+    }
+
+    /// One local transaction: that is the decision.
+    fn write_markers(&mut self, branches: &[Branch], markers: &[Marker], checker: &mut Checker) {
+        for branch in branches {
+            self.live.run(branch);
+        }
         for marker in markers {
             self.live.markers.insert(marker.entry.txid, Some(Rc::new(marker.clone())));
-            checker.decided(&marker.entry);
+            checker.decided(LEADERS, &marker.entry);
         }
-        for branch in &open.branches {
+        for branch in branches {
             checker.applied(self.index, branch.tag, &self.live);
         }
         self.sync();
-        Ok(())
     }
 
     /// R-LR: never read and presume: the insert of an 'A' decides.
@@ -463,11 +589,20 @@ impl Store {
         };
         match (&found, what) {
             (Some(_), _) => {}
+            (None, _) if broken(Mutation::SettleReads) => {}
             (None, Settle::Txid(txid)) => drop(self.live.markers.insert(*txid, None)),
             (None, Settle::Key(key, _)) => drop(self.live.aborted_keys.insert(key.clone())),
         }
         self.sync();
         found.map(|marker| Box::new((*marker).clone()))
+    }
+
+    /// Somebody with a database client rolls a prepared branch back.
+    pub(crate) fn roll_back_there(&mut self, checker: &mut Checker) {
+        if let Some((_, branch)) = self.live.prepared.pop_first() {
+            checker.by_hand(self.index, branch.0.tag);
+            self.sync();
+        }
     }
 
     fn resolve(&mut self, txid: Txid, commit: bool, checker: &mut Checker) {
@@ -485,7 +620,7 @@ impl Store {
     }
 
     fn tend(&mut self, now: Time, closed: Csn, dice: &mut Dice) -> StoreReport {
-        assert!(self.open.is_none() || self.mutation == Mutation::KeepsWorking, "no upkeep while a batch is open");
+        assert!(self.open.is_none() || broken(Mutation::KeepsWorking), "no upkeep while a batch is open");
         self.live.watermark = self.live.watermark.max(closed);
         let next = match self.kind {
             Kind::Redo | Kind::Serial if self.calm || dice.chance(0.4) => {

@@ -1,0 +1,142 @@
+//! Rules of the protocol that can be taken away, one at a time, to show that each is needed: the simulator must find a violation.
+//!
+//! At its place in the machine a rule reads `&& !broken(Mutation::Name)`, or the like. Without the simulator that is a constant.
+
+macro_rules! mutations {
+    ($($name:ident, $rule:literal, $what:literal;)*) => {
+        /// One rule taken away.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+        pub enum Mutation {
+            /// None is: the protocol as it is written.
+            #[default]
+            None,
+            $(#[doc = $what] $name,)*
+        }
+
+        impl Mutation {
+            /// All that take something away.
+            pub const ALL: &[Mutation] = &[$(Mutation::$name),*];
+
+            /// The rule, as docs/protocol.md names it.
+            pub fn rule(self) -> &'static str {
+                match self {
+                    Mutation::None => "",
+                    $(Mutation::$name => $rule,)*
+                }
+            }
+
+            /// What happens instead.
+            pub fn what(self) -> &'static str {
+                match self {
+                    Mutation::None => "nothing",
+                    $(Mutation::$name => $what,)*
+                }
+            }
+        }
+    };
+}
+
+mutations! {
+    // Who takes part
+    OwnerUnchecked, "R-OWNER", "a participant follows whoever comes";
+    OwnerEpochOnly, "R-OWNER", "a participant takes the same epoch with another incarnation for its owner";
+    StartsUnchecked, "R-OWNER", "a participant follows a log that does not hold the start it has followed";
+    LeaderOwnerUnchecked, "R-OWNER at the leader", "the transaction that inserts a marker does not read the owner row";
+    LogSilenceDecides, "R-DECIDER", "a led branch is presumed aborted because the log does not know it";
+    NoFence, "R-FENCE", "a paused coordinator appends after its successor has taken over";
+    // A transaction's states
+    PreparedEndsAlone, "once prepared, never alone", "a prepared branch is rolled back when its session ends";
+    DecidingAborts, "only Preparing may abort", "a lost session aborts what is being decided";
+    // The run
+    YesBeforeForce, "force before Yes", "a preparing store votes before its branch is durable";
+    OldPreparesTaken, "refuse old epochs and sessions", "a Prepare of an ended session is run in the next one, of a later epoch too";
+    PreparesAgain, "R-ONEPREP", "a branch's Prepare is delivered a second time, later, maybe in another session";
+    BatchOutOfOrder, "R-SERIAL", "the CSNs of a batch are taken against the order in which it ran";
+    RestOfBatchStays, "R-SERIAL", "one of a batch is taken back, and the votes of the others stand";
+    LedSharesBatch, "R-SERIAL", "a led transaction shares a batch with others";
+    VoteOutlivesSession, "R-REDO", "a redo vote holds after its session has ended";
+    NoHandover, "R-REDO", "a new session does not learn of what is still being decided";
+    HandoverBeforeScan, "R-REDO, R-LR", "a serial executor is handed its redos before the leaders are scanned";
+    IndexWaits, "R-NOWAIT", "an index waits for the other writer of a document instead of saying Conflict";
+    DurableBeforeForce, "force before reply and send", "the log says Durable before it has forced";
+    AckBeforeDurable, "ack after durable", "a store acks what a crash may take back";
+    WatermarkPassesOpen, "R-WATERMARK", "an index's watermark goes up to the newest CSN that it has applied";
+    ClosedPassesOpen, "R-WATERMARK", "stores are told that the watermark may pass CSNs whose outcome is open";
+    ClosedBeforeScan, "R-WATERMARK", "the watermark does not wait for a leader that has not been scanned";
+    WatermarkApart, "R-WATERMARK", "a serial executor's watermark is not in the local commit that it stands for";
+    LateRequests, "an index's fence", "an index applies what a session that has ended sent it";
+    FirstAckEnds, "all acks, not the first", "the first ack ends a transaction";
+    SkipBeforeDamage, "R-SKIP", "a redo is given up before its Damage is durable";
+    SettleReads, "R-LR", "recovery reads that there is no marker, and inserts none";
+    FloorApart, "R-LR", "markers below the floor go, and may be inserted again";
+    // The log
+    FailedAppendAborts, "R-UNKNOWN", "an append that fails is taken for not written: its clients are told aborted";
+    ForceTriedAgain, "R-FSYNC", "a force that failed is tried again, and believed";
+    FullLogRuns, "R-FULL", "a full log takes new transactions";
+    LogLossUnseen, "R-LOGLOSS", "nobody looks whether stores know more than the log";
+    PresumesUnheard, "R-LOGLOSS", "presumed abort does not wait for the stores' evidence";
+    StoreLossUnseen, "R-STORELOSS", "a store that reports less than it has acked is let in";
+    AckedNotForced, "R-STORELOSS", "records are forgotten before Acked is durable";
+    // Sessions and questions
+    KeepsWorking, "R-SESSION", "a store keeps its open batch over the end of a session";
+    MarkerForgotten, "outcomes are kept", "a preparing store forgets a branch's outcome at once";
+    ForeignBranches, "R-ANSWER: our gids only", "a store lists branches that are not ours";
+    NewerEpochAborts, "R-ANSWER: > e", "a branch of a newer epoch is answered Abort";
+    InProgressAborts, "R-ANSWER: = e, in progress", "a branch that is being decided is answered Abort";
+    PresumesBeforeReplay, "R-ANSWER: < e, after replay", "branches are answered before the Commit records are read";
+    // One order
+    CsnAtBegin, "R-ORDER", "the CSN is taken when the transaction begins";
+    CsnRestarts, "R-ORDER", "CSNs start again from 1 at every start";
+    NoLocks, "R-ORDER", "a preparing store votes without holding locks";
+    OldDocumentsWin, "documents by CSN", "a put below the document's CSN overwrites it";
+    NoTombstones, "deletes leave their CSN", "a delete leaves nothing at the key";
+    ConditionsAtIndexOnly, "R-COND", "conditions are not tested against decided writes that are not applied";
+    NoExclusion, "R-COND", "two undecided writers of a document may be conditional";
+    OneSidedExclusion, "R-COND", "an unconditional write may follow an undecided conditional one";
+    ConditionsNotRebuilt, "R-COND", "after a start, decided writes that are not applied are not known to conditions";
+    ConditionsBeforeScan, "R-COND", "conditions are tested before the leaders are scanned";
+    // Clients
+    KeyRunsAgain, "R-KEY", "a request that is sent again runs again";
+    AbortedKeyRuns, "R-KEY", "a request whose key was aborted runs when it is sent again";
+    AnyRequestJoins, "R-KEY", "another request under the same key is told the first one's outcome";
+    OldEpochRuns, "R-KEY", "a request first sent to an older epoch is run";
+    BelowFloorRuns, "R-KEY: the floor", "a request from below the floor is looked up or run";
+    KeyNotAskedAtLeader, "R-KEY, R-DECIDER", "a key of an older epoch is settled without the leaders";
+    FloorNotForced, "R-KEY: the floor", "outcomes are forgotten before the Floor is durable";
+    // By hand
+    NoSuchBranchIsSuccess, "R-MARKER", "a Commit that finds no branch counts as done";
+}
+
+impl Mutation {
+    /// Where another rule stands before this one and holds alone, as far as the simulator can see: that rule.
+    pub fn held_by(self) -> Option<&'static str> {
+        match self {
+            // A coordinator hears of a newer epoch's branch only from a store that the newer one owns, and that store refuses it.
+            Mutation::NewerEpochAborts => Some("R-OWNER"),
+            _ => None,
+        }
+    }
+}
+
+/// Whether this rule is taken away in this run.
+#[cfg(any(test, feature = "simulator"))]
+pub(crate) fn broken(mutation: Mutation) -> bool {
+    TAKEN_AWAY.get() == mutation
+}
+
+/// Whether this rule is taken away in this run: never, outside the simulator.
+#[cfg(not(any(test, feature = "simulator")))]
+pub(crate) const fn broken(_: Mutation) -> bool {
+    false
+}
+
+#[cfg(any(test, feature = "simulator"))]
+thread_local! {
+    static TAKEN_AWAY: std::cell::Cell<Mutation> = const { std::cell::Cell::new(Mutation::None) };
+}
+
+/// Takes a rule away in this thread; `None` gives all back.
+#[cfg(any(test, feature = "simulator"))]
+pub(crate) fn take_away(mutation: Mutation) {
+    TAKEN_AWAY.set(mutation);
+}

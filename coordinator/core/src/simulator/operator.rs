@@ -1,0 +1,89 @@
+//! The operator: what a person does by hand, at random, and what has to be done by hand.
+
+use super::clients::Asked;
+use super::world::{Happening, World};
+use crate::follower::{Scan, Session};
+use crate::{AdminAction, Event, Kind, ParticipantId, Phase};
+
+impl World {
+    pub(super) fn operator(&mut self) {
+        self.plan(self.climate.operator, Happening::Operator);
+        let Some(host) = self.a_host() else { return };
+        let Some(machine) = &self.hosts[host].machine else { return };
+        if self.calm {
+            return;
+        }
+        let mut open: Vec<_> = machine.transactions().map(|t| t.txid).collect();
+        open.sort();
+        let away = |f: &&crate::follower::Follower| f.scan == Scan::Needed;
+        if let Some(leader) = machine.followers().iter().find(away).map(|follower| follower.id)
+            && self.dice.chance(0.1)
+        {
+            self.checker.waived(leader.0 as usize);
+            return self.order(host, AdminAction::Waive { participant: leader }, Asked::Operator);
+        }
+        if open.is_empty() {
+            return;
+        }
+        let txid = *self.dice.pick(&open);
+        let participant = ParticipantId(self.dice.below(self.actors.len() as u64) as u16);
+        let action = match self.dice.below(3) {
+            0 => AdminAction::Cancel { txid },
+            1 => AdminAction::Skip { txid, participant },
+            _ => AdminAction::Resolve { txid, participant, commit: self.dice.chance(0.5) },
+        };
+        self.expect(host, &action);
+        self.order(host, action, Asked::Operator);
+    }
+
+    fn order(&mut self, host: usize, action: AdminAction, asked: Asked) {
+        let ticket = self.ticket(asked);
+        self.coordinate(host, Event::Admin { ticket, operator: "simulator".into(), action, reason: "to see what happens".into() });
+    }
+
+    /// What an operator does by hand is no promise of the protocol's: it agrees with the decision, or is recorded as damage.
+    fn expect(&mut self, host: usize, action: &AdminAction) {
+        let (AdminAction::Skip { txid, participant } | AdminAction::Resolve { txid, participant, .. }) = action else { return };
+        let (store, log) = (participant.0 as usize, self.hosts[host].disk);
+        let fits = match action {
+            AdminAction::Skip { .. } => self.climate.kinds[store] == Kind::Redo,
+            _ => self.climate.kinds[store] == Kind::Preparing,
+        };
+        if let Some(tag) = self.checker.tag_of(log, *txid).filter(|_| fits) {
+            self.checker.by_hand(store, tag);
+        }
+    }
+
+    /// Somebody looks after what cannot go on by itself: safe mode, and stores that will not be heard any more.
+    pub(super) fn supervise(&mut self) {
+        for host in 0..self.hosts.len() {
+            self.hosts[host].supervised = false;
+        }
+        let live: Vec<_> = (0..self.hosts.len()).filter(|host| !self.hosts[*host].gone).collect();
+        // Not before one of two has been given up.
+        if let [host] = live[..]
+            && let Some(machine) = &self.hosts[host].machine
+        {
+            let lost = |f: &&crate::follower::Follower| matches!(f.session, Session::Refused(..)) && !f.evidence;
+            let waived: Vec<_> = machine.followers().iter().filter(lost).map(|follower| follower.id).collect();
+            if matches!(machine.phase(), Phase::Safe(_)) {
+                self.order(host, AdminAction::LeaveSafeMode, Asked::Leave { host });
+            } else if self.calm {
+                for participant in waived {
+                    self.order(host, AdminAction::Waive { participant }, Asked::Operator);
+                }
+            }
+        }
+        let safe = self.hosts.iter().any(|host| host.machine.as_ref().is_some_and(|machine| matches!(machine.phase(), Phase::Safe(_))));
+        if safe || self.calm {
+            self.after(1_000_000, Happening::Supervise);
+        }
+    }
+
+    /// It is to be started again.
+    pub(super) fn safe_mode_left(&mut self, host: usize) {
+        let log = self.hosts[host].disk;
+        self.disks[log].loss_accepted = true;
+        self.after(1, Happening::RestartCoordinator(host));
+    }
+}
