@@ -22,13 +22,17 @@ pub enum Mutation {
     KeepsWorking,
     /// A branch's Prepare is delivered a second time, later, maybe in another session (R-ONEPREP).
     PreparesAgain,
+    /// What applications have prepared is not looked for (R-ANSWER).
+    NotListed,
+    /// A preparing store does not tell the markers that it wrote (R-LR).
+    MarkersUntold,
     /// A new session does not learn of what is still being decided (R-REDO).
     NoHandover,
 }
 
 impl Mutation {
     /// All that break something.
-    pub const ALL: [Mutation; 9] = [
+    pub const ALL: [Mutation; 11] = [
         Mutation::DurableBeforeForce,
         Mutation::WatermarkPassesOpen,
         Mutation::AckBeforeDurable,
@@ -38,5 +42,7 @@ impl Mutation {
         Mutation::KeepsWorking,
         Mutation::PreparesAgain,
         Mutation::NoHandover,
+        Mutation::NotListed,
+        Mutation::MarkersUntold,
     ];
 }

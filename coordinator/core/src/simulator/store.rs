@@ -161,6 +161,10 @@ impl Store {
                 StoreReport::LedEach(outcomes.collect())
             }
             StoreCommand::Lead(markers) => StoreReport::Led(self.lead(markers, checker)),
+            StoreCommand::Settle(_) | StoreCommand::Scan { .. } if self.untold() => match command {
+                StoreCommand::Scan { .. } => StoreReport::Scanned(Vec::new()),
+                _ => StoreReport::Settled(None),
+            },
             StoreCommand::Settle(what) => StoreReport::Settled(self.settle(what)),
             StoreCommand::Scan { above, limit } => {
                 let mut found: Vec<_> =
@@ -181,10 +185,15 @@ impl Store {
                 self.resolve(*txid, *commit, checker);
                 StoreReport::Resolved
             }
+            StoreCommand::List if self.mutation == Mutation::NotListed => StoreReport::Listed(None),
             StoreCommand::List => StoreReport::Listed(Some(self.live.prepared.keys().copied().collect())),
             StoreCommand::Tend(closed) => self.tend(now, *closed, dice),
             StoreCommand::Migrate(..) => StoreReport::Migrated(Ok("nothing to change".into())),
         }
+    }
+
+    fn untold(&self) -> bool {
+        self.kind == Kind::Preparing && self.mutation == Mutation::MarkersUntold
     }
 
     fn sync(&mut self) {
