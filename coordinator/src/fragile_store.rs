@@ -2,7 +2,7 @@
 
 use crate::failpoints::hit;
 use lockstep_core::{
-    Ballot, Csn, Decided, Kind, Marker, MarkerEvidence, Operation, Owner, ParticipantId, Position, Settle, Txid, Vote, Work,
+    Abilities, Ballot, Csn, Decided, Kind, Marker, MarkerEvidence, Operation, Owner, ParticipantId, Position, Settle, Txid, Vote, Work,
 };
 use lockstep_participants::{Committed, Led, Reader, Recovered, ResourceManager, StoreError, Tended, Validator};
 use std::sync::Arc;
@@ -90,6 +90,14 @@ impl ResourceManager for FragileStore {
 
     fn resolve(&mut self, txid: Txid, commit: bool) -> Result<(), StoreError> {
         self.around("resolve", |store| store.resolve(txid, commit))
+    }
+
+    fn abilities(&self) -> Abilities {
+        self.store.abilities()
+    }
+
+    fn acked(&mut self, csn: Csn) -> Result<(), StoreError> {
+        self.around("acked", |store| store.acked(csn))
     }
 
     fn prepared(&mut self) -> Result<Option<Vec<Txid>>, StoreError> {

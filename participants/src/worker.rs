@@ -98,7 +98,7 @@ impl Worker {
         let gate = Arc::new(Gate::default());
         gate.open(store.validator());
         let mut worker = Worker {
-            machine: Participant::new(kind),
+            machine: Participant::with(kind, store.abilities()),
             store,
             inbox,
             gate: gate.clone(),
@@ -257,12 +257,12 @@ impl Worker {
                 StoreReport::Committed { progress, done, not_prepared, stuck }
             }),
             StoreCommand::Abort(txids) => store.abort(&txids).map(|()| StoreReport::Aborted),
-            StoreCommand::Lead(markers) => store.lead(&markers).map(|led| {
-                StoreReport::Led(match led {
-                    Led::Committed => Ok(()),
-                    Led::RolledBack(refusal) => Err(refusal),
-                })
+            StoreCommand::Lead(markers) => store.lead(&markers).map(|led| match led {
+                Led::Committed => StoreReport::Led(Ok(())),
+                Led::RolledBack(refusal) => StoreReport::Led(Err(refusal)),
+                Led::Each(outcomes) => StoreReport::LedEach(outcomes),
             }),
+            StoreCommand::Acked(csn) => store.acked(csn).map(|()| StoreReport::Acked),
             StoreCommand::Settle(what) => store.settle(&what).map(|marker| StoreReport::Settled(marker.map(Box::new))),
             StoreCommand::Scan { above, limit } => store.scan(above, limit).map(StoreReport::Scanned),
             StoreCommand::Floor(below) => store.floor(below).map(|()| StoreReport::Floored),

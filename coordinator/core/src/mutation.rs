@@ -56,6 +56,8 @@ mutations! {
     LedSharesBatch, "R-SERIAL", "a led transaction shares a batch with others";
     VoteOutlivesSession, "R-REDO", "a redo vote holds after its session has ended";
     NoHandover, "R-REDO", "a new session does not learn of what is still being decided";
+    NotListed, "R-ANSWER", "what applications have prepared is not looked for";
+    MarkersUntold, "R-LR", "a preparing store does not tell the markers that it wrote";
     HandoverBeforeScan, "R-REDO, R-LR", "a serial executor is handed its redos before the leaders are scanned";
     IndexWaits, "R-NOWAIT", "an index waits for the other writer of a document instead of saying Conflict";
     DurableBeforeForce, "force before reply and send", "the log says Durable before it has forced";

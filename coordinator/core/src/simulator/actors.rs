@@ -146,7 +146,7 @@ impl World {
         if actor.machine.is_some() {
             return;
         }
-        actor.machine = Some(Participant::new(actor.store.kind));
+        actor.machine = Some(Participant::with(actor.store.kind, actor.store.abilities));
         let owner = actor.store.live.owner;
         self.participate(i, ParticipantEvent::Started(owner));
         for host in 0..self.hosts.len() {

@@ -112,7 +112,9 @@ impl World {
     fn begin(&mut self, host: usize, i: usize, tag: Tag, request: Request) {
         let is_leader = |p: &ParticipantId| self.climate.kinds[p.0 as usize] == Kind::Leader;
         let leader = request.branches.iter().map(|branch| branch.participant).find(is_leader);
-        let led_by = leader.filter(|_| self.climate.gentle || !self.dice.chance(0.1));
+        let alone = request.branches.first().filter(|_| request.branches.len() == 1).map(|branch| branch.participant);
+        let alone = alone.filter(|p| self.actors[p.0 as usize].store.abilities.leads && self.dice.chance(0.5));
+        let led_by = leader.filter(|_| self.climate.gentle || !self.dice.chance(0.1)).or(alone);
         let timeout = if self.climate.gentle || self.dice.chance(0.5) { 0 } else { self.dice.log_between(1_000, 2_000_000) };
         let Request { key, position, .. } = request;
         for _ in 0..1 + u64::from(!self.calm && self.dice.chance(self.climate.client_duplicate)) {

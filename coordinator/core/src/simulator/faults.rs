@@ -2,7 +2,7 @@
 
 use super::dice::Dice;
 use crate::vote::Kind;
-use crate::{Config, ParticipantConfig, Role};
+use crate::{Abilities, Config, ParticipantConfig, Role};
 
 const SECOND: u64 = 1_000_000;
 
@@ -19,6 +19,8 @@ pub(crate) enum Twin {
 #[derive(Clone, Debug)]
 pub(crate) struct Climate {
     pub kinds: Vec<Kind>,
+    /// Of its preparing stores.
+    pub abilities: Abilities,
     pub clients: usize,
     pub transactions: usize,
     pub keys: u64,
@@ -148,6 +150,7 @@ impl Climate {
             store_backup: seldom(dice, 0.06, 50_000, 2 * SECOND),
             twin: draw_twin(dice),
             faults_until: dice.between(2, 10) * SECOND,
+            abilities: Abilities { leads: dice.chance(0.6), keeps_acked: dice.chance(0.6) },
             begins: rarely(dice, 1.0),
             enlists: rarely(dice, 1.0),
             kinds,

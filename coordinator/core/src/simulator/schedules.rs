@@ -9,9 +9,9 @@ use super::store::{Odds, Store};
 use super::{SIMULATING, quiet_panics};
 use crate::mutation::{Mutation, take_away};
 use crate::{
-    BranchRequest, Config, CoordId, Coordinator, Effect, Entry, Event, FromParticipant, Identity, Kind, LogId, Operation, Participant,
-    ParticipantConfig, ParticipantEffect, ParticipantEvent, ParticipantId, Phase, Position, Record, Reply, Request, RequestKey, Role,
-    SessionId, StoreCommand, Ticket, Time, ToParticipant, Value, Wait,
+    Abilities, BranchRequest, Config, CoordId, Coordinator, Effect, Entry, Event, FromParticipant, Identity, Kind, LogId, Operation,
+    Participant, ParticipantConfig, ParticipantEffect, ParticipantEvent, ParticipantId, Phase, Position, Record, Reply, Request,
+    RequestKey, Role, SessionId, StoreCommand, Ticket, Time, ToParticipant, Value, Wait,
 };
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -84,7 +84,7 @@ impl SmallWorld {
             standalone: false,
         });
         let seat = |(i, kind): (usize, &Kind)| {
-            let mut store = Store::new(i, *kind, false);
+            let mut store = Store::new(i, *kind, Abilities::default(), false);
             store.calm = true;
             let (there, back) = (VecDeque::new(), VecDeque::new());
             let mut machine = Participant::new(*kind);

@@ -6,8 +6,8 @@ use crate::mutation::{Mutation, broken};
 use crate::participant::{StoreCommand, StoreReport};
 use crate::vote::{Kind, Refusal, RefusalKind};
 use crate::{
-    Ballot, Condition, Csn, Decided, Decider, Epoch, Marker, MarkerEvidence, Operation, Owner, Position, Progress, RequestKey, Settle,
-    Time, Txid, Value, Vote, Work,
+    Abilities, Ballot, Condition, Csn, Decided, Decider, Epoch, Marker, MarkerEvidence, Operation, Owner, ParticipantId, Position,
+    Progress, RequestKey, Settle, Time, Txid, Value, Vote, Work,
 };
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,6 +59,8 @@ pub(crate) struct State {
     pub markers: BTreeMap<Txid, Option<Rc<Marker>>>,
     aborted_keys: BTreeSet<RequestKey>,
     floor: Position,
+    /// Up to where a preparing store's branches are acked.
+    acked: Csn,
     /// Changes with every applied transaction.
     chain: u64,
     /// Prepared branches of somebody else's.
@@ -92,6 +94,9 @@ pub(crate) struct Store {
     unsynced: Vec<State>,
     pub live: State,
     open: Option<OpenBatch>,
+    /// A preparing store's transactions that wait to be led, with their locks.
+    ready: BTreeMap<Txid, Branch>,
+    pub abilities: Abilities,
     redos: Vec<Rc<Redo>>,
     /// A leader behind a pooler: backends of ended sessions cannot be ended.
     pub pooled: bool,
@@ -114,7 +119,7 @@ pub(crate) struct Odds {
 }
 
 impl Store {
-    pub(crate) fn new(index: usize, kind: Kind, pooled: bool) -> Store {
+    pub(crate) fn new(index: usize, kind: Kind, abilities: Abilities, pooled: bool) -> Store {
         let mut state = State::default();
         if kind == Kind::Preparing {
             state.foreign.insert(Txid { epoch: Epoch(1), n: 1_000_000, decider: Decider::Log });
@@ -126,6 +131,8 @@ impl Store {
             unsynced: Vec::new(),
             live: state,
             open: None,
+            ready: BTreeMap::new(),
+            abilities: if kind == Kind::Preparing { abilities } else { Abilities::default() },
             redos: Vec::new(),
             pooled: pooled && kind == Kind::Leader,
             ghosts: Vec::new(),
@@ -140,6 +147,7 @@ impl Store {
     pub(crate) fn crash(&mut self, dice: &mut Dice) {
         self.open = None;
         self.voted.clear();
+        self.ready.clear();
         self.unsynced.insert(0, std::mem::take(&mut self.durable));
         // Kinds that ack one by one have synced everything they acked: their list is always of one.
         let survivor = dice.below(self.unsynced.len() as u64) as usize;
@@ -149,7 +157,7 @@ impl Store {
     }
 
     pub(crate) fn idle(&self) -> bool {
-        self.open.is_none() && self.durable.prepared.is_empty() && self.ghosts.is_empty()
+        self.open.is_none() && self.ready.is_empty() && self.durable.prepared.is_empty() && self.ghosts.is_empty()
     }
 
     /// Keeps a copy of what is durable.
@@ -217,6 +225,7 @@ impl Store {
                 self.voted.retain(|branch| !txids.contains(&branch.txid));
                 if self.kind == Kind::Preparing {
                     for txid in txids {
+                        self.ready.remove(txid);
                         self.live.prepared.remove(txid);
                         if self.live.foreign.contains(txid) {
                             checker.violation(format!("R-ANSWER: store {} rolls back {txid}, a branch that is not ours", self.index));
@@ -226,7 +235,20 @@ impl Store {
                 }
                 StoreReport::Aborted
             }
+            StoreCommand::Acked(csn) => {
+                self.live.acked = *csn;
+                self.sync();
+                StoreReport::Acked
+            }
+            StoreCommand::Lead(markers) if self.kind == Kind::Preparing => {
+                let outcomes = markers.iter().map(|marker| (marker.entry.txid, self.lead_one(marker, odds, dice, checker)));
+                StoreReport::LedEach(outcomes.collect())
+            }
             StoreCommand::Lead(markers) => StoreReport::Led(self.lead(markers, checker)),
+            StoreCommand::Settle(_) | StoreCommand::Scan { .. } if self.untold() => match command {
+                StoreCommand::Scan { .. } => StoreReport::Scanned(Vec::new()),
+                _ => StoreReport::Settled(None),
+            },
             StoreCommand::Settle(what) => StoreReport::Settled(self.settle(what)),
             StoreCommand::Scan { above, limit } => {
                 let mut found: Vec<_> =
@@ -236,7 +258,7 @@ impl Store {
                 StoreReport::Scanned(found)
             }
             StoreCommand::Floor(below) => {
-                if self.kind == Kind::Leader {
+                if self.kind == Kind::Leader || self.kind == Kind::Preparing {
                     if !broken(Mutation::FloorApart) {
                         self.live.floor = self.live.floor.max(*below);
                     }
@@ -249,10 +271,15 @@ impl Store {
                 self.resolve(*txid, *commit, checker);
                 StoreReport::Resolved
             }
+            StoreCommand::List if broken(Mutation::NotListed) => StoreReport::Listed(None),
             StoreCommand::List => StoreReport::Listed(Some(self.live.prepared.keys().copied().collect())),
             StoreCommand::Tend(closed) => self.tend(now, *closed, dice),
             StoreCommand::Migrate(..) => StoreReport::Migrated(Ok("nothing to change".into())),
         }
+    }
+
+    fn untold(&self) -> bool {
+        self.kind == Kind::Preparing && broken(Mutation::MarkersUntold)
     }
 
     fn sync(&mut self) {
@@ -266,12 +293,14 @@ impl Store {
             Kind::Serial => Progress { applied: self.live.watermark, durable: self.durable.watermark },
             Kind::Redo if broken(Mutation::AckBeforeDurable) => Progress { applied: self.live.watermark, durable: self.live.watermark },
             Kind::Redo => Progress { applied: self.durable.watermark, durable: self.durable.watermark },
-            Kind::Preparing | Kind::Leader => Progress::default(),
+            Kind::Preparing => Progress { applied: self.durable.acked, durable: self.durable.acked },
+            Kind::Leader => Progress::default(),
         }
     }
 
     fn recover(&mut self, owner: Owner, dice: &mut Dice, checker: &mut Checker) -> StoreReport {
         if !broken(Mutation::KeepsWorking) {
+            self.ready.clear();
             self.open = None;
         }
         self.voted.clear();
@@ -348,8 +377,13 @@ impl Store {
         let Some(branch) = read_work(work) else { return Vote::ReadOnly([].into()) };
         match self.kind {
             Kind::Preparing => {
-                if state.locked(&branch) && !broken(Mutation::NoLocks) {
+                let held = |key: &String| self.ready.values().any(|r| r.writes.iter().any(|(k, _)| k == key));
+                if (state.locked(&branch) || branch.writes.iter().any(|(key, _)| held(key))) && !broken(Mutation::NoLocks) {
                     return no(RefusalKind::Conflict, "the row is locked");
+                }
+                if work.txid.decider == Decider::Leader(ParticipantId(self.index as u16)) {
+                    self.ready.insert(work.txid, branch);
+                    return Vote::Ready([].into());
                 }
                 state.prepared.insert(work.txid, Rc::new(PreparedBranch(branch)));
                 Vote::Prepared([].into())
@@ -391,7 +425,8 @@ impl Store {
         let work = Work { txid, operations: operations.into(), timeout: 0 };
         let Some(branch) = read_work(&work) else { return false };
         let used = self.live.prepared.contains_key(&txid) || self.live.committed.contains(&txid);
-        if used || self.live.locked(&branch) {
+        let held = |key: &String| self.ready.values().any(|r| r.writes.iter().any(|(k, _)| k == key));
+        if used || self.live.locked(&branch) || branch.writes.iter().any(|(key, _)| held(key)) {
             return false;
         }
         self.live.prepared.insert(txid, Rc::new(PreparedBranch(branch)));
@@ -579,6 +614,24 @@ impl Store {
             checker.applied(self.index, branch.tag, &self.live);
         }
         self.sync();
+    }
+
+    /// One local transaction: marker, and commit. Now and then the database refuses it, for certain.
+    fn lead_one(&mut self, marker: &Marker, odds: Odds, dice: &mut Dice, checker: &mut Checker) -> Result<(), Refusal> {
+        let txid = marker.entry.txid;
+        let branch = self.ready.remove(&txid).expect("Lead comes to an open transaction");
+        let mut keys = self.live.markers.values().flatten().map(|m| &m.entry.key).chain(&self.live.aborted_keys);
+        let settled =
+            self.live.markers.contains_key(&txid) || keys.any(|key| *key == marker.entry.key) || txid.position() < self.live.floor;
+        if settled || dice.chance(odds.refuses) {
+            return Err(Refusal::new(RefusalKind::Conflict, "its outcome is settled already"));
+        }
+        self.live.markers.insert(txid, Some(Rc::new(marker.clone())));
+        checker.decided(LEADERS, &marker.entry);
+        self.live.run(&branch);
+        checker.applied(self.index, branch.tag, &self.live);
+        self.sync();
+        Ok(())
     }
 
     /// R-LR: never read and presume: the insert of an 'A' decides.

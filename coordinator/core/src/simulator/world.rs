@@ -87,7 +87,7 @@ impl World {
     pub(super) fn new(seed: u64, _: &Options, transcript: Transcript) -> World {
         let mut dice = Dice::new(seed);
         let climate = Climate::draw(&mut dice);
-        let actor = |(index, kind): (usize, &Kind)| Actor::new(Store::new(index, *kind, climate.pooled));
+        let actor = |(index, kind): (usize, &Kind)| Actor::new(Store::new(index, *kind, climate.abilities, climate.pooled));
         World {
             seed,
             now: Time(0),
