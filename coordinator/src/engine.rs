@@ -303,7 +303,8 @@ impl Engine {
     fn ended(&self) -> Option<Stopped> {
         let (deadline, _) = self.stopping.as_ref()?;
         let status = self.machine.status();
-        if status.open == 0 && status.committing == 0 {
+        // What is only begun can't be committed any more: it is presumed aborted.
+        if status.open == status.active && status.committing == 0 {
             Some(Stopped::Clean)
         } else if Instant::now() >= *deadline {
             Some(Stopped::Deadline)

@@ -161,10 +161,11 @@ impl Follower {
         self.kind == Kind::Preparing && self.has_led && self.abilities.leads
     }
 
-    /// Whether it writes down how far it was acked, before the log forgets (R-STORELOSS). Before its Hello: whether it ever did.
+    /// Whether it writes down how far it was acked, before the log forgets (R-STORELOSS). Before its Hello: whether it ever did. One that is
+    /// not configured any more is not waited for.
     pub fn keeps_acked(&self) -> bool {
         let ever = !self.evidence && self.acked > Csn::ZERO;
-        self.kind == Kind::Preparing && (self.abilities.keeps_acked || ever)
+        self.configured && self.kind == Kind::Preparing && (self.abilities.keeps_acked || ever)
     }
 
     /// The session that takes Prepares, if there is one.

@@ -5,7 +5,7 @@ use crate::follower::Follower;
 use crate::ids::{Csn, LogId, Lsn, Owner, ParticipantId, Position, Time, Txid};
 use crate::outcomes::Known;
 use crate::record::Damage;
-use crate::transaction::Transaction;
+use crate::transaction::{State, Transaction};
 
 /// The machine at a glance.
 #[derive(Clone, Debug)]
@@ -18,6 +18,8 @@ pub struct Status {
     pub log_id: LogId,
     /// Transactions that are not decided.
     pub open: usize,
+    /// Those among them that are begun and not asked to commit.
+    pub active: usize,
     /// Transactions that are decided and not applied everywhere.
     pub committing: usize,
     /// When the oldest of those not ended came.
@@ -46,6 +48,7 @@ impl Coordinator {
             owner: self.owner,
             log_id: self.log_id,
             open: self.open,
+            active: self.transactions.values().filter(|transaction| transaction.state == State::Active).count(),
             committing: self.transactions.len() - self.open,
             oldest: self.transactions.values().map(|transaction| transaction.began).min(),
             counts: self.counts,
