@@ -43,6 +43,8 @@ pub enum Store {
     Sqlite(SqliteStore),
     /// An embedded Tantivy index.
     Tantivy(TantivyStore),
+    /// An index of an OpenSearch or Elasticsearch cluster.
+    OpenSearch(OpenSearchStore),
     /// A resource manager in a process of its own, which dials the daemon.
     Remote(RemoteStore),
 }
@@ -91,6 +93,74 @@ pub struct TantivyStore {
     /// Whether documents may be written with no database row in the same transaction (R-COVER).
     #[serde(default)]
     pub standalone: bool,
+}
+
+/// An index of an OpenSearch or Elasticsearch cluster.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpenSearchStore {
+    /// Its name.
+    pub name: String,
+    /// The cluster's nodes, `http://HOST:PORT` or `https://HOST:PORT`.
+    #[serde(default = "default_nodes")]
+    pub nodes: Vec<String>,
+    /// What readers search; the store's name if absent.
+    pub alias: Option<String>,
+    /// The index that is made where the alias is not there; `ALIAS-000001` if absent.
+    pub index: Option<String>,
+    /// Whether one is made.
+    #[serde(default = "yes")]
+    pub create: bool,
+    /// The user, with a password.
+    pub user: Option<String>,
+    /// A file that holds the password.
+    pub password_file: Option<PathBuf>,
+    /// The environment variable that holds the password.
+    pub password_env: Option<String>,
+    /// A file that holds an API key.
+    pub api_key_file: Option<PathBuf>,
+    /// The environment variable that holds an API key.
+    pub api_key_env: Option<String>,
+    /// A file of certificates (PEM) that are trusted, instead of the public authorities'.
+    pub ca_file: Option<PathBuf>,
+    /// How long a connection may take to be made, milliseconds.
+    #[serde(default = "default_connect_timeout_ms")]
+    pub connect_timeout_ms: u64,
+    /// How long a request may take, milliseconds.
+    #[serde(default = "default_request_timeout_ms")]
+    pub request_timeout_ms: u64,
+    /// How long after the last refresh the next one is made, milliseconds.
+    #[serde(default = "default_refresh_every_ms")]
+    pub refresh_every_ms: u64,
+    /// How old what is known of the index may be at a vote, milliseconds.
+    #[serde(default = "default_check_every_ms")]
+    pub check_every_ms: u64,
+    /// How often tombstones are removed and foreign writers looked for, milliseconds.
+    #[serde(default = "default_upkeep_every_ms")]
+    pub upkeep_every_ms: u64,
+    /// Bytes of one bulk request.
+    #[serde(default = "default_bulk_bytes")]
+    pub bulk_bytes: usize,
+    /// Bulk requests under way at once.
+    #[serde(default = "default_bulk_parallel")]
+    pub bulk_parallel: usize,
+    /// What becomes of fields that the mapping does not have.
+    #[serde(default)]
+    pub new_fields: NewFields,
+    /// Whether documents may be written with no database row in the same transaction (R-COVER).
+    #[serde(default)]
+    pub standalone: bool,
+}
+
+/// What becomes of fields that the mapping does not have, where it is dynamic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NewFields {
+    /// They are given a type before the vote.
+    #[default]
+    Map,
+    /// The document is refused.
+    Refuse,
 }
 
 /// A remote resource manager.
@@ -428,6 +498,7 @@ impl Configuration {
                     at_least(&format!("store `{name}`: commit_every_ms"), tantivy.commit_every_ms, 1)?;
                     at_least(&format!("store `{name}`: heap_mb"), tantivy.heap_mb as u64, 15)?;
                 }
+                Store::OpenSearch(store) => check_opensearch(store)?,
                 Store::Remote(remote) => match (remote.role, remote.kind) {
                     (ConfiguredRole::Index, ConfiguredKind::Redo) | (ConfiguredRole::Database, _) => {}
                     (ConfiguredRole::Index, _) => {
@@ -491,6 +562,7 @@ impl Store {
         match self {
             Store::Sqlite(store) => &store.name,
             Store::Tantivy(store) => &store.name,
+            Store::OpenSearch(store) => &store.name,
             Store::Remote(store) => &store.name,
         }
     }
@@ -500,6 +572,7 @@ impl Store {
         match self {
             Store::Sqlite(_) => "sqlite",
             Store::Tantivy(_) => "tantivy",
+            Store::OpenSearch(_) => "opensearch",
             Store::Remote(_) => "remote",
         }
     }
@@ -508,7 +581,7 @@ impl Store {
     pub fn role(&self) -> Role {
         match self {
             Store::Sqlite(_) => Role::Database,
-            Store::Tantivy(_) => Role::Index,
+            Store::Tantivy(_) | Store::OpenSearch(_) => Role::Index,
             Store::Remote(store) => match store.role {
                 ConfiguredRole::Database => Role::Database,
                 ConfiguredRole::Index => Role::Index,
@@ -523,7 +596,7 @@ impl Store {
                 Mode::LogDecided => Kind::Serial,
                 Mode::DatabaseLed => Kind::Leader,
             },
-            Store::Tantivy(_) => Kind::Redo,
+            Store::Tantivy(_) | Store::OpenSearch(_) => Kind::Redo,
             Store::Remote(store) => match store.kind {
                 ConfiguredKind::Preparing => Kind::Preparing,
                 ConfiguredKind::Redo => Kind::Redo,
@@ -538,6 +611,7 @@ impl Store {
         match self {
             Store::Sqlite(_) => false,
             Store::Tantivy(store) => store.standalone,
+            Store::OpenSearch(store) => store.standalone,
             Store::Remote(store) => store.standalone,
         }
     }
@@ -547,8 +621,15 @@ impl Store {
         match self {
             Store::Sqlite(store) => Some(data_dir.join(store.path.clone().unwrap_or_else(|| format!("{}.sqlite", store.name).into()))),
             Store::Tantivy(store) => Some(data_dir.join(store.path.clone().unwrap_or_else(|| store.name.clone().into()))),
-            Store::Remote(_) => None,
+            Store::OpenSearch(_) | Store::Remote(_) => None,
         }
+    }
+}
+
+impl OpenSearchStore {
+    /// What readers search.
+    pub fn alias(&self) -> &str {
+        self.alias.as_deref().unwrap_or(&self.name)
     }
 }
 
@@ -580,6 +661,57 @@ fn default_commit_every_ms() -> u64 {
 }
 fn default_heap_mb() -> usize {
     30
+}
+fn default_nodes() -> Vec<String> {
+    vec!["http://127.0.0.1:9200".into()]
+}
+fn yes() -> bool {
+    true
+}
+fn default_connect_timeout_ms() -> u64 {
+    2_000
+}
+fn default_request_timeout_ms() -> u64 {
+    10_000
+}
+fn default_refresh_every_ms() -> u64 {
+    150
+}
+fn default_check_every_ms() -> u64 {
+    2_000
+}
+fn default_upkeep_every_ms() -> u64 {
+    30_000
+}
+fn default_bulk_bytes() -> usize {
+    4 << 20
+}
+fn default_bulk_parallel() -> usize {
+    2
+}
+
+fn check_opensearch(store: &OpenSearchStore) -> Result<(), String> {
+    let key = |key: &str| format!("store `{}`: {key}", store.name);
+    for (name, value) in [
+        ("connect_timeout_ms", store.connect_timeout_ms),
+        ("request_timeout_ms", store.request_timeout_ms),
+        ("refresh_every_ms", store.refresh_every_ms),
+        ("check_every_ms", store.check_every_ms),
+        ("bulk_parallel", store.bulk_parallel as u64),
+    ] {
+        at_least(&key(name), value, 1)?;
+    }
+    at_least(&key("upkeep_every_ms"), store.upkeep_every_ms, 100)?;
+    at_least(&key("bulk_bytes"), store.bulk_bytes as u64, 1 << 10)?;
+    at_most(&key("bulk_parallel"), store.bulk_parallel as u64, 64)?;
+    let passwords = usize::from(store.password_file.is_some()) + usize::from(store.password_env.is_some());
+    let api_keys = usize::from(store.api_key_file.is_some()) + usize::from(store.api_key_env.is_some());
+    match (&store.user, passwords, api_keys) {
+        (None, 0, 0 | 1) | (Some(_), 1, 0) => Ok(()),
+        (Some(_), 0, 0) => Err(key("user needs a password: password_file or password_env")),
+        (None, 1.., 0) => Err(key("a password needs its user")),
+        (_, _, _) => Err(key("one way to authenticate at most: user with password_file or password_env, or api_key_file, or api_key_env")),
+    }
 }
 
 fn valid_name(name: &str) -> bool {
@@ -746,6 +878,40 @@ mod tests {
         assert!(refused("[limits]\ntransaction_bytes = 9000000").contains("limits.frame_bytes"));
         assert!(refused("[timeouts]\nresend_max_ms = 1").contains("timeouts.resend_max_ms"));
         assert!(refused("[limits]\nstreams = -1").contains("streams"));
+    }
+
+    /// The stores that are not there by default stand in the example as comments.
+    #[test]
+    fn the_example_documents_every_key_of_an_opensearch_store() {
+        let start = EXAMPLE.find("# name = \"search\"").expect("its first key");
+        let keys = EXAMPLE[start..].lines().take_while(|line| line.starts_with('#')).filter_map(|line| line.strip_prefix("# "));
+        let keys: Vec<&str> = keys.filter(|line| line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '))).collect();
+        let example: Table = toml::from_str(&keys.join("\n")).expect("the example");
+        let minimal = "[[store]]\nname = \"search\"\ntype = \"opensearch\"";
+        let configuration = Source::default().apply(minimal).unwrap();
+        let Store::OpenSearch(mut store) = configuration.stores[0].clone() else { panic!("{:?}", configuration.stores) };
+        assert_eq!(store.alias(), "search");
+        // Those that have no default.
+        let given = |key: &str| example[key].as_str().map(str::to_owned);
+        store.alias = given("alias");
+        store.index = given("index");
+        (store.user, store.password_env, store.api_key_env) = (given("user"), given("password_env"), given("api_key_env"));
+        let path = |key: &str| given(key).map(PathBuf::from);
+        (store.password_file, store.api_key_file, store.ca_file) = (path("password_file"), path("api_key_file"), path("ca_file"));
+        let documented = Table::try_from(Store::OpenSearch(store)).unwrap();
+        assert_eq!(example, documented, "a key is missing in the example, or has another default there");
+    }
+
+    #[test]
+    fn an_opensearch_store_is_checked() {
+        let store = |more: &str| format!("[[store]]\nname = \"search\"\ntype = \"opensearch\"\n{more}");
+        assert!(refused(&store("node = \"x\"")).contains("`node`"));
+        assert!(refused(&store("refresh_every_ms = 0")).contains("store `search`: refresh_every_ms = 0 is too small"));
+        assert!(refused(&store("user = \"me\"")).contains("user needs a password"));
+        assert!(refused(&store("password_env = \"P\"")).contains("a password needs its user"));
+        assert!(refused(&store("api_key_env = \"K\"\napi_key_file = \"f\"")).contains("one way to authenticate"));
+        assert!(refused(&store("new_fields = \"guess\"")).contains("`guess`"));
+        assert_eq!(Source::default().apply(&store("user = \"me\"\npassword_env = \"P\"")).unwrap().stores[0].kind(), Kind::Redo);
     }
 
     #[test]

@@ -333,6 +333,15 @@ impl EngineHandle {
         self.access(participant).map(|access| Arc::clone(&access.reader))
     }
 
+    /// What stores in this process say of themselves that a person should know: their names, each with a sentence.
+    pub fn findings(&self) -> Vec<(Arc<str>, String)> {
+        let told = |entry: &Registered| {
+            let findings = self.reader(entry.id).map(|reader| reader.findings()).unwrap_or_default();
+            findings.into_iter().map(|sentence| (Arc::clone(&entry.name), sentence)).collect::<Vec<_>>()
+        };
+        self.shared.registry.entries.iter().flat_map(told).collect()
+    }
+
     /// Sets up or changes a store's schema, outside transactions.
     pub async fn migrate(&self, participant: ParticipantId, script: String) -> Result<String, StoreError> {
         let Some(access) = self.access(participant) else {

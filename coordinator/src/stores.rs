@@ -1,13 +1,14 @@
-//! The embedded stores, from the configuration.
+//! The stores that the daemon drives itself, from the configuration.
 
-use crate::configuration::{Configuration, Mode, SqliteStore, Store, TantivyStore};
+use crate::configuration::{Configuration, Mode, NewFields, OpenSearchStore, SqliteStore, Store, TantivyStore};
+use lockstep_participants::opensearch::{self, Credentials, OpenSearch, OpenSearchOptions};
 use lockstep_participants::sqlite::{Limits as SqliteLimits, Sqlite, SqliteMode, SqliteOptions};
 use lockstep_participants::tantivy::{DocumentLimits, Tantivy, TantivyOptions};
 use lockstep_participants::{ResourceManager, StoreError};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-/// An embedded store, opened and not yet driven by anyone.
+/// A store, opened and not yet driven by anyone.
 pub struct OpenedStore {
     /// Its configured name.
     pub name: String,
@@ -17,26 +18,27 @@ pub struct OpenedStore {
 
 /// A store that cannot be opened, by name.
 #[derive(Debug, thiserror::Error)]
-#[error("store `{name}` ({}): {error}", path.display())]
+#[error("store `{name}` ({place}): {error}")]
 pub struct OpenError {
     /// Which.
     pub name: String,
     /// Where.
-    pub path: PathBuf,
+    pub place: String,
     /// Why.
     pub error: StoreError,
 }
 
-/// Opens, or makes, every embedded store, in the configuration's order. Remote ones are not among them: they dial in.
+/// Opens, or makes, every store but the remote ones, which dial in, in the configuration's order. A server need not be there yet.
 pub fn open(configuration: &Configuration) -> Result<Vec<OpenedStore>, OpenError> {
     configuration.stores.iter().filter_map(|store| open_one(configuration, store)).collect()
 }
 
 fn open_one(configuration: &Configuration, store: &Store) -> Option<Result<OpenedStore, OpenError>> {
-    let path = store.path(&configuration.data_dir)?;
-    let opened = match store {
-        Store::Sqlite(store) => open_sqlite(configuration, store, &path),
-        Store::Tantivy(store) => open_tantivy(configuration, store, &path),
+    let path = store.path(&configuration.data_dir).unwrap_or_default();
+    let (opened, place) = match store {
+        Store::Sqlite(store) => (open_sqlite(configuration, store, &path), path.display().to_string()),
+        Store::Tantivy(store) => (open_tantivy(configuration, store, &path), path.display().to_string()),
+        Store::OpenSearch(store) => (open_opensearch(configuration, store), format!("alias {}", store.alias())),
         Store::Remote(_) => return None,
     };
     let name = store.name().to_string();
@@ -45,7 +47,7 @@ fn open_one(configuration: &Configuration, store: &Store) -> Option<Result<Opene
         Ok(store) => Ok(OpenedStore { resource_manager: Box::new(crate::fragile_store::FragileStore::new(&name, store)), name }),
         #[cfg(not(feature = "failpoints"))]
         Ok(resource_manager) => Ok(OpenedStore { name, resource_manager }),
-        Err(error) => Err(OpenError { name, path, error }),
+        Err(error) => Err(OpenError { name, place, error }),
     })
 }
 
@@ -73,4 +75,45 @@ fn open_tantivy(configuration: &Configuration, store: &TantivyStore, path: &Path
     let commit_every = Duration::from_millis(store.commit_every_ms);
     let options = TantivyOptions { commit_every, heap: store.heap_mb * 1_000_000, limits, background: true, ..TantivyOptions::new(path) };
     Ok(Box::new(Tantivy::open(options)?))
+}
+
+fn open_opensearch(configuration: &Configuration, store: &OpenSearchStore) -> Result<Box<dyn ResourceManager>, StoreError> {
+    let secret = |file: &Option<std::path::PathBuf>, variable: &Option<String>| match (file, variable) {
+        (Some(file), _) => read(file, "the secret").map(|text| Some(text.trim_end_matches(['\n', '\r']).to_owned())),
+        (None, Some(variable)) => match std::env::var(variable) {
+            Ok(text) => Ok(Some(text)),
+            Err(_) => Err(StoreError::Refused(format!("the environment variable {variable} is not set, or is no text"))),
+        },
+        (None, None) => Ok(None),
+    };
+    let password = secret(&store.password_file, &store.password_env)?;
+    let api_key = secret(&store.api_key_file, &store.api_key_env)?.map(Credentials::ApiKey);
+    let basic = store.user.clone().zip(password).map(|(user, password)| Credentials::Basic { user, password });
+    let certificates = store.ca_file.as_deref().map(|file| read(file, "the certificates").map(String::into_bytes)).transpose()?;
+    let mut options = OpenSearchOptions::new(store.nodes.clone(), store.alias());
+    if let Some(index) = &store.index {
+        options.index.clone_from(index);
+    }
+    Ok(Box::new(OpenSearch::open(OpenSearchOptions {
+        create: store.create,
+        credentials: basic.or(api_key),
+        certificates,
+        connect_timeout: Duration::from_millis(store.connect_timeout_ms),
+        request_timeout: Duration::from_millis(store.request_timeout_ms),
+        refresh_every: Duration::from_millis(store.refresh_every_ms),
+        check_every: Duration::from_millis(store.check_every_ms),
+        upkeep_every: Duration::from_millis(store.upkeep_every_ms),
+        bulk_bytes: store.bulk_bytes,
+        bulk_parallel: store.bulk_parallel,
+        document_bytes: configuration.limits.document_bytes,
+        new_fields: match store.new_fields {
+            NewFields::Map => opensearch::NewFields::Map,
+            NewFields::Refuse => opensearch::NewFields::Refuse,
+        },
+        ..options
+    })?))
+}
+
+fn read(file: &Path, what: &str) -> Result<String, StoreError> {
+    std::fs::read_to_string(file).map_err(|error| StoreError::Refused(format!("cannot read {what} from {}: {error}", file.display())))
 }

@@ -81,7 +81,14 @@ impl AdminService for Admin {
     }
 
     async fn doctor(&self, _: Request<v1::DoctorRequest>) -> Result<Response<v1::DoctorReply>, Status> {
-        Ok(Response::new(self.0.engine.ask(Question::Doctor).await?))
+        let mut reply = self.0.engine.ask(Question::Doctor).await?;
+        reply.findings.extend(self.0.engine.findings().into_iter().map(|(store, sentence)| v1::Finding {
+            level: "warning".into(),
+            subject: format!("store {store}"),
+            sentence,
+            remedy: "mend what the sentence names; it is tried again by itself".into(),
+        }));
+        Ok(Response::new(reply))
     }
 
     async fn resolve(&self, request: Request<v1::ResolveRequest>) -> Result<Response<v1::AdminReply>, Status> {

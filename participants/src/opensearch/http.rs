@@ -129,6 +129,8 @@ impl Http {
         timeout: Duration,
     ) -> Result<Answer, Fault> {
         let (body, content_type) = match payload {
+            // A body of no bytes, and not one in chunks.
+            Payload::Nothing if method == "POST" => (Some(Cow::Borrowed(&[][..])), None),
             Payload::Nothing => (None, None),
             Payload::Json(value) => (Some(Cow::Owned(value.to_string().into_bytes())), Some("application/json")),
             Payload::Text(text) => (Some(Cow::Borrowed(text.as_bytes())), Some("application/json")),

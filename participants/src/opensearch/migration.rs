@@ -68,18 +68,13 @@ impl Session {
         }
         let body = json!({"mappings": mappings, "settings": script.settings});
         let index = self.create(&body)?;
-        let old = std::mem::replace(&mut self.survey.index, index.clone());
+        let old = self.survey.index.clone();
         let moved = self.move_to(&index, &old);
         if moved.is_err() {
             // If the change came through after all, it is the only one, and stays.
             if !matches!(survey(&self.http, &self.options), Ok(Found::Index(found)) if found.index == index) {
-                let _ = self.http.call(
-                    Purpose::Read,
-                    "DELETE",
-                    &format!("/{}", segment(&index)),
-                    Payload::Nothing,
-                    self.options.request_timeout,
-                );
+                let path = format!("/{}", segment(&index));
+                let _ = self.http.call(Purpose::Read, "DELETE", &path, Payload::Nothing, self.options.request_timeout);
             }
         }
         moved?;

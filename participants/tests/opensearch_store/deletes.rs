@@ -2,7 +2,6 @@
 
 use crate::lab::{Lab, alias, csn, delete, http, options, own, put, shared};
 use crate::proxy::Proxy;
-use lockstep_participants::opensearch::OpenSearchOptions;
 use lockstep_participants::{ResourceManager, StoreError};
 use std::time::Duration;
 
@@ -56,7 +55,7 @@ fn a_bulk_of_an_older_epoch_comes_too_late() {
     let Some(url) = shared() else { return };
     let alias = alias();
     let network = Proxy::before(&url);
-    let mut old = Lab::with(OpenSearchOptions { request_timeout: Duration::from_secs(3), ..options(&network.url(), &alias) }, 1);
+    let mut old = Lab::open(&network.url(), &alias, 1);
     let decided = old.decide(1, vec![put("k", r#"{"n":1}"#)]);
     network.hold(Some("_bulk"));
     let lost = old.store.commit(std::slice::from_ref(&decided), csn(1, 1));
@@ -91,7 +90,7 @@ fn a_bulk_of_an_older_epoch_comes_too_late() {
 fn a_bulk_of_the_same_epoch_comes_too_late() {
     let Some(url) = shared() else { return };
     let network = Proxy::before(&url);
-    let mut lab = Lab::with(OpenSearchOptions { request_timeout: Duration::from_secs(3), ..options(&network.url(), &alias()) }, 1);
+    let mut lab = Lab::open(&network.url(), &alias(), 1);
     let decided = lab.decide(1, vec![put("k", r#"{"n":1}"#)]);
     network.hold(Some("_bulk"));
     lab.store.commit(std::slice::from_ref(&decided), csn(1, 1)).unwrap_err();

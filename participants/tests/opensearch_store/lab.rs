@@ -200,9 +200,9 @@ impl Lab {
 pub fn http(method: &str, url: &str, body: &str) -> (u16, Value) {
     let agent = ureq::Agent::config_builder().http_status_as_error(false).build().new_agent();
     let request = ureq::http::Request::builder().method(method).uri(url).header("content-type", "application/json");
-    let mut answer = match body {
-        "" => agent.run(request.body(()).unwrap()).unwrap(),
-        body => agent.run(request.body(body.as_bytes()).unwrap()).unwrap(),
+    let mut answer = match (method, body) {
+        ("GET" | "DELETE", "") => agent.run(request.body(()).unwrap()).unwrap(),
+        (_, body) => agent.run(request.body(body.as_bytes()).unwrap()).unwrap(),
     };
     let text = answer.body_mut().read_to_string().unwrap();
     (answer.status().as_u16(), serde_json::from_str(&text).unwrap_or(Value::String(text)))

@@ -18,7 +18,7 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// Requests whose first line has this are held back, and never answered.
+    /// Requests whose first line has this are held back, and their connection is cut.
     hold: Option<String>,
     held: Vec<Vec<u8>>,
 }
@@ -76,9 +76,7 @@ impl Shared {
             if state.hold.as_ref().is_some_and(|what| line.contains(what.as_str())) {
                 state.held.push(request);
                 self.changed.notify_all();
-                drop(state);
-                // Until the client gives up.
-                let _ = client.read(&mut [0]);
+                // The client loses its connection, and knows nothing.
                 return;
             }
             drop(state);

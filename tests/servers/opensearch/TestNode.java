@@ -3,6 +3,7 @@ import java.nio.file.Path;
 import java.util.Collections;
 import java.util.List;
 import org.opensearch.common.settings.Settings;
+import org.opensearch.common.unit.TimeValue;
 import org.opensearch.http.HttpServerTransport;
 import org.opensearch.node.InternalSettingsPreparer;
 import org.opensearch.node.Node;
@@ -44,6 +45,15 @@ final class TestNode extends Node {
             .put("http.port", arguments[1]);
         TestNode node = new TestNode(settings.build(), folder);
         node.start();
+        // After a restart its shards come back one after the other.
+        node.client()
+            .admin()
+            .cluster()
+            .prepareHealth()
+            .setWaitForYellowStatus()
+            .setWaitForNoInitializingShards(true)
+            .setTimeout(TimeValue.timeValueSeconds(120))
+            .get();
         System.out.println("listening on " + node.injector().getInstance(HttpServerTransport.class).boundAddress().publishAddress().getPort());
         while (System.in.read() >= 0) {
         }
