@@ -39,6 +39,8 @@ pub struct Coordinator {
     pub(crate) last_log_csn: Csn,
     /// The record that holds it; never forgotten, or the next start would take what stores have seen for a loss (R-LOGLOSS).
     pub(crate) last_commit: Option<Lsn>,
+    /// The last CSN that the log holds of each earlier epoch (R-LOGLOSS).
+    pub(crate) ends: BTreeMap<Epoch, Csn>,
     /// Indexed by `ParticipantId`.
     pub(crate) followers: Vec<Follower>,
     pub(crate) transactions: FxHashMap<Txid, Transaction>,

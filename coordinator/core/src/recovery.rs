@@ -112,6 +112,7 @@ impl Coordinator {
             last_csn: Csn::ZERO,
             last_log_csn: Csn::ZERO,
             last_commit: None,
+            ends: BTreeMap::new(),
             followers: Vec::new(),
             transactions: FxHashMap::default(),
             open: 0,
@@ -191,6 +192,7 @@ impl Coordinator {
         self.last_csn = self.last_csn.max(key);
         if lsn.is_some() {
             self.last_log_csn = self.last_log_csn.max(key);
+            self.ends.insert(key.epoch(), key);
             self.last_commit = self.last_commit.max(lsn);
         }
         let results = payload.as_ref().map(|payload| payload.entries.iter().map(|entry| entry.results.clone()).collect::<Vec<_>>());

@@ -3,7 +3,7 @@
 use crate::coordinator::{Coordinator, Pending, Phase};
 use crate::event::{Alarm, Effect};
 use crate::follower::{Scan, Session};
-use crate::ids::{Csn, Decider, Owner, ParticipantId, SessionId, Time, Txid};
+use crate::ids::{Csn, Decider, Epoch, Owner, ParticipantId, SessionId, Time, Txid};
 use crate::message::{Decided, Hello, MarkerEvidence, Settle, Starts, ToParticipant};
 use crate::mutation::{Mutation, broken};
 use crate::outcomes::Fate;
@@ -361,7 +361,8 @@ impl Coordinator {
     /// What was finished by hand is not asked about any more; its outcome is presumed, or settled at its decider, all the same (§9).
     pub(crate) fn judge_by_hand(&mut self, now: Time, fx: &mut Vec<Effect>) {
         let floor = self.outcomes.floor();
-        let older = |txid: &Txid| txid.epoch < self.owner.epoch && txid.position() >= floor;
+        // What a log has lost may have been decided either way.
+        let older = |txid: &Txid| self.loss_accepted <= txid.epoch && txid.epoch < self.owner.epoch && txid.position() >= floor;
         let by_hand: BTreeSet<_> = self.by_hand.keys().filter(|(txid, _)| older(txid)).copied().collect();
         for (txid, participant) in by_hand {
             if self.outcome(txid).is_some() || self.transactions.contains_key(&txid) {
@@ -382,8 +383,8 @@ impl Coordinator {
     fn examine_log(&mut self, participant: ParticipantId, hello: &Hello, fx: &mut Vec<Effect>) {
         let name = self.follower(participant).name.clone();
         self.highest_epoch_seen = self.highest_epoch_seen.max(hello.highest_epoch).max(hello.highest.epoch());
-        if hello.highest > self.last_log_csn.max(Csn::new(self.loss_accepted, 0)) {
-            let sentence = format!("store `{name}` has seen CSN {}, but the log ends at {}", hello.highest, self.last_log_csn);
+        if let Some(end) = self.log_end(hello.highest.epoch()).filter(|end| hello.highest > *end) {
+            let sentence = format!("store `{name}` has seen CSN {}, but the log ends at {end}", hello.highest);
             self.log_lost(sentence, fx);
         }
         if hello.highest_epoch > self.owner.epoch {
@@ -398,6 +399,17 @@ impl Coordinator {
                 format!("store `{name}` has followed a start (epoch {}) that this log does not hold: a copied or restored log", kept.epoch),
                 fx,
             );
+        }
+    }
+
+    /// Where the log's decisions of this epoch end; `None` where they may have been forgotten, or are known to be lost. A store may come
+    /// late: what this start has decided meanwhile says nothing of what an earlier one had.
+    fn log_end(&self, epoch: Epoch) -> Option<Csn> {
+        match self.ends.get(&epoch) {
+            _ if epoch < self.loss_accepted => None,
+            _ if epoch >= self.owner.epoch => Some(self.last_log_csn),
+            Some(end) => Some(*end),
+            None => (self.outcomes.floor().epoch < epoch).then(|| Csn::new(epoch, 0)),
         }
     }
 

@@ -126,7 +126,7 @@ impl Climate {
             store_refuses: rarely(dice, 0.2),
             client_loss: rarely(dice, 0.4),
             client_duplicate: rarely(dice, 0.4),
-            client_vanishes: rarely(dice, 0.5),
+            client_vanishes: if dice.chance(0.15) { 0.9 } else { rarely(dice, 0.5) },
             slow: (rarely(dice, 0.2), dice.log_between(10_000, 2 * SECOND)),
             network: dice.log_between(20, 5_000),
             stores: kinds.iter().map(|_| dice.log_between(20, 60_000)).collect(),
@@ -191,8 +191,8 @@ impl Climate {
 
 fn draw_twin(dice: &mut Dice) -> Option<(Twin, u64)> {
     let twin = match dice.below(20) {
-        0 => Twin::Clone,
-        1 | 2 => Twin::Successor,
+        0 | 1 => Twin::Clone,
+        2 | 3 => Twin::Successor,
         _ => return None,
     };
     Some((twin, dice.log_between(200_000, 5 * SECOND)))

@@ -183,7 +183,9 @@ impl World {
 
     /// Takes what is planned for a store call out of the queue.
     pub(super) fn take_store_call(&mut self, i: usize) -> Option<StoreCommand> {
-        let key = self.queue.iter().find(|(_, h)| matches!(h, Happening::StoreDone { at, .. } if *at == i)).map(|(k, _)| *k)?;
+        let now = self.actors[i].life;
+        let of = |h: &Happening| matches!(h, Happening::StoreDone { at, life, .. } if *at == i && *life == now);
+        let key = self.queue.iter().find(|(_, h)| of(h)).map(|(k, _)| *k)?;
         match self.queue.remove(&key) {
             Some(Happening::StoreDone { command, .. }) => Some(command),
             _ => None,
