@@ -3,10 +3,10 @@
 //! Exit codes: 0 ended as asked · 1 it could not start, or the demo's counts are not all zero · 2 wrong usage or configuration ·
 //! 3 it could not go on (the log failed, R-FSYNC) and is to be started again · 4 a second signal cut the shutdown short.
 
-use clap::{Parser, Subcommand};
 use crate::configuration::{Configuration, Source};
 use crate::daemon::{self, Exit, Options};
 use crate::{bench, demo, telemetry};
+use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;

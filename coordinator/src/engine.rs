@@ -342,7 +342,9 @@ fn shout(alarm: &Alarm, registry: &Registry) {
         Alarm::LogLoss(evidence) => tracing::error!(%evidence, "the decision log has lost records: safe mode (R-LOGLOSS)"),
         Alarm::StoreLoss(p, why) => tracing::error!(store = %registry.name(*p), %why, "a store has lost changes (R-STORELOSS)"),
         Alarm::NotOwner(p, why) => tracing::error!(store = %registry.name(*p), %why, "a store refuses this coordinator (R-OWNER)"),
-        Alarm::Misbehaves(p, why) => tracing::error!(store = %registry.name(*p), %why, "a store has broken the protocol: its session is ended"),
+        Alarm::Misbehaves(p, why) => {
+            tracing::error!(store = %registry.name(*p), %why, "a store has broken the protocol: its session is ended")
+        }
         Alarm::Stuck(p, txid, why) => tracing::error!(store = %registry.name(*p), %txid, %why, "a decided transaction is not applied"),
         Alarm::Damage(damage) => {
             let (txid, kind, reason) = (damage.txid, damage.kind, &damage.reason);

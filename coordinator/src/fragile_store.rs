@@ -1,9 +1,7 @@
 //! A store with places where a test may stop the process dead: before and after every call.
 
 use crate::failpoints::hit;
-use lockstep_core::{
-    Ballot, Csn, Decided, Kind, Marker, MarkerEvidence, Owner, ParticipantId, Position, Settle, Txid, Work,
-};
+use lockstep_core::{Ballot, Csn, Decided, Kind, Marker, MarkerEvidence, Owner, ParticipantId, Position, Settle, Txid, Work};
 use lockstep_participants::{Committed, Led, Reader, Recovered, ResourceManager, StoreError, Tended};
 use std::sync::Arc;
 

@@ -1,11 +1,11 @@
 //! lockstepd, the coordinator's daemon: runs what `lockstep_core` decides, in the order in which it decides.
 
-pub mod configuration;
-pub mod daemon;
-pub mod demo;
 pub mod bench;
 mod cli;
 pub mod committer;
+pub mod configuration;
+pub mod daemon;
+pub mod demo;
 pub mod engine;
 pub mod engine_handle;
 pub mod failpoints;

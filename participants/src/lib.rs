@@ -3,8 +3,8 @@ mod resource_manager;
 mod worker;
 pub use resource_manager::*;
 pub use worker::{FromWorker, Worker, WorkerHandle};
-#[cfg(feature = "tantivy")]
-pub mod tantivy;
+pub mod conformance;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
-pub mod conformance;
+#[cfg(feature = "tantivy")]
+pub mod tantivy;

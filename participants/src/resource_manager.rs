@@ -1,6 +1,9 @@
 //! What every store must be able to do.
 
-use lockstep_core::{Ballot, Csn, Decided, Kind, Marker, MarkerEvidence, Owner, ParticipantId, Position, Progress, Settle, StatementResult, Txid, Value, Work};
+use lockstep_core::{
+    Ballot, Csn, Decided, Kind, Marker, MarkerEvidence, Owner, ParticipantId, Position, Progress, Settle, StatementResult, Txid, Value,
+    Work,
+};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use lockstep_core::{
-    Ballot, CoordId, Csn, Decided, Decider, Epoch, FromParticipant, Kind, Owner, ParticipantId, Progress, Refusal, RefusalKind, SessionId, Starts,
-    Ticket, ToParticipant, Txid, Vote, Work,
+    Ballot, CoordId, Csn, Decided, Decider, Epoch, FromParticipant, Kind, Owner, ParticipantId, Progress, Refusal, RefusalKind, SessionId,
+    Starts, Ticket, ToParticipant, Txid, Vote, Work,
 };
 use lockstep_participants::{Committed, FromWorker, Reader, Recovered, ResourceManager, StoreError, Tended, Worker, WorkerHandle};
 use std::sync::mpsc::{Receiver, channel};
@@ -114,7 +114,11 @@ impl Bench {
         self.session = SessionId(self.session.0 + 1);
         self.worker.session_up(self.session);
         let owner = Owner { coord_id: CoordId(1), epoch: Epoch(1), incarnation: 1 };
-        self.send(vec![ToParticipant::Welcome { owner, you: ParticipantId(0), starts: Starts { known: [].into(), lost_below: Epoch::MAX } }]);
+        self.send(vec![ToParticipant::Welcome {
+            owner,
+            you: ParticipantId(0),
+            starts: Starts { known: [].into(), lost_below: Epoch::MAX },
+        }]);
         assert!(matches!(self.next(), FromWorker::Message(session, FromParticipant::Hello(_)) if session == self.session));
         self.send(vec![ToParticipant::Open]);
     }

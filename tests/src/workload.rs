@@ -58,7 +58,8 @@ pub async fn run(client: &Client, name: &str, size: Size) -> anyhow::Result<Vec<
                 let id = format!("{name}-{who}-{n}");
                 let item = format!("item-{}", (who + n * 7) % size.items);
                 let wait = if n % 8 == 0 { Wait::Visible } else { Wait::Applied };
-                let outcome = insist(&client, transaction(&client, &id, &item).wait(wait)).await.with_context(|| format!("transaction {id}"))?;
+                let outcome =
+                    insist(&client, transaction(&client, &id, &item).wait(wait)).await.with_context(|| format!("transaction {id}"))?;
                 told.push(Told { id, item, outcome: outcome.map(|receipt| receipt.csn.to_u64()) });
             }
             anyhow::Ok(told)
@@ -76,7 +77,11 @@ pub fn transaction(client: &Client, id: &str, item: &str) -> Transaction {
     client
         .transaction()
         .sql("db", "INSERT INTO journal VALUES (?1, ?2)", params![id, item])
-        .sql("db", "INSERT INTO item VALUES (?1, 1, ?2) ON CONFLICT (name) DO UPDATE SET version = version + 1, last = excluded.last", params![item, id])
+        .sql(
+            "db",
+            "INSERT INTO item VALUES (?1, 1, ?2) ON CONFLICT (name) DO UPDATE SET version = version + 1, last = excluded.last",
+            params![item, id],
+        )
         .put("index", item, &serde_json::json!({ "item": item, "last": id }))
 }
 
@@ -103,7 +108,8 @@ fn definite(told: Result<Receipt, CommitError>) -> anyhow::Result<Result<Receipt
 /// Holds both stores against what the clients were told: I1, I6, I7 and I8, as far as this workload shows them.
 pub async fn check(client: &Client, told: &[Told]) -> anyhow::Result<()> {
     let journal: Vec<(String, String)> = pages(client, "SELECT id, item FROM journal WHERE id > ?1 ORDER BY id LIMIT ?2").await?;
-    let items: Vec<(String, String)> = pages(client, "SELECT name, last || '/' || version FROM item WHERE name > ?1 ORDER BY name LIMIT ?2").await?;
+    let items: Vec<(String, String)> =
+        pages(client, "SELECT name, last || '/' || version FROM item WHERE name > ?1 ORDER BY name LIMIT ?2").await?;
     let written: BTreeSet<&str> = journal.iter().map(|(id, _)| id.as_str()).collect();
     let mut newest: BTreeMap<&str, (u64, &str)> = BTreeMap::new();
     for one in told {

@@ -18,7 +18,8 @@ const ARROWS: &[(&str, &[&str])] = &[
 const PURE: &[&str] = &["bytes", "serde", "rustc-hash"];
 
 /// What a pure machine has no use for.
-const IMPURE: &[&str] = &["std::fs", "std::net", "std::thread", "SystemTime", "Instant::now", "println!", "async fn", "tokio", "rand::", "uuid"];
+const IMPURE: &[&str] =
+    &["std::fs", "std::net", "std::thread", "SystemTime", "Instant::now", "println!", "async fn", "tokio", "rand::", "uuid"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_path_buf()

@@ -9,7 +9,7 @@
 //!
 //! # Reading order
 //!
-//! 1. The words: [`ids`], [`operation`], [`vote`], [`record`], [`request`], [`message`].
+//! 1. The words: [`ids`], [`gid`], [`operation`], [`vote`], [`record`], [`request`], [`message`].
 //! 2. The contract: [`event`]. A driver feeds [`Event`]s to [`Coordinator::step`] and carries out the [`Effect`]s, in order. It owes
 //!    the machine three things: `Append` is answered by `Durable` only once the record survives power loss; a session is an ordered
 //!    stream that loses nothing before it ends; `Tick` comes when [`Coordinator::next_deadline`] is due.
@@ -29,6 +29,7 @@ mod decision;
 pub mod event;
 pub mod follower;
 mod following;
+pub mod gid;
 mod housekeeping;
 pub mod ids;
 mod keys;
@@ -53,6 +54,7 @@ mod voting;
 pub use config::{Config, ParticipantConfig, Role};
 pub use coordinator::{Coordinator, Counts, Phase};
 pub use event::{Alarm, Effect, Event};
+pub use gid::{Gid, NotOurs};
 pub use ids::{CoordId, Csn, Decider, Epoch, LogId, Lsn, Owner, ParticipantId, Position, SessionId, Ticket, Time, Token, Txid};
 pub use message::{Decided, FromParticipant, Hello, MarkerEvidence, Progress, Settle, Starts, ToParticipant, Work};
 pub use operation::{Condition, KeyWrite, Operation, Results, StatementResult, Value};

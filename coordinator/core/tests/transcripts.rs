@@ -32,7 +32,8 @@ fn golden(name: &str, title: &str, play: &Play) {
         return;
     }
     let expected = std::fs::read_to_string(&path).unwrap_or_default();
-    let differs = expected.lines().zip(text.lines()).position(|(e, t)| e != t).unwrap_or(expected.lines().count().min(text.lines().count()));
+    let differs =
+        expected.lines().zip(text.lines()).position(|(e, t)| e != t).unwrap_or(expected.lines().count().min(text.lines().count()));
     assert!(
         expected == text,
         "{} differs from line {}:\n  golden: {:?}\n  now:    {:?}\nUPDATE=1 writes it anew. All of it now:\n{text}",
@@ -106,25 +107,35 @@ story!(life, "A transaction at a database and an index, from the question to the
     play.forced();
 });
 
-story!(start, "A first start: nothing is sent before the epoch is durable, and a store that comes too early waits for it.", play = Play::before_start(EMBEDDED, |_| {}), {
-    play.arrives("db");
-    play.asks("too early", film(1));
-    play.forced();
-    play.hello("db");
-    play.connects("index");
-    play.shows_status();
-});
+story!(
+    start,
+    "A first start: nothing is sent before the epoch is durable, and a store that comes too early waits for it.",
+    play = Play::before_start(EMBEDDED, |_| {}),
+    {
+        play.arrives("db");
+        play.asks("too early", film(1));
+        play.forced();
+        play.hello("db");
+        play.connects("index");
+        play.shows_status();
+    }
+);
 
-story!(serial_batch, "A serial executor runs several transactions in one open local transaction: one record, one force, one order (R-SERIAL).", play = Play::new(EMBEDDED), {
-    play.asks("add film 1", film(1));
-    play.asks("add film 2", film(2));
-    play.yes("index", "1-1");
-    play.yes("index", "1-2");
-    play.note("It ran the second one first. That is their order.");
-    play.votes("db", &["1-2", "1-1"]);
-    play.forced();
-    play.follows("db", "1.2", "1.2");
-});
+story!(
+    serial_batch,
+    "A serial executor runs several transactions in one open local transaction: one record, one force, one order (R-SERIAL).",
+    play = Play::new(EMBEDDED),
+    {
+        play.asks("add film 1", film(1));
+        play.asks("add film 2", film(2));
+        play.yes("index", "1-1");
+        play.yes("index", "1-2");
+        play.note("It ran the second one first. That is their order.");
+        play.votes("db", &["1-2", "1-1"]);
+        play.forced();
+        play.follows("db", "1.2", "1.2");
+    }
+);
 
 story!(one_participant, "One database alone: the same path, with one branch.", play = Play::new(&[("pg", Kind::Preparing)]), {
     play.asks("rename", vec![row("pg")]);
@@ -134,11 +145,16 @@ story!(one_participant, "One database alone: the same path, with one branch.", p
     play.passes(1000);
 });
 
-story!(one_leader, "One database alone that leads: no record in the log at all; its own commit decides.", play = Play::new(&[("bank", Kind::Leader)]), {
-    play.asks("rename", vec![row("bank")]);
-    play.yes("bank", "1-1@p0");
-    play.says("bank", FromParticipant::Led(vec![txid("1-1@p0")]));
-});
+story!(
+    one_leader,
+    "One database alone that leads: no record in the log at all; its own commit decides.",
+    play = Play::new(&[("bank", Kind::Leader)]),
+    {
+        play.asks("rename", vec![row("bank")]);
+        play.yes("bank", "1-1@p0");
+        play.says("bank", FromParticipant::Led(vec![txid("1-1@p0")]));
+    }
+);
 
 story!(read_only, "Read-only everywhere: no CSN of its own, no record, no phase two.", play = Play::new(EMBEDDED), {
     decided(&mut play);
@@ -146,58 +162,83 @@ story!(read_only, "Read-only everywhere: no CSN of its own, no record, no phase 
     play.read_only("db", "1-2");
 });
 
-story!(read_only_at_one, "Read-only at one store: it has no phase two, and does not stand in the record.", play = Play::new(&[("pg", Kind::Preparing), ("maria", Kind::Preparing)]), {
-    play.asks("move", vec![row("pg"), row("maria")]);
-    play.note("Preparing databases are asked one after another, always in the same order.");
-    play.read_only("pg", "1-1");
-    play.yes("maria", "1-1");
-    play.forced();
-    play.acks("maria", "1-1");
-});
+story!(
+    read_only_at_one,
+    "Read-only at one store: it has no phase two, and does not stand in the record.",
+    play = Play::new(&[("pg", Kind::Preparing), ("maria", Kind::Preparing)]),
+    {
+        play.asks("move", vec![row("pg"), row("maria")]);
+        play.note("Preparing databases are asked one after another, always in the same order.");
+        play.read_only("pg", "1-1");
+        play.yes("maria", "1-1");
+        play.forced();
+        play.acks("maria", "1-1");
+    }
+);
 
 // ---- the coordinator dies
 
-story!(coordinator_before_votes, "The coordinator dies before any vote. Nothing of it is anywhere; the client is told so.", play = Play::new(EMBEDDED), {
-    play.asks("add film 1", film(1));
-    play.coordinator_dies();
-    play.forced();
-    play.connects("db");
-    play.connects("index");
-    play.note("The key was first sent to an older start: it is looked up, never executed (R-KEY).");
-    play.retries("add film 1", 1, 1, film(1));
-});
+story!(
+    coordinator_before_votes,
+    "The coordinator dies before any vote. Nothing of it is anywhere; the client is told so.",
+    play = Play::new(EMBEDDED),
+    {
+        play.asks("add film 1", film(1));
+        play.coordinator_dies();
+        play.forced();
+        play.connects("db");
+        play.connects("index");
+        play.note("The key was first sent to an older start: it is looked up, never executed (R-KEY).");
+        play.retries("add film 1", 1, 1, film(1));
+    }
+);
 
-story!(coordinator_after_votes, "The coordinator dies after votes, before the Commit record is written. The prepared branch asks, and is told to abort.", play = Play::new(REMOTE), {
-    play.asks("add film 1", remote_film(1));
-    play.yes("pg", "1-1");
-    play.coordinator_dies();
-    play.forced();
-    play.connects("pg");
-    play.note("pg has told what it knows of the log. The index has not: records might be missing (R-LOGLOSS). It is waited for.");
-    play.connects("index");
-});
+story!(
+    coordinator_after_votes,
+    "The coordinator dies after votes, before the Commit record is written. The prepared branch asks, and is told to abort.",
+    play = Play::new(REMOTE),
+    {
+        play.asks("add film 1", remote_film(1));
+        play.yes("pg", "1-1");
+        play.coordinator_dies();
+        play.forced();
+        play.connects("pg");
+        play.note("pg has told what it knows of the log. The index has not: records might be missing (R-LOGLOSS). It is waited for.");
+        play.connects("index");
+    }
+);
 
-story!(coordinator_append_lost, "The coordinator dies while the Commit record is written but not forced, and the record is lost: aborted.", play = Play::new(REMOTE), {
-    play.asks("add film 1", remote_film(1));
-    play.yes("index", "1-1");
-    play.yes("pg", "1-1");
-    play.coordinator_dies();
-    play.recovers(&["index"]);
-    play.connects("pg");
-    play.retries("add film 1", 1, 1, remote_film(1));
-});
+story!(
+    coordinator_append_lost,
+    "The coordinator dies while the Commit record is written but not forced, and the record is lost: aborted.",
+    play = Play::new(REMOTE),
+    {
+        play.asks("add film 1", remote_film(1));
+        play.yes("index", "1-1");
+        play.yes("pg", "1-1");
+        play.coordinator_dies();
+        play.recovers(&["index"]);
+        play.connects("pg");
+        play.retries("add film 1", 1, 1, remote_film(1));
+    }
+);
 
-story!(coordinator_append_survives, "The same, but the record happens to have reached the disk: committed. Nobody had been told anything else.", play = Play::new(REMOTE), {
-    play.asks("add film 1", remote_film(1));
-    play.yes("index", "1-1");
-    play.yes("pg", "1-1");
-    play.coordinator_dies_log_survives();
-    play.forced();
-    play.connects("pg");
-    play.connects("index");
-    play.acks("pg", "1-1");
-    play.retries("add film 1", 1, 1, remote_film(1));
-});
+story!(
+    coordinator_append_survives,
+    "The same, but the record happens to have reached the disk: committed. Nobody had been told anything else.",
+    play = Play::new(REMOTE),
+    {
+        play.asks("add film 1", remote_film(1));
+        play.yes("index", "1-1");
+        play.yes("pg", "1-1");
+        play.coordinator_dies_log_survives();
+        play.forced();
+        play.connects("pg");
+        play.connects("index");
+        play.acks("pg", "1-1");
+        play.retries("add film 1", 1, 1, remote_film(1));
+    }
+);
 
 story!(coordinator_after_force, "The coordinator dies after the force, before it has told anybody.", play = Play::new(EMBEDDED), {
     play.asks("add film 1", film(1));
@@ -214,158 +255,223 @@ story!(coordinator_after_force, "The coordinator dies after the force, before it
     play.follows("index", "1.1", "1.1");
 });
 
-story!(coordinator_after_send, "The coordinator dies after it has told the stores, before any of them acked: they are told again.", play = Play::new(REMOTE), {
-    remote_decided(&mut play);
-    play.note("pg commits meanwhile; its ack finds nobody.");
-    play.actor("pg").prepared.clear();
-    play.coordinator_dies();
-    play.forced();
-    play.connects("pg");
-    play.connects("index");
-    play.note("Its marker says that this branch was committed (R-MARKER): that is an ack.");
-    play.says("pg", FromParticipant::NotPrepared(txid("1-1"), MarkerEvidence::Committed));
-    play.follows("index", "1.1", "1.1");
-    play.retries("add film 1", 1, 1, remote_film(1));
-});
+story!(
+    coordinator_after_send,
+    "The coordinator dies after it has told the stores, before any of them acked: they are told again.",
+    play = Play::new(REMOTE),
+    {
+        remote_decided(&mut play);
+        play.note("pg commits meanwhile; its ack finds nobody.");
+        play.actor("pg").prepared.clear();
+        play.coordinator_dies();
+        play.forced();
+        play.connects("pg");
+        play.connects("index");
+        play.note("Its marker says that this branch was committed (R-MARKER): that is an ack.");
+        play.says("pg", FromParticipant::NotPrepared(txid("1-1"), MarkerEvidence::Committed));
+        play.follows("index", "1.1", "1.1");
+        play.retries("add film 1", 1, 1, remote_film(1));
+    }
+);
 
-story!(coordinator_after_acks, "The coordinator dies after all acks, before End and Acked are durable: the record is still there, and told again.", play = Play::new(REMOTE), {
-    remote_decided(&mut play);
-    play.acks("pg", "1-1");
-    play.follows("index", "1.1", "1.1");
-    play.coordinator_dies();
-    play.forced();
-    play.connects("index");
-    play.note("The index's watermark has passed 1.1: it is owed nothing.");
-    play.connects("pg");
-    play.says("pg", FromParticipant::NotPrepared(txid("1-1"), MarkerEvidence::Committed));
-    play.passes(1000);
-    play.forced();
-    play.coordinator_dies();
-    play.note("End and Acked are durable now: nothing is told again.");
-    play.forced();
-    play.connects("index");
-    play.connects("pg");
-});
+story!(
+    coordinator_after_acks,
+    "The coordinator dies after all acks, before End and Acked are durable: the record is still there, and told again.",
+    play = Play::new(REMOTE),
+    {
+        remote_decided(&mut play);
+        play.acks("pg", "1-1");
+        play.follows("index", "1.1", "1.1");
+        play.coordinator_dies();
+        play.forced();
+        play.connects("index");
+        play.note("The index's watermark has passed 1.1: it is owed nothing.");
+        play.connects("pg");
+        play.says("pg", FromParticipant::NotPrepared(txid("1-1"), MarkerEvidence::Committed));
+        play.passes(1000);
+        play.forced();
+        play.coordinator_dies();
+        play.note("End and Acked are durable now: nothing is told again.");
+        play.forced();
+        play.connects("index");
+        play.connects("pg");
+    }
+);
 
-story!(coordinator_during_recovery, "The coordinator dies while it recovers, twice: each start takes a higher epoch, and sends nothing before that is durable.", play = Play::new(EMBEDDED), {
-    decided(&mut play);
-    play.coordinator_dies();
-    play.arrives("db");
-    play.note("Epoch 2 was not forced; the next start may take the same number. Nothing was sent under it.");
-    play.coordinator_dies();
-    play.forced();
-    play.connects("db");
-    play.coordinator_dies();
-    play.forced();
-    play.connects("db");
-    play.connects("index");
-});
+story!(
+    coordinator_during_recovery,
+    "The coordinator dies while it recovers, twice: each start takes a higher epoch, and sends nothing before that is durable.",
+    play = Play::new(EMBEDDED),
+    {
+        decided(&mut play);
+        play.coordinator_dies();
+        play.arrives("db");
+        play.note("Epoch 2 was not forced; the next start may take the same number. Nothing was sent under it.");
+        play.coordinator_dies();
+        play.forced();
+        play.connects("db");
+        play.coordinator_dies();
+        play.forced();
+        play.connects("db");
+        play.connects("index");
+    }
+);
 
 // ---- a participant dies
 
-story!(redo_dies_preparing, "A redo participant dies after its vote, before the decision: its Yes was worth nothing without its session (R-REDO).", play = Play::new(EMBEDDED), {
-    play.asks("add film 1", film(1));
-    play.yes("index", "1-1");
-    play.dies("index");
-    play.connects("index");
-});
+story!(
+    redo_dies_preparing,
+    "A redo participant dies after its vote, before the decision: its Yes was worth nothing without its session (R-REDO).",
+    play = Play::new(EMBEDDED),
+    {
+        play.asks("add film 1", film(1));
+        play.yes("index", "1-1");
+        play.dies("index");
+        play.connects("index");
+    }
+);
 
-story!(redo_dies_deciding, "A redo participant dies while the decision is being forced: its new session is told of it before it takes any Prepare (R-REDO).", play = Play::new(EMBEDDED), {
-    play.asks("add film 1", film(1));
-    play.yes("index", "1-1");
-    play.yes("db", "1-1");
-    play.dies("index");
-    play.note("There is no way back from here: neither a lost session nor a time-out aborts it (R-UNKNOWN).");
-    play.connects("index");
-    play.forced();
-    play.follows("index", "1.1", "1.1");
-});
+story!(
+    redo_dies_deciding,
+    "A redo participant dies while the decision is being forced: its new session is told of it before it takes any Prepare (R-REDO).",
+    play = Play::new(EMBEDDED),
+    {
+        play.asks("add film 1", film(1));
+        play.yes("index", "1-1");
+        play.yes("db", "1-1");
+        play.dies("index");
+        play.note("There is no way back from here: neither a lost session nor a time-out aborts it (R-UNKNOWN).");
+        play.connects("index");
+        play.forced();
+        play.follows("index", "1.1", "1.1");
+    }
+);
 
-story!(redo_dies_after_apply, "A redo participant dies after it applied, before that was durable and acked: it is sent again, from its watermark.", play = Play::new(EMBEDDED), {
-    decided(&mut play);
-    play.follows("db", "1.1", "1.1");
-    play.follows("index", "1.1", "0.0");
-    play.dies("index");
-    play.connects("index");
-    play.follows("index", "1.1", "1.1");
-});
+story!(
+    redo_dies_after_apply,
+    "A redo participant dies after it applied, before that was durable and acked: it is sent again, from its watermark.",
+    play = Play::new(EMBEDDED),
+    {
+        decided(&mut play);
+        play.follows("db", "1.1", "1.1");
+        play.follows("index", "1.1", "0.0");
+        play.dies("index");
+        play.connects("index");
+        play.follows("index", "1.1", "1.1");
+    }
+);
 
-story!(prepared_then_commit, "A preparing participant dies after its vote and comes back after the decision: its new session lists the branch, and is told Commit.", play = Play::new(REMOTE), {
-    play.asks("add film 1", remote_film(1));
-    play.yes("index", "1-1");
-    play.yes("pg", "1-1");
-    play.dies("pg");
-    play.forced();
-    play.note("Decided without it: its branch is durable and must not be rolled back, however long it is away.");
-    play.connects("pg");
-    play.acks("pg", "1-1");
-});
+story!(
+    prepared_then_commit,
+    "A preparing participant dies after its vote and comes back after the decision: its new session lists the branch, and is told Commit.",
+    play = Play::new(REMOTE),
+    {
+        play.asks("add film 1", remote_film(1));
+        play.yes("index", "1-1");
+        play.yes("pg", "1-1");
+        play.dies("pg");
+        play.forced();
+        play.note("Decided without it: its branch is durable and must not be rolled back, however long it is away.");
+        play.connects("pg");
+        play.acks("pg", "1-1");
+    }
+);
 
-story!(prepared_then_abort, "A preparing participant dies after its vote and comes back after the transaction was aborted: told Abort.", play = Play::new(REMOTE), {
-    play.asks("add film 1", remote_film(1));
-    play.yes("pg", "1-1");
-    play.dies("pg");
-    play.no("index", "1-1", RefusalKind::Constraint, "the title is too long");
-    play.connects("pg");
-});
+story!(
+    prepared_then_abort,
+    "A preparing participant dies after its vote and comes back after the transaction was aborted: told Abort.",
+    play = Play::new(REMOTE),
+    {
+        play.asks("add film 1", remote_film(1));
+        play.yes("pg", "1-1");
+        play.dies("pg");
+        play.no("index", "1-1", RefusalKind::Constraint, "the title is too long");
+        play.connects("pg");
+    }
+);
 
-story!(prepared_in_progress, "A preparing participant comes back while the transaction is still open: no answer, because no record proves nothing yet.", play = Play::new(REMOTE), {
-    play.asks("add film 1", remote_film(1));
-    play.yes("pg", "1-1");
-    play.dies("pg");
-    play.connects("pg");
-    play.says("pg", FromParticipant::Inquiry(vec![txid("1-1")]));
-    play.note("Its Yes still holds: it is durable there.");
-    play.yes("index", "1-1");
-    play.says("pg", FromParticipant::Inquiry(vec![txid("1-1")]));
-    play.forced();
-});
+story!(
+    prepared_in_progress,
+    "A preparing participant comes back while the transaction is still open: no answer, because no record proves nothing yet.",
+    play = Play::new(REMOTE),
+    {
+        play.asks("add film 1", remote_film(1));
+        play.yes("pg", "1-1");
+        play.dies("pg");
+        play.connects("pg");
+        play.says("pg", FromParticipant::Inquiry(vec![txid("1-1")]));
+        play.note("Its Yes still holds: it is durable there.");
+        play.yes("index", "1-1");
+        play.says("pg", FromParticipant::Inquiry(vec![txid("1-1")]));
+        play.forced();
+    }
+);
 
-story!(prepared_before_vote_lost, "A preparing participant dies while its Prepare is under way: aborted, and whatever it prepared is told Abort.", play = Play::new(REMOTE), {
-    play.asks("add film 1", remote_film(1));
-    play.dies("pg");
-    play.note("Its force had succeeded; only its vote was lost.");
-    play.actor("pg").prepared.push(txid("1-1"));
-    play.connects("pg");
-});
+story!(
+    prepared_before_vote_lost,
+    "A preparing participant dies while its Prepare is under way: aborted, and whatever it prepared is told Abort.",
+    play = Play::new(REMOTE),
+    {
+        play.asks("add film 1", remote_film(1));
+        play.dies("pg");
+        play.note("Its force had succeeded; only its vote was lost.");
+        play.actor("pg").prepared.push(txid("1-1"));
+        play.connects("pg");
+    }
+);
 
-story!(prepared_of_older_epoch, "A branch of an older epoch: presumed aborted, but only after all have told what they know of the log, or 30 s (R-LOGLOSS).", play = Play::new(REMOTE), {
-    play.asks("add film 1", remote_film(1));
-    play.yes("pg", "1-1");
-    play.coordinator_dies();
-    play.forced();
-    play.connects("pg");
-    play.says("pg", FromParticipant::Inquiry(vec![txid("1-1")]));
-    play.note("The index does not come back.");
-    play.passes(29_999);
-    play.passes(1);
-    play.note("A branch of a higher epoch than ours is not ours to answer: somebody newer is in charge.");
-    play.says("pg", FromParticipant::Inquiry(vec![txid("3-1")]));
-});
+story!(
+    prepared_of_older_epoch,
+    "A branch of an older epoch: presumed aborted, but only after all have told what they know of the log, or 30 s (R-LOGLOSS).",
+    play = Play::new(REMOTE),
+    {
+        play.asks("add film 1", remote_film(1));
+        play.yes("pg", "1-1");
+        play.coordinator_dies();
+        play.forced();
+        play.connects("pg");
+        play.says("pg", FromParticipant::Inquiry(vec![txid("1-1")]));
+        play.note("The index does not come back.");
+        play.passes(29_999);
+        play.passes(1);
+        play.note("A branch of a higher epoch than ours is not ours to answer: somebody newer is in charge.");
+        play.says("pg", FromParticipant::Inquiry(vec![txid("3-1")]));
+    }
+);
 
-story!(serial_dies_before_its_commit, "The serial executor dies between the log's force and its own commit: its group is applied again from the log.", play = Play::new(EMBEDDED), {
-    play.asks("add film 1", film(1));
-    play.asks("add film 2", film(2));
-    play.yes("index", "1-1");
-    play.yes("index", "1-2");
-    play.votes("db", &["1-1", "1-2"]);
-    play.forced();
-    play.dies("db");
-    play.asks("add film 3", film(3));
-    play.connects("db");
-    play.follows("db", "1.2", "1.2");
-});
+story!(
+    serial_dies_before_its_commit,
+    "The serial executor dies between the log's force and its own commit: its group is applied again from the log.",
+    play = Play::new(EMBEDDED),
+    {
+        play.asks("add film 1", film(1));
+        play.asks("add film 2", film(2));
+        play.yes("index", "1-1");
+        play.yes("index", "1-2");
+        play.votes("db", &["1-1", "1-2"]);
+        play.forced();
+        play.dies("db");
+        play.asks("add film 3", film(3));
+        play.connects("db");
+        play.follows("db", "1.2", "1.2");
+    }
+);
 
-story!(serial_batch_taken_back, "One of a serial executor's batch is aborted before its vote arrives: the whole batch is taken back, and the others run again (R-SERIAL).", play = Play::new(&[("db", Kind::Serial), ("index", Kind::Redo), ("other", Kind::Redo)]), {
-    play.asks("add film 1", film(1));
-    play.asks("both", vec![row("db"), put("other", "x", None)]);
-    play.yes("index", "1-1");
-    play.yes("other", "1-2");
-    play.dies("other");
-    play.votes("db", &["1-2", "1-1"]);
-    play.note("1-1 ran on top of what 1-2 wrote: its vote does not count. db has the Abort by now, and has run it again.");
-    play.votes("db", &["1-1"]);
-});
+story!(
+    serial_batch_taken_back,
+    "One of a serial executor's batch is aborted before its vote arrives: the whole batch is taken back, and the others run again (R-SERIAL).",
+    play = Play::new(&[("db", Kind::Serial), ("index", Kind::Redo), ("other", Kind::Redo)]),
+    {
+        play.asks("add film 1", film(1));
+        play.asks("both", vec![row("db"), put("other", "x", None)]);
+        play.yes("index", "1-1");
+        play.yes("other", "1-2");
+        play.dies("other");
+        play.votes("db", &["1-2", "1-1"]);
+        play.note("1-1 ran on top of what 1-2 wrote: its vote does not count. db has the Abort by now, and has run it again.");
+        play.votes("db", &["1-1"]);
+    }
+);
 
 // ---- a database leads
 
@@ -379,53 +485,78 @@ story!(leader_lost_marker, "A leader's session is lost after Lead, and it had co
     play.says("bank", FromParticipant::Settled(Settle::Txid(txid("1-1@p0")), Some(Box::new(marker))));
 });
 
-story!(leader_lost_no_marker, "A leader's session is lost after Lead, and it had not committed: the question itself decides, by an abort marker.", play = Play::new(LED), {
-    led(&mut play);
-    play.dies("bank");
-    play.connects("bank");
-    play.says("bank", FromParticipant::Settled(Settle::Txid(txid("1-1@p0")), None));
-});
+story!(
+    leader_lost_no_marker,
+    "A leader's session is lost after Lead, and it had not committed: the question itself decides, by an abort marker.",
+    play = Play::new(LED),
+    {
+        led(&mut play);
+        play.dies("bank");
+        play.connects("bank");
+        play.says("bank", FromParticipant::Settled(Settle::Txid(txid("1-1@p0")), None));
+    }
+);
 
-story!(leader_could_not, "A leader could not commit, and has rolled back for certain: the one way from Deciding to Aborted.", play = Play::new(LED), {
-    led(&mut play);
-    play.says("bank", FromParticipant::NotLed(vec![txid("1-1@p0")], Refusal::new(RefusalKind::Conflict, "could not serialize")));
-});
+story!(
+    leader_could_not,
+    "A leader could not commit, and has rolled back for certain: the one way from Deciding to Aborted.",
+    play = Play::new(LED),
+    {
+        led(&mut play);
+        play.says("bank", FromParticipant::NotLed(vec![txid("1-1@p0")], Refusal::new(RefusalKind::Conflict, "could not serialize")));
+    }
+);
 
-story!(leader_coordinator_dies, "The coordinator dies after Lead. Its log knows nothing; the leader's markers do, and bring the others' redos.", play = Play::new(LED), {
-    led(&mut play);
-    let marker = play.sent_markers()[&txid("1-1@p0")].clone();
-    play.coordinator_dies();
-    play.forced();
-    play.connects("index");
-    play.note("Until bank's markers are read, nobody knows: no answer, no watermark.");
-    play.retries("add film 1", 1, 1, led_film(1));
-    play.connects("bank");
-    play.says("bank", FromParticipant::Markers { markers: vec![marker], last: true });
-    play.retries("add film 1", 1, 1, led_film(1));
-    play.follows("index", "1.1", "1.1");
-});
+story!(
+    leader_coordinator_dies,
+    "The coordinator dies after Lead. Its log knows nothing; the leader's markers do, and bring the others' redos.",
+    play = Play::new(LED),
+    {
+        led(&mut play);
+        let marker = play.sent_markers()[&txid("1-1@p0")].clone();
+        play.coordinator_dies();
+        play.forced();
+        play.connects("index");
+        play.note("Until bank's markers are read, nobody knows: no answer, no watermark.");
+        play.retries("add film 1", 1, 1, led_film(1));
+        play.connects("bank");
+        play.says("bank", FromParticipant::Markers { markers: vec![marker], last: true });
+        play.retries("add film 1", 1, 1, led_film(1));
+        play.follows("index", "1.1", "1.1");
+    }
+);
 
-story!(leader_not_alone, "A leader at which older sessions may still commit: it is scanned again and again, no watermark moves, and a key is settled there.", play = Play::new(LED), {
-    led(&mut play);
-    let late = play.sent_markers()[&txid("1-1@p0")].clone();
-    play.coordinator_dies();
-    play.recovers(&["index"]);
-    play.actor("bank").exclusive = false;
-    play.connects("bank");
-    play.says("bank", FromParticipant::Markers { markers: vec![], last: true });
-    play.retries("another", 1, 2, led_film(2));
-    play.says("bank", FromParticipant::Settled(Settle::Key(key("another"), lockstep_core::Position { epoch: Epoch(1), n: 2 }), None));
-    play.note("And now the old session's commit comes through after all.");
-    play.passes(2000);
-    play.says("bank", FromParticipant::Markers { markers: vec![late], last: true });
-    play.retries("add film 1", 1, 1, led_film(1));
-});
+story!(
+    leader_not_alone,
+    "A leader at which older sessions may still commit: it is scanned again and again, no watermark moves, and a key is settled there.",
+    play = Play::new(LED),
+    {
+        led(&mut play);
+        let late = play.sent_markers()[&txid("1-1@p0")].clone();
+        play.coordinator_dies();
+        play.recovers(&["index"]);
+        play.actor("bank").exclusive = false;
+        play.connects("bank");
+        play.says("bank", FromParticipant::Markers { markers: vec![], last: true });
+        play.retries("another", 1, 2, led_film(2));
+        play.says("bank", FromParticipant::Settled(Settle::Key(key("another"), lockstep_core::Position { epoch: Epoch(1), n: 2 }), None));
+        play.note("And now the old session's commit comes through after all.");
+        play.passes(2000);
+        play.says("bank", FromParticipant::Markers { markers: vec![late], last: true });
+        play.retries("add film 1", 1, 1, led_film(1));
+    }
+);
 
-story!(leader_says_nothing_written, "A leader that wrote nothing cannot decide for a database that did.", play = Play::new(&[("bank", Kind::Leader), ("pg", Kind::Preparing)]), {
-    play.asks("move", vec![row("bank"), row("pg")]);
-    play.yes("pg", "1-1@p0");
-    play.read_only("bank", "1-1@p0");
-});
+story!(
+    leader_says_nothing_written,
+    "A leader that wrote nothing cannot decide for a database that did.",
+    play = Play::new(&[("bank", Kind::Leader), ("pg", Kind::Preparing)]),
+    {
+        play.asks("move", vec![row("bank"), row("pg")]);
+        play.yes("pg", "1-1@p0");
+        play.read_only("bank", "1-1@p0");
+    }
+);
 
 // ---- clients
 
@@ -437,85 +568,120 @@ story!(retry_committed, "A client retries after a crash and gets the receipt it 
     play.follows("db", "1.1", "1.1");
 });
 
-story!(retry_unknown, "A client retries what was never decided: told aborted, for ever under this key; the next attempt runs.", play = Play::new(EMBEDDED), {
-    play.asks("add film 1", film(1));
-    play.coordinator_dies();
-    play.recovers(&["db", "index"]);
-    play.retries("add film 1", 1, 1, film(1));
-    play.retries("add film 1", 1, 1, film(1));
-    play.asks("add film 1/2", film(1));
-});
+story!(
+    retry_unknown,
+    "A client retries what was never decided: told aborted, for ever under this key; the next attempt runs.",
+    play = Play::new(EMBEDDED),
+    {
+        play.asks("add film 1", film(1));
+        play.coordinator_dies();
+        play.recovers(&["db", "index"]);
+        play.retries("add film 1", 1, 1, film(1));
+        play.retries("add film 1", 1, 1, film(1));
+        play.asks("add film 1/2", film(1));
+    }
+);
 
-story!(retry_expired, "A client comes back after its outcome was forgotten: expired, never aborted, and never run again.", play = Play::with(EMBEDDED, |config| config.outcomes_max = 1), {
-    decided(&mut play);
-    play.follows("db", "1.1", "1.1");
-    play.follows("index", "1.1", "1.1");
-    play.asks("look", vec![row("db")]);
-    play.read_only("db", "1-2");
-    play.passes(1000);
-    play.note("The floor is durable before anything is dropped.");
-    play.forced();
-    play.retries("add film 1", 1, 1, film(1));
-    play.coordinator_dies();
-    play.recovers(&["db", "index"]);
-    play.retries("add film 1", 1, 1, film(1));
-});
+story!(
+    retry_expired,
+    "A client comes back after its outcome was forgotten: expired, never aborted, and never run again.",
+    play = Play::with(EMBEDDED, |config| config.outcomes_max = 1),
+    {
+        decided(&mut play);
+        play.follows("db", "1.1", "1.1");
+        play.follows("index", "1.1", "1.1");
+        play.asks("look", vec![row("db")]);
+        play.read_only("db", "1-2");
+        play.passes(1000);
+        play.note("The floor is durable before anything is dropped.");
+        play.forced();
+        play.retries("add film 1", 1, 1, film(1));
+        play.coordinator_dies();
+        play.recovers(&["db", "index"]);
+        play.retries("add film 1", 1, 1, film(1));
+    }
+);
 
 story!(key_reused, "Another request under the same key is refused.", play = Play::new(EMBEDDED), {
     decided(&mut play);
     play.asks("add film 1", film(2));
 });
 
-story!(duplicate_joins, "The same request twice: the second joins the first. It runs once, and both are answered.", play = Play::new(EMBEDDED), {
-    play.asks("add film 1", film(1));
-    play.retries("add film 1", 1, 1, film(1));
-    play.yes("index", "1-1");
-    play.yes("db", "1-1");
-    play.retries("add film 1", 1, 1, film(1));
-    play.forced();
-    play.follows("db", "1.1", "1.1");
-});
+story!(
+    duplicate_joins,
+    "The same request twice: the second joins the first. It runs once, and both are answered.",
+    play = Play::new(EMBEDDED),
+    {
+        play.asks("add film 1", film(1));
+        play.retries("add film 1", 1, 1, film(1));
+        play.yes("index", "1-1");
+        play.yes("db", "1-1");
+        play.retries("add film 1", 1, 1, film(1));
+        play.forced();
+        play.follows("db", "1.1", "1.1");
+    }
+);
 
-story!(asked_about_first, "A request that is asked about before it arrives: it never runs, and the late request is told the same.", play = Play::new(EMBEDDED), {
-    play.inquires("add film 1", 1, 1);
-    play.retries("add film 1", 1, 1, film(1));
-});
+story!(
+    asked_about_first,
+    "A request that is asked about before it arrives: it never runs, and the late request is told the same.",
+    play = Play::new(EMBEDDED),
+    {
+        play.inquires("add film 1", 1, 1);
+        play.retries("add film 1", 1, 1, film(1));
+    }
+);
 
-story!(condition_conflict, "A conditional write meets an undecided writer of the same document: a conflict, safe to retry (R-COND).", play = Play::new(EMBEDDED), {
-    play.asks("add film 1", film(1));
-    play.asks("change film 1", vec![row("db"), put("index", "film-1", Some(Condition::Absent))]);
-    play.note("Two unconditional writers do not disturb each other.");
-    play.asks("overwrite film 1", film(1));
-});
+story!(
+    condition_conflict,
+    "A conditional write meets an undecided writer of the same document: a conflict, safe to retry (R-COND).",
+    play = Play::new(EMBEDDED),
+    {
+        play.asks("add film 1", film(1));
+        play.asks("change film 1", vec![row("db"), put("index", "film-1", Some(Condition::Absent))]);
+        play.note("Two unconditional writers do not disturb each other.");
+        play.asks("overwrite film 1", film(1));
+    }
+);
 
-story!(condition_on_unapplied, "A condition is tested against the newest decided write, whether the index has applied it or not (R-COND).", play = Play::new(EMBEDDED), {
-    decided(&mut play);
-    play.asks("create film 1", vec![row("db"), put("index", "film-1", Some(Condition::Absent))]);
-    play.asks("change film 1", vec![row("db"), put("index", "film-1", Some(Condition::Csn(csn("1.1"))))]);
-    play.note("The same after a restart: what the index still owes is known before any Prepare.");
-    play.coordinator_dies();
-    play.recovers(&["db", "index"]);
-    play.asks("create film 1/2", vec![row("db"), put("index", "film-1", Some(Condition::Absent))]);
-    play.follows("index", "1.1", "0.0");
-    play.note("Applied: from now on the index itself can tell.");
-    play.asks("create film 1/3", vec![row("db"), put("index", "film-1", Some(Condition::Absent))]);
-    play.dies("index");
-    play.connects("index");
-    play.note("It was not durable there, and is owed again: tested against the log once more.");
-    play.asks("create film 1/4", vec![row("db"), put("index", "film-1", Some(Condition::Absent))]);
-});
+story!(
+    condition_on_unapplied,
+    "A condition is tested against the newest decided write, whether the index has applied it or not (R-COND).",
+    play = Play::new(EMBEDDED),
+    {
+        decided(&mut play);
+        play.asks("create film 1", vec![row("db"), put("index", "film-1", Some(Condition::Absent))]);
+        play.asks("change film 1", vec![row("db"), put("index", "film-1", Some(Condition::Csn(csn("1.1"))))]);
+        play.note("The same after a restart: what the index still owes is known before any Prepare.");
+        play.coordinator_dies();
+        play.recovers(&["db", "index"]);
+        play.asks("create film 1/2", vec![row("db"), put("index", "film-1", Some(Condition::Absent))]);
+        play.follows("index", "1.1", "0.0");
+        play.note("Applied: from now on the index itself can tell.");
+        play.asks("create film 1/3", vec![row("db"), put("index", "film-1", Some(Condition::Absent))]);
+        play.dies("index");
+        play.connects("index");
+        play.note("It was not durable there, and is owed again: tested against the log once more.");
+        play.asks("create film 1/4", vec![row("db"), put("index", "film-1", Some(Condition::Absent))]);
+    }
+);
 
-story!(condition_after_skip, "A write that an operator gave up does not count for conditions any more (R-SKIP, R-COND).", play = Play::new(EMBEDDED), {
-    decided(&mut play);
-    play.operator(AdminAction::Skip { txid: txid("1-1"), participant: INDEX }, "the index refuses this document for ever");
-    play.forced();
-    play.forced();
-    play.asks("create film 1", vec![row("db"), put("index", "film-1", Some(Condition::Absent))]);
-    play.coordinator_dies();
-    play.recovers(&["db", "index"]);
-    play.note("The same after a restart.");
-    play.asks("create film 1/2", vec![row("db"), put("index", "film-1", Some(Condition::Absent))]);
-});
+story!(
+    condition_after_skip,
+    "A write that an operator gave up does not count for conditions any more (R-SKIP, R-COND).",
+    play = Play::new(EMBEDDED),
+    {
+        decided(&mut play);
+        play.operator(AdminAction::Skip { txid: txid("1-1"), participant: INDEX }, "the index refuses this document for ever");
+        play.forced();
+        play.forced();
+        play.asks("create film 1", vec![row("db"), put("index", "film-1", Some(Condition::Absent))]);
+        play.coordinator_dies();
+        play.recovers(&["db", "index"]);
+        play.note("The same after a restart.");
+        play.asks("create film 1/2", vec![row("db"), put("index", "film-1", Some(Condition::Absent))]);
+    }
+);
 
 story!(cover, "A document without a row has no place in the order: refused (R-COVER).", play = Play::new(EMBEDDED), {
     play.asks("document only", vec![put("index", "film-1", None)]);
@@ -525,16 +691,21 @@ story!(cover, "A document without a row has no place in the order: refused (R-CO
     play.read_only("db", "1-2");
 });
 
-story!(log_full, "Little space is left for the log: new transactions are refused, old ones finished (R-FULL).", play = Play::new(EMBEDDED), {
-    play.asks("add film 1", film(1));
-    play.log_full(true);
-    play.asks("add film 2", film(2));
-    play.yes("index", "1-1");
-    play.yes("db", "1-1");
-    play.forced();
-    play.log_full(false);
-    play.asks("add film 3", film(3));
-});
+story!(
+    log_full,
+    "Little space is left for the log: new transactions are refused, old ones finished (R-FULL).",
+    play = Play::new(EMBEDDED),
+    {
+        play.asks("add film 1", film(1));
+        play.log_full(true);
+        play.asks("add film 2", film(2));
+        play.yes("index", "1-1");
+        play.yes("db", "1-1");
+        play.forced();
+        play.log_full(false);
+        play.asks("add film 3", film(3));
+    }
+);
 
 story!(limits, "The limits on what may be under way.", play = Play::with(EMBEDDED, |config| (config.max_open, config.max_lag) = (1, 1)), {
     play.asks("add film 1", film(1));
@@ -553,17 +724,22 @@ story!(deadline_aborts, "Not decided within its deadline: aborted, and every sto
     play.yes("index", "1-1");
 });
 
-story!(deadline_pending, "Committed, but a store has not followed within the wait's deadline: committed, pending at.", play = Play::new(EMBEDDED), {
-    play.asks_for("add film 1", film(1), Wait::Visible, 2_000);
-    play.yes("index", "1-1");
-    play.yes("db", "1-1");
-    play.forced();
-    play.follows("db", "1.1", "1.1");
-    play.passes(2_000);
-    play.note("Sent again, in pauses that grow. It will get there.");
-    play.passes(4_000);
-    play.follows("index", "1.1", "1.1");
-});
+story!(
+    deadline_pending,
+    "Committed, but a store has not followed within the wait's deadline: committed, pending at.",
+    play = Play::new(EMBEDDED),
+    {
+        play.asks_for("add film 1", film(1), Wait::Visible, 2_000);
+        play.yes("index", "1-1");
+        play.yes("db", "1-1");
+        play.forced();
+        play.follows("db", "1.1", "1.1");
+        play.passes(2_000);
+        play.note("Sent again, in pauses that grow. It will get there.");
+        play.passes(4_000);
+        play.follows("index", "1.1", "1.1");
+    }
+);
 
 story!(waits, "The three waits: decided, applied, visible.", play = Play::new(EMBEDDED), {
     play.asks_for("decided", film(1), Wait::Decided, 9_000);
@@ -599,87 +775,112 @@ story!(store_away, "A store that is not there: refused before anything is sent."
 
 // ---- loss, and people
 
-story!(owner_refuses, "A participant follows a newer start of this coordinator: this one is the old copy (R-OWNER, R-LOGLOSS).", play = Play::new(REMOTE), {
-    play.disconnects("pg");
-    play.arrives("pg");
-    play.says("pg", FromParticipant::Refused(Owner { coord_id: CoordId(0xc0), epoch: Epoch(2), incarnation: 9 }));
-    play.asks("add film 1", remote_film(1));
-    play.note("A store of somebody else is just refused.");
-    play.disconnects("index");
-    play.arrives("index");
-    play.says("index", FromParticipant::Refused(Owner { coord_id: CoordId(0xdead), epoch: Epoch(7), incarnation: 9 }));
-    play.shows_status();
-});
+story!(
+    owner_refuses,
+    "A participant follows a newer start of this coordinator: this one is the old copy (R-OWNER, R-LOGLOSS).",
+    play = Play::new(REMOTE),
+    {
+        play.disconnects("pg");
+        play.arrives("pg");
+        play.says("pg", FromParticipant::Refused(Owner { coord_id: CoordId(0xc0), epoch: Epoch(2), incarnation: 9 }));
+        play.asks("add film 1", remote_film(1));
+        play.note("A store of somebody else is just refused.");
+        play.disconnects("index");
+        play.arrives("index");
+        play.says("index", FromParticipant::Refused(Owner { coord_id: CoordId(0xdead), epoch: Epoch(7), incarnation: 9 }));
+        play.shows_status();
+    }
+);
 
-story!(log_loss, "The log has lost records that it had forced: safe mode. Nothing is presumed; an operator looks, decides, and leaves it.", play = Play::new(REMOTE), {
-    play.asks("add film 1", remote_film(1));
-    play.yes("index", "1-1");
-    play.yes("pg", "1-1");
-    play.forced();
-    play.follows("index", "1.1", "1.1");
-    play.note("pg has not heard of it yet, and is still prepared.");
-    play.coordinator_dies_log_lost(4);
-    play.forced();
-    play.connects("pg");
-    play.connects("index");
-    play.passes(30_000);
-    play.note("No presumed abort, however long it takes: 1-1 stays in doubt.");
-    play.retries("add film 1", 1, 1, remote_film(1));
-    play.asks("add film 2", remote_film(2));
-    play.operator(AdminAction::Resolve { txid: txid("1-1"), participant: PG, commit: true }, "the index has film 1: it was committed");
-    play.forced();
-    play.actor("pg").prepared.clear();
-    play.says("pg", FromParticipant::Resolved { txid: txid("1-1"), commit: true });
-    play.operator(AdminAction::LeaveSafeMode, "looked at everything");
-    play.forced();
-    play.note("That is forced, and only then said.");
-    play.forced();
-    play.coordinator_dies();
-    play.recovers(&["pg", "index"]);
-    play.note("The old loss is known, and is no evidence any more.");
-    play.shows_status();
-    play.asks("add film 2/2", remote_film(2));
-});
+story!(
+    log_loss,
+    "The log has lost records that it had forced: safe mode. Nothing is presumed; an operator looks, decides, and leaves it.",
+    play = Play::new(REMOTE),
+    {
+        play.asks("add film 1", remote_film(1));
+        play.yes("index", "1-1");
+        play.yes("pg", "1-1");
+        play.forced();
+        play.follows("index", "1.1", "1.1");
+        play.note("pg has not heard of it yet, and is still prepared.");
+        play.coordinator_dies_log_lost(4);
+        play.forced();
+        play.connects("pg");
+        play.connects("index");
+        play.passes(30_000);
+        play.note("No presumed abort, however long it takes: 1-1 stays in doubt.");
+        play.retries("add film 1", 1, 1, remote_film(1));
+        play.asks("add film 2", remote_film(2));
+        play.operator(AdminAction::Resolve { txid: txid("1-1"), participant: PG, commit: true }, "the index has film 1: it was committed");
+        play.forced();
+        play.actor("pg").prepared.clear();
+        play.says("pg", FromParticipant::Resolved { txid: txid("1-1"), commit: true });
+        play.operator(AdminAction::LeaveSafeMode, "looked at everything");
+        play.forced();
+        play.note("That is forced, and only then said.");
+        play.forced();
+        play.coordinator_dies();
+        play.recovers(&["pg", "index"]);
+        play.note("The old loss is known, and is no evidence any more.");
+        play.shows_status();
+        play.asks("add film 2/2", remote_film(2));
+    }
+);
 
-story!(store_loss, "A store comes back with less than it once acked: an old copy was restored. It is not used (R-STORELOSS).", play = Play::new(EMBEDDED), {
-    decided(&mut play);
-    play.follows("db", "1.1", "1.1");
-    play.follows("index", "1.1", "1.1");
-    play.passes(1000);
-    play.forced();
-    play.dies("index");
-    play.actor("index").progress = Progress::default();
-    play.connects("index");
-    play.asks("add film 2", film(2));
-});
+story!(
+    store_loss,
+    "A store comes back with less than it once acked: an old copy was restored. It is not used (R-STORELOSS).",
+    play = Play::new(EMBEDDED),
+    {
+        decided(&mut play);
+        play.follows("db", "1.1", "1.1");
+        play.follows("index", "1.1", "1.1");
+        play.passes(1000);
+        play.forced();
+        play.dies("index");
+        play.actor("index").progress = Progress::default();
+        play.connects("index");
+        play.asks("add film 2", film(2));
+    }
+);
 
-story!(skip, "An operator gives up a decided write at one store: forced as damage first, then it counts as applied (R-SKIP).", play = Play::new(EMBEDDED), {
-    decided(&mut play);
-    play.follows("db", "1.1", "1.1");
-    play.says("index", FromParticipant::Stuck(csn("1.1"), "the index is read-only".into()));
-    play.operator(AdminAction::Skip { txid: txid("1-1"), participant: INDEX }, "nobody will mend it");
-    play.forced();
-    play.note("The damage is not durable yet: if the coordinator dies here, nothing has been given up.");
-    play.forced();
-    play.shows_status();
-    play.coordinator_dies();
-    play.forced();
-    play.connects("index");
-    play.connects("db");
-    play.shows_status();
-    play.operator(AdminAction::Forget { txid: txid("1-1"), participant: INDEX }, "told the film's owner");
-    play.forced();
-    play.shows_status();
-});
+story!(
+    skip,
+    "An operator gives up a decided write at one store: forced as damage first, then it counts as applied (R-SKIP).",
+    play = Play::new(EMBEDDED),
+    {
+        decided(&mut play);
+        play.follows("db", "1.1", "1.1");
+        play.says("index", FromParticipant::Stuck(csn("1.1"), "the index is read-only".into()));
+        play.operator(AdminAction::Skip { txid: txid("1-1"), participant: INDEX }, "nobody will mend it");
+        play.forced();
+        play.note("The damage is not durable yet: if the coordinator dies here, nothing has been given up.");
+        play.forced();
+        play.shows_status();
+        play.coordinator_dies();
+        play.forced();
+        play.connects("index");
+        play.connects("db");
+        play.shows_status();
+        play.operator(AdminAction::Forget { txid: txid("1-1"), participant: INDEX }, "told the film's owner");
+        play.forced();
+        play.shows_status();
+    }
+);
 
-story!(skip_lost, "The coordinator dies between an operator's word and the damage record: nothing was given up, and nobody was told so.", play = Play::new(EMBEDDED), {
-    decided(&mut play);
-    play.operator(AdminAction::Skip { txid: txid("1-1"), participant: INDEX }, "nobody will mend it");
-    play.forced();
-    play.coordinator_dies();
-    play.forced();
-    play.connects("index");
-});
+story!(
+    skip_lost,
+    "The coordinator dies between an operator's word and the damage record: nothing was given up, and nobody was told so.",
+    play = Play::new(EMBEDDED),
+    {
+        decided(&mut play);
+        play.operator(AdminAction::Skip { txid: txid("1-1"), participant: INDEX }, "nobody will mend it");
+        play.forced();
+        play.coordinator_dies();
+        play.forced();
+        play.connects("index");
+    }
+);
 
 story!(stuck, "A decided write that a store cannot apply: shouted about, and nothing else waits for it.", play = Play::new(EMBEDDED), {
     decided(&mut play);
@@ -693,89 +894,119 @@ story!(stuck, "A decided write that a store cannot apply: shouted about, and not
     play.follows("index", "1.2", "1.2");
 });
 
-story!(rolled_back_by_hand, "A branch was rolled back by hand at its store before Commit came: damage, mixed (R-MARKER).", play = Play::new(REMOTE), {
-    remote_decided(&mut play);
-    play.says("pg", FromParticipant::NotPrepared(txid("1-1"), MarkerEvidence::RolledBack));
-    play.shows_status();
-});
+story!(
+    rolled_back_by_hand,
+    "A branch was rolled back by hand at its store before Commit came: damage, mixed (R-MARKER).",
+    play = Play::new(REMOTE),
+    {
+        remote_decided(&mut play);
+        play.says("pg", FromParticipant::NotPrepared(txid("1-1"), MarkerEvidence::RolledBack));
+        play.shows_status();
+    }
+);
 
-story!(unknowable, "A branch is gone and nobody can know why: damage, hazard. After the first ack the same words mean nothing.", play = Play::new(REMOTE), {
-    remote_decided(&mut play);
-    play.says("pg", FromParticipant::NotPrepared(txid("1-1"), MarkerEvidence::Unknowable));
-    play.asks("add film 2", remote_film(2));
-    play.yes("index", "1-2");
-    play.yes("pg", "1-2");
-    play.forced();
-    play.acks("pg", "1-2");
-    play.says("pg", FromParticipant::NotPrepared(txid("1-2"), MarkerEvidence::Unknowable));
-});
+story!(
+    unknowable,
+    "A branch is gone and nobody can know why: damage, hazard. After the first ack the same words mean nothing.",
+    play = Play::new(REMOTE),
+    {
+        remote_decided(&mut play);
+        play.says("pg", FromParticipant::NotPrepared(txid("1-1"), MarkerEvidence::Unknowable));
+        play.asks("add film 2", remote_film(2));
+        play.yes("index", "1-2");
+        play.yes("pg", "1-2");
+        play.forced();
+        play.acks("pg", "1-2");
+        play.says("pg", FromParticipant::NotPrepared(txid("1-2"), MarkerEvidence::Unknowable));
+    }
+);
 
-story!(by_hand_against_commit, "An operator rolls a branch back by hand, and the decision turns out to be Commit: damage.", play = Play::new(REMOTE), {
-    play.asks("add film 1", remote_film(1));
-    play.yes("pg", "1-1");
-    play.operator(AdminAction::Resolve { txid: txid("1-1"), participant: PG, commit: false }, "its locks block the shop");
-    play.forced();
-    play.says("pg", FromParticipant::Resolved { txid: txid("1-1"), commit: false });
-    play.yes("index", "1-1");
-    play.forced();
-});
+story!(
+    by_hand_against_commit,
+    "An operator rolls a branch back by hand, and the decision turns out to be Commit: damage.",
+    play = Play::new(REMOTE),
+    {
+        play.asks("add film 1", remote_film(1));
+        play.yes("pg", "1-1");
+        play.operator(AdminAction::Resolve { txid: txid("1-1"), participant: PG, commit: false }, "its locks block the shop");
+        play.forced();
+        play.says("pg", FromParticipant::Resolved { txid: txid("1-1"), commit: false });
+        play.yes("index", "1-1");
+        play.forced();
+    }
+);
 
-story!(by_hand_against_abort, "An operator commits a branch by hand, and the decision turns out to be Abort: damage, though nobody asks about that branch again.", play = Play::new(REMOTE), {
-    play.asks("add film 1", remote_film(1));
-    play.yes("pg", "1-1");
-    play.disconnects("pg");
-    play.operator(AdminAction::Resolve { txid: txid("1-1"), participant: PG, commit: true }, "its locks block the shop");
-    play.forced();
-    play.note("The store is away. It is told when it is back.");
-    play.connects("pg");
-    play.actor("pg").prepared.clear();
-    play.says("pg", FromParticipant::Resolved { txid: txid("1-1"), commit: true });
-    play.no("index", "1-1", RefusalKind::Constraint, "the title is too long");
-    play.shows_status();
-});
+story!(
+    by_hand_against_abort,
+    "An operator commits a branch by hand, and the decision turns out to be Abort: damage, though nobody asks about that branch again.",
+    play = Play::new(REMOTE),
+    {
+        play.asks("add film 1", remote_film(1));
+        play.yes("pg", "1-1");
+        play.disconnects("pg");
+        play.operator(AdminAction::Resolve { txid: txid("1-1"), participant: PG, commit: true }, "its locks block the shop");
+        play.forced();
+        play.note("The store is away. It is told when it is back.");
+        play.connects("pg");
+        play.actor("pg").prepared.clear();
+        play.says("pg", FromParticipant::Resolved { txid: txid("1-1"), commit: true });
+        play.no("index", "1-1", RefusalKind::Constraint, "the title is too long");
+        play.shows_status();
+    }
+);
 
-story!(below_the_floor, "A transaction is decided, its store is away for so long that the outcome is dropped from memory: its branch is still told Commit.", play = Play::with(REMOTE, |config| config.outcomes_max = 1), {
-    remote_decided(&mut play);
-    play.follows("index", "1.1", "1.1");
-    play.dies("pg");
-    play.retries("other", 1, 2, vec![put("index", "x", None)]);
-    play.retries("another", 1, 3, vec![put("index", "x", None)]);
-    play.passes(60_000);
-    play.forced();
-    play.connects("pg");
-    play.says("pg", FromParticipant::Inquiry(vec![txid("1-1")]));
-});
+story!(
+    below_the_floor,
+    "A transaction is decided, its store is away for so long that the outcome is dropped from memory: its branch is still told Commit.",
+    play = Play::with(REMOTE, |config| config.outcomes_max = 1),
+    {
+        remote_decided(&mut play);
+        play.follows("index", "1.1", "1.1");
+        play.dies("pg");
+        play.retries("other", 1, 2, vec![put("index", "x", None)]);
+        play.retries("another", 1, 3, vec![put("index", "x", None)]);
+        play.passes(60_000);
+        play.forced();
+        play.connects("pg");
+        play.says("pg", FromParticipant::Inquiry(vec![txid("1-1")]));
+    }
+);
 
 // ---- participants that break the protocol
 
-story!(impostors, "Whatever a participant says against the protocol ends its session, and never the coordinator.", play = Play::new(&[("bank", Kind::Leader), ("pg", Kind::Preparing), ("index", Kind::Redo)]), {
-    play.asks("add film 1", remote_film(1));
-    play.note("A ballot for a transaction nobody knows, a second vote, and a late one are no harm.");
-    play.yes("index", "1-9");
-    play.yes("index", "1-1");
-    play.yes("index", "1-1");
-    play.note("Finished before it was decided.");
-    play.yes("pg", "1-1");
-    play.says("pg", FromParticipant::Committed(txid("1-1")));
-    play.connects("pg");
-    play.note("A watermark beyond everything.");
-    play.follows("index", "1.7", "1.7");
-    play.actor("index").progress = Progress::default();
-    play.actor("index").highest = Csn::ZERO;
-    play.connects("index");
-    play.note("Only one store decides, and this is not it.");
-    play.says("pg", FromParticipant::Led(vec![txid("1-1@p0")]));
-    play.connects("pg");
-    play.note("A vote that is not its to give.");
-    play.asks("add film 2", remote_film(2));
-    play.says("pg", FromParticipant::Ballot(Ballot { votes: vec![(txid("1-2"), Vote::InGroup([].into()))], ..Ballot::default() }));
-    play.note("It speaks before it has said what it holds.");
-    play.arrives("pg");
-    play.says("pg", FromParticipant::Inquiry(vec![txid("1-1")]));
-    play.note("A leader commits what it was never told to.");
-    play.asks("rename", vec![row("bank")]);
-    play.says("bank", FromParticipant::Led(vec![txid("1-3@p0")]));
-});
+story!(
+    impostors,
+    "Whatever a participant says against the protocol ends its session, and never the coordinator.",
+    play = Play::new(&[("bank", Kind::Leader), ("pg", Kind::Preparing), ("index", Kind::Redo)]),
+    {
+        play.asks("add film 1", remote_film(1));
+        play.note("A ballot for a transaction nobody knows, a second vote, and a late one are no harm.");
+        play.yes("index", "1-9");
+        play.yes("index", "1-1");
+        play.yes("index", "1-1");
+        play.note("Finished before it was decided.");
+        play.yes("pg", "1-1");
+        play.says("pg", FromParticipant::Committed(txid("1-1")));
+        play.connects("pg");
+        play.note("A watermark beyond everything.");
+        play.follows("index", "1.7", "1.7");
+        play.actor("index").progress = Progress::default();
+        play.actor("index").highest = Csn::ZERO;
+        play.connects("index");
+        play.note("Only one store decides, and this is not it.");
+        play.says("pg", FromParticipant::Led(vec![txid("1-1@p0")]));
+        play.connects("pg");
+        play.note("A vote that is not its to give.");
+        play.asks("add film 2", remote_film(2));
+        play.says("pg", FromParticipant::Ballot(Ballot { votes: vec![(txid("1-2"), Vote::InGroup([].into()))], ..Ballot::default() }));
+        play.note("It speaks before it has said what it holds.");
+        play.arrives("pg");
+        play.says("pg", FromParticipant::Inquiry(vec![txid("1-1")]));
+        play.note("A leader commits what it was never told to.");
+        play.asks("rename", vec![row("bank")]);
+        play.says("bank", FromParticipant::Led(vec![txid("1-3@p0")]));
+    }
+);
 
 // ---- the table
 
@@ -787,6 +1018,9 @@ fn every_transcript_stands_in_the_crash_table() {
         assert!(table.contains(&format!("transcripts/{name})")), "docs/crash-table.md has no row for {name}");
     }
     for link in table.split("](").skip(1).filter_map(|rest| rest.split(')').next()).filter(|link| link.ends_with(".txt")) {
-        assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(link).exists(), "docs/crash-table.md links {link}, which is not there");
+        assert!(
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(link).exists(),
+            "docs/crash-table.md links {link}, which is not there"
+        );
     }
 }

@@ -7,8 +7,8 @@ mod words;
 
 use lockstep_core::{
     AdminAction, Ballot, BranchRequest, Condition, Config, CoordId, Coordinator, Csn, Effect, Entry, Epoch, Event, FromParticipant, Hello,
-    Identity, Kind, LogId, Lsn, Operation, Owner, ParticipantConfig, ParticipantId, Position, Progress, Record, Refusal, RefusalKind, Request,
-    RequestKey, Role, SessionId, Ticket, Time, ToParticipant, Token, Txid, Vote, Wait,
+    Identity, Kind, LogId, Lsn, Operation, Owner, ParticipantConfig, ParticipantId, Position, Progress, Record, Refusal, RefusalKind,
+    Request, RequestKey, Role, SessionId, Ticket, Time, ToParticipant, Token, Txid, Vote, Wait,
 };
 use std::collections::BTreeMap;
 use words::Words;
@@ -375,7 +375,10 @@ impl Play {
 
     /// The start is completed, and these stores connect again, without a word about it.
     pub fn recovers(&mut self, stores: &[&str]) {
-        self.line(&format!("… the new epoch is durable; connected again: {}", if stores.is_empty() { "nobody yet".into() } else { stores.join(", ") }));
+        self.line(&format!(
+            "… the new epoch is durable; connected again: {}",
+            if stores.is_empty() { "nobody yet".into() } else { stores.join(", ") }
+        ));
         self.quiet = true;
         let last = self.log.last().expect("an epoch was appended").lsn;
         self.durable = last;
@@ -428,9 +431,9 @@ impl Play {
                         }
                     }
                 }
-                Effect::ForgetBelow(lsn) => self.log.retain(|entry| {
-                    entry.lsn >= lsn || !matches!(entry.record, Record::Commit(_) | Record::End { .. })
-                }),
+                Effect::ForgetBelow(lsn) => {
+                    self.log.retain(|entry| entry.lsn >= lsn || !matches!(entry.record, Record::Commit(_) | Record::End { .. }))
+                }
                 Effect::Send(to, _, ToParticipant::Welcome { owner, .. }) => self.actors[to.0 as usize].welcomed = Some(owner),
                 Effect::Send(to, _, ToParticipant::Abort(txid)) => {
                     self.actors[to.0 as usize].prepared.retain(|prepared| *prepared != txid);

@@ -184,7 +184,8 @@ impl Words {
         match reply {
             Reply::Begun(txid) => format!("begun {txid}"),
             Reply::Committed(receipt) => {
-                let pending = if receipt.pending.is_empty() { String::new() } else { format!(", pending at {}", self.names(&receipt.pending)) };
+                let pending =
+                    if receipt.pending.is_empty() { String::new() } else { format!(", pending at {}", self.names(&receipt.pending)) };
                 format!("committed {} at {}{pending}", receipt.txid, receipt.csn)
             }
             Reply::Aborted(aborted) => {
@@ -209,7 +210,9 @@ impl Words {
             Alarm::StoreLoss(id, why) => format!("{}: {why}", self.name(*id)),
             Alarm::NotOwner(id, why) => format!("{}: {why}", self.name(*id)),
             Alarm::Stuck(id, txid, why) => format!("{txid} is stuck at {}: {why}", self.name(*id)),
-            Alarm::Damage(damage) => format!("damage: {} at {}, {:?}: {}", damage.txid, self.name(damage.participant), damage.kind, damage.reason),
+            Alarm::Damage(damage) => {
+                format!("damage: {} at {}, {:?}: {}", damage.txid, self.name(damage.participant), damage.kind, damage.reason)
+            }
             Alarm::WrongKind(id, logged, found) => format!("{} votes as {found:?}, the log knows it as {logged:?}", self.name(*id)),
             Alarm::Misbehaves(id, why) => format!("{} has broken the protocol: {why}", self.name(*id)),
         }
