@@ -559,6 +559,16 @@ impl<'a> Run<'a> {
                 }
             }
             Led::RolledBack(_) => markers.iter().for_each(|marker| self.take_back(marker)),
+            Led::Each(each) => {
+                assert_eq!(each.len(), markers.len(), "an outcome for each");
+                for (marker, (txid, outcome)) in markers.iter().zip(each) {
+                    assert_eq!(marker.entry.txid, txid, "an outcome for each, in order");
+                    match outcome {
+                        Ok(()) => assert_eq!(self.outcomes.insert(txid, Some(marker.clone())), None, "R-LR: {txid} was settled before"),
+                        Err(_) => self.take_back(marker),
+                    }
+                }
+            }
         }
     }
 
@@ -596,7 +606,12 @@ impl<'a> Run<'a> {
         if let Vote::Ready(_) = ballot.votes[0].1 {
             let marker = self.marker(&Voted { txid: late, writes, redo: bytes::Bytes::new() });
             let led = self.store().lead(std::slice::from_ref(&marker)).expect("lead");
-            assert!(matches!(led, Led::RolledBack(_)), "R-LR: {late} was settled as aborted, and committed after that");
+            let committed = match led {
+                Led::Committed => true,
+                Led::RolledBack(_) => false,
+                Led::Each(each) => each.iter().any(|(_, outcome)| outcome.is_ok()),
+            };
+            assert!(!committed, "R-LR: {late} was settled as aborted, and committed after that");
             self.take_back(&marker);
         }
     }

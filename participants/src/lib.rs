@@ -4,6 +4,8 @@ mod worker;
 pub use resource_manager::*;
 pub use worker::{FromWorker, Worker, WorkerHandle};
 pub mod conformance;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 #[cfg(feature = "tantivy")]

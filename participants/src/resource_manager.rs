@@ -114,6 +114,8 @@ pub enum Led {
     Committed,
     /// None is, for certain.
     RolledBack(lockstep_core::Refusal),
+    /// Each by itself: committed, durably, or rolled back, for certain.
+    Each(Vec<(Txid, Result<(), lockstep_core::Refusal>)>),
 }
 
 /// What [`ResourceManager::tend`] did.
@@ -143,6 +145,35 @@ pub trait Reader: Send + Sync {
     fn get(&self, key: &str) -> Result<Option<Document>, StoreError> {
         let _ = key;
         Err(StoreError::Invalid("this store is no search index; use query".into()))
+    }
+
+    /// What an operator should know of the store that its session does not show; nothing if all is well. May ask the store, and take as
+    /// long as a query.
+    fn examine(&self) -> Vec<Finding> {
+        Vec::new()
+    }
+}
+
+/// Something an operator should know of a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Whether it is to be mended, or only watched.
+    pub problem: bool,
+    /// What is wrong: a sentence.
+    pub sentence: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+impl Finding {
+    /// Something to be mended.
+    pub fn problem(sentence: impl Into<String>, remedy: impl Into<String>) -> Finding {
+        Finding { problem: true, sentence: sentence.into(), remedy: remedy.into() }
+    }
+
+    /// Something to be watched.
+    pub fn warning(sentence: impl Into<String>, remedy: impl Into<String>) -> Finding {
+        Finding { problem: false, sentence: sentence.into(), remedy: remedy.into() }
     }
 }
 

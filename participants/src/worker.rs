@@ -189,11 +189,10 @@ impl Worker {
                 StoreReport::Committed { progress, done, not_prepared, stuck }
             }),
             StoreCommand::Abort(txids) => store.abort(&txids).map(|()| StoreReport::Aborted),
-            StoreCommand::Lead(markers) => store.lead(&markers).map(|led| {
-                StoreReport::Led(match led {
-                    Led::Committed => Ok(()),
-                    Led::RolledBack(refusal) => Err(refusal),
-                })
+            StoreCommand::Lead(markers) => store.lead(&markers).map(|led| match led {
+                Led::Committed => StoreReport::Led(Ok(())),
+                Led::RolledBack(refusal) => StoreReport::Led(Err(refusal)),
+                Led::Each(each) => StoreReport::LedEach(each),
             }),
             StoreCommand::Settle(what) => store.settle(&what).map(|marker| StoreReport::Settled(marker.map(Box::new))),
             StoreCommand::Scan { above, limit } => store.scan(above, limit).map(StoreReport::Scanned),

@@ -156,6 +156,8 @@ pub enum StoreReport {
     Aborted,
     /// After [`StoreCommand::Lead`]: all are committed, or, for certain, none is.
     Led(Result<(), Refusal>),
+    /// After [`StoreCommand::Lead`], where each transaction of the batch commits by itself: committed, or, for certain, not.
+    LedEach(Vec<(Txid, Result<(), Refusal>)>),
     /// After [`StoreCommand::Settle`].
     Settled(Option<Box<Marker>>),
     /// After [`StoreCommand::Scan`].
@@ -514,6 +516,18 @@ impl Participant {
                     Err(refusal) => FromParticipant::NotLed(txids, refusal),
                 };
                 effects.push(ParticipantEffect::Send(of, message));
+            }
+            (Command::Lead(txids), StoreReport::LedEach(each)) => {
+                assert!(same_transactions(&txids, &each.iter().map(|(txid, _)| *txid).collect::<Vec<_>>()), "an outcome for each");
+                session.close_batch(true, effects);
+                session.untended = true;
+                let (led, refused): (Vec<_>, Vec<_>) = each.into_iter().partition(|(_, result)| result.is_ok());
+                if !led.is_empty() {
+                    effects.push(ParticipantEffect::Send(of, FromParticipant::Led(led.into_iter().map(|(txid, _)| txid).collect())));
+                }
+                for (txid, refusal) in refused.into_iter().filter_map(|(txid, result)| result.err().map(|refusal| (txid, refusal))) {
+                    effects.push(ParticipantEffect::Send(of, FromParticipant::NotLed(vec![txid], refusal)));
+                }
             }
             (Command::Settle(what), StoreReport::Settled(marker)) => {
                 effects.push(ParticipantEffect::Send(of, FromParticipant::Settled(what, marker)));
