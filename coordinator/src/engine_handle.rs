@@ -332,6 +332,16 @@ impl EngineHandle {
         self.access(participant).map(|access| Arc::clone(&access.reader))
     }
 
+    /// Concurrent reads of every store that the daemon drives, by name.
+    pub fn readers(&self) -> Vec<(String, Arc<dyn Reader>)> {
+        let access = self.shared.access.get().into_iter().flat_map(FxHashMap::values);
+        let mut readers: Vec<_> = access
+            .filter_map(|access| Some((self.names().numbered(access.participant)?.name.to_string(), Arc::clone(&access.reader))))
+            .collect();
+        readers.sort_by(|(a, _), (b, _)| a.cmp(b));
+        readers
+    }
+
     /// Sets up or changes a store's schema, outside transactions.
     pub async fn migrate(&self, participant: ParticipantId, script: String) -> Result<String, StoreError> {
         let Some(access) = self.access(participant) else {

@@ -2,7 +2,7 @@
 
 use crate::failpoints::hit;
 use lockstep_core::{Ballot, Csn, Decided, Kind, Marker, MarkerEvidence, Owner, ParticipantId, Position, Settle, Txid, Work};
-use lockstep_participants::{Committed, Led, Reader, Recovered, ResourceManager, StoreError, Tended};
+use lockstep_participants::{Committed, LateVotes, Led, Reader, Recovered, ResourceManager, StoreError, Tended};
 use std::sync::Arc;
 
 /// Wraps a store; its places are `store.NAME.before_CALL` and `store.NAME.after_CALL`.
@@ -40,6 +40,14 @@ impl ResourceManager for FragileStore {
 
     fn prepare(&mut self, batch: &[Work]) -> Result<Ballot, StoreError> {
         self.around("prepare", |store| store.prepare(batch))
+    }
+
+    fn vote_later(&mut self, late: LateVotes) {
+        let place = format!("store.{}.before_late_vote", self.name);
+        self.store.vote_later(Arc::new(move |votes| {
+            hit(&place);
+            late(votes);
+        }));
     }
 
     fn commit(&mut self, decided: &[Decided], closed: Csn) -> Result<Committed, StoreError> {

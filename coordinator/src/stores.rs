@@ -1,13 +1,14 @@
-//! The embedded stores, from the configuration.
+//! The stores that the daemon itself drives, from the configuration.
 
-use crate::configuration::{Configuration, Mode, SqliteStore, Store, TantivyStore};
+use crate::configuration::{Configuration, Mode, PostgresMode, PostgresStore, SqliteStore, SslMode, Store, TantivyStore};
+use lockstep_participants::postgres::{self, Password, Postgres, PostgresOptions};
 use lockstep_participants::sqlite::{Limits as SqliteLimits, Sqlite, SqliteMode, SqliteOptions};
 use lockstep_participants::tantivy::{DocumentLimits, Tantivy, TantivyOptions};
 use lockstep_participants::{ResourceManager, StoreError};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-/// An embedded store, opened and not yet driven by anyone.
+/// A store, opened and not yet driven by anyone.
 pub struct OpenedStore {
     /// Its configured name.
     pub name: String,
@@ -17,26 +18,28 @@ pub struct OpenedStore {
 
 /// A store that cannot be opened, by name.
 #[derive(Debug, thiserror::Error)]
-#[error("store `{name}` ({}): {error}", path.display())]
+#[error("store `{name}` ({place}): {error}")]
 pub struct OpenError {
     /// Which.
     pub name: String,
     /// Where.
-    pub path: PathBuf,
+    pub place: String,
     /// Why.
     pub error: StoreError,
 }
 
-/// Opens, or makes, every embedded store, in the configuration's order. Remote ones are not among them: they dial in.
+/// Opens, or makes, every store that the daemon drives, in the configuration's order: the embedded ones now, servers when their session
+/// begins. Remote ones are not among them: they dial in.
 pub fn open(configuration: &Configuration) -> Result<Vec<OpenedStore>, OpenError> {
     configuration.stores.iter().filter_map(|store| open_one(configuration, store)).collect()
 }
 
 fn open_one(configuration: &Configuration, store: &Store) -> Option<Result<OpenedStore, OpenError>> {
-    let path = store.path(&configuration.data_dir)?;
+    let path = store.path(&configuration.data_dir).unwrap_or_default();
     let opened = match store {
         Store::Sqlite(store) => open_sqlite(configuration, store, &path),
         Store::Tantivy(store) => open_tantivy(configuration, store, &path),
+        Store::Postgres(store) => open_postgres(configuration, store),
         Store::Remote(_) => return None,
     };
     let name = store.name().to_string();
@@ -45,7 +48,7 @@ fn open_one(configuration: &Configuration, store: &Store) -> Option<Result<Opene
         Ok(store) => Ok(OpenedStore { resource_manager: Box::new(crate::fragile_store::FragileStore::new(&name, store)), name }),
         #[cfg(not(feature = "failpoints"))]
         Ok(resource_manager) => Ok(OpenedStore { name, resource_manager }),
-        Err(error) => Err(OpenError { name, path, error }),
+        Err(error) => Err(OpenError { name, place: path.display().to_string(), error }),
     })
 }
 
@@ -73,4 +76,40 @@ fn open_tantivy(configuration: &Configuration, store: &TantivyStore, path: &Path
     let commit_every = Duration::from_millis(store.commit_every_ms);
     let options = TantivyOptions { commit_every, heap: store.heap_mb * 1_000_000, limits, background: true, ..TantivyOptions::new(path) };
     Ok(Box::new(Tantivy::open(options)?))
+}
+
+fn open_postgres(configuration: &Configuration, store: &PostgresStore) -> Result<Box<dyn ResourceManager>, StoreError> {
+    let server = store.url.parse().map_err(|_| StoreError::Refused("its url cannot be read".into()))?;
+    let limits = postgres::Limits {
+        rows: configuration.limits.result_rows,
+        result_bytes: configuration.limits.result_bytes,
+        statement_bytes: configuration.limits.transaction_bytes,
+    };
+    let password = match (&store.password_file, &store.password_env) {
+        (Some(file), _) => Password::File(file.clone()),
+        (None, Some(name)) => Password::Environment(name.clone()),
+        (None, None) => Password::None,
+    };
+    Ok(Box::new(Postgres::new(PostgresOptions {
+        password,
+        mode: match store.mode {
+            PostgresMode::TwoPhase => postgres::PostgresMode::TwoPhase,
+            PostgresMode::DatabaseLed => postgres::PostgresMode::DatabaseLed,
+        },
+        ssl_mode: match store.sslmode {
+            SslMode::Disable => postgres::SslMode::Disable,
+            SslMode::Prefer => postgres::SslMode::Prefer,
+            SslMode::Require => postgres::SslMode::Require,
+            SslMode::VerifyFull => postgres::SslMode::VerifyFull,
+        },
+        ssl_root_cert: store.ssl_root_cert.clone(),
+        connect_timeout: Duration::from_millis(store.connect_timeout_ms),
+        statement_timeout: Duration::from_millis(configuration.timeouts.statement_ms),
+        lock_timeout: Duration::from_millis(store.lock_timeout_ms),
+        pool_size: store.pool_size,
+        finishers: store.phase_two_connections,
+        readers: store.read_connections,
+        limits,
+        ..PostgresOptions::new(server)
+    })))
 }

@@ -40,6 +40,11 @@ pub trait Subject {
     /// Operations that the store must refuse, after it has run or looked at the first of them.
     fn refused(&self) -> Vec<Operation>;
 
+    /// Whether transactions of one batch run beside each other, and lock what they write.
+    fn locks(&self) -> bool {
+        false
+    }
+
     /// What a reader sees.
     fn contents(&self, reader: &dyn Reader) -> Contents;
 }
@@ -265,12 +270,13 @@ impl<'a> Run<'a> {
     /// Prepares a batch. Keys of transactions that wait for their outcome are left alone where they are locked.
     fn prepare(&mut self) {
         let locked: BTreeSet<u32> = self.voted.iter().flat_map(|v| v.writes.iter().map(|w| w.0)).collect();
-        let mut free: Vec<u32> = (0..KEYS).filter(|key| self.kind != Kind::Preparing || !locked.contains(key)).collect();
+        let locks = self.kind == Kind::Preparing || self.subject.locks();
+        let mut free: Vec<u32> = (0..KEYS).filter(|key| !locks || !locked.contains(key)).collect();
         let mut batch = Vec::new();
         for _ in 0..1 + self.rng.below(4) {
             let txid = self.new_txid();
             let mut writes = Vec::new();
-            let mut keys = if self.kind == Kind::Preparing { std::mem::take(&mut free) } else { free.clone() };
+            let mut keys = if locks { std::mem::take(&mut free) } else { free.clone() };
             for _ in 0..1 + self.rng.below(3) {
                 if !keys.is_empty() {
                     let key = keys.swap_remove(self.rng.below(keys.len() as u64) as usize);
@@ -278,7 +284,7 @@ impl<'a> Run<'a> {
                     writes.push((key, (!self.rng.one_in(4)).then_some(self.next)));
                 }
             }
-            if self.kind == Kind::Preparing {
+            if locks {
                 free = keys;
             }
             let mut operations: Vec<Operation> = writes.iter().flat_map(|w| self.operations(w)).collect();

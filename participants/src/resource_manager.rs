@@ -29,6 +29,13 @@ pub trait ResourceManager: Send {
     /// leave one local transaction open, and get no second batch before its outcome.
     fn prepare(&mut self, batch: &[Work]) -> Result<Ballot, StoreError>;
 
+    /// Where a store that runs transactions beside each other may hand over votes that [`ResourceManager::prepare`] left out, from any
+    /// thread, each once. Such a store is asked for further batches meanwhile, is told of aborts of transactions that still run (it takes
+    /// them back, and gives no vote on them), and as a leader commits each transaction by itself.
+    fn vote_later(&mut self, late: LateVotes) {
+        let _ = late;
+    }
+
     /// Phase two. In CSN order as far as known; a repeat is harmless. `closed`: no outcome at or below it is open, so a watermark may
     /// go up to there (R-WATERMARK). A serial executor commits its open group here if the decision is of that group, and applies the
     /// redo otherwise.
@@ -78,6 +85,9 @@ pub trait ResourceManager: Send {
     /// afterwards, and so is the change.
     fn migrate(&mut self, script: &str) -> Result<String, StoreError>;
 }
+
+/// Takes votes that come late, or why the store's state in memory can't be trusted any more.
+pub type LateVotes = Arc<dyn Fn(Result<Ballot, String>) + Send + Sync>;
 
 /// What a store holds when a session opens.
 #[derive(Clone, Debug, PartialEq)]

@@ -21,6 +21,7 @@ enum ToWorker {
     SessionDown(SessionId),
     Messages(SessionId, Vec<ToParticipant>),
     Migrate(Ticket, Arc<str>),
+    Votes(Result<Ballot, String>),
     Stop,
 }
 
@@ -60,16 +61,17 @@ impl Worker {
     /// Starts a thread of this name for a store. `outbox` is called on that thread with everything there is to send, in order, and
     /// takes it out of the list; it must not block for long.
     ///
-    /// Fails if the store cannot say whom it belongs to. A panic inside the store ends the process: its state is unknown, and a
-    /// restart recovers it.
+    /// The store may be away: a session begins only once it can say whom it belongs to. A panic inside the store ends the process: its
+    /// state is unknown, and a restart recovers it.
     pub fn spawn(
         name: &str,
         mut store: Box<dyn ResourceManager>,
         outbox: impl FnMut(&mut Vec<FromWorker>) + Send + 'static,
     ) -> Result<WorkerHandle, StoreError> {
-        let owner = store.owner()?;
         let (kind, reader) = (store.kind(), store.reader());
         let (sender, inbox) = channel();
+        let late = sender.clone();
+        store.vote_later(Arc::new(move |votes| drop(late.send(ToWorker::Votes(votes)))));
         let mut worker = Worker {
             machine: Participant::new(kind),
             store,
@@ -80,7 +82,6 @@ impl Worker {
             outgoing: Vec::new(),
             stopping: false,
         };
-        worker.machine.step(Time(0), ParticipantEvent::Started(owner), &mut worker.effects);
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             let _guard = AbortOnPanic;
             worker.run();
@@ -123,7 +124,7 @@ impl Worker {
 
     fn take(&mut self, message: ToWorker) {
         match message {
-            ToWorker::SessionUp(session) => self.step(ParticipantEvent::SessionUp(session)),
+            ToWorker::SessionUp(session) => self.session_up(session),
             ToWorker::SessionDown(session) => self.step(ParticipantEvent::SessionDown(session)),
             ToWorker::Migrate(ticket, script) => self.step(ParticipantEvent::Migrate(ticket, script)),
             ToWorker::Messages(session, messages) => {
@@ -131,7 +132,25 @@ impl Worker {
                     self.step(ParticipantEvent::Message(session, message));
                 }
             }
+            ToWorker::Votes(Ok(ballot)) => self.step(ParticipantEvent::Votes(ballot)),
+            ToWorker::Votes(Err(why)) => self.step(ParticipantEvent::Broken(why)),
             ToWorker::Stop => self.stopping = true,
+        }
+    }
+
+    /// Whom the store belongs to is asked before every session: somebody else may have taken it over since the last one (R-OWNER).
+    fn session_up(&mut self, session: SessionId) {
+        match self.store.owner() {
+            Ok(owner) => {
+                self.step(ParticipantEvent::Owner(owner));
+                self.step(ParticipantEvent::SessionUp(session));
+            }
+            Err(error) => {
+                if let Some(older) = self.machine.session() {
+                    self.step(ParticipantEvent::SessionDown(older));
+                }
+                self.effects.push(ParticipantEffect::EndSession(session, error.to_string()));
+            }
         }
     }
 

@@ -5,8 +5,6 @@ use super::schema::{self, broken, read_only};
 use super::{PostgresMode, PostgresOptions};
 use crate::{Finding, StoreError};
 
-/// A prepared transaction this old is worth a person's look, seconds.
-const OLD: f64 = 60.0;
 /// Prepared transactions that are told one by one.
 const TOLD: i64 = 20;
 
@@ -52,7 +50,7 @@ pub async fn examine(pool: &Pool, options: &PostgresOptions) -> Vec<Finding> {
         return vec![Finding::problem(error.to_string(), "see the sentence")];
     }
     let mut findings = Vec::new();
-    for found in [settings(&connection, options).await, privileges(&connection).await, prepared(&connection).await] {
+    for found in [settings(&connection, options).await, privileges(&connection).await, prepared(&connection, options).await] {
         match found {
             Ok(found) => findings.extend(found),
             Err(error) => findings.push(Finding::warning(format!("it cannot be examined: {error}"), "see the sentence")),
@@ -105,11 +103,11 @@ async fn privileges(connection: &Connection) -> Result<Vec<Finding>, StoreError>
 }
 
 /// Prepared transactions that are old, whoever's: they hold locks, and keep vacuum from everything that came after them.
-async fn prepared(connection: &Connection) -> Result<Vec<Finding>, StoreError> {
+async fn prepared(connection: &Connection, options: &PostgresOptions) -> Result<Vec<Finding>, StoreError> {
     let sql = "SELECT gid, owner::text, database::text, extract(epoch FROM now() - prepared)::float8, age(transaction),
             (SELECT count(*) FROM pg_locks l WHERE l.pid IS NULL AND l.virtualtransaction = '-1/' || p.transaction::text)
-        FROM pg_prepared_xacts p WHERE extract(epoch FROM now() - prepared) > $1 ORDER BY prepared LIMIT $2";
-    let rows = connection.client.query(sql, &[&OLD, &TOLD]).await.map_err(broken)?;
+        FROM pg_prepared_xacts p WHERE extract(epoch FROM now() - prepared)::float8 > $1 ORDER BY prepared LIMIT $2";
+    let rows = connection.client.query(sql, &[&options.old_after.as_secs_f64(), &TOLD]).await.map_err(broken)?;
     let told = |row: &tokio_postgres::Row| {
         let (gid, owner, database): (&str, &str, &str) = (row.get(0), row.get(1), row.get(2));
         let (seconds, age, locks): (f64, i32, i64) = (row.get(3), row.get(4), row.get(5));

@@ -29,7 +29,7 @@ mod two_phase;
 mod values;
 mod work;
 
-use crate::{Committed, Led, Reader, Recovered, ResourceManager, StoreError, Tended};
+use crate::{Committed, LateVotes, Led, Reader, Recovered, ResourceManager, StoreError, Tended};
 use connection::{Connector, Lent};
 use failure::{Failure, sentence};
 use lockstep_core::{
@@ -40,16 +40,12 @@ use marker::Outcome;
 use reader::Readers;
 use schema::State;
 use session::Session;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
-
-/// How often the row that says how far the database has followed is written (R-STORELOSS).
-const ACK_EVERY: Duration = Duration::from_secs(1);
-/// How often orphans are looked for: branches that a backend of an ended session prepared after all.
-const SWEEP_EVERY: Duration = Duration::from_secs(30);
+use tokio::task::JoinSet;
 
 /// A PostgreSQL database.
 pub struct Postgres {
@@ -60,6 +56,8 @@ pub struct Postgres {
     connector: Result<Connector, String>,
     session: Option<Current>,
     readers: Arc<Readers>,
+    /// Who takes votes when they are there; without it `prepare` waits for them.
+    late: Option<LateVotes>,
 }
 
 /// How to reach and use a database.
@@ -87,6 +85,12 @@ pub struct PostgresOptions {
     pub finishers: usize,
     /// Connections for queries beside the transactions.
     pub readers: usize,
+    /// How often the row that says how far the database has followed is written (R-STORELOSS).
+    pub ack_every: Duration,
+    /// How often orphans are looked for: branches that a backend of an ended session prepared after all. `None`: never.
+    pub sweep_every: Option<Duration>,
+    /// A prepared transaction of this age is told to operators.
+    pub old_after: Duration,
     /// What is too much.
     pub limits: Limits,
 }
@@ -161,6 +165,9 @@ impl PostgresOptions {
             pool_size: 32,
             finishers: 4,
             readers: 4,
+            ack_every: Duration::from_secs(1),
+            sweep_every: Some(Duration::from_secs(30)),
+            old_after: Duration::from_secs(60),
             limits: Limits::default(),
         }
     }
@@ -213,10 +220,8 @@ struct Current {
     state: State,
     /// How far the row in the database says that it has followed.
     stored: Csn,
-    /// Transactions that voted Ready and hold their connection until their outcome.
-    open: HashMap<Txid, Lent>,
-    /// Branches that are or may be prepared: any other is an orphan.
-    known: HashSet<Txid>,
+    /// The branches' own tasks; they end with the session.
+    tasks: JoinSet<()>,
     acked_at: Instant,
     swept_at: Instant,
 }
@@ -229,7 +234,7 @@ impl Postgres {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("postgres").enable_all().build();
         let runtime = runtime.expect("threads can be started");
         let readers = Arc::new(Readers::new(&connector, &options, runtime.handle().clone()));
-        Postgres { options, runtime: Some(runtime), connector, session: None, readers }
+        Postgres { options, runtime: Some(runtime), connector, session: None, readers, late: None }
     }
 
     fn runtime(&self) -> &Runtime {
@@ -270,12 +275,12 @@ impl ResourceManager for Postgres {
         let taken = self.runtime().block_on(takeover::take_over(&connector, &self.options, owner, me));
         let (session, state, recovered) = taken?;
         let now = Instant::now();
+        session.under_way().known.extend(&recovered.prepared);
         self.session = Some(Current {
             session: Arc::new(session),
             state,
             stored: state.acked,
-            open: HashMap::new(),
-            known: recovered.prepared.iter().copied().collect(),
+            tasks: JoinSet::new(),
             acked_at: now,
             swept_at: now,
         });
@@ -290,30 +295,46 @@ impl ResourceManager for Postgres {
         })
     }
 
+    fn vote_later(&mut self, late: LateVotes) {
+        self.late = Some(late);
+    }
+
     fn prepare(&mut self, batch: &[Work]) -> Result<Ballot, StoreError> {
-        let options = Arc::clone(&self.options);
+        let (options, late) = (Arc::clone(&self.options), self.late.clone());
         let (runtime, _, current) = self.current()?;
-        current.known.extend(batch.iter().map(|work| work.txid));
-        let tasks: Vec<_> =
-            batch.iter().map(|work| runtime.spawn(work::live(Arc::clone(&current.session), Arc::clone(&options), work.clone()))).collect();
-        let mut ballot = Ballot { votes: Vec::with_capacity(batch.len()), ..Ballot::default() };
-        let mut broken = None;
-        for (work, task) in batch.iter().zip(tasks) {
-            match runtime.block_on(task).expect("a branch does not panic") {
-                Ok(voted) => {
-                    if !matches!(voted.vote, lockstep_core::Vote::Prepared(_)) {
-                        current.known.remove(&work.txid);
-                    }
-                    current.open.extend(voted.open.map(|open| (work.txid, open)));
-                    ballot.votes.push((work.txid, voted.vote));
+        while current.tasks.try_join_next().is_some() {}
+        let (sender, receiver) = std::sync::mpsc::channel();
+        for work in batch.iter().cloned() {
+            let (txid, stop) = (work.txid, current.session.under_way().enter(work.txid));
+            let life = work::live(Arc::clone(&current.session), Arc::clone(&options), work, stop);
+            let (late, sender) = (late.clone(), sender.clone());
+            let task = async move {
+                let vote = life.await;
+                match late {
+                    Some(late) => match vote {
+                        Ok(Some(vote)) => late(Ok(Ballot { votes: vec![(txid, vote)], ..Ballot::default() })),
+                        Ok(None) => {}
+                        Err(why) => late(Err(why)),
+                    },
+                    None => drop(sender.send((txid, vote))),
                 }
-                Err(why) => broken = Some(why),
+            };
+            current.tasks.spawn_on(task, runtime.handle());
+        }
+        if late.is_some() {
+            return Ok(Ballot::default());
+        }
+        drop(sender);
+        let mut votes: HashMap<Txid, Result<Option<Vote>, String>> = receiver.iter().collect();
+        let mut ballot = Ballot { votes: Vec::with_capacity(batch.len()), ..Ballot::default() };
+        for work in batch {
+            match votes.remove(&work.txid) {
+                Some(Ok(Some(vote))) => ballot.votes.push((work.txid, vote)),
+                Some(Ok(None)) | None => return Err(StoreError::Broken(format!("the branch of {} has ended without a vote", work.txid))),
+                Some(Err(why)) => return Err(StoreError::Broken(why)),
             }
         }
-        match broken {
-            None => Ok(ballot),
-            Some(why) => Err(StoreError::Broken(why)),
-        }
+        Ok(ballot)
     }
 
     fn commit(&mut self, decided: &[Decided], _closed: Csn) -> Result<Committed, StoreError> {
@@ -324,7 +345,7 @@ impl ResourceManager for Postgres {
         }
         let finished = runtime.block_on(two_phase::commit(&current.session, decided, options.finishers)).map_err(Failure::broken)?;
         for txid in finished.done.iter().chain(finished.not_prepared.iter().map(|(txid, _)| txid)) {
-            current.known.remove(txid);
+            current.session.under_way().known.remove(txid);
         }
         let highest = decided.iter().map(|decided| decided.csn).max().unwrap_or_default();
         current.state.highest = current.state.highest.max(highest);
@@ -333,27 +354,35 @@ impl ResourceManager for Postgres {
 
     fn abort(&mut self, txids: &[Txid]) -> Result<(), StoreError> {
         let (runtime, options, current) = self.current()?;
-        let open: Vec<Lent> = txids.iter().filter_map(|txid| current.open.remove(txid)).collect();
         let me = current.session.me;
-        let prepared: Vec<Txid> = txids.iter().copied().filter(|txid| txid.decider != Decider::Leader(me)).collect();
+        let (open, prepared) = {
+            let mut under_way = current.session.under_way();
+            let voted: Vec<Txid> = txids.iter().copied().filter(|txid| !under_way.stop(*txid)).collect();
+            let open: Vec<Lent> = voted.iter().filter_map(|txid| under_way.open.remove(txid)).collect();
+            (open, voted.into_iter().filter(|txid| txid.decider != Decider::Leader(me)).collect::<Vec<_>>())
+        };
         runtime
             .block_on(async {
                 futures_util::future::join_all(open.into_iter().map(marker::take_back)).await;
                 two_phase::roll_back(&current.session, &prepared, options.finishers).await
             })
             .map_err(Failure::broken)?;
-        for txid in txids {
-            current.known.remove(txid);
+        for txid in &prepared {
+            current.session.under_way().known.remove(txid);
         }
         Ok(())
     }
 
     fn lead(&mut self, markers: &[Marker]) -> Result<Led, StoreError> {
+        let alone = self.late.is_some();
         let (runtime, _, current) = self.current()?;
-        // Those of the batch that are not led were refused elsewhere.
-        let mut open = std::mem::take(&mut current.open);
         let session = Arc::clone(&current.session);
-        let led = markers.iter().map(|marker| (marker, open.remove(&marker.entry.txid))).collect::<Vec<_>>();
+        let (led, open) = {
+            let mut under_way = session.under_way();
+            let led: Vec<_> = markers.iter().map(|marker| (marker, under_way.open.remove(&marker.entry.txid))).collect();
+            // Of a batch that is led together, those that are not among these were refused elsewhere.
+            (led, if alone { HashMap::new() } else { std::mem::take(&mut under_way.open) })
+        };
         let outcomes = runtime.block_on(async {
             let taken_back = futures_util::future::join_all(open.into_values().map(marker::take_back));
             let led = futures_util::future::join_all(led.into_iter().map(|(marker, open)| work::lead(&session, marker, open)));
@@ -404,35 +433,36 @@ impl ResourceManager for Postgres {
             let connection = current.session.finisher().await.map_err(Failure::broken)?;
             two_phase::resolve(&connection, &current.session.gid(txid), commit).await
         })?;
-        current.known.remove(&txid);
+        current.session.under_way().known.remove(&txid);
         Ok(())
     }
 
     fn tend(&mut self, closed: Csn) -> Result<Tended, StoreError> {
-        let (runtime, _, current) = self.current()?;
+        let (runtime, options, current) = self.current()?;
         let now = Instant::now();
         current.state.acked = current.state.acked.max(closed);
-        if current.state.acked > current.stored && now >= current.acked_at + ACK_EVERY {
+        if current.state.acked > current.stored && now >= current.acked_at + options.ack_every {
             runtime.block_on(async {
                 let connection = current.session.finisher().await.map_err(Failure::broken)?;
                 takeover::keep_progress(&connection, &current.state).await
             })?;
             (current.stored, current.acked_at) = (current.state.acked, now);
         }
-        if now >= current.swept_at + SWEEP_EVERY {
+        if options.sweep_every.is_some_and(|every| now >= current.swept_at + every) {
             current.swept_at = now;
             let prepared = runtime.block_on(async {
                 let connection = current.session.finisher().await.map_err(Failure::broken)?;
                 takeover::prepared(&connection, &current.session).await
             })?;
-            if let Some(orphan) = prepared.iter().find(|txid| !current.known.contains(txid)) {
+            let under_way = current.session.under_way();
+            if let Some(orphan) = prepared.iter().find(|txid| !under_way.known.contains(txid)) {
                 return Err(StoreError::Broken(format!(
                     "branch {orphan} was prepared by a backend of an ended session: a new session asks about it"
                 )));
             }
         }
-        let ack = (current.state.acked > current.stored).then(|| current.acked_at + ACK_EVERY);
-        let next = ack.into_iter().chain([current.swept_at + SWEEP_EVERY]).min();
+        let ack = (current.state.acked > current.stored).then(|| current.acked_at + options.ack_every);
+        let next = ack.into_iter().chain(options.sweep_every.map(|every| current.swept_at + every)).min();
         Ok(Tended { progress: Progress { applied: current.stored, durable: current.stored }, next })
     }
 

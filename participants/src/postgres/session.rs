@@ -1,11 +1,13 @@
 //! A session: who leads, and the connections that belong to it.
 
 use super::PostgresOptions;
+use super::work::UnderWay;
 use super::connection::{Connector, Lent, Pool, lend};
 use super::failure::Failure;
 use lockstep_core::gid::Gid;
 use lockstep_core::{CoordId, Owner, ParticipantId, Txid};
 use std::hash::BuildHasher;
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// How long a backend that was told to end may take.
@@ -25,6 +27,7 @@ pub struct Session {
     pub branches: Pool,
     /// For phase two and questions: branches never wait for these, nor these for branches.
     pub finishers: Pool,
+    under_way: Mutex<UnderWay>,
 }
 
 impl Session {
@@ -34,7 +37,12 @@ impl Session {
         let nonce = std::hash::RandomState::new().hash_one(Instant::now()) as u32;
         let tag = format!("{}{nonce:08x}", tag_prefix(owner.coord_id, me));
         let connector = connector.named(&tag);
-        Session { owner, me, tag, branches: connector.pool(options.pool_size), finishers: connector.pool(options.finishers) }
+        Session { owner, me, tag, branches: connector.pool(options.pool_size), finishers: connector.pool(options.finishers), under_way: Mutex::default() }
+    }
+
+    /// What is under way in it. Never held across an await.
+    pub fn under_way(&self) -> MutexGuard<'_, UnderWay> {
+        self.under_way.lock().expect("no holder panics")
     }
 
     /// The name of a branch here.

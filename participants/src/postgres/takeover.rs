@@ -102,8 +102,8 @@ async fn keep_owner(connection: &Connection, session: &Session) -> Result<(), St
             "BEGIN;
             SELECT 1 FROM lockstep.state FOR UPDATE;
             UPDATE lockstep.owner SET epoch = {epoch}, incarnation = {incarnation}
-                WHERE epoch < {epoch} OR (epoch = {epoch} AND incarnation = {incarnation})
-                OR (SELECT coord_id IS NULL FROM lockstep.state);
+                WHERE (SELECT coord_id IS NULL FROM lockstep.state)
+                OR ((epoch < {epoch} OR (epoch = {epoch} AND incarnation = {incarnation})) AND (SELECT coord_id = '{coord}' FROM lockstep.state));
             UPDATE lockstep.state SET coord_id = '{coord}', participant = {me} WHERE coord_id IS NULL OR coord_id = '{coord}';
             COMMIT",
             epoch = owner.epoch.0,

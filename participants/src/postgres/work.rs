@@ -5,10 +5,13 @@ use super::failure::Failure;
 use super::marker::{self, Outcome};
 use super::session::Session;
 use super::{PostgresOptions, branch, not_open, two_phase};
-use lockstep_core::{Decider, Marker, RefusalKind, Settle, Vote, Work};
+use lockstep_core::{Decider, Marker, RefusalKind, Settle, Txid, Vote, Work};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
 
 /// How long it may take to find out what became of a branch whose connection was lost.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -25,32 +28,119 @@ impl From<Vote> for Voted {
     }
 }
 
-/// Runs a branch up to its vote. An error: what became of it cannot be found out now.
-pub async fn live(session: Arc<Session>, options: Arc<PostgresOptions>, work: Work) -> Result<Voted, String> {
-    let deadline = Instant::now() + Duration::from_micros(work.timeout);
-    let late =
-        || Failure::refused(RefusalKind::Timeout, format!("the transaction took longer at the database than its {} µs", work.timeout));
-    let no = |failure: Failure| Ok(Vote::No(failure.refusal()).into());
-    let mut connection = match timeout_at(deadline, lend(&session.branches)).await {
-        Ok(Ok(connection)) => connection,
-        Ok(Err(failure)) => return no(failure),
-        Err(_) => {
-            return no(Failure::refused(
-                RefusalKind::Busy,
-                format!("all {} connections of the store are busy (pool_size)", options.pool_size),
-            ));
+/// Branches between their Prepare and their outcome, for the worker's thread and the branches' own tasks.
+#[derive(Default)]
+pub struct UnderWay {
+    /// Those that have not voted yet.
+    running: HashMap<Txid, Arc<Stop>>,
+    /// Those that voted Ready and hold their connection until their outcome.
+    pub open: HashMap<Txid, Lent>,
+    /// Those that are or may be prepared: any other is an orphan.
+    pub known: HashSet<Txid>,
+}
+
+/// How a running branch is told that it was aborted.
+#[derive(Default)]
+pub struct Stop {
+    told: AtomicBool,
+    wake: Notify,
+}
+
+impl UnderWay {
+    /// A branch begins.
+    pub fn enter(&mut self, txid: Txid) -> Arc<Stop> {
+        self.known.insert(txid);
+        Arc::clone(self.running.entry(txid).or_default())
+    }
+
+    /// Tells a branch to stop, if it still runs; it takes back itself what it did.
+    pub fn stop(&mut self, txid: Txid) -> bool {
+        let Some(stop) = self.running.get(&txid) else { return false };
+        stop.told.store(true, Ordering::Relaxed);
+        stop.wake.notify_one();
+        true
+    }
+}
+
+/// Why a step was left.
+enum Left {
+    Late,
+    Stopped,
+}
+
+/// Waits for a step, but not past the deadline, and not once the branch is told to stop.
+async fn within<T>(deadline: Instant, stop: &Stop, step: impl Future<Output = T>) -> Result<T, Left> {
+    if stop.told.load(Ordering::Relaxed) {
+        return Err(Left::Stopped);
+    }
+    tokio::select! {
+        done = step => Ok(done),
+        () = tokio::time::sleep_until(deadline) => Err(Left::Late),
+        () = stop.wake.notified() => Err(Left::Stopped),
+    }
+}
+
+/// Runs a branch up to its vote, and enters what became of it. No vote if it was told to stop: then nothing of it is left. An error: what
+/// became of it cannot be found out now.
+pub async fn live(session: Arc<Session>, options: Arc<PostgresOptions>, work: Work, stop: Arc<Stop>) -> Result<Option<Vote>, String> {
+    let txid = work.txid;
+    let voted = run(&session, &options, &work, &stop).await?;
+    let (vote, leftover) = {
+        let mut under_way = session.under_way();
+        under_way.running.remove(&txid);
+        let stopped = stop.told.load(Ordering::Relaxed);
+        let Voted { vote, open } = voted;
+        match (stopped, &vote, open) {
+            (true, _, open) => (Err(matches!(vote, Vote::Prepared(_))), open),
+            (false, Vote::Prepared(_), _) => (Ok(vote), None),
+            (false, _, open) => {
+                under_way.known.remove(&txid);
+                under_way.open.extend(open.map(|open| (txid, open)));
+                (Ok(vote), None)
+            }
         }
     };
+    if let Some(open) = leftover {
+        marker::take_back(open).await;
+    }
+    let prepared = match vote {
+        Ok(vote) => return Ok(Some(vote)),
+        Err(prepared) => prepared,
+    };
+    if prepared {
+        two_phase::roll_back(&session, &[txid], 1).await.map_err(|failure| failure.refusal().message)?;
+    }
+    session.under_way().known.remove(&txid);
+    Ok(None)
+}
+
+async fn run(session: &Session, options: &PostgresOptions, work: &Work, stop: &Stop) -> Result<Voted, String> {
+    let deadline = Instant::now() + Duration::from_micros(work.timeout);
+    let failed = |left: Left| match left {
+        Left::Late => {
+            Failure::refused(RefusalKind::Timeout, format!("the transaction took longer at the database than its {} µs", work.timeout))
+        }
+        Left::Stopped => Failure::refused(RefusalKind::Cancelled, "the transaction was aborted while it ran"),
+    };
+    let no = |failure: Failure| Ok(Vote::No(failure.refusal()).into());
+    let mut connection = match within(deadline, stop, lend(&session.branches)).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(failure)) => return no(failure),
+        Err(Left::Late) => {
+            return no(Failure::refused(RefusalKind::Busy, format!("all {} connections of the store are busy (pool_size)", options.pool_size)));
+        }
+        Err(left) => return no(failed(left)),
+    };
     let led = work.txid.decider == Decider::Leader(session.me);
-    let ran = match timeout_at(deadline, branch::run(&mut connection, &work.operations, &options.limits, led)).await {
+    let ran = match within(deadline, stop, branch::run(&mut connection, &work.operations, &options.limits, led)).await {
         Ok(Ok(ran)) => ran,
         Ok(Err(failure)) => {
             branch::roll_back(&mut connection).await;
             return no(failure);
         }
-        Err(_) => {
+        Err(left) => {
             connection.give_up().await;
-            return no(late());
+            return no(failed(left));
         }
     };
     let xid = match (led, ran.xid) {
@@ -62,17 +152,17 @@ pub async fn live(session: Arc<Session>, options: Arc<PostgresOptions>, work: Wo
         (false, Some(xid)) => xid,
     };
     let gid = session.gid(work.txid);
-    let failure = match timeout_at(deadline, branch::prepare(&mut connection, session.owner, &gid, xid)).await {
+    let failure = match within(deadline, stop, branch::prepare(&mut connection, session.owner, &gid, xid)).await {
         Ok(Ok(())) => return Ok(Vote::Prepared(ran.results).into()),
         Ok(Err(failure)) => failure,
-        Err(_) => late(),
+        Err(left) => failed(left),
     };
     // It may be prepared, or become so: a backend finishes what it was sent though nobody waits for it.
     let pid = connection.pid;
     drop(connection);
     let undone = async {
         session.end_backend(pid).await?;
-        two_phase::roll_back(&session, &[work.txid], 1).await
+        two_phase::roll_back(session, &[work.txid], 1).await
     };
     match timeout(PATIENCE, undone).await {
         Ok(Ok(())) => no(failure),

@@ -491,7 +491,7 @@ impl World {
         }
         actor.machine = Some(Participant::new(actor.store.kind));
         let owner = actor.store.live.owner;
-        self.participate(i, ParticipantEvent::Started(owner));
+        self.participate(i, ParticipantEvent::Owner(owner));
         self.connect_later(i);
     }
 

@@ -1,0 +1,11 @@
+//! PostgreSQL as a participant, against a real server.
+#![cfg(feature = "postgres")]
+
+mod conformance;
+mod lab;
+#[path = "../servers/postgres.rs"]
+mod postgres;
+mod refusals;
+mod sessions;
+mod two_phase;
+mod values;
