@@ -1,6 +1,7 @@
 //! The client: a cheap handle on one connection.
 
 use crate::backoff::Backoff;
+use crate::begun::Begin;
 use crate::error::{CallError, ConnectError};
 use crate::ids::{CoordinatorId, LogId, Position, RequestId, uuid_bytes};
 use crate::link::{Greeting, Link, REPLY_BYTES, drive};
@@ -71,6 +72,8 @@ pub struct Store {
     pub role: String,
     /// How it votes: "preparing", "redo", "serial", "leader"
     pub kind: String,
+    /// Its number in the coordinator's log: part of the names of its prepared branches ([`crate::gid`]). `None` from an older daemon.
+    pub number: Option<u16>,
 }
 
 /// Limits of a transaction. The client refuses what exceeds them before sending it.
@@ -102,14 +105,15 @@ impl Client {
         }
     }
 
-    /// Begins a transaction. It is put together here, and sent as a whole by [`Transaction::commit`].
+    /// A transaction. It is put together here, and sent as a whole by [`Transaction::commit`].
     pub fn transaction(&self) -> Transaction {
         Transaction::new(self.clone())
     }
 
-    /// The same as [`Client::transaction`].
-    pub fn begin(&self) -> Transaction {
-        self.transaction()
+    /// Begins a transaction at the coordinator, to have its id before it is put together: `client.begin().await?`. Costs a round trip;
+    /// only what needs the id needs it (an application's own connection that is enlisted).
+    pub fn begin(&self) -> Begin {
+        Begin::new(self.clone())
     }
 
     /// Asks what became of a request, by what [`crate::CommitError::Unknown`] carried.
@@ -256,7 +260,13 @@ impl TryFrom<v1::Welcome> for Description {
         let coordinator = uuid_bytes(&welcome.coord_id).map(CoordinatorId).ok_or_else(|| missing("coord_id"))?;
         let position = Position::new(coordinator, welcome.position.ok_or_else(|| missing("position"))?);
         let limits = welcome.limits.unwrap_or_default();
-        let store = |store: v1::Store| Store { name: store.name, r#type: store.r#type, role: store.role, kind: store.kind };
+        let store = |store: v1::Store| Store {
+            name: store.name,
+            r#type: store.r#type,
+            role: store.role,
+            kind: store.kind,
+            number: store.number.and_then(|number| number.try_into().ok()),
+        };
         Ok(Description {
             coordinator,
             log: uuid_bytes(&welcome.log_id).map(LogId).ok_or_else(|| missing("log_id"))?,

@@ -60,6 +60,12 @@ pub struct RequestId {
 #[derive(Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Token(pub Bytes);
 
+/// The name under which an application prepares the branch of a transaction at a store, to enlist it ([`crate::Begun::enlisted`]):
+/// readable by a person in the store's own list, below 200 bytes, without quotes. `participant` is [`crate::Store::number`].
+pub fn gid(coordinator: CoordinatorId, participant: u16, txid: Txid) -> String {
+    format!("lockstep:{coordinator}:{participant}:{txid}")
+}
+
 impl Csn {
     const N_BITS: u32 = 39;
 
@@ -271,5 +277,13 @@ mod tests {
         assert_eq!(Key::from("order-17").to_string(), "order-17");
         assert_eq!(Key::from(&[0u8, 255][..]).to_string(), "00ff");
         assert_eq!(Key::from(uuid::Uuid::from_u128(255)).to_string(), "00000000-0000-0000-0000-0000000000ff");
+    }
+
+    /// The other side reads it strictly (`lockstep_core::gid`): these texts stand in its tests too.
+    #[test]
+    fn a_branch_has_the_name_that_the_store_looks_for() {
+        let name = |leader| gid(CoordinatorId(0x0123_4567_89ab_cdef), 2, Txid { epoch: 3, n: 17, leader });
+        assert_eq!(name(None), "lockstep:00000000000000000123456789abcdef:2:3-17");
+        assert_eq!(name(Some(2)), "lockstep:00000000000000000123456789abcdef:2:3-17@p2");
     }
 }

@@ -41,6 +41,7 @@
 pub const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:7117";
 
 mod backoff;
+mod begun;
 mod client;
 mod error;
 mod ids;
@@ -50,9 +51,10 @@ mod receipt;
 mod transaction;
 mod value;
 
+pub use begun::{Begin, Begun};
 pub use client::{Builder, Client, Description, Limits, Store};
 pub use error::{Aborted, CallError, CommitError, ConnectError, Reason, RowError};
-pub use ids::{CoordinatorId, Csn, Key, LogId, Position, RequestId, Token, Txid};
+pub use ids::{CoordinatorId, Csn, Key, LogId, Position, RequestId, Token, Txid, gid};
 pub use read::{Document, Get, Hits, Query, Search};
 pub use receipt::{Receipt, StatementResult};
 pub use transaction::{Inquiry, Transaction, Wait};

@@ -31,7 +31,11 @@ const ACKNOWLEDGE_ALONE: usize = 64;
 /// Acknowledgements kept while there is no connection. They only save the coordinator memory: more are dropped.
 const ACKNOWLEDGE_MAX: usize = 4096;
 
-/// A commit or an inquiry on its way.
+/// Roll-backs of handles that were dropped, kept while there is no connection. The coordinator ends them by itself in the end: more are
+/// dropped.
+const ROLLBACKS_MAX: usize = 1024;
+
+/// A question on its way.
 #[derive(Debug)]
 pub(crate) struct Ask {
     pub body: Body,
@@ -45,6 +49,16 @@ pub(crate) struct Ask {
 pub(crate) enum Body {
     Commit(v1::CommitRequest),
     Inquire(v1::InquireRequest),
+    Begin(v1::BeginRequest),
+    Rollback(v1::RollbackRequest),
+}
+
+/// What the coordinator answers.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    Outcome(v1::outcome::Outcome),
+    /// To a Begin alone.
+    Begun(v1::TransactionId),
 }
 
 /// How an [`Ask`] ended.
@@ -52,7 +66,7 @@ pub(crate) enum Body {
 pub(crate) enum Asked {
     /// The coordinator has spoken.
     Answered {
-        outcome: v1::outcome::Outcome,
+        answer: Answer,
         ask: Ask,
         /// How often it was put on a frame.
         sends: u32,
@@ -83,6 +97,7 @@ struct State {
     waiting: BTreeMap<u64, Pending>,
     sent: BTreeMap<u64, Pending>,
     acknowledged: Vec<v1::TransactionId>,
+    rolled_back: Vec<v1::RollbackRequest>,
     last_id: u64,
     /// The connection in use; frames of an older one end.
     connection: u64,
@@ -128,6 +143,15 @@ impl Link {
         if state.acknowledged.len() >= ACKNOWLEDGE_ALONE {
             state.wake();
         }
+    }
+
+    /// A transaction that was begun is given up, and nobody waits to hear so.
+    pub(crate) fn roll_back(&self, request: v1::RollbackRequest) {
+        let mut state = self.state();
+        if state.rolled_back.len() < ROLLBACKS_MAX {
+            state.rolled_back.push(request);
+        }
+        state.wake();
     }
 
     /// Where the coordinator stood when it last spoke.
@@ -201,7 +225,8 @@ impl State {
     }
 
     fn has_frame(&self) -> bool {
-        self.welcomed && (!self.waiting.is_empty() || self.acknowledged.len() >= ACKNOWLEDGE_ALONE)
+        let alone = !self.rolled_back.is_empty() || self.acknowledged.len() >= ACKNOWLEDGE_ALONE;
+        self.welcomed && (!self.waiting.is_empty() || alone)
     }
 
     /// Everything that waits, up to the limits of a frame.
@@ -225,6 +250,9 @@ impl State {
             requests.push(v1::TransactRequest { id, request: Some(pending.ask.to_wire(position)) });
             self.sent.insert(id, pending);
         }
+        let room = FRAME_REQUESTS.saturating_sub(requests.len()).min(self.rolled_back.len());
+        let roll_back = |rollback| v1::TransactRequest { id: 0, request: Some(Request::Rollback(rollback)) };
+        requests.extend(self.rolled_back.drain(..room).map(roll_back));
         let room = FRAME_REQUESTS.saturating_sub(requests.len()).min(self.acknowledged.len());
         let acknowledge = |txid| v1::TransactRequest { id: 0, request: Some(Request::Acknowledge(txid)) };
         requests.extend(self.acknowledged.drain(..room).map(acknowledge));
@@ -255,6 +283,8 @@ impl Ask {
         match &self.body {
             Body::Commit(commit) => Request::Commit(v1::CommitRequest { position, ..commit.clone() }),
             Body::Inquire(inquire) => Request::Inquire(v1::InquireRequest { position, ..inquire.clone() }),
+            Body::Begin(begin) => Request::Begin(v1::BeginRequest { position, ..begin.clone() }),
+            Body::Rollback(rollback) => Request::Rollback(v1::RollbackRequest { position, ..rollback.clone() }),
         }
     }
 }
@@ -358,16 +388,19 @@ impl Link {
             if let Some(position) = reply.position {
                 state.advance(position);
             }
+            let answer = match reply.reply {
+                Some(Reply::Outcome(v1::Outcome { outcome: Some(outcome) })) => Answer::Outcome(outcome),
+                Some(Reply::Begun(v1::Begun { txid: Some(txid) })) => Answer::Begun(txid),
+                Some(Reply::Outcome(_) | Reply::Begun(_) | Reply::Welcome(_)) | None => continue,
+            };
             // An answer nobody waits for is a second one, or its caller has gone.
-            if let Some(Reply::Outcome(v1::Outcome { outcome: Some(outcome) })) = reply.reply
-                && let Some(pending) = state.sent.remove(&reply.id)
-            {
-                answers.push((pending, outcome));
+            if let Some(pending) = state.sent.remove(&reply.id) {
+                answers.push((pending, answer));
             }
         }
         drop(state);
-        for (Pending { ask, sends, answer }, outcome) in answers {
-            let _ = answer.send(Asked::Answered { outcome, ask, sends });
+        for (Pending { ask, sends, answer: waiting }, answer) in answers {
+            let _ = waiting.send(Asked::Answered { answer, ask, sends });
         }
     }
 
@@ -387,7 +420,7 @@ impl Link {
 fn into_welcome(reply: v1::TransactReply) -> Option<v1::Welcome> {
     match reply.reply? {
         Reply::Welcome(welcome) => Some(welcome),
-        Reply::Outcome(_) => None,
+        Reply::Outcome(_) | Reply::Begun(_) => None,
     }
 }
 

@@ -4,7 +4,7 @@ use crate::backoff::Backoff;
 use crate::client::Client;
 use crate::error::{Aborted, CommitError, Reason};
 use crate::ids::{Csn, Key, Position, RequestId, Txid};
-use crate::link::{Ask, Asked, Body};
+use crate::link::{Answer, Ask, Asked, Body};
 use crate::read::millis;
 use crate::receipt::Receipt;
 use crate::value::Value;
@@ -59,10 +59,12 @@ pub struct Inquiry {
     deadline: Duration,
 }
 
+/// An answer that a commit or an inquiry cannot get.
+pub(crate) const NO_OUTCOME: &str = "the coordinator answered with something else than an outcome";
 /// A document's key takes so many bytes.
 const DOCUMENT_KEY_BYTES: usize = 512;
 /// What the fields that are filled in later, and the frame's own, take beside a request; also all of an inquiry.
-const ENVELOPE: usize = 128;
+pub(crate) const ENVELOPE: usize = 128;
 /// An expired answer to a first sending means that our idea of the position was old; it is mended so often.
 const REFRESHES: u32 = 3;
 
@@ -193,8 +195,12 @@ impl Transaction {
     ///
     /// A lost connection is reconnected and the same request sent again, which can never run it twice. Dropping the future does not
     /// cancel the transaction: once sent, it goes on.
-    pub async fn commit(mut self) -> Result<Receipt, CommitError> {
+    pub async fn commit(self) -> Result<Receipt, CommitError> {
         let deadline = Instant::now() + self.deadline;
+        self.commit_by(deadline).await
+    }
+
+    pub(crate) async fn commit_by(mut self, deadline: Instant) -> Result<Receipt, CommitError> {
         let mut retry = Retry::new(self.retries);
         let mut position = self.position;
         let client = self.client.clone();
@@ -216,7 +222,7 @@ impl Transaction {
         }
     }
 
-    fn add(mut self, store: &str, operation: v1::operation::Operation) -> Transaction {
+    pub(crate) fn add(mut self, store: &str, operation: v1::operation::Operation) -> Transaction {
         let operation = v1::Operation { operation: Some(operation) };
         let branch = match self.branches.iter().position(|branch| branch.store == store) {
             Some(branch) => branch,
@@ -235,11 +241,12 @@ impl Transaction {
     }
 
     fn condition(mut self, name: &str, condition: v1::condition::Condition) -> Transaction {
+        use v1::operation::Operation;
         let condition = Some(v1::Condition { condition: Some(condition) });
         match self.newest() {
-            Some(v1::operation::Operation::Put(put)) => put.condition = condition,
-            Some(v1::operation::Operation::Delete(delete)) => delete.condition = condition,
-            Some(v1::operation::Operation::Statement(_) | v1::operation::Operation::Update(_)) | None => {
+            Some(Operation::Put(put)) => put.condition = condition,
+            Some(Operation::Delete(delete)) => delete.condition = condition,
+            Some(Operation::Statement(_) | Operation::Update(_) | Operation::Enlisted(_)) | None => {
                 return self.mistaken(format!("{name} must follow put() or delete()"));
             }
         }
@@ -266,13 +273,7 @@ impl Transaction {
             return invalid(mistake);
         }
         let key = self.key.take().unwrap_or_else(Key::random);
-        match key.as_bytes().len() {
-            1..=Key::MAX => {}
-            len => return invalid(format!("idempotency_key has {len} bytes; it takes 1 to {}", Key::MAX)),
-        }
-        if self.attempt == 0 {
-            return invalid("attempt is 0; attempts count from 1".into());
-        }
+        check_name(&key, self.attempt)?;
         if self.branches.is_empty() {
             return invalid("the transaction has no operation".into());
         }
@@ -331,7 +332,8 @@ async fn send(
     let mut refreshes = 0;
     loop {
         let (ask, answer) = match link.ask(Ask { body: Body::Commit(request), position, bytes }, deadline).await {
-            Asked::Answered { outcome, ask, sends } => (ask, Ok((outcome, sends))),
+            Asked::Answered { answer: Answer::Outcome(outcome), ask, sends } => (ask, Ok((outcome, sends))),
+            Asked::Answered { answer: Answer::Begun(_), ask, .. } => (ask, Err(NO_OUTCOME.into())),
             Asked::NoAnswer { ask, why } => (ask, Err(why)),
             Asked::NotSent { ask, why } => return (ask.into_commit(), Err(CommitError::NotSent(why))),
         };
@@ -354,7 +356,7 @@ async fn send(
 }
 
 /// Asks what became of a request, again and again until it is known or the deadline has passed.
-async fn inquire(client: &Client, id: RequestId, wait: v1::Wait, deadline: Instant) -> Result<Receipt, CommitError> {
+pub(crate) async fn inquire(client: &Client, id: RequestId, wait: v1::Wait, deadline: Instant) -> Result<Receipt, CommitError> {
     let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
     loop {
         let body = Body::Inquire(v1::InquireRequest {
@@ -364,7 +366,8 @@ async fn inquire(client: &Client, id: RequestId, wait: v1::Wait, deadline: Insta
             wait_ms: wait_ms(deadline),
         });
         let message = match client.shared.link.ask(Ask { body, position: Some(id.position), bytes: ENVELOPE }, deadline).await {
-            Asked::Answered { outcome, .. } => match settle(client, outcome, &id) {
+            Asked::Answered { answer: Answer::Begun(_), .. } => NO_OUTCOME.into(),
+            Asked::Answered { answer: Answer::Outcome(outcome), .. } => match settle(client, outcome, &id) {
                 Settled::Known(result) => return result,
                 Settled::Unknown(message) => message,
             },
@@ -381,12 +384,12 @@ async fn inquire(client: &Client, id: RequestId, wait: v1::Wait, deadline: Insta
 }
 
 /// An answer, as far as it says anything.
-enum Settled {
+pub(crate) enum Settled {
     Known(Result<Receipt, CommitError>),
     Unknown(String),
 }
 
-fn settle(client: &Client, outcome: v1::outcome::Outcome, id: &RequestId) -> Settled {
+pub(crate) fn settle(client: &Client, outcome: v1::outcome::Outcome, id: &RequestId) -> Settled {
     use v1::outcome::Outcome;
     let request = || Box::new(id.clone());
     Settled::Known(match outcome {
@@ -456,10 +459,12 @@ impl Retry {
 }
 
 impl Ask {
-    fn request_id(&self) -> RequestId {
+    pub(crate) fn request_id(&self) -> RequestId {
         let key = match &self.body {
             Body::Commit(commit) => commit.key.as_ref(),
             Body::Inquire(inquire) => inquire.key.as_ref(),
+            Body::Begin(begin) => begin.key.as_ref(),
+            Body::Rollback(rollback) => rollback.key.as_ref(),
         };
         let key = key.expect("every request has a key");
         let position = self.position.expect("what was sent has a position");
@@ -469,8 +474,17 @@ impl Ask {
     fn into_commit(self) -> v1::CommitRequest {
         match self.body {
             Body::Commit(commit) => commit,
-            Body::Inquire(_) => unreachable!("a commit is given back as a commit"),
+            Body::Inquire(_) | Body::Begin(_) | Body::Rollback(_) => unreachable!("a commit is given back as a commit"),
         }
+    }
+}
+
+/// The name of a request keeps its limits.
+pub(crate) fn check_name(key: &Key, attempt: u32) -> Result<(), CommitError> {
+    match (key.as_bytes().len(), attempt) {
+        (1..=Key::MAX, 1..) => Ok(()),
+        (1..=Key::MAX, 0) => Err(CommitError::Invalid("attempt is 0; attempts count from 1".into())),
+        (len, _) => Err(CommitError::Invalid(format!("idempotency_key has {len} bytes; it takes 1 to {}", Key::MAX))),
     }
 }
 

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use lockstep_proto::v1;
 use std::sync::Arc;
 
-/// A value of a database: SQLite's five.
+/// A value of a database: SQLite's five, and what others have beside them.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub enum Value {
     /// NULL
@@ -19,6 +19,8 @@ pub enum Value {
     Text(String),
     /// Bytes
     Blob(Bytes),
+    /// True or false; SQLite keeps it as the integer 1 or 0.
+    Boolean(bool),
 }
 
 /// Positional parameters of a statement, of any types that are [`Value`]s: `params![42, "Solaris", None::<i64>]`.
@@ -110,7 +112,7 @@ impl<'a> Row<'a> {
 }
 
 impl Value {
-    /// "null", "an integer", "a real", "text", "a blob".
+    /// "null", "an integer", "a real", "text", "a blob", "a boolean".
     pub fn type_name(&self) -> &'static str {
         match self {
             Value::Null => "null",
@@ -118,6 +120,7 @@ impl Value {
             Value::Real(_) => "a real",
             Value::Text(_) => "text",
             Value::Blob(_) => "a blob",
+            Value::Boolean(_) => "a boolean",
         }
     }
 }
@@ -169,7 +172,7 @@ macro_rules! from {
     )*};
 }
 from! {
-    bool => |value| Value::Integer(value.into()),
+    bool => |value| Value::Boolean(value),
     f32 => |value| Value::Real(value.into()),
     f64 => |value| Value::Real(value),
     &str => |value| Value::Text(value.to_owned()),
@@ -186,9 +189,10 @@ impl<T: Into<Value>> From<Option<T>> for Value {
 }
 
 impl FromValue<'_> for bool {
-    const EXPECTED: &'static str = "0 or 1";
+    const EXPECTED: &'static str = "a boolean, 0 or 1";
     fn from_value(value: &Value) -> Option<bool> {
         match value {
+            Value::Boolean(value) => Some(*value),
             Value::Integer(0) => Some(false),
             Value::Integer(1) => Some(true),
             _ => None,
@@ -261,6 +265,7 @@ impl From<Value> for v1::Value {
             Value::Real(value) => Wire::Real(value),
             Value::Text(value) => Wire::Text(value),
             Value::Blob(value) => Wire::Blob(value),
+            Value::Boolean(value) => Wire::Boolean(value),
         };
         v1::Value { value: Some(value) }
     }
@@ -274,6 +279,7 @@ impl From<v1::Value> for Value {
             Some(Wire::Real(value)) => Value::Real(value),
             Some(Wire::Text(value)) => Value::Text(value),
             Some(Wire::Blob(value)) => Value::Blob(value),
+            Some(Wire::Boolean(value)) => Value::Boolean(value),
         }
     }
 }
@@ -289,9 +295,9 @@ mod tests {
     use super::*;
 
     fn rows() -> Rows {
-        let values = params![42, "Solaris", None::<i64>, 1.5, vec![1u8, 2], true];
+        let values = params![42, "Solaris", None::<i64>, 1.5, vec![1u8, 2], true, 1];
         let row = v1::Row { values: values.into_iter().map(v1::Value::from).collect() };
-        Rows::new(["id", "title", "year", "price", "image", "seen"].map(String::from).into(), vec![row])
+        Rows::new(["id", "title", "year", "price", "image", "seen", "lent"].map(String::from).into(), vec![row])
     }
 
     #[test]
@@ -306,6 +312,7 @@ mod tests {
         assert_eq!(row.get::<f64>("id"), Ok(42.0));
         assert_eq!(row.get::<Vec<u8>>("image"), Ok(vec![1, 2]));
         assert_eq!(row.get::<bool>("seen"), Ok(true));
+        assert_eq!(row.get::<bool>("lent"), Ok(true), "SQLite's");
         assert_eq!(row.get::<Value>("year"), Ok(Value::Null));
     }
 
@@ -315,6 +322,6 @@ mod tests {
         let row = rows.first().unwrap();
         assert_eq!(row.get::<i64>("title").unwrap_err().to_string(), "column `title` is text, not an integer that fits i64");
         assert_eq!(row.get::<String>("year").unwrap_err().to_string(), "column `year` is null, not text");
-        assert_eq!(row.get::<i64>(6).unwrap_err().to_string(), "no column 6; there are: id, title, year, price, image, seen");
+        assert_eq!(row.get::<i64>(7).unwrap_err().to_string(), "no column 7; there are: id, title, year, price, image, seen, lent");
     }
 }

@@ -28,7 +28,7 @@ fn write(client: &Client) -> Transaction {
 async fn a_transaction_arrives_as_it_was_put_together() {
     let (fake, client) = start().await;
     let receipt = client
-        .begin()
+        .transaction()
         .sql("db", "INSERT INTO film VALUES (?1, ?2, ?3)", params![42, "Solaris", None::<f64>])
         .expect_rows(1)
         .put("index", "film-42", &serde_json::json!({ "title": "Solaris" }))
@@ -248,4 +248,33 @@ async fn receipts_are_acknowledged_along_with_later_requests() {
     // The second had no results: there is nothing to acknowledge.
     write(&client).commit().await.unwrap();
     assert_eq!(fake.state().acknowledged.len(), 1);
+}
+
+#[tokio::test]
+async fn what_is_begun_is_committed_under_its_name_and_position() {
+    let (fake, client) = start().await;
+    let begun = client.begin().led_by("db").timeout(Duration::from_secs(7)).await.unwrap();
+    assert_eq!(begun.txid().to_string(), "1-1");
+    let receipt =
+        begun.sql("db", "UPDATE t SET n = 1", []).expect_rows(1).put("index", "k", &serde_json::json!({})).commit().await.unwrap();
+    assert_eq!(receipt.txid.to_string(), "1-1");
+    let state = fake.state();
+    let (begin, commit) = (&state.begun[0], &state.executed[0]);
+    assert_eq!((begin.led_by.as_str(), begin.timeout_ms), ("db", 7_000));
+    assert_eq!((&begin.key, &begin.position), (&commit.key, &commit.position));
+    assert!(state.rolled_back.is_empty(), "what was committed is not given up");
+}
+
+#[tokio::test]
+async fn what_is_begun_and_dropped_or_never_sent_is_rolled_back() {
+    let (fake, client) = start().await;
+    drop(client.begin().idempotency_key("dropped").await.unwrap());
+    let mistaken = client.begin().idempotency_key("mistaken").await.unwrap().expect_rows(1).commit().await;
+    assert!(matches!(mistaken, Err(CommitError::Invalid(_))), "{mistaken:?}");
+    client.begin().idempotency_key("given up").await.unwrap().rollback().await.unwrap();
+    let again = client.begin().idempotency_key("given up").await;
+    assert!(matches!(&again, Err(CommitError::Aborted(aborted)) if aborted.reason == Reason::Cancelled), "{again:?}");
+    let state = fake.state();
+    let names: Vec<_> = state.rolled_back.iter().map(|rollback| rollback.key.clone().unwrap().key).collect();
+    assert_eq!(names, ["dropped", "mistaken", "given up"]);
 }

@@ -243,6 +243,8 @@ pub struct Timeouts {
     pub transaction_ms: u64,
     /// The longest that a request may name.
     pub transaction_max_ms: u64,
+    /// From Begin to the commit, where Begin names none.
+    pub begin_ms: u64,
     /// A wait after the decision, where the request names none.
     pub wait_ms: u64,
     /// The longest that a request may name.
@@ -444,6 +446,7 @@ impl Configuration {
             participants: self.stores.iter().map(participant).collect(),
             prepare_timeout: micros(timeouts.prepare_ms),
             transaction_timeout: micros(timeouts.transaction_ms),
+            begin_timeout: micros(timeouts.begin_ms),
             resend: (micros(timeouts.resend_min_ms), micros(timeouts.resend_max_ms)),
             inquiry: micros(timeouts.inquiry_ms),
             stuck_after: micros(timeouts.stuck_ms),
@@ -531,6 +534,7 @@ impl Configuration {
         for (key, value) in [
             ("timeouts.prepare_ms", timeouts.prepare_ms),
             ("timeouts.transaction_ms", timeouts.transaction_ms),
+            ("timeouts.begin_ms", timeouts.begin_ms),
             ("timeouts.wait_ms", timeouts.wait_ms),
             ("timeouts.statement_ms", timeouts.statement_ms),
             ("timeouts.inquiry_ms", timeouts.inquiry_ms),
@@ -776,6 +780,7 @@ impl Default for Timeouts {
             prepare_ms: 5_000,
             transaction_ms: 15_000,
             transaction_max_ms: 300_000,
+            begin_ms: 30_000,
             wait_ms: 10_000,
             wait_max_ms: 300_000,
             statement_ms: 5_000,

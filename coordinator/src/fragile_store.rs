@@ -78,6 +78,10 @@ impl ResourceManager for FragileStore {
         self.around("resolve", |store| store.resolve(txid, commit))
     }
 
+    fn prepared(&mut self) -> Result<Option<Vec<Txid>>, StoreError> {
+        self.around("prepared", |store| store.prepared())
+    }
+
     fn evidence(&mut self, txid: Txid) -> Result<MarkerEvidence, StoreError> {
         self.store.evidence(txid)
     }

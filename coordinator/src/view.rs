@@ -189,6 +189,7 @@ impl View<'_> {
         v1::TransactionSummary {
             txid: transaction.txid.to_string(),
             state: match transaction.state {
+                State::Active => "active",
                 State::Preparing => "preparing",
                 State::Deciding(_) => "deciding",
                 State::Committing(_) => "committing",
@@ -229,6 +230,7 @@ impl View<'_> {
             }
         };
         match transaction.state {
+            State::Active => vec!["its client".into()],
             State::Deciding(_) => vec!["the decision".into()],
             State::Preparing | State::Committing(_) => {
                 transaction.branches.iter().filter(waits).map(|branch| self.name(branch.participant)).collect()
@@ -257,6 +259,10 @@ impl View<'_> {
     fn explain(&self, transaction: &Transaction) -> Vec<String> {
         let waiting = self.waiting_for(transaction).join(", ");
         match transaction.state {
+            State::Active => vec![
+                "It has begun: its client has its id, and has not asked to commit it.".into(),
+                "If that does not come before its deadline it is aborted, and nothing of it is anywhere.".into(),
+            ],
             State::Preparing => vec![
                 format!("It is not decided: it waits for the vote of {waiting}."),
                 "If a vote does not come before its deadline it is aborted, and nothing of it is anywhere.".into(),

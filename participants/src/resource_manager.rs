@@ -27,6 +27,10 @@ pub trait ResourceManager: Send {
 
     /// Phase one for a batch of transactions, in this order. One vote for each, in the order run. A serial executor and a leader
     /// leave one local transaction open, and get no second batch before its outcome.
+    ///
+    /// A branch whose one operation is [`lockstep_core::Operation::Enlisted`] was prepared by its application under its
+    /// [`lockstep_core::Gid`]: it is looked for, with its xid, and the vote is Prepared; if it is not that one, No, after what stands
+    /// under that name was rolled back. Nothing is run, so that may come twice.
     fn prepare(&mut self, batch: &[Work]) -> Result<Ballot, StoreError>;
 
     /// Where a store that runs transactions beside each other may hand over votes that [`ResourceManager::prepare`] left out, from any
@@ -41,7 +45,7 @@ pub trait ResourceManager: Send {
     /// redo otherwise.
     fn commit(&mut self, decided: &[Decided], closed: Csn) -> Result<Committed, StoreError>;
 
-    /// Forgets the branches; unknown ones are ignored. At a serial executor or leader: rolls back the whole open batch.
+    /// Forgets the branches, also those that applications have prepared; unknown ones are ignored. At a serial executor or leader: rolls back the whole open batch.
     fn abort(&mut self, txids: &[Txid]) -> Result<(), StoreError>;
 
     /// Leaders only: writes the markers of the open batch and commits, in one local transaction. Transactions of the batch that are
@@ -68,6 +72,13 @@ pub trait ResourceManager: Send {
     /// Preparing kinds only: what became of a branch that is not prepared any more.
     fn evidence(&mut self, _txid: Txid) -> Result<MarkerEvidence, StoreError> {
         Ok(MarkerEvidence::Unknowable)
+    }
+
+    /// Preparing kinds only: which of our branches are prepared here now. Asked for every 2 s, because applications may prepare branches
+    /// themselves ([`lockstep_core::Operation::Enlisted`]), and one that is never committed has to be found. `None` where they cannot:
+    /// then it is not asked again in this session.
+    fn prepared(&mut self) -> Result<Option<Vec<Txid>>, StoreError> {
+        Ok(None)
     }
 
     /// Preparing kinds only: an operator finishes a prepared branch by hand; it is remembered among [`Recovered::heuristics`].

@@ -217,6 +217,7 @@ impl Worker {
             StoreCommand::Scan { above, limit } => store.scan(above, limit).map(StoreReport::Scanned),
             StoreCommand::Floor(below) => store.floor(below).map(|()| StoreReport::Floored),
             StoreCommand::Resolve { txid, commit } => store.resolve(txid, commit).map(|()| StoreReport::Resolved),
+            StoreCommand::List => store.prepared().map(StoreReport::Listed),
             StoreCommand::Tend(closed) => store.tend(closed).map(|Tended { progress, next }| {
                 let next = next.map(|at| Time(micros(at.saturating_duration_since(self.origin))));
                 StoreReport::Tended { progress, next }

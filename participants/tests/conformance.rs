@@ -441,7 +441,7 @@ fn value(document: &str) -> u64 {
 
 fn read(operation: &Operation) -> Option<(u32, Option<u64>)> {
     match operation {
-        Operation::Statement { .. } => None,
+        Operation::Statement { .. } | Operation::Enlisted { .. } => None,
         Operation::Put { document, .. } if !document.starts_with('{') => None,
         Operation::Put { key, document, .. } => Some((key.parse().ok()?, Some(value(document)))),
         Operation::Delete { key, .. } => Some((key.parse().ok()?, None)),

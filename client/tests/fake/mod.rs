@@ -59,6 +59,8 @@ pub struct State {
     pub frames: Vec<usize>,
     pub inquiries: Vec<v1::InquireRequest>,
     pub acknowledged: Vec<v1::TransactionId>,
+    pub begun: Vec<v1::BeginRequest>,
+    pub rolled_back: Vec<v1::RollbackRequest>,
     pub queries: Vec<v1::QueryRequest>,
     pub searches: Vec<v1::SearchRequest>,
     /// The next reads fail so.
@@ -155,6 +157,7 @@ impl State {
             r#type: r#type.into(),
             role: role.into(),
             kind: kind.into(),
+            number: None,
         };
         v1::Welcome {
             coord_id: self.coordinator.to_be_bytes().to_vec().into(),
@@ -200,6 +203,22 @@ impl State {
             message: format!("refused as {reason:?}"),
             retryable,
         })
+    }
+
+    fn begin(&mut self, request: v1::BeginRequest) -> Reply {
+        let name = name(&request.key);
+        self.begun.push(request);
+        match self.outcomes.get(&name) {
+            Some(outcome) => Reply::Outcome(v1::Outcome { outcome: Some(outcome.clone()) }),
+            None => Reply::Begun(v1::Begun { txid: Some(v1::TransactionId { epoch: self.epoch, n: self.n, leader: 0 }) }),
+        }
+    }
+
+    fn roll_back(&mut self, request: v1::RollbackRequest) -> Outcome {
+        let aborted = self.aborted(v1::Reason::Cancelled, false);
+        let outcome = self.outcomes.entry(name(&request.key)).or_insert(aborted).clone();
+        self.rolled_back.push(request);
+        outcome
     }
 
     fn inquire(&mut self, request: v1::InquireRequest) -> Outcome {
@@ -321,6 +340,16 @@ impl TransactionService for Service {
                         Request::Inquire(inquire) => {
                             let mut state = service.state.lock().unwrap();
                             let outcome = state.inquire(inquire);
+                            reply(&out, id, outcome, state.position());
+                        }
+                        Request::Begin(begin) => {
+                            let mut state = service.state.lock().unwrap();
+                            let begun = v1::TransactReply { id, reply: Some(state.begin(begin)), position: Some(state.position()) };
+                            let _ = out.send(Ok(v1::TransactReplies { replies: vec![begun] }));
+                        }
+                        Request::Rollback(rollback) => {
+                            let mut state = service.state.lock().unwrap();
+                            let outcome = state.roll_back(rollback);
                             reply(&out, id, outcome, state.position());
                         }
                         Request::Acknowledge(txid) => service.state.lock().unwrap().acknowledged.push(txid),

@@ -8,7 +8,6 @@ use crate::ids::{Csn, Decider, ParticipantId, SessionId, Time, Txid};
 use crate::message::{FromParticipant, Hello, Progress, Settle, ToParticipant};
 use crate::outcomes::Fate;
 use crate::record::Marker;
-use crate::transaction::State;
 use crate::vote::{Ballot, Kind, Vote};
 
 /// Branches finished by hand that are remembered, at most.
@@ -104,7 +103,7 @@ impl Coordinator {
     }
 
     fn led_breach(&self, leader: ParticipantId, txid: Txid) -> Option<String> {
-        let early = self.transactions.get(&txid).is_some_and(|transaction| transaction.state == State::Preparing);
+        let early = self.transactions.get(&txid).is_some_and(|transaction| transaction.csn().is_none());
         let early = early.then(|| format!("it has committed {txid} without having been told to (R-LR)"));
         decider_breach(leader, txid).or(early)
     }

@@ -11,6 +11,8 @@ pub struct Config {
     pub prepare_timeout: u64,
     /// A transaction from its request to its decision, where the request names nothing shorter.
     pub transaction_timeout: u64,
+    /// From Begin to the request to commit, where Begin names nothing shorter.
+    pub begin_timeout: u64,
     /// First and longest pause before a Commit is sent again in the same session.
     pub resend: (u64, u64),
     /// How often a leader that older sessions may still commit at is scanned again.
@@ -65,6 +67,7 @@ impl Default for Config {
             participants: Vec::new(),
             prepare_timeout: 5 * SECOND,
             transaction_timeout: 15 * SECOND,
+            begin_timeout: 30 * SECOND,
             resend: (SECOND, 10 * SECOND),
             inquiry: 2 * SECOND,
             stuck_after: 60 * SECOND,

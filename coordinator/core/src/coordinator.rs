@@ -126,6 +126,8 @@ impl Coordinator {
     /// Takes one event, and appends what is to be done, in order.
     pub fn step(&mut self, now: Time, event: Event, fx: &mut Vec<Effect>) {
         match event {
+            Event::Begin { ticket, key, position, led_by, timeout } => self.begin(now, ticket, key, position, led_by, timeout, fx),
+            Event::Rollback { ticket, key, position } => self.roll_back(now, ticket, key, position, fx),
             Event::Commit(ticket, request) => self.request(now, ticket, request, None, fx),
             Event::Decline { ticket, request, at, refusal } => self.request(now, ticket, request, Some((at, refusal)), fx),
             Event::Inquire { ticket, key, position, wait, deadline } => self.inquire(now, ticket, key, position, wait, deadline, fx),

@@ -9,7 +9,31 @@ use crate::vote::{Kind, Refusal};
 /// Told to the machine.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Event {
-    /// A client asks for a whole transaction. Answered when its wait is over.
+    /// A client begins a transaction under a key, to learn its id before it asks for anything: answered at once by [`Reply::Begun`]. It
+    /// is Active until [`Event::Commit`] under the same key and attempt says what it does; without that it is aborted.
+    Begin {
+        /// Whom to answer.
+        ticket: Ticket,
+        /// Its name.
+        key: RequestKey,
+        /// Where the coordinator stood when the key was first sent.
+        position: Position,
+        /// The database whose own commit is to decide it (R-DECIDER: the id says so). `None`: the log decides.
+        led_by: Option<ParticipantId>,
+        /// How long it may stay Active, microseconds; 0 is the default of the configuration.
+        timeout: u64,
+    },
+    /// A client gives up a transaction that it began. One that it has asked to commit goes on: the answer is its outcome, as to
+    /// [`Event::Inquire`].
+    Rollback {
+        /// Whom to answer.
+        ticket: Ticket,
+        /// Its name.
+        key: RequestKey,
+        /// Where the coordinator stood when the key was first sent.
+        position: Position,
+    },
+    /// A client asks for a whole transaction, or for the one that it began under this key. Answered when its wait is over.
     Commit(Ticket, Request),
     /// A client asks for what cannot be run as it stands: it exceeds a limit, or makes no sense. Its key may be known all the same, from
     /// before the limit was lowered: then that is the answer. If it is not, it is aborted under its key and never runs (R-KEY, I7).

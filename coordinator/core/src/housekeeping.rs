@@ -1,4 +1,4 @@
-//! What time does: deadlines, resends, and forgetting. The only decision it makes is Abort, and only in Preparing.
+//! What time does: deadlines, resends, and forgetting. The only decision it makes is Abort, and only in Active or Preparing.
 
 use crate::coordinator::{Coordinator, Pending, Phase, Timer};
 use crate::event::{Alarm, Effect};
@@ -63,6 +63,10 @@ impl Coordinator {
         let transaction = self.transactions.get_mut(&txid).expect("a timer belongs to a live transaction");
         transaction.timer = None;
         match transaction.state {
+            State::Active => {
+                let refusal = Refusal::new(RefusalKind::Timeout, "it was begun, and not asked to commit within its time (timeout)");
+                self.abort(now, txid, None, refusal, fx);
+            }
             State::Preparing => {
                 let refusal = Refusal::new(RefusalKind::Timeout, "it was not decided within its deadline (timeout)");
                 self.abort(now, txid, None, refusal, fx);

@@ -176,7 +176,7 @@ impl Coordinator {
     fn deciding_csn(&self, txid: Txid) -> Option<Csn> {
         match self.transactions.get(&txid)?.state {
             State::Deciding(csn) => Some(csn),
-            State::Preparing | State::Committing(_) => None,
+            State::Active | State::Preparing | State::Committing(_) => None,
         }
     }
 

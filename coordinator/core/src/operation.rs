@@ -33,6 +33,12 @@ pub enum Operation {
         /// What the delete is based on.
         condition: Option<Condition>,
     },
+    /// The application has prepared this branch itself, on its own connection, under the branch's [`crate::Gid`]; the store only looks
+    /// whether it is there. The only operation of its branch.
+    Enlisted {
+        /// The transaction id that it had at the store: tells another one under the same name.
+        xid: u64,
+    },
 }
 
 /// What a document's write is based on (R-COND).
@@ -44,7 +50,7 @@ pub enum Condition {
     Absent,
 }
 
-/// A value of a database: SQLite's five.
+/// A value of a database: SQLite's five, and what others have beside them.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Value {
     /// NULL
@@ -57,6 +63,8 @@ pub enum Value {
     Text(String),
     /// Bytes
     Blob(Bytes),
+    /// True or false; where a database has no such type, the integer 1 or 0.
+    Boolean(bool),
 }
 
 /// What a statement gave.
@@ -86,7 +94,7 @@ impl Operation {
     /// The document key this writes, if it writes a document.
     pub fn key(&self) -> Option<&str> {
         match self {
-            Operation::Statement { .. } => None,
+            Operation::Statement { .. } | Operation::Enlisted { .. } => None,
             Operation::Put { key, .. } | Operation::Delete { key, .. } => Some(key),
         }
     }
@@ -94,7 +102,7 @@ impl Operation {
     /// The condition it carries, if it writes a document under one.
     pub fn condition(&self) -> Option<Condition> {
         match self {
-            Operation::Statement { .. } => None,
+            Operation::Statement { .. } | Operation::Enlisted { .. } => None,
             Operation::Put { condition, .. } | Operation::Delete { condition, .. } => *condition,
         }
     }

@@ -49,7 +49,7 @@ impl Coordinator {
                 Phase::Starting | Phase::Serving | Phase::Stopped(_) => Err("the coordinator is not in safe mode".into()),
             },
             AdminAction::Cancel { txid } => match self.transactions.get(txid).map(|transaction| transaction.state) {
-                Some(State::Preparing) => Ok(()),
+                Some(State::Active | State::Preparing) => Ok(()),
                 Some(State::Deciding(_) | State::Committing(_)) => Err(format!("{txid} is being decided, or is: it cannot be cancelled")),
                 None => Err(format!("{txid} is not under way")),
             },

@@ -139,6 +139,13 @@ impl Outcomes {
         self.drop_excess_results();
     }
 
+    /// A transaction that was begun is told what it asks for.
+    pub fn identify(&mut self, txid: Txid, hash: u64) {
+        let known = self.by_position_mut(txid.position()).expect("only a known request is identified");
+        assert!(matches!(known.fate, Fate::Running), "R-KEY: {txid} is settled, and would become another request");
+        known.hash = hash;
+    }
+
     /// The client has its results.
     pub fn drop_results(&mut self, txid: Txid) {
         if let Some(Known { fate: Fate::Committed(committed), .. }) = self.by_position_mut(txid.position()) {

@@ -15,6 +15,7 @@ use crate::ids::{Csn, Owner, ParticipantId, Position, SessionId, Ticket, Time, T
 use crate::message::{Decided, FromParticipant, Hello, MarkerEvidence, Progress, Settle, Starts, ToParticipant, Work};
 use crate::operation::{Operation, Value};
 use crate::record::Marker;
+use crate::transaction::is_enlisted;
 use crate::vote::{Ballot, Kind, Refusal, RefusalKind, Vote};
 use crate::{Decider, Epoch};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -39,6 +40,8 @@ pub const SCAN_PIECE: usize = 256;
 pub const INQUIRY_MAX: usize = 1_024;
 /// First and longest interval between two inquiries about a branch, microseconds.
 pub const INQUIRY_INTERVAL: (u64, u64) = (2_000_000, 60_000_000);
+/// How often a store that holds prepared branches is asked for those that applications have prepared themselves, microseconds.
+pub const LIST_INTERVAL: u64 = 2_000_000;
 /// First and longest interval between two tries of a stuck redo or of a recovery, microseconds.
 pub const RETRY_INTERVAL: (u64, u64) = (100_000, 10_000_000);
 /// How long a migration waits for the store to come to rest, microseconds.
@@ -123,6 +126,8 @@ pub enum StoreCommand {
         /// Commit it, or roll it back.
         commit: bool,
     },
+    /// Which of our branches are prepared here now: applications prepare some themselves (R-ANSWER).
+    List,
     /// Upkeep; the watermark may go as far as this.
     Tend(Csn),
     /// Change the schema; nothing is open.
@@ -172,6 +177,8 @@ pub enum StoreReport {
     Floored,
     /// After [`StoreCommand::Resolve`].
     Resolved,
+    /// After [`StoreCommand::List`]; `None` where applications cannot prepare any, and it is not asked again.
+    Listed(Option<Vec<Txid>>),
     /// After [`StoreCommand::Tend`].
     Tended {
         /// How far it has followed.
@@ -218,6 +225,7 @@ enum Command {
     Scan,
     Floor,
     Resolve { txid: Txid, commit: bool },
+    List,
     Tend(Csn),
     Migrate(Ticket),
 }
@@ -283,6 +291,8 @@ struct Session {
     /// Whether something has happened since the store was last tended.
     untended: bool,
     tend_at: Option<Time>,
+    /// When the store is asked for its prepared branches again.
+    list_at: Option<Time>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -430,7 +440,7 @@ impl Participant {
             (Phase::HandingOver { .. } | Phase::Open { .. }, message) => match message {
                 ToParticipant::Welcome { .. } => Some("R-SESSION: a second Welcome in one session".into()),
                 ToParticipant::Reserve(decided) => session.reserve(decided),
-                ToParticipant::Open => session.open(),
+                ToParticipant::Open => session.open(now, kind),
                 ToParticipant::Prepare(work) => {
                     session.enqueue(now, kind, work, effects);
                     None
@@ -563,6 +573,7 @@ impl Participant {
                 session.doubts.remove(txid);
                 effects.push(ParticipantEffect::Send(of, FromParticipant::Resolved { txid, commit }));
             }
+            (Command::List, StoreReport::Listed(prepared)) => session.listed(now, prepared),
             (Command::Tend(closed), StoreReport::Tended { progress, next }) => {
                 session.given = session.given.max(closed);
                 session.tend_at = next;
@@ -649,6 +660,7 @@ impl Session {
             progress: Progress::default(),
             untended: true,
             tend_at: None,
+            list_at: None,
         }
     }
 
@@ -669,10 +681,11 @@ impl Session {
         }
     }
 
-    fn open(&mut self) -> Option<String> {
+    fn open(&mut self, now: Time, kind: Kind) -> Option<String> {
         match self.phase {
             Phase::HandingOver { owner, me } => {
                 self.phase = Phase::Open { owner, me };
+                self.list_at = (kind == Kind::Preparing).then(|| now.after(LIST_INTERVAL));
                 None
             }
             _ => Some("R-SESSION: a second Open in one session".into()),
@@ -709,7 +722,8 @@ impl Session {
                     refuse(RefusalKind::Invalid, format!("R-DECIDER: {txid} is not decided the way this store is configured ({kind:?})"))
                 } else if self.queue.len() >= QUEUE_MAX {
                     refuse(RefusalKind::Busy, format!("{QUEUE_MAX} transactions wait for this store already"))
-                } else if !self.seen.insert(txid) {
+                } else if !self.seen.insert(txid) && !is_enlisted(&work.operations) {
+                    // What was enlisted may stand in the list of this session already, and is only looked at: that may be repeated.
                     return; // a second Prepare: the first one's vote stands
                 } else {
                     None
@@ -797,7 +811,11 @@ impl Session {
                 let at_work = self.working.remove(&txid) || self.ready.remove(&txid);
                 let known = match kind {
                     _ if at_work => true,
-                    Kind::Preparing => self.doubts.remove(txid) || !self.cancelled.contains(&txid),
+                    // Also what this session knows nothing of: an application may have prepared it.
+                    Kind::Preparing => {
+                        self.doubts.remove(txid);
+                        true
+                    }
                     Kind::Redo => self.voted.remove(&txid),
                     Kind::Serial | Kind::Leader => false,
                 };
@@ -1039,6 +1057,10 @@ impl Session {
         if let Some(below) = self.floor.take() {
             return Some((StoreCommand::Floor(below), Command::Floor));
         }
+        if self.list_at.is_some_and(|due| due <= now) {
+            self.list_at = None;
+            return Some((StoreCommand::List, Command::List));
+        }
         match self.tend_at {
             Some(due) if due <= now => self.tend(false),
             _ => None,
@@ -1147,6 +1169,18 @@ impl Session {
         Some((StoreCommand::Tend(closed), Command::Tend(closed)))
     }
 
+    /// What an application has prepared and nobody has asked for yet is asked about like every other branch.
+    fn listed(&mut self, now: Time, prepared: Option<Vec<Txid>>) {
+        let Some(prepared) = prepared else { return };
+        self.list_at = Some(now.after(LIST_INTERVAL));
+        for txid in prepared {
+            let leaving = self.aborts.contains(&txid) || self.deliveries.values().any(|decided| decided.txids.contains(&txid));
+            if !leaving && !self.doubts.by_txid.contains_key(&txid) {
+                self.doubts.insert(now, txid);
+            }
+        }
+    }
+
     fn inquire(&mut self, now: Time, effects: &mut Vec<ParticipantEffect>) {
         let due = self.doubts.due(now);
         if !due.is_empty() {
@@ -1170,7 +1204,7 @@ impl Session {
     fn next_deadline(&self) -> Option<Time> {
         let stuck = self.stuck.values().filter_map(|s| s.waits.as_ref().map(|(due, _)| *due)).min();
         let tend = if matches!(self.batch, Batch::None) { self.tend_at } else { None };
-        [stuck, tend, self.doubts.next()].into_iter().flatten().min()
+        [stuck, tend, self.doubts.next(), self.list_at].into_iter().flatten().min()
     }
 }
 
@@ -1277,7 +1311,7 @@ fn same_transactions(a: &[Txid], b: &[Txid]) -> bool {
 
 fn size_of_operation(operation: &Operation) -> usize {
     let size_of_value = |value: &Value| match value {
-        Value::Null | Value::Integer(_) | Value::Real(_) => 8,
+        Value::Null | Value::Integer(_) | Value::Real(_) | Value::Boolean(_) => 8,
         Value::Text(text) => text.len(),
         Value::Blob(bytes) => bytes.len(),
     };
@@ -1285,6 +1319,7 @@ fn size_of_operation(operation: &Operation) -> usize {
         Operation::Statement { sql, parameters, .. } => sql.len() + parameters.iter().map(size_of_value).sum::<usize>(),
         Operation::Put { key, document, .. } => key.len() + document.len(),
         Operation::Delete { key, .. } => key.len(),
+        Operation::Enlisted { .. } => 8,
     }
 }
 

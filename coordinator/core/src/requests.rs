@@ -7,8 +7,8 @@ use crate::ids::{Csn, Decider, ParticipantId, Position, Ticket, Time, Token, Txi
 use crate::message::{Settle, ToParticipant};
 use crate::outcomes::{CommittedFate, Fate, Known};
 use crate::record::Marker;
-use crate::request::{Aborted, Receipt, Reply, Request, RequestKey, Wait};
-use crate::transaction::{Branch, BranchState, State, Transaction, Waiter};
+use crate::request::{Aborted, BranchRequest, Receipt, Reply, Request, RequestKey, Wait};
+use crate::transaction::{Branch, BranchState, State, Transaction, Waiter, is_enlisted};
 use crate::vote::{Kind, Refusal, RefusalKind};
 use crate::{config::Role, follower::Scan};
 use std::collections::BTreeSet;
@@ -25,6 +25,9 @@ enum Unseen {
     FromTheFuture,
 }
 
+/// At which store, if at one, and why not.
+type Refused = (Option<ParticipantId>, Refusal);
+
 /// Clients that wait for one transaction, at most.
 const WAITERS_MAX: usize = 1_024;
 /// Clients that wait to read at one store, at most; one more is told at once how far it is.
@@ -32,17 +35,13 @@ const READERS_MAX: usize = 16_384;
 
 impl Coordinator {
     /// `declined`: it cannot be run as it stands, and why.
-    pub(crate) fn request(
-        &mut self,
-        now: Time,
-        ticket: Ticket,
-        request: Request,
-        declined: Option<(Option<ParticipantId>, Refusal)>,
-        fx: &mut Vec<Effect>,
-    ) {
+    pub(crate) fn request(&mut self, now: Time, ticket: Ticket, request: Request, declined: Option<Refused>, fx: &mut Vec<Effect>) {
         let waiter = Waiter { ticket, wait: request.wait, deadline: request.deadline };
-        if let Some(known) = self.outcomes.by_key(&request.key) {
-            return self.join(now, known.txid, waiter, Some(request.hash), fx);
+        if let Some(txid) = self.outcomes.by_key(&request.key).map(|known| known.txid) {
+            return match self.is_active(txid) {
+                true => self.commit_begun(now, txid, waiter, request, declined, fx),
+                false => self.join(now, txid, waiter, Some(request.hash), fx),
+            };
         }
         if let Some(reason) = self.cannot_tell() {
             return self.reply(ticket, Reply::Unknown(reason), fx);
@@ -57,6 +56,57 @@ impl Coordinator {
     }
 
     #[allow(clippy::too_many_arguments)]
+    pub(crate) fn begin(
+        &mut self,
+        now: Time,
+        ticket: Ticket,
+        key: RequestKey,
+        position: Position,
+        led_by: Option<ParticipantId>,
+        timeout: u64,
+        fx: &mut Vec<Effect>,
+    ) {
+        let timeout = now.after(if timeout == 0 { self.config.begin_timeout } else { timeout });
+        let decider = led_by.map_or(Decider::Log, Decider::Leader);
+        let waiter = Waiter { ticket, wait: Wait::Decided, deadline: timeout };
+        if let Some(txid) = self.outcomes.by_key(&key).map(|known| known.txid) {
+            return match (self.is_active(txid), txid.decider == decider) {
+                (true, true) => self.reply(ticket, Reply::Begun(txid), fx),
+                (true, false) => self.reply(ticket, Reply::KeyReused(txid), fx),
+                // It has been asked to commit already: this Begin was late, and its outcome is the answer.
+                (false, _) => self.join(now, txid, waiter, None, fx),
+            };
+        }
+        if let Some(reason) = self.cannot_tell() {
+            return self.reply(ticket, Reply::Unknown(reason), fx);
+        }
+        match self.unseen(position) {
+            Unseen::Run => match self.admit_begin(led_by) {
+                Ok(()) => {
+                    let txid = self.enter(now, State::Active, decider, key, 0, Vec::new(), Vec::new(), timeout);
+                    self.reply(ticket, Reply::Begun(txid), fx);
+                }
+                Err((at, refusal)) => self.refuse(now, waiter, key, 0, at, refusal, fx),
+            },
+            Unseen::LookUp => self.look_up(now, waiter, key, position, None, fx),
+            Unseen::Expired => self.reply(ticket, Reply::Expired(self.outcomes.floor()), fx),
+            Unseen::FromTheFuture => self.reply(ticket, Reply::Unknown(self.future_sentence(position)), fx),
+        }
+    }
+
+    pub(crate) fn roll_back(&mut self, now: Time, ticket: Ticket, key: RequestKey, position: Position, fx: &mut Vec<Effect>) {
+        let refusal = Refusal::new(RefusalKind::Cancelled, "rolled back by its client");
+        let waiter = Waiter { ticket, wait: Wait::Decided, deadline: now.after(self.config.transaction_timeout) };
+        match self.outcomes.by_key(&key).map(|known| known.txid) {
+            Some(txid) if self.is_active(txid) => {
+                self.transactions.get_mut(&txid).expect("it is active").waiters.push(waiter);
+                self.abort(now, txid, None, refusal, fx);
+            }
+            _ => self.ask_outcome(now, waiter, key, position, refusal, fx),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
     pub(crate) fn inquire(
         &mut self,
         now: Time,
@@ -67,24 +117,25 @@ impl Coordinator {
         deadline: Time,
         fx: &mut Vec<Effect>,
     ) {
-        let waiter = Waiter { ticket, wait, deadline };
+        let refusal =
+            Refusal::new(RefusalKind::Cancelled, "the request never arrived; it was asked about first, so it never runs under this key");
+        self.ask_outcome(now, Waiter { ticket, wait, deadline }, key, position, refusal, fx);
+    }
+
+    /// `never_came`: what its key is settled with if nothing has arrived under it.
+    #[allow(clippy::too_many_arguments)]
+    fn ask_outcome(&mut self, now: Time, waiter: Waiter, key: RequestKey, position: Position, never_came: Refusal, fx: &mut Vec<Effect>) {
         if let Some(known) = self.outcomes.by_key(&key) {
             return self.join(now, known.txid, waiter, None, fx);
         }
         if let Some(reason) = self.cannot_tell() {
-            return self.reply(ticket, Reply::Unknown(reason), fx);
+            return self.reply(waiter.ticket, Reply::Unknown(reason), fx);
         }
         match self.unseen(position) {
-            Unseen::Run => {
-                let refusal = Refusal::new(
-                    RefusalKind::Cancelled,
-                    "the request never arrived; it was asked about first, so it never runs under this key",
-                );
-                self.refuse(now, waiter, key, 0, None, refusal, fx);
-            }
+            Unseen::Run => self.refuse(now, waiter, key, 0, None, never_came, fx),
             Unseen::LookUp => self.look_up(now, waiter, key, position, None, fx),
-            Unseen::Expired => self.reply(ticket, Reply::Expired(self.outcomes.floor()), fx),
-            Unseen::FromTheFuture => self.reply(ticket, Reply::Unknown(self.future_sentence(position)), fx),
+            Unseen::Expired => self.reply(waiter.ticket, Reply::Expired(self.outcomes.floor()), fx),
+            Unseen::FromTheFuture => self.reply(waiter.ticket, Reply::Unknown(self.future_sentence(position)), fx),
         }
     }
 
@@ -328,47 +379,144 @@ impl Coordinator {
         txid
     }
 
+    fn is_active(&self, txid: Txid) -> bool {
+        self.transactions.get(&txid).is_some_and(|transaction| transaction.state == State::Active)
+    }
+
     fn run(&mut self, now: Time, waiter: Waiter, request: Request, fx: &mut Vec<Effect>) {
-        let decider = match self.admit(&request) {
+        let decider = match self.admit_new().and_then(|()| self.admit_open()).and_then(|()| self.admit(&request, false)) {
             Ok(decider) => decider,
             Err((at, refusal)) => return self.refuse(now, waiter, request.key, request.hash, at, refusal, fx),
         };
-        let txid = self.next_txid(decider);
-        for branch in &request.branches {
+        let deadline = now.after(self.time_to_decide(&request));
+        let branches = self.take_branches(request.branches);
+        let txid = self.enter(now, State::Preparing, decider, request.key, request.hash, branches, vec![waiter], deadline);
+        self.advance(now, txid, fx);
+    }
+
+    /// A transaction that was begun is told what it does, and is prepared.
+    fn commit_begun(&mut self, now: Time, txid: Txid, waiter: Waiter, request: Request, declined: Option<Refused>, fx: &mut Vec<Effect>) {
+        self.outcomes.identify(txid, request.hash);
+        self.transactions.get_mut(&txid).expect("it is active").waiters.push(waiter);
+        let admitted = match declined {
+            Some(refused) => Err(refused),
+            None => self.admit_new().and_then(|()| self.admit(&request, true)).and_then(|decider| self.admit_decider(txid, decider)),
+        };
+        if let Err((at, refusal)) = admitted {
+            // What its application has prepared is told so.
+            let prepared = request.branches.into_iter().filter(|branch| self.may_be_enlisted(branch)).map(Branch::idle).collect();
+            self.transactions.get_mut(&txid).expect("it is active").branches = prepared;
+            return self.abort(now, txid, at, refusal, fx);
+        }
+        let deadline = now.after(self.time_to_decide(&request));
+        let branches = self.take_branches(request.branches);
+        let transaction = self.transactions.get_mut(&txid).expect("it is active");
+        (transaction.state, transaction.branches) = (State::Preparing, branches);
+        self.set_timer(txid, Some(deadline));
+        self.advance(now, txid, fx);
+    }
+
+    fn time_to_decide(&self, request: &Request) -> u64 {
+        if request.timeout == 0 { self.config.transaction_timeout } else { request.timeout }
+    }
+
+    /// The documents they write have a writer from now on.
+    fn take_branches(&mut self, requests: Vec<BranchRequest>) -> Vec<Branch> {
+        for branch in &requests {
             for operation in branch.operations.iter() {
                 self.keys.begin(branch.participant, operation);
             }
         }
-        let timeout = if request.timeout == 0 { self.config.transaction_timeout } else { request.timeout };
-        let mut branches: Vec<_> = request.branches.into_iter().map(Branch::idle).collect();
+        let mut branches: Vec<_> = requests.into_iter().map(Branch::idle).collect();
         branches.sort_by_key(|branch| branch.participant);
-        self.outcomes.insert(Known { txid, key: request.key, hash: request.hash, since: now, fate: Fate::Running });
-        let transaction =
-            Transaction { txid, began: now, state: State::Preparing, branches, group_redo: None, waiters: vec![waiter], timer: None };
+        branches
+    }
+
+    /// A transaction becomes known, and open.
+    #[allow(clippy::too_many_arguments)]
+    fn enter(
+        &mut self,
+        now: Time,
+        state: State,
+        decider: Decider,
+        key: RequestKey,
+        hash: u64,
+        branches: Vec<Branch>,
+        waiters: Vec<Waiter>,
+        deadline: Time,
+    ) -> Txid {
+        let txid = self.next_txid(decider);
+        self.outcomes.insert(Known { txid, key, hash, since: now, fate: Fate::Running });
+        let transaction = Transaction { txid, began: now, state, branches, group_redo: None, waiters, timer: None };
         self.transactions.insert(txid, transaction);
         self.open += 1;
-        self.set_timer(txid, Some(now.after(timeout)));
-        self.advance(now, txid, fx);
+        self.set_timer(txid, Some(deadline));
+        txid
+    }
+
+    /// Whether one more may be begun.
+    fn admit_open(&self) -> Result<(), Refused> {
+        if self.open >= self.config.max_open {
+            let sentence = format!("{} transactions are under way, the limit (open_transactions)", self.config.max_open);
+            return Err((None, Refusal::new(RefusalKind::Busy, sentence)));
+        }
+        Ok(())
+    }
+
+    /// Whether anything may be decided that is not under way.
+    fn admit_new(&self) -> Result<(), Refused> {
+        let sentence = match &self.phase {
+            Phase::Safe(evidence) => format!("the coordinator is in safe mode: {evidence}"),
+            Phase::Starting | Phase::Serving | Phase::Stopped(_) if self.log_full => {
+                "the decision log's disk has less room than log.reserve_bytes keeps free: only what is under way is finished (R-FULL)"
+                    .into()
+            }
+            Phase::Starting | Phase::Serving | Phase::Stopped(_) => return Ok(()),
+        };
+        Err((None, Refusal::new(RefusalKind::Unavailable, sentence)))
+    }
+
+    fn admit_begin(&self, led_by: Option<ParticipantId>) -> Result<(), Refused> {
+        self.admit_new()?;
+        self.admit_open()?;
+        let Some(leader) = led_by else { return Ok(()) };
+        match self.followers.get(leader.0 as usize) {
+            Some(follower) if follower.configured && follower.kind == Kind::Leader => Ok(()),
+            Some(follower) => {
+                let sentence = format!("led_by: store `{}` is not configured to decide transactions (database-led)", follower.name);
+                Err((Some(leader), Refusal::new(RefusalKind::Invalid, sentence)))
+            }
+            None => Err((None, Refusal::new(RefusalKind::Invalid, format!("led_by: there is no store {leader}")))),
+        }
+    }
+
+    /// R-DECIDER: what was begun cannot get another decider, because its id names the one that it has.
+    fn admit_decider(&self, txid: Txid, by_branches: Decider) -> Result<(), Refused> {
+        let name = |leader: ParticipantId| &self.follower(leader).name;
+        let (at, sentence) = match (txid.decider, by_branches) {
+            (Decider::Log, Decider::Log) => return Ok(()),
+            (Decider::Leader(begun), Decider::Leader(needed)) if begun == needed => return Ok(()),
+            (Decider::Log, Decider::Leader(leader)) => {
+                let name = name(leader);
+                (leader, format!("store `{name}` is database-led and has to decide: name it at Begin (led_by)"))
+            }
+            (Decider::Leader(leader), Decider::Log | Decider::Leader(_)) => {
+                let name = name(leader);
+                (
+                    leader,
+                    format!(
+                        "it was begun to be decided by store `{name}` (led_by), which its branches do not allow: it has to be among \
+                                  them, as the only one that is database-led"
+                    ),
+                )
+            }
+        };
+        Err((Some(at), Refusal::new(RefusalKind::Invalid, format!("{sentence} (R-DECIDER)"))))
     }
 
     /// Everything that can be seen before any Prepare is sent. Says who decides.
-    fn admit(&self, request: &Request) -> Result<Decider, (Option<ParticipantId>, Refusal)> {
+    fn admit(&self, request: &Request, begun: bool) -> Result<Decider, Refused> {
         let no = |at, kind, sentence: String| Err((at, Refusal::new(kind, sentence)));
-        if let Phase::Safe(evidence) = &self.phase {
-            return no(None, RefusalKind::Unavailable, format!("the coordinator is in safe mode: {evidence}"));
-        }
-        if self.log_full {
-            return no(
-                None,
-                RefusalKind::Unavailable,
-                "the decision log's disk has less room than log.reserve_bytes keeps free: only what is under way is finished (R-FULL)"
-                    .into(),
-            );
-        }
-        if self.open >= self.config.max_open {
-            let sentence = format!("{} transactions are under way, the limit (open_transactions)", self.config.max_open);
-            return no(None, RefusalKind::Busy, sentence);
-        }
         if request.branches.is_empty() {
             return no(None, RefusalKind::Invalid, "the transaction has no operations".into());
         }
@@ -412,12 +560,32 @@ impl Coordinator {
                 Role::Index if follower.standalone => {}
                 Role::Index => uncovered = Some(branch.participant),
             }
+            self.admit_enlisted(branch, begun).map_err(|refusal| (at, refusal))?;
             self.admit_keys(branch.participant, &branch.operations).map_err(|refusal| (at, refusal))?;
         }
         match uncovered {
             Some(index) if !rows => no(Some(index), RefusalKind::Invalid, self.uncovered_sentence(index)),
             _ => Ok(decider),
         }
+    }
+
+    fn admit_enlisted(&self, branch: &BranchRequest, begun: bool) -> Result<(), Refusal> {
+        let follower = self.follower(branch.participant);
+        let sentence = match (is_enlisted(&branch.operations), begun) {
+            (false, _) => return Ok(()),
+            (true, false) => "an enlisted branch is prepared under the name of its transaction: begin the transaction first".into(),
+            (true, true) if follower.kind != Kind::Preparing => {
+                format!("store `{}` holds no prepared branches: nothing can be enlisted there", follower.name)
+            }
+            (true, true) if branch.operations.len() > 1 => "an enlisted branch is prepared already: it takes no other operation".into(),
+            (true, true) => return Ok(()),
+        };
+        Err(Refusal::new(RefusalKind::Invalid, sentence))
+    }
+
+    fn may_be_enlisted(&self, branch: &BranchRequest) -> bool {
+        let prepares = self.followers.get(branch.participant.0 as usize).is_some_and(|follower| follower.kind == Kind::Preparing);
+        prepares && is_enlisted(&branch.operations)
     }
 
     fn admit_keys(&self, participant: ParticipantId, operations: &[crate::Operation]) -> Result<(), Refusal> {
@@ -476,7 +644,7 @@ impl Coordinator {
 }
 
 impl Branch {
-    fn idle(request: crate::request::BranchRequest) -> Branch {
+    fn idle(request: BranchRequest) -> Branch {
         Branch { participant: request.participant, operations: request.operations, state: BranchState::Idle }
     }
 }

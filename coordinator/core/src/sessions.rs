@@ -284,7 +284,7 @@ impl Coordinator {
             // Even below the floor, where its fate is not kept any more.
             (_, Some(State::Committing(csn)), _) => Answer::Commit(csn),
             (_, _, Some(Fate::Committed(committed))) => Answer::Commit(committed.csn),
-            (_, Some(State::Preparing | State::Deciding(_)), _) | (_, _, Some(Fate::Running)) => {
+            (_, Some(State::Active | State::Preparing | State::Deciding(_)), _) | (_, _, Some(Fate::Running)) => {
                 by_hand.map_or(Answer::Nothing, |commit| Answer::ByHand(*commit))
             }
             (Ordering::Equal, None, Some(Fate::Aborted(_)) | None) => Answer::Abort,

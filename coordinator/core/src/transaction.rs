@@ -29,6 +29,8 @@ pub struct Transaction {
 /// PROTOCOL §2, from the request to the end. `Ended` and `Aborted` are fates in [`crate::outcomes`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum State {
+    /// It has an id; what it does is still to come. May still abort, and does at its deadline.
+    Active,
     /// Votes are being collected. May still abort.
     Preparing,
     /// All voted Yes, the CSN is taken, the decision is on its way to the disk. There is no way to Aborted but R-LR's own (R-UNKNOWN).
@@ -93,7 +95,7 @@ impl Transaction {
     /// Its place, once it has one.
     pub fn csn(&self) -> Option<Csn> {
         match self.state {
-            State::Preparing => None,
+            State::Active | State::Preparing => None,
             State::Deciding(csn) | State::Committing(csn) => Some(csn),
         }
     }
@@ -105,6 +107,11 @@ impl Transaction {
 }
 
 impl Branch {
+    /// Whether an application has prepared it already, before it is asked for.
+    pub fn enlisted(&self) -> bool {
+        is_enlisted(&self.operations)
+    }
+
     /// Whether its Yes holds only in the session that carried it (R-REDO): it is lost with the session.
     pub fn depends_on_session(&self) -> bool {
         match &self.state {
@@ -116,6 +123,11 @@ impl Branch {
             BranchState::Idle | BranchState::Following | BranchState::Finished => false,
         }
     }
+}
+
+/// Whether a branch with these operations is prepared by an application.
+pub fn is_enlisted(operations: &[Operation]) -> bool {
+    operations.iter().any(|operation| matches!(operation, Operation::Enlisted { .. }))
 }
 
 impl Receipt {

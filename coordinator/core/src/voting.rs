@@ -81,11 +81,13 @@ impl Coordinator {
     fn next(&self, txid: Txid) -> Next {
         let transaction = &self.transactions[&txid];
         let of_kind = |kind| transaction.branches.iter().filter(move |branch| self.follower(branch.participant).kind == kind);
-        let idle = |kind| of_kind(kind).filter(|branch| branch.state == BranchState::Idle).map(|branch| branch.participant);
+        let idle = |kind| of_kind(kind).filter(|branch| branch.state == BranchState::Idle);
         let asked = |kind| of_kind(kind).any(|branch| matches!(branch.state, BranchState::Asked(_)));
-        let mut ask: Vec<_> = idle(Kind::Redo).collect();
+        let mut ask: Vec<_> = idle(Kind::Redo).map(|branch| branch.participant).collect();
         if !asked(Kind::Preparing) {
-            ask.extend(idle(Kind::Preparing).next());
+            // What an application has prepared holds its locks already: it is looked at before another database waits for its own.
+            let first = idle(Kind::Preparing).find(|branch| branch.enlisted()).or_else(|| idle(Kind::Preparing).next());
+            ask.extend(first.map(|branch| branch.participant));
         }
         if !ask.is_empty() {
             return Next::Ask(ask);
@@ -94,8 +96,8 @@ impl Coordinator {
             return Next::Wait;
         }
         for last in [Kind::Serial, Kind::Leader] {
-            if let Some(participant) = idle(last).next() {
-                return Next::Ask(vec![participant]);
+            if let Some(branch) = idle(last).next() {
+                return Next::Ask(vec![branch.participant]);
             }
             if asked(last) {
                 return Next::Wait;
@@ -276,14 +278,17 @@ impl Coordinator {
     pub(crate) fn abort(&mut self, now: Time, txid: Txid, at: Option<ParticipantId>, refusal: Refusal, fx: &mut Vec<Effect>) {
         self.set_timer(txid, None);
         let transaction = self.transactions.remove(&txid).expect("only a live transaction is aborted");
-        assert_eq!(transaction.state, State::Preparing, "R-UNKNOWN: there is no way from {:?} to Aborted: {txid}", transaction.state);
+        let undecided = matches!(transaction.state, State::Active | State::Preparing);
+        assert!(undecided, "R-UNKNOWN: there is no way from {:?} to Aborted: {txid}", transaction.state);
         for branch in &transaction.branches {
             let session = self.follower(branch.participant).open_session();
             let working = match &branch.state {
                 BranchState::Asked(asked) => session == Some(*asked),
                 BranchState::Voted(_, Vote::Prepared(_)) => session.is_some(),
                 BranchState::Voted(voted, Vote::Redo(..) | Vote::InGroup(_) | Vote::Ready(_)) => session == Some(*voted),
-                BranchState::Voted(_, Vote::ReadOnly(_) | Vote::No(_)) | BranchState::Idle => false,
+                // Nobody asked, but its application has prepared it.
+                BranchState::Idle => branch.enlisted() && session.is_some(),
+                BranchState::Voted(_, Vote::ReadOnly(_) | Vote::No(_)) => false,
                 BranchState::Following | BranchState::Finished => false,
             };
             if working {

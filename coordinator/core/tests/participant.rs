@@ -400,7 +400,9 @@ fn a_prepared_branch_is_asked_about_for_ever() {
         let due = bench.machine.next_deadline().expect("R-ANSWER: for ever");
         pauses.push((due.0 - bench.now.0) / 1_000_000);
         bench.now = due;
-        bench.work();
+        if let Some(StoreCommand::List) = bench.work() {
+            bench.report(StoreReport::Listed(None));
+        }
         assert_eq!(std::mem::take(&mut bench.sent), [FromParticipant::Inquiry(vec![old])]);
     }
     assert_eq!(pauses, [2, 4, 8, 16, 32, 60, 60]);
@@ -544,4 +546,49 @@ fn a_prepare_that_waited_too_long_is_refused_unrun() {
     bench.prepare(&[tx(2)]);
     assert_eq!(bench.batch(), [tx(2)]);
     assert_eq!(bench.voted(), [tx(1)]);
+}
+
+#[test]
+fn an_enlisted_branch_is_looked_at_though_this_session_has_listed_it() {
+    let enlisted = |txid| Work { operations: [Operation::Enlisted { xid: 7 }].into(), ..work(txid) };
+    let mut bench = Bench::new(Kind::Preparing, None);
+    bench.welcome(owner(3, 7));
+    bench.recovered(Csn::ZERO, vec![tx(1)]);
+    bench.tell(ToParticipant::Open);
+    bench.settle();
+    bench.prepare(&[tx(1)]);
+    assert_eq!(bench.work(), None, "R-ONEPREP: a statement is not run again");
+    bench.tell(ToParticipant::Prepare(enlisted(tx(1))));
+    assert_eq!(bench.batch(), [tx(1)]);
+    bench.vote(vec![(tx(1), Vote::Prepared([].into()))]);
+    assert_eq!(bench.voted(), [tx(1)]);
+    bench.prepare(&[tx(2)]);
+    bench.tell(ToParticipant::Abort(tx(3)));
+    assert_eq!(bench.work(), Some(StoreCommand::Abort(vec![tx(3)])), "its application may have prepared it");
+}
+
+#[test]
+fn what_applications_prepare_is_found_and_asked_about() {
+    let mut bench = Bench::open(Kind::Preparing);
+    for _ in 0..2 {
+        bench.now = bench.machine.next_deadline().expect("it is looked for");
+        assert_eq!(bench.work(), Some(StoreCommand::List));
+        bench.report(StoreReport::Listed(Some(vec![tx(5)])));
+    }
+    bench.now = Time(bench.now.0 + 1);
+    while bench.sent.is_empty() {
+        bench.now = bench.machine.next_deadline().expect("R-ANSWER");
+        if let Some(StoreCommand::List) = bench.work() {
+            bench.report(StoreReport::Listed(Some(vec![tx(5)])));
+        }
+    }
+    assert_eq!(bench.sent, [FromParticipant::Inquiry(vec![tx(5)])]);
+    bench.sent.clear();
+    bench.tell(ToParticipant::Abort(tx(5)));
+    assert_eq!(bench.work(), Some(StoreCommand::Abort(vec![tx(5)])));
+    bench.report(StoreReport::Aborted);
+    bench.now = bench.machine.next_deadline().expect("it goes on looking");
+    assert_eq!(bench.work(), Some(StoreCommand::List));
+    bench.report(StoreReport::Listed(None));
+    assert_eq!(bench.machine.next_deadline(), None, "where applications cannot prepare any, nobody looks");
 }

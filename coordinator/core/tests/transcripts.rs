@@ -8,7 +8,7 @@ use lockstep_core::{
     Refusal, RefusalKind, Settle, Token, Vote, Wait,
 };
 use std::path::{Path, PathBuf};
-use support::{Play, csn, key, put, row, txid};
+use support::{Play, csn, enlisted, key, put, row, txid};
 
 /// SQLite and Tantivy, as embedded.
 const EMBEDDED: &[(&str, Kind)] = &[("db", Kind::Serial), ("index", Kind::Redo)];
@@ -173,6 +173,161 @@ story!(
         play.yes("maria", "1-1");
         play.forced();
         play.acks("maria", "1-1");
+    }
+);
+
+// ---- begun first
+
+story!(
+    begun,
+    "A client begins first, to have the id; the commit under the same key goes on with that transaction.",
+    play = Play::new(EMBEDDED),
+    {
+        play.begins("add film 1", None);
+        play.begins("add film 1", None);
+        play.note("Nothing is anywhere yet: no branch, no record.");
+        play.inquires("add film 1", 1, 1);
+        play.asks("add film 1", film(1));
+        play.yes("index", "1-1");
+        play.yes("db", "1-1");
+        play.forced();
+        play.follows("db", "1.1", "1.1");
+        play.note("A Begin that comes late is told the outcome.");
+        play.begins("add film 1", None);
+    }
+);
+
+story!(
+    begun_and_left,
+    "A client begins and never asks to commit: aborted when its time is over, and so told whoever comes late.",
+    play = Play::with(EMBEDDED, |config| config.max_open = 1),
+    {
+        play.begins("add film 1", None);
+        play.note("What has begun counts among those that are open.");
+        play.begins("add film 2", None);
+        play.asks("add film 3", film(3));
+        play.passes(30_000);
+        play.asks("add film 1", film(1));
+        play.asks("add film 4", film(4));
+    }
+);
+
+story!(begun_and_rolled_back, "A client gives up what it began; one that it has asked to commit goes on.", play = Play::new(EMBEDDED), {
+    play.begins("add film 1", None);
+    play.rolls_back("add film 1", 1, 1);
+    play.asks("add film 1", film(1));
+    play.begins("add film 2", None);
+    play.asks("add film 2", film(2));
+    play.rolls_back("add film 2", 1, 2);
+    play.yes("index", "1-2");
+    play.yes("db", "1-2");
+    play.forced();
+    play.note("A roll-back that comes before its Begin: it never begins.");
+    play.rolls_back("add film 3", 1, 3);
+    play.begins("add film 3", None);
+});
+
+story!(
+    begun_and_coordinator_dies,
+    "The coordinator dies after Begin: nothing of it is anywhere, and it is looked up, never run, under its old position (R-KEY).",
+    play = Play::new(EMBEDDED),
+    {
+        play.begins("add film 1", None);
+        play.coordinator_dies();
+        play.recovers(&["db", "index"]);
+        play.retries("add film 1", 1, 1, film(1));
+    }
+);
+
+story!(
+    begun_decider,
+    "Who decides is said at Begin, because the id names the decider (R-DECIDER): branches that contradict it are refused.",
+    play = Play::new(&[("bank", Kind::Leader), ("pg", Kind::Preparing)]),
+    {
+        play.begins("led", Some("bank"));
+        play.begins("led", None);
+        play.asks("led", vec![row("bank")]);
+        play.begins("not led after all", Some("bank"));
+        play.asks("not led after all", vec![row("pg")]);
+        play.begins("led after all", None);
+        play.asks("led after all", vec![row("bank"), row("pg")]);
+        play.begins("nobody can", Some("pg"));
+    }
+);
+
+story!(
+    enlisted_branch,
+    "An application prepares a branch itself, on its own connection; its store looks whether it is there, and it is committed with the rest.",
+    play = Play::new(REMOTE),
+    {
+        play.begins("take one from stock", None);
+        play.note("The application runs its statements at pg, and prepares them under the name of 1-1.");
+        play.actor("pg").prepared.push(txid("1-1"));
+        play.asks("take one from stock", vec![enlisted("pg"), put("index", "film-1", None)]);
+        play.yes("index", "1-1");
+        play.yes("pg", "1-1");
+        play.forced();
+        play.acks("pg", "1-1");
+    }
+);
+
+story!(
+    enlisted_first,
+    "A branch that an application has prepared is looked at first: it holds its locks already, and the other database waits for its own.",
+    play = Play::new(&[("pg", Kind::Preparing), ("maria", Kind::Preparing)]),
+    {
+        play.begins("move", None);
+        play.actor("maria").prepared.push(txid("1-1"));
+        play.asks("move", vec![row("pg"), enlisted("maria")]);
+        play.yes("maria", "1-1");
+        play.no("pg", "1-1", RefusalKind::Constraint, "there is no such account");
+    }
+);
+
+story!(
+    enlisted_refused,
+    "What cannot be enlisted is refused in a sentence, and a branch that is prepared already is told Abort though nobody asked for it.",
+    play = Play::new(&[("pg", Kind::Preparing), ("db", Kind::Serial), ("maria", Kind::Preparing)]),
+    {
+        play.asks("not begun", vec![enlisted("pg")]);
+        play.begins("at a serial executor", None);
+        play.asks("at a serial executor", vec![enlisted("db")]);
+        play.begins("with a statement", None);
+        let (_, mut operations) = enlisted("pg");
+        operations.extend(row("pg").1);
+        play.asks("with a statement", vec![("pg", operations), row("maria")]);
+        play.begins("store away", None);
+        play.dies("maria");
+        play.asks("store away", vec![enlisted("pg"), row("maria")]);
+    }
+);
+
+story!(
+    enlisted_and_left,
+    "An application prepares its branch and never asks to commit: the store finds the branch, asks, and is told to abort.",
+    play = Play::new(REMOTE),
+    {
+        play.begins("take one from stock", None);
+        play.actor("pg").prepared.push(txid("1-1"));
+        play.says("pg", FromParticipant::Inquiry(vec![txid("1-1")]));
+        play.note("No answer while it is Active. The application dies.");
+        play.passes(30_000);
+        play.says("pg", FromParticipant::Inquiry(vec![txid("1-1")]));
+    }
+);
+
+story!(
+    enlisted_and_coordinator_dies,
+    "The coordinator dies between Begin and the commit; the branch that the application has prepared is presumed aborted.",
+    play = Play::new(REMOTE),
+    {
+        play.begins("take one from stock", None);
+        play.actor("pg").prepared.push(txid("1-1"));
+        play.coordinator_dies();
+        play.forced();
+        play.connects("index");
+        play.connects("pg");
+        play.retries("take one from stock", 1, 1, vec![enlisted("pg"), put("index", "film-1", None)]);
     }
 );
 

@@ -265,6 +265,7 @@ fn operation(wire: v1::Operation) -> Result<Operation, Malformed> {
         },
         Wire::Put(put) => Operation::Put { key: put.key, document: put.document, condition: put.condition.map(condition).transpose()? },
         Wire::Delete(delete) => Operation::Delete { key: delete.key, condition: delete.condition.map(condition).transpose()? },
+        Wire::Enlisted(enlisted) => Operation::Enlisted { xid: enlisted.xid },
         Wire::Update(_) => return Err("prepare.operations.update: never sent".into()),
     })
 }
@@ -281,6 +282,7 @@ fn operation_out(operation: &Operation) -> v1::Operation {
             Wire::Put(v1::Put { key: key.clone(), document: document.clone(), condition: condition.map(condition_out) })
         }
         Operation::Delete { key, condition } => Wire::Delete(v1::Delete { key: key.clone(), condition: condition.map(condition_out) }),
+        Operation::Enlisted { xid } => Wire::Enlisted(v1::Enlisted { xid: *xid }),
     };
     v1::Operation { operation: Some(operation) }
 }
@@ -441,6 +443,7 @@ mod tests {
                 Value::Real(0.5),
                 Value::Text("t".into()),
                 Value::Blob(Bytes::from_static(b"b")),
+                Value::Boolean(true),
             ]],
         };
         let key = RequestKey { key: b"key"[..].into(), attempt: 2 };
@@ -472,6 +475,7 @@ mod tests {
             Operation::Statement { sql: "x".into(), parameters: vec![Value::Integer(1)], expect_rows: Some(0) },
             Operation::Put { key: "k".into(), document: "{}".into(), condition: Some(Condition::Absent) },
             Operation::Delete { key: "k".into(), condition: Some(Condition::Csn(Csn::new(Epoch(1), 1))) },
+            Operation::Enlisted { xid: u64::MAX },
         ];
         let key = Settle::Key(a_marker().entry.key, Position { epoch: Epoch(2), n: 8 });
         for message in [

@@ -135,13 +135,15 @@ impl Reader {
         let event = match request.request {
             Some(Wire::Commit(commit)) => translator.commit(commit, ticket, here, now),
             Some(Wire::Inquire(inquire)) => translator.inquire(inquire, ticket, here, now).map_err(Reply::Unknown),
+            Some(Wire::Begin(begin)) => translator.begin(begin, ticket, here, now),
+            Some(Wire::Rollback(rollback)) => translator.rollback(rollback, ticket, here).map_err(Reply::Unknown),
             Some(Wire::Acknowledge(txid)) => {
                 // Nobody waits for an answer; an id that is none concerns nobody.
                 self.shared.room.add_permits(1);
                 let event = Event::ResultsAcked(translate::txid(txid).ok()?);
                 return Some(Submission { ticket: None, event, answer: Answer::Nobody });
             }
-            None => Err(Invalid::from("request is neither commit nor inquire nor acknowledge".to_string()).reply()),
+            None => Err(Invalid::from("request is neither commit nor inquire nor acknowledge nor begin nor rollback".to_string()).reply()),
         };
         match event {
             Ok(event) => Some(Submission { ticket: Some(ticket), event, answer: Answer::Stream(self.replies.clone(), request.id) }),
@@ -218,8 +220,11 @@ impl Writer {
         let (mut replies, mut size) = (Vec::with_capacity(self.ready.len()), 0);
         while size < FRAME_BYTES {
             let Some((id, reply)) = self.ready.pop_front() else { break };
-            let outcome = translate::outcome_out(reply, self.engine.names());
-            let reply = v1::TransactReply { id, reply: Some(v1::transact_reply::Reply::Outcome(outcome)), position: Some(position) };
+            let reply = match reply {
+                Reply::Begun(txid) => v1::transact_reply::Reply::Begun(v1::Begun { txid: Some(translate::txid_out(txid)) }),
+                reply => v1::transact_reply::Reply::Outcome(translate::outcome_out(reply, self.engine.names())),
+            };
+            let reply = v1::TransactReply { id, reply: Some(reply), position: Some(position) };
             size += reply.encoded_len();
             replies.push(reply);
         }

@@ -404,3 +404,46 @@ fn an_answer_to_nobody_is_no_error() {
     let (sender, _) = oneshot::channel();
     Answer::Once(sender).give(committed(1));
 }
+
+#[tokio::test]
+async fn a_transaction_is_begun_and_rolled_back_over_the_stream() {
+    use v1::transact_reply::Reply as R;
+    use v1::transact_request::Request as Q;
+    let mut server = Server::start(&[]).await;
+    let messages = server.messages.take().unwrap();
+    std::thread::spawn(move || {
+        for message in messages {
+            let EngineMessage::Submit(submissions, _room) = message else { continue };
+            for submission in submissions {
+                submission.answer.give(match submission.event {
+                    Event::Begin { position, led_by, timeout, .. } => {
+                        assert_eq!((position, timeout), (HERE, 7_000_000));
+                        Reply::Begun(Txid { epoch: Epoch(3), n: 17, decider: led_by.map_or(Decider::Log, Decider::Leader) })
+                    }
+                    Event::Rollback { position, .. } => Reply::Unknown(format!("{position:?}")),
+                    Event::Decline { refusal, .. } => Reply::Unknown(refusal.message),
+                    other => panic!("{other:?}"),
+                });
+            }
+        }
+    });
+    let (sender, mut replies) = server.transact().await;
+    let key = commit(1).key;
+    let begin = |led_by: &str| Q::Begin(v1::BeginRequest { key: key.clone(), position: None, led_by: led_by.into(), timeout_ms: 7_000 });
+    let rollback = v1::RollbackRequest { key: key.clone(), position: Some(v1::Position { epoch: 2, n: 1 }) };
+    let requests = [begin("far"), Q::Rollback(rollback), begin("nowhere"), Q::Begin(v1::BeginRequest::default())];
+    let requests = requests.into_iter().zip(1..).map(|(request, id)| v1::TransactRequest { id, request: Some(request) }).collect();
+    sender.send(v1::TransactRequests { requests }).await.unwrap();
+    let mut replies = some_replies(&mut replies, 4).await;
+    replies.sort_by_key(|reply| reply.id);
+    let begun = v1::TransactionId { epoch: 3, n: 17, leader: 4 };
+    assert_eq!(replies[0].reply, Some(R::Begun(v1::Begun { txid: Some(begun) })));
+    let told = |at: usize| match outcome(&replies[at]) {
+        O::Unknown(unknown) => unknown.message.clone(),
+        O::Aborted(aborted) => aborted.message.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert!(told(1).contains("epoch: 2, n: 1"), "{}", told(1));
+    assert!(told(2).starts_with("led_by: there is no store `nowhere`"), "{}", told(2));
+    assert!(told(3).starts_with("key is missing"), "{}", told(3));
+}

@@ -29,6 +29,7 @@ pub(super) fn welcome(context: &Context) -> v1::Welcome {
         r#type: store.store_type.into(),
         role: translate::role_word(store.role).into(),
         kind: translate::kind_word(store.kind).into(),
+        number: Some(store.id.0.into()),
     };
     v1::Welcome {
         coord_id: identity.coord_id.0.to_be_bytes().to_vec().into(),

@@ -92,6 +92,35 @@ impl<'a> Translator<'a> {
         })
     }
 
+    /// A transaction that is begun. One that cannot be is declined by the engine, which first looks its key up.
+    pub fn begin(&self, request: v1::BeginRequest, ticket: Ticket, here: Position, now: Time) -> Result<Event, Reply> {
+        let key = request_key(request.key).map_err(|sentence| Invalid::from(sentence).reply())?;
+        let position = position_or(request.position, here).map_err(Reply::Unknown)?;
+        let timeout = match request.timeout_ms {
+            0 => 0,
+            wish => self.timeouts.transaction(wish).as_micros() as u64,
+        };
+        let led_by = match request.led_by.as_str() {
+            "" => None,
+            name => match self.names.named(name) {
+                Some(store) => Some(store.id),
+                None => {
+                    let refusal = Refusal::new(RefusalKind::Invalid, format!("led_by: {}", unknown_store(name, self.names)));
+                    let deadline = now.after(self.timeouts.wait(0).as_micros() as u64);
+                    let (branches, wait) = (Vec::new(), Wait::Decided);
+                    let request = Request { key, position, hash: 0, branches, wait, timeout, deadline };
+                    return Ok(Event::Decline { ticket, request, at: None, refusal });
+                }
+            },
+        };
+        Ok(Event::Begin { ticket, key, position, led_by, timeout })
+    }
+
+    /// A transaction that is given up. The error is a sentence that names the field; it tells no outcome.
+    pub fn rollback(&self, request: v1::RollbackRequest, ticket: Ticket, here: Position) -> Result<Event, String> {
+        Ok(Event::Rollback { ticket, key: request_key(request.key)?, position: position_or(request.position, here)? })
+    }
+
     /// A question about a request's outcome. The error is a sentence that names the field; it tells no outcome.
     pub fn inquire(&self, request: v1::InquireRequest, ticket: Ticket, here: Position, now: Time) -> Result<Event, String> {
         let deadline = now.after(self.timeouts.wait(request.wait_ms).as_micros() as u64);
@@ -149,12 +178,14 @@ impl<'a> Translator<'a> {
     /// The error continues the operation's path.
     fn operation(&self, store: &Registered, operation: v1::Operation) -> Result<Operation, String> {
         use v1::operation::Operation as Wire;
-        let operation = operation.operation.ok_or(" is neither statement nor put nor delete")?;
+        let operation = operation.operation.ok_or(" is neither statement nor put nor delete nor enlisted")?;
         match (store.role, operation) {
             (_, Wire::Update(_)) => Err(".update: partial updates are refused: put the whole document".into()),
             (Role::Index, Wire::Statement(_)) => Err(format!(".statement: `{}` is an index: it takes put and delete", store.name)),
             (Role::Database, Wire::Put(_)) => Err(format!(".put: `{}` is a database: it takes statements", store.name)),
             (Role::Database, Wire::Delete(_)) => Err(format!(".delete: `{}` is a database: it takes statements", store.name)),
+            (Role::Index, Wire::Enlisted(_)) => Err(format!(".enlisted: `{}` is an index: it takes put and delete", store.name)),
+            (Role::Database, Wire::Enlisted(enlisted)) => Ok(Operation::Enlisted { xid: enlisted.xid }),
             (Role::Database, Wire::Statement(statement)) => {
                 if statement.sql.trim().is_empty() {
                     return Err(".statement.sql is empty".into());
@@ -185,7 +216,7 @@ impl<'a> Translator<'a> {
     /// The limit that an operation exceeds by itself, if there is one. Continues the operation's path.
     fn excess(&self, operation: &Operation) -> Option<String> {
         let (verb, key, document) = match operation {
-            Operation::Statement { .. } => return None,
+            Operation::Statement { .. } | Operation::Enlisted { .. } => return None,
             Operation::Put { key, document, .. } => ("put", key.len(), document.len()),
             Operation::Delete { key, .. } => ("delete", key.len(), 0),
         };
@@ -241,6 +272,7 @@ fn encode(operation: &Operation, out: &mut Vec<u8>) {
                         out.push(4);
                         encode_bytes(blob, out);
                     }
+                    Value::Boolean(boolean) => out.extend_from_slice(&[5, u8::from(*boolean)]),
                 }
             }
             match expect_rows {
@@ -259,6 +291,7 @@ fn encode(operation: &Operation, out: &mut Vec<u8>) {
             encode_bytes(key.as_bytes(), out);
             encode_condition(*condition, out);
         }
+        Operation::Enlisted { xid } => encode_word(4, *xid, out),
     }
 }
 
@@ -376,6 +409,7 @@ pub fn value(value: v1::Value) -> Option<Value> {
         Wire::Real(real) => Value::Real(real),
         Wire::Text(text) => Value::Text(text),
         Wire::Blob(blob) => Value::Blob(blob),
+        Wire::Boolean(boolean) => Value::Boolean(boolean),
     })
 }
 
@@ -388,6 +422,7 @@ pub fn value_out(value: &Value) -> v1::Value {
         Value::Real(real) => Wire::Real(*real),
         Value::Text(text) => Wire::Text(text.clone()),
         Value::Blob(blob) => Wire::Blob(blob.clone()),
+        Value::Boolean(boolean) => Wire::Boolean(*boolean),
     };
     v1::Value { value: Some(value) }
 }

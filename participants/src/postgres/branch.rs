@@ -7,7 +7,7 @@ use super::schema::{SLOTS, place};
 use super::values::{Field, Parameter};
 use super::{Limits, statement};
 use futures_util::StreamExt;
-use futures_util::future::{join_all, join3};
+use futures_util::future::{MaybeDone, join3, join4, maybe_done};
 use lockstep_core::gid::Gid;
 use lockstep_core::{Operation, Owner, RefusalKind, Results, StatementResult, Txid, Value};
 use std::error::Error as _;
@@ -18,8 +18,9 @@ use std::task::{Poll, ready};
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, RowStream, Statement};
 
-/// Takes back what a transaction before may have left in the session (`set_config`, session locks).
-const RESET: &str = "RESET ALL; SELECT pg_advisory_unlock_all()";
+/// Takes back what the transaction may have left in the session (`set_config`, a role, session locks): behind its end, before another's
+/// statements are compiled.
+pub const RESET: &str = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; SELECT pg_advisory_unlock_all()";
 
 /// What is the session user's to finish is prepared by the session user.
 const SAME_USER: &str = "RESET SESSION AUTHORIZATION; RESET ROLE";
@@ -52,6 +53,9 @@ pub async fn run(connection: &mut Connection, operations: &[Operation], limits: 
             Operation::Statement { sql, parameters, expect_rows } => {
                 statement::check(sql, limits.statement_bytes)?;
                 steps.push(Step { sql, parameters, expect_rows: *expect_rows });
+            }
+            Operation::Enlisted { .. } => {
+                return Err(Failure::refused(RefusalKind::Invalid, "an enlisted branch is the only operation of its store"));
             }
             Operation::Put { .. } | Operation::Delete { .. } => {
                 return Err(Failure::refused(RefusalKind::Invalid, "a database takes SQL statements; documents go to an index"));
@@ -102,7 +106,7 @@ async fn fly(connection: &Connection, steps: &[Step<'_>], limits: &Limits, led: 
     let client = &connection.client;
     let room = Room { rows: AtomicUsize::new(limits.rows), bytes: AtomicUsize::new(limits.result_bytes), limits };
     let compiled = |sql| connection.cached(sql).expect("just compiled");
-    let begin = futures_util::future::join(client.batch_execute(RESET), client.batch_execute("BEGIN"));
+    let begin = client.batch_execute("BEGIN");
     let statements = in_order(steps.iter().map(|step| execute(client, compiled(step.sql), step, &room)).collect());
     let end = async {
         // Whatever may still be refused is refused before the CSN is taken (R-LR).
@@ -112,8 +116,7 @@ async fn fly(connection: &Connection, steps: &[Step<'_>], limits: &Limits, led: 
         constraints?;
         Ok::<Option<u32>, tokio_postgres::Error>(xid?.get::<_, Option<Xid>>(0).map(|xid| xid.0))
     };
-    let ((reset, begin), statements, xid) = join3(begin, statements, end).await;
-    reset?;
+    let (begin, statements, xid) = join3(begin, statements, end).await;
     begin?;
     let results = statements.into_iter().collect::<Result<Vec<_>, Failed>>()?;
     Ok(Ran { results: results.into(), xid: xid? })
@@ -255,12 +258,13 @@ pub async fn prepare(connection: &mut Connection, owner: Owner, gid: &Gid, xid: 
     let prepared = client.batch_execute(&transaction);
     let of_name: [&(dyn ToSql + Sync); 1] = [&name];
     let verified = client.query_opt(compiled(VERIFY), &of_name);
-    let (marked, prepared, verified) = join3(marked, prepared, verified).await;
+    let reset = client.batch_execute(RESET);
+    let (marked, prepared, verified, reset) = join4(marked, prepared, verified, reset).await;
     marked.map_err(|error| marker_refused(error, gid.txid))?;
     prepared.map_err(not_prepared)?;
     match verified?.map(|row| row.get::<_, Xid>(0).0) {
         Some(found) if found == xid => {
-            connection.spoilt = false;
+            connection.spoilt = reset.is_err();
             Ok(())
         }
         Some(_) => Err(Failure::refused(RefusalKind::Conflict, "another transaction is prepared under this branch's name")),
@@ -269,6 +273,24 @@ pub async fn prepare(connection: &mut Connection, owner: Owner, gid: &Gid, xid: 
             "the transaction was ended by one of its statements: it was not prepared (leave transaction control out of functions too)",
         )),
     }
+}
+
+/// A transaction that is prepared under a name.
+pub struct PreparedAs {
+    /// Its number.
+    pub xid: u32,
+    /// Who prepared it.
+    pub owner: String,
+    /// Whether this user may finish it.
+    pub ours: bool,
+}
+
+/// What is prepared under this name in this database.
+pub async fn prepared_as(connection: &Connection, gid: &Gid) -> Result<Option<PreparedAs>, Failure> {
+    let sql = "SELECT transaction, owner::text, owner = session_user OR (SELECT rolsuper FROM pg_roles WHERE rolname = session_user)
+        FROM pg_prepared_xacts WHERE gid = $1 AND database = current_database()";
+    let row = connection.client.query_opt(sql, &[&gid.to_string()]).await?;
+    Ok(row.map(|row| PreparedAs { xid: row.get::<_, Xid>(0).0, owner: row.get(1), ours: row.get(2) }))
 }
 
 /// Why the marker was not written.
@@ -299,7 +321,8 @@ fn not_prepared(error: tokio_postgres::Error) -> Failure {
 
 /// Ends the open transaction without effect. A connection that cannot do that is not used again.
 pub async fn roll_back(connection: &mut Connection) {
-    connection.spoilt = connection.client.batch_execute("ROLLBACK").await.is_err();
+    let (ended, reset) = futures_util::future::join(connection.client.batch_execute("ROLLBACK"), connection.client.batch_execute(RESET)).await;
+    connection.spoilt = ended.is_err() || reset.is_err();
 }
 
 /// A transaction's number.

@@ -3,13 +3,13 @@
 //! Who inserts a marker reads the owner's row `FOR SHARE`: a takeover waits for it, or it fails (R-OWNER). The floor stands in the same
 //! row, so an outcome below it cannot be written while it is raised. Each connection locks a row of its own (`schema::SLOTS`).
 
-use super::branch::marker_refused;
+use super::branch::{RESET, marker_refused};
 use super::connection::{Connection, Lent};
 use super::failure::Failure;
 use super::schema::{SLOTS, broken, number, place, position};
 use super::session::Session;
 use crate::StoreError;
-use futures_util::future::join3;
+use futures_util::future::join4;
 use lockstep_core::{Csn, Marker, Owner, Position, Refusal, RefusalKind, Settle};
 use tokio_postgres::types::ToSql;
 
@@ -44,12 +44,13 @@ pub async fn lead(connection: &mut Connection, owner: Owner, marker: &Marker) ->
     let strict = client.batch_execute(connection.strict());
     let marked = client.execute_raw(compiled, values);
     let committed = client.batch_execute("COMMIT");
-    let (strict, marked, committed) = join3(strict, marked, committed).await;
+    let reset = client.batch_execute(RESET);
+    let (strict, marked, committed, reset) = join4(strict, marked, committed, reset).await;
     // In a failed transaction COMMIT rolls back, and says nothing of it.
     let failed = strict.map_err(Failure::from).and_then(|()| marked.map(drop).map_err(|error| marker_refused(error, marker.entry.txid)));
     match failed {
         Err(Failure::Refused(refusal)) => {
-            connection.spoilt = committed.is_err();
+            connection.spoilt = committed.is_err() || reset.is_err();
             return Outcome::RolledBack(refusal);
         }
         Err(Failure::Lost(why)) => return Outcome::Unknown(why),
@@ -57,7 +58,7 @@ pub async fn lead(connection: &mut Connection, owner: Owner, marker: &Marker) ->
     }
     match committed.map_err(Failure::from) {
         Ok(()) => {
-            connection.spoilt = false;
+            connection.spoilt = reset.is_err();
             Outcome::Committed
         }
         Err(Failure::Refused(refusal)) if refusal.kind != RefusalKind::Unavailable && refusal.kind != RefusalKind::Busy => {

@@ -33,8 +33,8 @@ use crate::{Committed, LateVotes, Led, Reader, Recovered, ResourceManager, Store
 use connection::{Connector, Lent};
 use failure::{Failure, sentence};
 use lockstep_core::{
-    Ballot, Csn, Decided, Decider, Kind, Marker, MarkerEvidence, Owner, ParticipantId, Position, Progress, Refusal, RefusalKind, Settle,
-    Txid, Work,
+    Ballot, Csn, Decided, Decider, Kind, Marker, MarkerEvidence, Owner, ParticipantId, Position, Progress, Refusal, RefusalKind, Settle, Txid,
+    Vote, Work,
 };
 use marker::Outcome;
 use reader::Readers;
@@ -46,6 +46,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
+use tokio_postgres::SimpleQueryMessage;
 
 /// A PostgreSQL database.
 pub struct Postgres {
@@ -87,8 +88,6 @@ pub struct PostgresOptions {
     pub readers: usize,
     /// How often the row that says how far the database has followed is written (R-STORELOSS).
     pub ack_every: Duration,
-    /// How often orphans are looked for: branches that a backend of an ended session prepared after all. `None`: never.
-    pub sweep_every: Option<Duration>,
     /// A prepared transaction of this age is told to operators.
     pub old_after: Duration,
     /// What is too much.
@@ -166,7 +165,6 @@ impl PostgresOptions {
             finishers: 4,
             readers: 4,
             ack_every: Duration::from_secs(1),
-            sweep_every: Some(Duration::from_secs(30)),
             old_after: Duration::from_secs(60),
             limits: Limits::default(),
         }
@@ -223,7 +221,6 @@ struct Current {
     /// The branches' own tasks; they end with the session.
     tasks: JoinSet<()>,
     acked_at: Instant,
-    swept_at: Instant,
 }
 
 impl Postgres {
@@ -275,14 +272,12 @@ impl ResourceManager for Postgres {
         let taken = self.runtime().block_on(takeover::take_over(&connector, &self.options, owner, me));
         let (session, state, recovered) = taken?;
         let now = Instant::now();
-        session.under_way().known.extend(&recovered.prepared);
         self.session = Some(Current {
             session: Arc::new(session),
             state,
             stored: state.acked,
             tasks: JoinSet::new(),
             acked_at: now,
-            swept_at: now,
         });
         Ok(recovered)
     }
@@ -344,9 +339,6 @@ impl ResourceManager for Postgres {
             return Ok(Committed { progress, ..Committed::default() });
         }
         let finished = runtime.block_on(two_phase::commit(&current.session, decided, options.finishers)).map_err(Failure::broken)?;
-        for txid in finished.done.iter().chain(finished.not_prepared.iter().map(|(txid, _)| txid)) {
-            current.session.under_way().known.remove(txid);
-        }
         let highest = decided.iter().map(|decided| decided.csn).max().unwrap_or_default();
         current.state.highest = current.state.highest.max(highest);
         Ok(Committed { progress, done: finished.done, not_prepared: finished.not_prepared, stuck: finished.stuck })
@@ -367,9 +359,6 @@ impl ResourceManager for Postgres {
                 two_phase::roll_back(&current.session, &prepared, options.finishers).await
             })
             .map_err(Failure::broken)?;
-        for txid in &prepared {
-            current.session.under_way().known.remove(txid);
-        }
         Ok(())
     }
 
@@ -427,14 +416,20 @@ impl ResourceManager for Postgres {
         Ok(evidence.map_err(Failure::broken)?[0].1)
     }
 
+    fn prepared(&mut self) -> Result<Option<Vec<Txid>>, StoreError> {
+        let (runtime, _, current) = self.current()?;
+        runtime.block_on(async {
+            let connection = current.session.finisher().await.map_err(Failure::broken)?;
+            takeover::prepared(&connection, &current.session).await.map(Some)
+        })
+    }
+
     fn resolve(&mut self, txid: Txid, commit: bool) -> Result<(), StoreError> {
         let (runtime, _, current) = self.current()?;
         runtime.block_on(async {
             let connection = current.session.finisher().await.map_err(Failure::broken)?;
             two_phase::resolve(&connection, &current.session.gid(txid), commit).await
-        })?;
-        current.session.under_way().known.remove(&txid);
-        Ok(())
+        })
     }
 
     fn tend(&mut self, closed: Csn) -> Result<Tended, StoreError> {
@@ -448,21 +443,7 @@ impl ResourceManager for Postgres {
             })?;
             (current.stored, current.acked_at) = (current.state.acked, now);
         }
-        if options.sweep_every.is_some_and(|every| now >= current.swept_at + every) {
-            current.swept_at = now;
-            let prepared = runtime.block_on(async {
-                let connection = current.session.finisher().await.map_err(Failure::broken)?;
-                takeover::prepared(&connection, &current.session).await
-            })?;
-            let under_way = current.session.under_way();
-            if let Some(orphan) = prepared.iter().find(|txid| !under_way.known.contains(txid)) {
-                return Err(StoreError::Broken(format!(
-                    "branch {orphan} was prepared by a backend of an ended session: a new session asks about it"
-                )));
-            }
-        }
-        let ack = (current.state.acked > current.stored).then(|| current.acked_at + options.ack_every);
-        let next = ack.into_iter().chain(options.sweep_every.map(|every| current.swept_at + every)).min();
+        let next = (current.state.acked > current.stored).then(|| current.acked_at + options.ack_every);
         Ok(Tended { progress: Progress { applied: current.stored, durable: current.stored }, next })
     }
 
@@ -484,11 +465,13 @@ impl ResourceManager for Postgres {
                 Err(error) if error.code().is_none() => return Err(schema::broken(error)),
                 Err(error) => return Err(StoreError::Invalid(format!("the script failed: {}", sentence(&error)))),
             }
-            // Outside a transaction each statement is one.
+            // Outside a transaction each message is one. (By the simple protocol: the extended one takes the time anew in between.)
             let alone = "SELECT pg_catalog.now() = pg_catalog.statement_timestamp()";
-            match connection.client.query_typed_one(alone, &[]).await {
-                Ok(row) if row.get(0) => Ok("The migration is applied and durable.".into()),
-                _ => Err(StoreError::Invalid("the script left its transaction open: nothing of that is kept; end it with COMMIT".into())),
+            let answer = connection.client.simple_query(alone).await;
+            let is_true = |message: &SimpleQueryMessage| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t"));
+            match answer.is_ok_and(|answer| answer.iter().any(is_true)) {
+                true => Ok("The migration is applied and durable.".into()),
+                false => Err(StoreError::Invalid("the script left its transaction open: nothing of that is kept; end it with COMMIT".into())),
             }
         })
     }

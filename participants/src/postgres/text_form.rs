@@ -31,8 +31,8 @@ pub fn of(ty: &Type, raw: &[u8]) -> Result<String, Failed> {
         Type::INT8 => from.i64()?.to_string(),
         Type::OID | Type::XID | Type::CID => from.u32()?.to_string(),
         Type::XID8 => from.i64()?.cast_unsigned().to_string(),
-        Type::FLOAT4 => float(f64::from(f32::from_be_bytes(from.take()?)), f32::from_be_bytes(raw.try_into()?).to_string()),
-        Type::FLOAT8 => float(f64::from_be_bytes(from.take()?), f64::from_be_bytes(raw.try_into()?).to_string()),
+        Type::FLOAT4 => float(&format!("{:e}", f32::from_be_bytes(from.take()?)), 6),
+        Type::FLOAT8 => float(&format!("{:e}", f64::from_be_bytes(from.take()?)), 15),
         Type::BYTEA => format!("\\x{}", hex(raw)),
         Type::TEXT | Type::VARCHAR | Type::BPCHAR | Type::NAME | Type::XML | Type::JSON | Type::UNKNOWN | Type::VOID => utf8(raw)?,
         Type::CHAR => utf8(if raw == [0] { &[] } else { raw })?,
@@ -117,12 +117,29 @@ fn hex(raw: &[u8]) -> String {
     })
 }
 
-fn float(value: f64, shortest: String) -> String {
-    match value {
-        v if v.is_nan() => "NaN".into(),
-        v if v == f64::INFINITY => "Infinity".into(),
-        v if v == f64::NEG_INFINITY => "-Infinity".into(),
-        _ => shortest,
+/// Shortest digits, as PostgreSQL writes them: with an exponent below 10^-4, and from 10^`limit` on. Given Rust's form `-1.5e-7`.
+fn float(text: &str, limit: i32) -> String {
+    let (sign, unsigned) = text.strip_prefix('-').map_or(("", text), |unsigned| ("-", unsigned));
+    let Some((mantissa, exponent)) = unsigned.split_once('e').and_then(|(m, e)| Some((m, e.parse::<i32>().ok()?))) else {
+        return match unsigned {
+            "inf" => format!("{sign}Infinity"),
+            other => other.into(),
+        };
+    };
+    let digits = mantissa.replace('.', "");
+    match exponent {
+        e if e < -4 || e >= limit => {
+            let direction = if e < 0 { '-' } else { '+' };
+            format!("{sign}{mantissa}e{direction}{:02}", e.unsigned_abs())
+        }
+        e if e < 0 => format!("{sign}0.{}{digits}", "0".repeat(e.unsigned_abs() as usize - 1)),
+        e => {
+            let whole = e as usize + 1;
+            match digits.split_at_checked(whole).filter(|(_, rest)| !rest.is_empty()) {
+                Some((whole, rest)) => format!("{sign}{whole}.{rest}"),
+                None => format!("{sign}{digits}{}", "0".repeat(whole - digits.len())),
+            }
+        }
     }
 }
 

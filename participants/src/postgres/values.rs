@@ -23,6 +23,7 @@ impl ToSql for Parameter<'_> {
     fn to_sql(&self, ty: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
         match self.0 {
             Value::Null => return Ok(IsNull::Yes),
+            Value::Boolean(value) => out.extend_from_slice(if *value { b"true" } else { b"false" }),
             Value::Integer(value) => out.extend_from_slice(value.to_string().as_bytes()),
             Value::Real(value) => out.extend_from_slice(real(*value).as_bytes()),
             Value::Text(text) if text.contains('\0') => {
@@ -94,7 +95,7 @@ impl<'a> FromSql<'a> for Field {
             return Ok(Field(Value::Integer(integer)));
         }
         Ok(Field(match *ty {
-            Type::BOOL => Value::Integer(i64::from(raw != [0])),
+            Type::BOOL => Value::Boolean(raw != [0]),
             Type::FLOAT4 => Value::Real(f64::from(f32::from_be_bytes(raw.try_into()?))),
             Type::FLOAT8 => Value::Real(f64::from_be_bytes(raw.try_into()?)),
             Type::BYTEA => Value::Blob(bytes::Bytes::copy_from_slice(raw)),

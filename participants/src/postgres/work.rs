@@ -5,8 +5,8 @@ use super::failure::Failure;
 use super::marker::{self, Outcome};
 use super::session::Session;
 use super::{PostgresOptions, branch, not_open, two_phase};
-use lockstep_core::{Decider, Marker, RefusalKind, Settle, Txid, Vote, Work};
-use std::collections::{HashMap, HashSet};
+use lockstep_core::{Decider, Marker, Operation, RefusalKind, Settle, Txid, Vote, Work};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -35,8 +35,6 @@ pub struct UnderWay {
     running: HashMap<Txid, Arc<Stop>>,
     /// Those that voted Ready and hold their connection until their outcome.
     pub open: HashMap<Txid, Lent>,
-    /// Those that are or may be prepared: any other is an orphan.
-    pub known: HashSet<Txid>,
 }
 
 /// How a running branch is told that it was aborted.
@@ -49,7 +47,6 @@ pub struct Stop {
 impl UnderWay {
     /// A branch begins.
     pub fn enter(&mut self, txid: Txid) -> Arc<Stop> {
-        self.known.insert(txid);
         Arc::clone(self.running.entry(txid).or_default())
     }
 
@@ -92,9 +89,7 @@ pub async fn live(session: Arc<Session>, options: Arc<PostgresOptions>, work: Wo
         let Voted { vote, open } = voted;
         match (stopped, &vote, open) {
             (true, _, open) => (Err(matches!(vote, Vote::Prepared(_))), open),
-            (false, Vote::Prepared(_), _) => (Ok(vote), None),
             (false, _, open) => {
-                under_way.known.remove(&txid);
                 under_way.open.extend(open.map(|open| (txid, open)));
                 (Ok(vote), None)
             }
@@ -110,7 +105,6 @@ pub async fn live(session: Arc<Session>, options: Arc<PostgresOptions>, work: Wo
     if prepared {
         two_phase::roll_back(&session, &[txid], 1).await.map_err(|failure| failure.refusal().message)?;
     }
-    session.under_way().known.remove(&txid);
     Ok(None)
 }
 
@@ -123,6 +117,13 @@ async fn run(session: &Session, options: &PostgresOptions, work: &Work, stop: &S
         Left::Stopped => Failure::refused(RefusalKind::Cancelled, "the transaction was aborted while it ran"),
     };
     let no = |failure: Failure| Ok(Vote::No(failure.refusal()).into());
+    if let [Operation::Enlisted { xid }] = work.operations[..] {
+        return match timeout(PATIENCE, enlisted(session, work.txid, xid)).await {
+            Ok(Ok(())) => Ok(Vote::Prepared([].into()).into()),
+            Ok(Err(failure)) => no(failure),
+            Err(_) => Err("the server does not answer whether an enlisted branch is prepared".into()),
+        };
+    }
     let mut connection = match within(deadline, stop, lend(&session.branches)).await {
         Ok(Ok(connection)) => connection,
         Ok(Err(failure)) => return no(failure),
@@ -168,6 +169,31 @@ async fn run(session: &Session, options: &PostgresOptions, work: &Work, stop: &S
         Ok(Ok(())) => no(failure),
         Ok(Err(error)) => Err(format!("what became of branch {gid} is not known: {}", error.refusal().message)),
         Err(_) => Err(format!("what became of branch {gid} is not known: the server does not answer")),
+    }
+}
+
+/// Looks whether an application's own branch is what it says. What stands under its name otherwise is rolled back.
+async fn enlisted(session: &Session, txid: Txid, xid: u64) -> Result<(), Failure> {
+    let gid = session.gid(txid);
+    let found = {
+        let connection = session.finisher().await?;
+        branch::prepared_as(&connection, &gid).await?
+    };
+    let refuse = |message: String| Err(Failure::refused(RefusalKind::Invalid, message));
+    match found {
+        None => refuse(format!(
+            "no branch {gid} is prepared in this database: PREPARE TRANSACTION in a failed transaction, or in none, raises no error"
+        )),
+        Some(found) if !found.ours => refuse(format!(
+            "branch {gid} was prepared by user {}: only that user or a superuser may finish it; let the application connect as the store's user",
+            found.owner
+        )),
+        // The server lists the lower half of the number.
+        Some(found) if found.xid == xid as u32 => Ok(()),
+        Some(found) => {
+            two_phase::roll_back(session, &[txid], 1).await?;
+            refuse(format!("branch {gid} is transaction {} at the server, not {xid}: it was rolled back", found.xid))
+        }
     }
 }
 

@@ -347,6 +347,9 @@ impl Writer {
                 }
                 Ok(result)
             }
+            Operation::Enlisted { .. } => {
+                Err(Failure::refused(RefusalKind::Invalid, "an application's own connection cannot be enlisted at SQLite".to_owned()))
+            }
             Operation::Put { key, .. } | Operation::Delete { key, .. } => Err(Failure::refused(
                 RefusalKind::Invalid,
                 format!("this store is a database: it takes SQL statements, not the document `{key}`"),
@@ -454,7 +457,7 @@ impl Room {
 
 fn size_of_value(value: &Value) -> usize {
     match value {
-        Value::Null => 1,
+        Value::Null | Value::Boolean(_) => 1,
         Value::Integer(_) | Value::Real(_) => 8,
         Value::Text(text) => text.len(),
         Value::Blob(bytes) => bytes.len(),
@@ -486,6 +489,7 @@ impl ToSql for Parameter<'_> {
             Value::Real(value) => ValueRef::Real(*value),
             Value::Text(text) => ValueRef::Text(text.as_bytes()),
             Value::Blob(bytes) => ValueRef::Blob(bytes),
+            Value::Boolean(value) => ValueRef::Integer((*value).into()),
         }))
     }
 }

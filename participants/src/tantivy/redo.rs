@@ -22,7 +22,7 @@ impl<'a> Write<'a> {
     /// `None` for what is no write of a document.
     pub fn of(operation: &'a Operation) -> Option<Write<'a>> {
         match operation {
-            Operation::Statement { .. } => None,
+            Operation::Statement { .. } | Operation::Enlisted { .. } => None,
             Operation::Put { key, document, .. } => Some(Write::Put { key, document }),
             Operation::Delete { key, .. } => Some(Write::Delete { key }),
         }

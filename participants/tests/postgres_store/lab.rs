@@ -8,6 +8,7 @@ use lockstep_core::{
 };
 use lockstep_participants::postgres::{Postgres, PostgresMode, PostgresOptions, SslMode};
 use lockstep_participants::{Committed, ReadLimits, ResourceManager};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 pub const ME: ParticipantId = ParticipantId(2);
@@ -20,8 +21,15 @@ pub struct Lab {
     n: u64,
 }
 
+/// Each test is a coordinator of its own: names of prepared transactions are the whole server's.
+pub fn coordinator() -> CoordId {
+    static NEXT: AtomicU64 = AtomicU64::new(7);
+    thread_local!(static MINE: u64 = NEXT.fetch_add(1, Ordering::Relaxed));
+    CoordId(MINE.with(|mine| u128::from(*mine)))
+}
+
 pub fn owner(epoch: u32) -> Owner {
-    Owner { coord_id: CoordId(7), epoch: Epoch(epoch), incarnation: 11 }
+    Owner { coord_id: coordinator(), epoch: Epoch(epoch), incarnation: 11 }
 }
 
 pub fn csn(n: u64) -> Csn {
@@ -38,19 +46,14 @@ pub fn with<const N: usize>(text: &str, parameters: [Value; N]) -> Operation {
     Operation::Statement { sql: text.into(), parameters: parameters.into(), expect_rows: None }
 }
 
-pub fn text(value: &str) -> Value {
-    Value::Text(value.into())
-}
-
 pub fn options(url: &str, mode: PostgresMode) -> PostgresOptions {
     let mut options = PostgresOptions::new(url.parse().unwrap());
     options.mode = mode;
     options.ssl_mode = SslMode::Disable;
     options.pool_size = 8;
-    options.lock_timeout = Duration::from_millis(200);
+    options.lock_timeout = Duration::from_secs(20);
     options.statement_timeout = Duration::from_secs(20);
     options.ack_every = Duration::ZERO;
-    options.sweep_every = None;
     options
 }
 
@@ -65,7 +68,12 @@ pub fn led(schema: &str) -> Lab {
 }
 
 pub fn lab_in(url: &str, mode: PostgresMode, schema: &str) -> Lab {
-    let mut store = Postgres::new(options(url, mode));
+    lab_with(url, options(url, mode), schema)
+}
+
+pub fn lab_with(url: &str, options: PostgresOptions, schema: &str) -> Lab {
+    let mode = options.mode;
+    let mut store = Postgres::new(options);
     store.recover(owner(1), ME).unwrap();
     store.migrate(schema).unwrap();
     Lab { url: url.into(), store, mode, n: 0 }
@@ -85,7 +93,7 @@ impl Lab {
     }
 
     pub fn gid(&self, n: u64) -> String {
-        Gid { coord_id: CoordId(7), participant: ME, txid: self.txid(n) }.to_string()
+        Gid { coord_id: coordinator(), participant: ME, txid: self.txid(n) }.to_string()
     }
 
     pub fn work(&mut self, operations: Vec<Operation>) -> Work {

@@ -1,6 +1,8 @@
 //! Bad input, and what may not be a part of a transaction.
 
-use crate::lab::{lab, led, sql, with};
+use crate::lab::{lab, lab_with, led, options, sql, with};
+use crate::postgres::database;
+use lockstep_participants::postgres::PostgresMode;
 use lockstep_core::{Operation, RefusalKind, Value, Vote};
 
 const T: &str = "CREATE TABLE t(id integer PRIMARY KEY, n integer CHECK (n < 100)); INSERT INTO t VALUES (1, 1)";
@@ -66,7 +68,10 @@ fn a_session_is_not_polluted() {
 
 #[test]
 fn a_lock_that_is_held_is_a_conflict() {
-    let mut lab = lab(T);
+    let url = database();
+    let mut options = options(&url, PostgresMode::TwoPhase);
+    options.lock_timeout = std::time::Duration::from_millis(50);
+    let mut lab = lab_with(&url, options, T);
     let (txid, _) = lab.yes(vec![sql("UPDATE t SET n = 2")]);
     let refusal = lab.prepare(vec![vec![sql("UPDATE t SET n = 3")]]).votes.remove(0).1;
     assert!(matches!(&refusal, Vote::No(refusal) if refusal.kind == RefusalKind::Conflict), "{refusal:?}");

@@ -32,6 +32,10 @@ pub(crate) struct Climate {
     pub force: u64,
     /// How long a crashed process stays away.
     pub outage: u64,
+    /// Of a transaction: that its client begins it first.
+    pub begins: f64,
+    /// Of a transaction that was begun: that its client prepares one of its branches itself.
+    pub enlists: f64,
     pub conditions: f64,
     pub deletes: f64,
     pub reads: f64,
@@ -58,6 +62,7 @@ impl Climate {
             prepare_timeout: dice.log_between(20_000, 5 * SECOND),
             transaction_timeout: dice.log_between(50_000, 15 * SECOND),
             resend: (resend, resend * 8),
+            begin_timeout: 2 * SECOND,
             inquiry: dice.log_between(50_000, 2 * SECOND),
             loss_wait: dice.log_between(100_000, 30 * SECOND),
             outcomes_max: if dice.chance(0.3) { dice.between(3, 30) as usize } else { 10_000 },
@@ -86,6 +91,8 @@ impl Climate {
             reads: rarely(dice, 0.5),
             operator: dice.chance(0.15).then(|| dice.log_between(100_000, SECOND)),
             faults_until: dice.between(2, 10) * SECOND,
+            begins: rarely(dice, 1.0),
+            enlists: rarely(dice, 1.0),
             kinds,
             config,
         }

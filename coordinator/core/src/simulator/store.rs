@@ -163,6 +163,7 @@ impl Store {
                 self.resolve(*txid, *commit, checker);
                 StoreReport::Resolved
             }
+            StoreCommand::List => StoreReport::Listed(Some(self.live.prepared.keys().copied().collect())),
             StoreCommand::Tend(closed) => self.tend(now, *closed, dice),
             StoreCommand::Migrate(..) => StoreReport::Migrated(Ok("nothing to change".into())),
         }
@@ -239,11 +240,14 @@ impl Store {
         if dice.chance(odds.refuses) {
             return no(RefusalKind::Constraint, "the data forbids it");
         }
+        if let [Operation::Enlisted { xid }] = work.operations[..] {
+            let found = state.prepared.get(&work.txid).is_some_and(|prepared| prepared.0.tag.0 == xid);
+            return if found { Vote::Prepared([].into()) } else { no(RefusalKind::Conflict, "there is no such prepared branch") };
+        }
         let Some(branch) = read_work(work) else { return Vote::ReadOnly([].into()) };
         match self.kind {
             Kind::Preparing => {
-                let locked = |key: &String| state.prepared.values().any(|p| p.0.writes.iter().any(|(k, _)| k == key));
-                if branch.writes.iter().any(|(key, _)| locked(key)) && self.mutation != Mutation::NoLocks {
+                if state.locked(&branch) && self.mutation != Mutation::NoLocks {
                     return no(RefusalKind::Conflict, "the row is locked");
                 }
                 assert!(!state.prepared.contains_key(&work.txid), "R-ONEPREP: {} is prepared twice", work.txid);
@@ -270,6 +274,19 @@ impl Store {
                 Vote::Ready([].into())
             }
         }
+    }
+
+    /// An application prepares a branch on its own connection, if the locks let it. Its marker keeps it from doing so after the end.
+    pub(crate) fn enlist(&mut self, txid: Txid, operations: &[Operation]) -> bool {
+        let work = Work { txid, operations: operations.into(), timeout: 0 };
+        let Some(branch) = read_work(&work) else { return false };
+        let used = self.live.prepared.contains_key(&txid) || self.live.committed.contains(&txid);
+        if used || self.live.locked(&branch) {
+            return false;
+        }
+        self.live.prepared.insert(txid, Rc::new(PreparedBranch(branch)));
+        self.sync();
+        true
     }
 
     fn keep_redo(&mut self, redo: Redo) -> Bytes {
@@ -486,6 +503,11 @@ impl Store {
 }
 
 impl State {
+    fn locked(&self, branch: &Branch) -> bool {
+        let held = |key: &String| self.prepared.values().any(|p| p.0.writes.iter().any(|(k, _)| k == key));
+        branch.writes.iter().any(|(key, _)| held(key))
+    }
+
     /// Rows: all writes of a branch take effect, on top of what is there.
     fn run(&mut self, branch: &Branch) {
         let keys = branch.writes.iter().map(|(key, _)| key.clone()).collect();
@@ -509,6 +531,7 @@ fn read_work(work: &Work) -> Option<Branch> {
                 branch.writes.push((key.clone(), false));
             }
             Operation::Delete { key, .. } => branch.writes.push((key.clone(), true)),
+            Operation::Enlisted { .. } => panic!("an enlisted branch is not run"),
         }
     }
     (!branch.writes.is_empty()).then_some(branch)

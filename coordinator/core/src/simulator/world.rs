@@ -11,7 +11,7 @@ use crate::follower::Session;
 use crate::{
     AdminAction, BranchRequest, Condition, CoordId, Coordinator, Csn, Effect, Entry, Event, FromParticipant, Identity, Kind, LogId, Lsn,
     Operation, Participant, ParticipantEffect, ParticipantEvent, ParticipantId, Phase, Position, Record, Reply, Request, RequestKey,
-    SessionId, StoreCommand, StoreReport, Ticket, Time, ToParticipant, Token, Value, Wait,
+    SessionId, StoreCommand, StoreReport, Ticket, Time, ToParticipant, Token, Txid, Value, Wait,
 };
 use std::collections::BTreeMap;
 
@@ -74,6 +74,8 @@ struct Client {
 struct Current {
     tag: Tag,
     request: Request,
+    /// It is settled whether the client prepares a branch of it itself.
+    settled: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -620,8 +622,55 @@ impl World {
         let timeout = if self.dice.chance(0.5) { 0 } else { self.dice.log_between(1_000, 5_000_000) };
         let deadline = self.now.after(self.dice.log_between(10_000, 20_000_000));
         let request = Request { key: name, position, hash: tag.0 + 1, branches, wait, timeout, deadline };
-        self.clients[i].current = Some(Current { tag, request: request.clone() });
-        self.send_request(i, tag, request);
+        self.clients[i].current = Some(Current { tag, request: request.clone(), settled: false });
+        match self.dice.chance(self.climate.begins) {
+            true => self.begin(i, tag, request),
+            false => self.send_request(i, tag, request),
+        }
+    }
+
+    /// The client wants its id first; once in a while it names the wrong decider.
+    fn begin(&mut self, i: usize, tag: Tag, request: Request) {
+        let is_leader = |p: &ParticipantId| self.climate.kinds[p.0 as usize] == Kind::Leader;
+        let leader = request.branches.iter().map(|branch| branch.participant).find(is_leader);
+        let led_by = leader.filter(|_| !self.dice.chance(0.1));
+        let timeout = if self.dice.chance(0.5) { 0 } else { self.dice.log_between(1_000, 2_000_000) };
+        let Request { key, position, .. } = request;
+        for _ in 0..1 + u64::from(!self.calm && self.dice.chance(self.climate.client_duplicate)) {
+            let ticket = self.ticket(Asked::Outcome { client: i, tag, wait: Wait::Decided });
+            self.send_unreliably(Event::Begin { ticket, key: key.clone(), position, led_by, timeout });
+        }
+    }
+
+    /// Mostly it goes on to commit; now and then it gives up, or forgets.
+    fn begun(&mut self, i: usize, tag: Tag, txid: Txid) {
+        self.enlist(i, txid);
+        let request = self.clients[i].current.as_ref().filter(|c| c.tag == tag).expect("just looked at").request.clone();
+        match self.dice.below(10) {
+            0 => {
+                let ticket = self.ticket(Asked::Outcome { client: i, tag, wait: Wait::Decided });
+                self.send_unreliably(Event::Rollback { ticket, key: request.key, position: request.position });
+            }
+            1 => {}
+            _ => self.send_request(i, tag, request),
+        }
+    }
+
+    /// The client runs a branch on its own connection, and prepares it.
+    fn enlist(&mut self, i: usize, txid: Txid) {
+        let enlists = self.dice.chance(self.climate.enlists);
+        let current = self.clients[i].current.as_mut().expect("just looked at");
+        if std::mem::replace(&mut current.settled, true) || !enlists {
+            return;
+        }
+        for branch in &mut current.request.branches {
+            let actor = &mut self.actors[branch.participant.0 as usize];
+            let there = actor.store.kind == Kind::Preparing && actor.machine.is_some();
+            if there && actor.store.enlist(txid, &branch.operations) {
+                branch.operations = [Operation::Enlisted { xid: current.tag.0 }].into();
+                return;
+            }
+        }
     }
 
     /// Which row is in which database: every writer of a document locks its row (R-COVER).
@@ -689,6 +738,7 @@ impl World {
 
     fn ask_again(&mut self, i: usize, current: Current) {
         if self.dice.chance(0.5) {
+            self.clients[i].current.as_mut().expect("it is asked about").settled = true;
             return self.send_request(i, current.tag, current.request);
         }
         let Request { key, position, wait, .. } = current.request;
@@ -772,6 +822,7 @@ impl World {
                 }
             }
             Reply::Expired(_) => self.clients[client].current = None,
+            Reply::Begun(txid) => self.begun(client, tag, txid),
             Reply::Unknown(_) => {}
             other => panic!("a client that asked for an outcome is told {other:?}"),
         }
@@ -787,7 +838,7 @@ impl World {
         self.checker.asks(key.clone(), writes);
         let request = Request { key, position, hash: tag.0 + 1, branches, ..old.request };
         let request = Request { deadline: self.now.after(self.dice.log_between(10_000, 20_000_000)), ..request };
-        self.clients[i].current = Some(Current { tag, request: request.clone() });
+        self.clients[i].current = Some(Current { tag, request: request.clone(), settled: true });
         self.send_request(i, tag, request);
     }
 

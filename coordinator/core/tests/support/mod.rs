@@ -58,6 +58,11 @@ pub fn put(store: &'static str, key: &str, condition: Option<Condition>) -> Part
     (store, vec![Operation::Put { key: key.into(), document: "{}".into(), condition }])
 }
 
+/// A branch that its application has prepared.
+pub fn enlisted(store: &'static str) -> Part {
+    (store, vec![Operation::Enlisted { xid: 741 }])
+}
+
 /// `1-1` or `1-1@p0`.
 pub fn txid(text: &str) -> Txid {
     text.parse().unwrap()
@@ -173,6 +178,22 @@ impl Play {
 
     fn branch(&self, store: &str, operations: &[Operation]) -> BranchRequest {
         BranchRequest { participant: self.id(store), operations: operations.into() }
+    }
+
+    /// A client begins a transaction, to be decided by the log or by this store.
+    pub fn begins(&mut self, name: &str, led_by: Option<&str>) {
+        let (ticket, position) = (self.ticket(), self.machine.position());
+        let leader = led_by.map_or(String::new(), |store| format!(", to be decided by {store}"));
+        self.line(&format!("client#{} begins `{name}`{leader}", ticket.0));
+        let led_by = led_by.map(|store| self.id(store));
+        self.step(Event::Begin { ticket, key: key(name), position, led_by, timeout: 0 });
+    }
+
+    /// A client gives up what it began at this position.
+    pub fn rolls_back(&mut self, name: &str, epoch: u32, n: u64) {
+        let (ticket, position) = (self.ticket(), Position { epoch: Epoch(epoch), n });
+        self.line(&format!("client#{} rolls `{name}` back", ticket.0));
+        self.step(Event::Rollback { ticket, key: key(name), position });
     }
 
     /// A client asks what became of a request that it first sent at this position.

@@ -41,6 +41,7 @@ impl Words {
                 Some(lockstep_core::Condition::Csn(csn)) => format!("put {key} if it is still {csn}"),
             },
             Operation::Delete { key, .. } => format!("delete {key}"),
+            Operation::Enlisted { xid } => format!("enlisted, {xid} there"),
         };
         operations.iter().map(one).collect::<Vec<_>>().join(", ")
     }
