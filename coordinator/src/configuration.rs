@@ -681,7 +681,10 @@ fn check_postgres(store: &PostgresStore) -> Result<(), String> {
         format!("{} cannot be read as postgresql://user@host:port/database{why}", key("url"))
     })?;
     if server.get_password().is_some() {
-        return Err(format!("{} holds a password: put it into a file (password_file) or an environment variable (password_env)", key("url")));
+        return Err(format!(
+            "{} holds a password: put it into a file (password_file) or an environment variable (password_env)",
+            key("url")
+        ));
     }
     if server.get_hosts().is_empty() && server.get_hostaddrs().is_empty() {
         return Err(format!("{} names no host", key("url")));

@@ -1,7 +1,7 @@
 //! A store with places where a test may stop the process dead: before and after every call.
 
 use crate::failpoints::hit;
-use lockstep_core::{Ballot, Csn, Decided, Kind, Marker, MarkerEvidence, Owner, ParticipantId, Position, Settle, Txid, Work};
+use lockstep_core::{Abilities, Ballot, Csn, Decided, Kind, Marker, MarkerEvidence, Owner, ParticipantId, Position, Settle, Txid, Work};
 use lockstep_participants::{Committed, LateVotes, Led, Reader, Recovered, ResourceManager, StoreError, Tended};
 use std::sync::Arc;
 
@@ -76,6 +76,14 @@ impl ResourceManager for FragileStore {
 
     fn resolve(&mut self, txid: Txid, commit: bool) -> Result<(), StoreError> {
         self.around("resolve", |store| store.resolve(txid, commit))
+    }
+
+    fn abilities(&self) -> Abilities {
+        self.store.abilities()
+    }
+
+    fn acked(&mut self, csn: Csn) -> Result<(), StoreError> {
+        self.around("acked", |store| store.acked(csn))
     }
 
     fn prepared(&mut self) -> Result<Option<Vec<Txid>>, StoreError> {

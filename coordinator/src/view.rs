@@ -382,6 +382,7 @@ pub fn log_record(entry: &Entry) -> v1::LogRecord {
         Record::Admin { operator, action, reason, at_ms } => {
             ("admin", json!({"operator": operator, "action": format!("{action:?}"), "reason": reason, "at_ms": at_ms}))
         }
+        Record::Leads { participant } => ("leads", json!({"participant": participant.0})),
         Record::Floor { position } => ("floor", json!({"epoch": position.epoch.0, "n": position.n})),
     };
     v1::LogRecord { lsn: entry.lsn.0, kind: kind.into(), json: value.to_string() }

@@ -8,7 +8,8 @@
 //! Checked: decided transactions take effect exactly once and aborted ones never, nothing undecided is seen (I7, I8, I11); the
 //! watermark is never ahead of what is durable (R-WATERMARK, R-STORELOSS); on a key the highest CSN stays, in whichever order writes
 //! come (R-ORDER); repeats are harmless; the owner is kept (R-OWNER); a new session gives up what was not decided (R-SESSION); a
-//! leader's outcomes are final, whoever settles them (R-LR); a prepared branch is there until it is told its outcome (R-MARKER).
+//! leader's outcomes are final, whoever settles them (R-LR); a prepared branch is there until it is told its outcome (R-MARKER). A
+//! preparing store is held to what it says it can do beside that ([`lockstep_core::Abilities`]).
 
 use crate::{Led, Reader, Recovered, ResourceManager, StoreError};
 use lockstep_core::{
@@ -152,9 +153,11 @@ struct Run<'a> {
     voted: Vec<Voted>,
     /// The open group's redo.
     group_redo: bytes::Bytes,
-    /// Leaders: outcomes by transaction, `None` for an 'A'.
+    /// Who leads: outcomes by transaction, `None` for an 'A'.
     outcomes: BTreeMap<Txid, Option<Marker>>,
-    /// Leaders: no outcome of a transaction before this is kept.
+    /// Preparing stores that keep it: up to where their branches are acked.
+    row: Csn,
+    /// Who leads: no outcome of a transaction before this is kept.
     floor: Position,
     trace: Vec<String>,
 }
@@ -191,6 +194,7 @@ impl<'a> Run<'a> {
             voted: Vec::new(),
             group_redo: bytes::Bytes::new(),
             outcomes: BTreeMap::new(),
+            row: Csn::ZERO,
             floor: Position::default(),
             trace: Vec::new(),
         }
@@ -249,6 +253,12 @@ impl<'a> Run<'a> {
                 }
             }
             Kind::Preparing => {
+                // What waited to be led is gone with its session.
+                let (led, undecided): (Vec<_>, Vec<_>) = undecided.into_iter().partition(|voted| leads(voted.txid));
+                assert!(led.iter().all(|voted| !self.outcomes.contains_key(&voted.txid)), "R-LR: nobody has led it");
+                if self.store().abilities().keeps_acked {
+                    assert_eq!(progress, Progress { applied: self.row, durable: self.row }, "R-STORELOSS: its row is what it reports");
+                }
                 let waiting = self.untold.iter().flat_map(|csn| self.log[csn].txids.clone());
                 let expected: BTreeSet<Txid> = undecided.iter().map(|v| v.txid).chain(waiting).collect();
                 assert_eq!(prepared.into_iter().collect::<BTreeSet<_>>(), expected, "R-SESSION: its list of prepared branches is complete");
@@ -274,7 +284,8 @@ impl<'a> Run<'a> {
         let mut free: Vec<u32> = (0..KEYS).filter(|key| !locks || !locked.contains(key)).collect();
         let mut batch = Vec::new();
         for _ in 0..1 + self.rng.below(4) {
-            let txid = self.new_txid();
+            let alone = self.kind == Kind::Preparing && self.store().abilities().leads && self.rng.one_in(3);
+            let txid = if alone { self.led_txid() } else { self.new_txid() };
             let mut writes = Vec::new();
             let mut keys = if locks { std::mem::take(&mut free) } else { free.clone() };
             for _ in 0..1 + self.rng.below(3) {
@@ -310,9 +321,9 @@ impl<'a> Run<'a> {
                     continue;
                 }
                 (Vote::Redo(redo, _), Kind::Redo) => redo,
-                (Vote::InGroup(_), Kind::Serial) | (Vote::Ready(_), Kind::Leader) | (Vote::Prepared(_), Kind::Preparing) => {
-                    bytes::Bytes::new()
-                }
+                (Vote::InGroup(_), Kind::Serial) | (Vote::Ready(_), Kind::Leader) => bytes::Bytes::new(),
+                (Vote::Ready(_), Kind::Preparing) if leads(work.txid) => bytes::Bytes::new(),
+                (Vote::Prepared(_), Kind::Preparing) if !leads(work.txid) => bytes::Bytes::new(),
                 (vote, kind) => panic!("{} got {vote:?} from a store of kind {kind:?}", work.txid),
             };
             assert!(!refused, "{} had to be refused", work.txid);
@@ -417,6 +428,11 @@ impl<'a> Run<'a> {
 
     /// The log forgets what the store has made durable.
     fn forget(&mut self) {
+        if self.kind == Kind::Preparing && self.store().abilities().keeps_acked {
+            self.row = self.untold.first().map_or(self.last_csn, |csn| csn.before()).max(self.row);
+            let row = self.row;
+            self.store().acked(row).expect("acked");
+        }
         let (acked, kind) = (self.acked, self.kind);
         let untold = &self.untold;
         self.log.retain(|csn, _| if kind == Kind::Preparing { untold.contains(csn) } else { *csn > acked });
@@ -495,9 +511,9 @@ impl<'a> Run<'a> {
                     let refused = self.voted.remove(self.rng.below(self.voted.len() as u64) as usize);
                     self.log(|| format!("{} is refused elsewhere", refused.txid));
                     self.summary.aborted += 1;
-                    self.lead();
+                    self.lead_all();
                 }
-                _ => self.lead(),
+                _ => self.lead_all(),
             };
         }
         match self.rng.below(9) {
@@ -522,8 +538,12 @@ impl<'a> Run<'a> {
             }
             3..=4 => {
                 // Told at once: until then its locks stand in the way of the next.
-                for voted in std::mem::take(&mut self.voted) {
+                let (led, prepared): (Vec<_>, Vec<_>) = std::mem::take(&mut self.voted).into_iter().partition(|voted| leads(voted.txid));
+                for voted in prepared {
                     self.decide_alone(voted);
+                }
+                if !led.is_empty() {
+                    self.lead(led);
                 }
                 if !self.rng.one_in(3) {
                     let all: Vec<Csn> = self.untold.iter().copied().collect();
@@ -531,6 +551,12 @@ impl<'a> Run<'a> {
                 }
             }
             5 => self.repeat(),
+            6 if self.store().abilities().leads => match self.rng.below(4) {
+                0 => self.settle(),
+                1 => self.scan(),
+                2 if self.voted.is_empty() => self.lead_too_late(),
+                _ => self.session(false),
+            },
             6 => {
                 self.tend();
             }
@@ -552,30 +578,34 @@ impl<'a> Run<'a> {
     }
 
     /// The open batch's commit. Markers that were not written leave no trace; their CSNs are never used.
-    fn lead(&mut self) {
+    fn lead_all(&mut self) {
         let batch = std::mem::take(&mut self.voted);
+        self.lead(batch);
+    }
+
+    fn lead(&mut self, batch: Vec<Voted>) {
         let markers: Vec<Marker> = batch.iter().map(|voted| self.marker(voted)).collect();
         let led = self.store().lead(&markers).expect("lead");
         self.log(|| format!("lead {:?}: {led:?}", markers.iter().map(|m| (m.entry.txid, m.entry.csn)).collect::<Vec<_>>()));
         match led {
-            Led::Committed => {
-                for marker in markers {
-                    let before = self.outcomes.insert(marker.entry.txid, Some(marker.clone()));
-                    assert_eq!(before, None, "R-LR: {} was settled before", marker.entry.txid);
-                }
-            }
-            Led::RolledBack(_) => markers.iter().for_each(|marker| self.take_back(marker)),
-            Led::Each(each) => {
-                assert_eq!(each.len(), markers.len(), "an outcome for each");
-                for (marker, (txid, outcome)) in markers.iter().zip(each) {
-                    assert_eq!(marker.entry.txid, txid, "an outcome for each, in order");
+            Led::Committed => markers.into_iter().for_each(|marker| self.led(marker)),
+            Led::Each(outcomes) => {
+                assert!(outcomes.iter().map(|o| o.0).eq(markers.iter().map(|m| m.entry.txid)), "one outcome for each, in the order given");
+                for (marker, (_, outcome)) in markers.into_iter().zip(outcomes) {
                     match outcome {
-                        Ok(()) => assert_eq!(self.outcomes.insert(txid, Some(marker.clone())), None, "R-LR: {txid} was settled before"),
-                        Err(_) => self.take_back(marker),
+                        Ok(()) => self.led(marker),
+                        Err(_) => self.take_back(&marker),
                     }
                 }
             }
+            Led::RolledBack(_) => markers.iter().for_each(|marker| self.take_back(marker)),
         }
+    }
+
+    fn led(&mut self, marker: Marker) {
+        let txid = marker.entry.txid;
+        let before = self.outcomes.insert(txid, Some(marker));
+        assert_eq!(before, None, "R-LR: {txid} was settled before");
     }
 
     fn take_back(&mut self, marker: &Marker) {
@@ -587,7 +617,7 @@ impl<'a> Run<'a> {
     /// Asks for an outcome, of a transaction that committed, or of one that never did: that decides it.
     fn settle(&mut self) {
         let kept: Vec<Txid> = self.outcomes.keys().copied().filter(|txid| txid.position() >= self.floor).collect();
-        let txid = if kept.is_empty() || self.rng.one_in(2) { self.new_txid() } else { kept[self.rng.below(kept.len() as u64) as usize] };
+        let txid = if kept.is_empty() || self.rng.one_in(2) { self.led_txid() } else { kept[self.rng.below(kept.len() as u64) as usize] };
         let known = self.outcomes.get(&txid).cloned();
         // A transaction aborted under its id is asked for under its id alone: its key has another story.
         let by_key = matches!(known, Some(Some(_))) && self.rng.one_in(2);
@@ -600,7 +630,7 @@ impl<'a> Run<'a> {
 
     /// A transaction whose outcome was settled as aborted, by its id or its key, tries to commit after all.
     fn lead_too_late(&mut self) {
-        let late = self.new_txid();
+        let late = self.led_txid();
         let what = if self.rng.one_in(2) { Settle::Txid(late) } else { Settle::Key(key(late), late.position()) };
         assert_eq!(self.store().settle(&what).expect("settle"), None);
         self.outcomes.insert(late, None);
@@ -612,12 +642,12 @@ impl<'a> Run<'a> {
         if let Vote::Ready(_) = ballot.votes[0].1 {
             let marker = self.marker(&Voted { txid: late, writes, redo: bytes::Bytes::new() });
             let led = self.store().lead(std::slice::from_ref(&marker)).expect("lead");
-            let committed = match led {
-                Led::Committed => true,
-                Led::RolledBack(_) => false,
-                Led::Each(each) => each.iter().any(|(_, outcome)| outcome.is_ok()),
+            let refused = match &led {
+                Led::Committed => false,
+                Led::RolledBack(_) => true,
+                Led::Each(outcomes) => outcomes.iter().all(|(_, outcome)| outcome.is_err()),
             };
-            assert!(!committed, "R-LR: {late} was settled as aborted, and committed after that");
+            assert!(refused, "R-LR: {late} was settled as aborted, and committed after that");
             self.take_back(&marker);
         }
     }
@@ -681,6 +711,9 @@ impl<'a> Run<'a> {
             Kind::Leader => self.scan(),
             Kind::Redo | Kind::Serial | Kind::Preparing => self.tell(&all),
         }
+        if self.kind == Kind::Preparing && self.store().abilities().leads {
+            self.scan();
+        }
         for _ in 0..3 {
             self.tend_to_the_end();
         }
@@ -707,6 +740,11 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// One that this store is to decide.
+    fn led_txid(&mut self) -> Txid {
+        Txid { decider: Decider::Leader(ME), ..self.new_txid() }
+    }
+
     fn new_txid(&mut self) -> Txid {
         self.next += 1;
         let decider = if self.kind == Kind::Leader { Decider::Leader(ME) } else { Decider::Log };
@@ -722,6 +760,11 @@ impl Drop for Run<'_> {
             self.trace.iter().for_each(|line| eprintln!("  {line}"));
         }
     }
+}
+
+/// R-DECIDER: whether the store under test decides it.
+fn leads(txid: Txid) -> bool {
+    txid.decider == Decider::Leader(ME)
 }
 
 fn key(txid: Txid) -> RequestKey {

@@ -1,8 +1,8 @@
 //! What every store must be able to do.
 
 use lockstep_core::{
-    Ballot, Csn, Decided, Kind, Marker, MarkerEvidence, Owner, ParticipantId, Position, Progress, Settle, StatementResult, Txid, Value,
-    Work,
+    Abilities, Ballot, Csn, Decided, Kind, Marker, MarkerEvidence, Owner, ParticipantId, Position, Progress, Settle, StatementResult, Txid,
+    Value, Work,
 };
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +17,15 @@ use std::time::{Duration, Instant};
 pub trait ResourceManager: Send {
     /// How it votes; fixed.
     fn kind(&self) -> Kind;
+
+    /// What a preparing store can do beside preparing; fixed. Nothing by default.
+    ///
+    /// With [`Abilities::leads`] (R-LR) a transaction whose txid names this store as its decider touches it alone and is not prepared: its
+    /// statements run in a local transaction that stays open, on a connection of its own, and the vote is Ready. [`ResourceManager::lead`],
+    /// `settle`, `scan` and `floor` are then asked of it as of a leader, but every transaction by itself. `recover` ends what is open.
+    fn abilities(&self) -> Abilities {
+        Abilities::default()
+    }
 
     /// Opens a session for `owner`, known by the number `me`: rolls back whatever an older session left working, keeps the owner
     /// durably, and says what the store holds. The worker has checked the owner against [`ResourceManager::owner`] before.
@@ -49,7 +58,9 @@ pub trait ResourceManager: Send {
     fn abort(&mut self, txids: &[Txid]) -> Result<(), StoreError>;
 
     /// Leaders only: writes the markers of the open batch and commits, in one local transaction. Transactions of the batch that are
-    /// not among them have been refused and must not be in it.
+    /// not among them have been refused and must not be in it. A preparing store that leads writes each marker in the transaction that it
+    /// belongs to, commits each by itself, and answers [`Led::Each`]: only what is certain. A commit whose answer was lost it settles
+    /// itself, by inserting an 'A' in the marker's place, or else it is [`StoreError::Broken`].
     fn lead(&mut self, _markers: &[Marker]) -> Result<Led, StoreError> {
         Err(StoreError::Broken("this store cannot lead".into()))
     }
@@ -67,6 +78,12 @@ pub trait ResourceManager: Send {
     /// Leaders only: markers of transactions that began before this may go, and none may be inserted any more. One local transaction.
     fn floor(&mut self, _below: Position) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    /// With [`Abilities::keeps_acked`] only: writes durably, as a row, that all branches up to this CSN are acked. From then on that row is
+    /// the progress (applied and durable) that `recover` reports; what other calls report as progress is not looked at.
+    fn acked(&mut self, _csn: Csn) -> Result<(), StoreError> {
+        Err(StoreError::Broken("this store does not keep how far it was acked".into()))
     }
 
     /// Preparing kinds only: what became of a branch that is not prepared any more.
@@ -135,7 +152,7 @@ pub enum Led {
     Committed,
     /// None is, for certain.
     RolledBack(lockstep_core::Refusal),
-    /// Each by itself: committed, durably, or rolled back, for certain.
+    /// Each by itself, durably or not at all, for certain, in the order given.
     Each(Vec<(Txid, Result<(), lockstep_core::Refusal>)>),
 }
 

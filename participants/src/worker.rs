@@ -73,7 +73,7 @@ impl Worker {
         let late = sender.clone();
         store.vote_later(Arc::new(move |votes| drop(late.send(ToWorker::Votes(votes)))));
         let mut worker = Worker {
-            machine: Participant::new(kind),
+            machine: Participant::with(kind, store.abilities()),
             store,
             inbox,
             outbox: Box::new(outbox),
@@ -211,8 +211,9 @@ impl Worker {
             StoreCommand::Lead(markers) => store.lead(&markers).map(|led| match led {
                 Led::Committed => StoreReport::Led(Ok(())),
                 Led::RolledBack(refusal) => StoreReport::Led(Err(refusal)),
-                Led::Each(each) => StoreReport::LedEach(each),
+                Led::Each(outcomes) => StoreReport::LedEach(outcomes),
             }),
+            StoreCommand::Acked(csn) => store.acked(csn).map(|()| StoreReport::Acked),
             StoreCommand::Settle(what) => store.settle(&what).map(|marker| StoreReport::Settled(marker.map(Box::new))),
             StoreCommand::Scan { above, limit } => store.scan(above, limit).map(StoreReport::Scanned),
             StoreCommand::Floor(below) => store.floor(below).map(|()| StoreReport::Floored),

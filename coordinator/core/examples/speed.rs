@@ -111,6 +111,7 @@ impl Play {
                         heuristics: Vec::new(),
                         exclusive: true,
                         highest_epoch: owner.epoch,
+                        abilities: lockstep_core::Abilities::default(),
                     };
                     self.say(p.0 as usize, FromParticipant::Hello(hello));
                 }

@@ -31,7 +31,7 @@ impl Coordinator {
             FromParticipant::Led(txids) => txids.iter().find_map(|txid| self.led_breach(participant, *txid)),
             FromParticipant::NotLed(txids, _) => txids.iter().find_map(|txid| decider_breach(participant, *txid)),
             FromParticipant::Settled(Settle::Txid(txid), _) => decider_breach(participant, *txid),
-            FromParticipant::Settled(Settle::Key(..), _) | FromParticipant::Markers { .. } if follower.kind != Kind::Leader => {
+            FromParticipant::Settled(Settle::Key(..), _) | FromParticipant::Markers { .. } if !follower.leads() => {
                 Some("it has markers, but does not lead (R-DECIDER)".into())
             }
             // Each marker is looked at when its turn comes.
@@ -88,7 +88,7 @@ impl Coordinator {
     fn ballot_breach(&self, participant: ParticipantId, session: SessionId, ballot: &Ballot) -> Option<String> {
         let kind = self.follower(participant).kind;
         let mut awaited = ballot.votes.iter().filter(|(txid, _)| self.awaits(*txid, participant, session));
-        if let Some((txid, _)) = awaited.clone().find(|(_, vote)| !vote_fits(vote, kind)) {
+        if let Some((txid, _)) = awaited.clone().find(|(txid, vote)| !vote_fits(vote, kind, txid.decider == Decider::Leader(participant))) {
             return Some(format!("its vote on {txid} is not one of a {kind:?} participant"));
         }
         let led = awaited.any(|(txid, vote)| matches!(vote, Vote::InGroup(_)) && txid.decider != Decider::Log);
@@ -148,12 +148,13 @@ fn decider_breach(leader: ParticipantId, txid: Txid) -> Option<String> {
     (txid.decider != Decider::Leader(leader)).then(|| format!("it speaks for the decider of {txid}, which it is not (R-DECIDER)"))
 }
 
-pub(crate) fn vote_fits(vote: &Vote, kind: Kind) -> bool {
+/// `leads`: whether this participant is the one that decides the transaction.
+fn vote_fits(vote: &Vote, kind: Kind, leads: bool) -> bool {
     match vote {
         Vote::ReadOnly(_) | Vote::No(_) => true,
-        Vote::Prepared(_) => kind == Kind::Preparing,
+        Vote::Prepared(_) => kind == Kind::Preparing && !leads,
         Vote::Redo(..) => kind == Kind::Redo,
         Vote::InGroup(_) => kind == Kind::Serial,
-        Vote::Ready(_) => kind == Kind::Leader,
+        Vote::Ready(_) => kind == Kind::Leader || (kind == Kind::Preparing && leads),
     }
 }

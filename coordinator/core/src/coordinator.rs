@@ -11,6 +11,7 @@ use crate::outcomes::Outcomes;
 use crate::record::{AdminAction, Damage, Record};
 use crate::request::{Reply, RequestKey};
 use crate::transaction::Transaction;
+use crate::vote::Kind;
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -46,6 +47,8 @@ pub struct Coordinator {
     pub(crate) decisions: BTreeMap<Csn, Decision>,
     /// CSNs whose outcome is open.
     pub(crate) deciding: BTreeSet<Csn>,
+    /// The same, of transactions that touch their leader alone: nobody else's watermark waits for them.
+    pub(crate) deciding_alone: BTreeSet<Csn>,
     pub(crate) keys: KeyTable,
     pub(crate) outcomes: Outcomes,
     /// What waits for the log, in its order.
@@ -56,7 +59,7 @@ pub struct Coordinator {
     /// Keys that leaders are being asked about.
     pub(crate) settling: BTreeMap<RequestKey, Settling>,
     /// Commit records whose payloads may be forgotten once the participants' `Acked` are durable.
-    pub(crate) releasable: Vec<Lsn>,
+    pub(crate) releasable: Vec<Releasable>,
     /// Ended transactions that are not in an `End` record yet.
     pub(crate) ended: Vec<Txid>,
     pub(crate) damage: Vec<Damage>,
@@ -91,6 +94,7 @@ pub(crate) enum Pending {
     Decision(Csn),
     Floor(Position),
     Acked(Vec<(ParticipantId, Csn)>, Vec<Lsn>),
+    Leads(ParticipantId),
     Operator { ticket: Ticket, operator: String, action: AdminAction, reason: String },
     Skip { ticket: Ticket, participant: ParticipantId, csn: Csn },
     SafeModeLeft(Ticket, Epoch),
@@ -103,6 +107,16 @@ pub(crate) enum Timer {
     Read(ParticipantId, Ticket),
     Evidence,
     Housekeeping,
+}
+
+/// A Commit record that its participants have made durable.
+#[derive(Debug)]
+pub(crate) struct Releasable {
+    pub lsn: Lsn,
+    /// The last CSN in it.
+    pub csn: Csn,
+    /// Preparing stores among them that first write down that they were acked.
+    pub keepers: Vec<ParticipantId>,
 }
 
 /// A key of an older epoch, while leaders are asked about it.
@@ -190,6 +204,7 @@ impl Coordinator {
                 Pending::Decision(key) => self.decided(now, key, fx),
                 Pending::Floor(position) => self.floor_durable(now, position, fx),
                 Pending::Acked(acked, lsns) => self.acked_durable(acked, lsns, fx),
+                Pending::Leads(participant) => self.leads_durable(participant, fx),
                 Pending::Operator { ticket, operator, action, reason } => self.operate(now, ticket, operator, action, reason, fx),
                 Pending::Skip { ticket, participant, csn } => self.skipped(now, ticket, participant, csn, fx),
                 Pending::SafeModeLeft(ticket, epoch) => self.safe_mode_left(ticket, epoch, fx),
@@ -256,15 +271,17 @@ impl Coordinator {
     /// The highest CSN at and below which no outcome is open; `None` while a leader has not been scanned, or older sessions may still
     /// decide there (R-WATERMARK).
     pub(crate) fn closed(&self) -> Option<Csn> {
-        if self.followers.iter().any(|follower| matches!(follower.scan, Scan::Needed | Scan::Running | Scan::Again(_))) {
+        let unknown = |follower: &Follower| matches!(follower.scan, Scan::Needed | Scan::Running | Scan::Again(_));
+        if self.followers.iter().any(|follower| follower.kind == Kind::Leader && unknown(follower)) {
             return None;
         }
         Some(self.deciding.first().map_or(self.last_csn, |csn| csn.before()))
     }
 
-    /// A leader that may have decided transactions nobody here knows of.
+    /// A leader that may have decided transactions nobody here knows of, with redos for others.
     pub(crate) fn unscanned_leader(&self) -> Option<&Follower> {
-        self.followers.iter().find(|follower| matches!(follower.scan, Scan::Needed | Scan::Running))
+        let unscanned = |follower: &&Follower| matches!(follower.scan, Scan::Needed | Scan::Running);
+        self.followers.iter().find(|follower| follower.kind == Kind::Leader && unscanned(follower))
     }
 
     pub(crate) fn wall_ms(&self, now: Time) -> u64 {

@@ -3,7 +3,7 @@
 use crate::config::Role;
 use crate::ids::{Csn, ParticipantId, SessionId, Ticket, Time};
 use crate::message::Progress;
-use crate::vote::Kind;
+use crate::vote::{Abilities, Kind};
 use std::collections::BTreeMap;
 
 /// A participant and how far it has followed.
@@ -35,7 +35,8 @@ pub struct Follower {
     pub first_unapplied: Csn,
     /// The last [`crate::ToParticipant::Closed`] in this session.
     pub closed_told: Csn,
-    /// What is known of its markers, if it leads.
+    /// What is known of its markers, if it leads. Others wait for that only where it is of [`Kind::Leader`]: what a preparing store decides
+    /// touches nobody else.
     pub scan: Scan,
     /// Whether no older session can commit anything there any more, as of its last Hello.
     pub exclusive: bool,
@@ -47,6 +48,12 @@ pub struct Follower {
     pub stuck: Option<(Csn, String)>,
     /// Prepared branches, as of its last Hello.
     pub prepared: usize,
+    /// What it can do beside preparing, as of its last Hello.
+    pub abilities: Abilities,
+    /// A preparing store that may have decided transactions: the log says so, durably.
+    pub has_led: bool,
+    /// The last [`crate::ToParticipant::Acked`] in this session.
+    pub acked_told: Csn,
 }
 
 /// The stream to a participant.
@@ -133,7 +140,26 @@ impl Follower {
             readers: Vec::new(),
             stuck: None,
             prepared: 0,
+            abilities: Abilities::default(),
+            has_led: false,
+            acked_told: Csn::ZERO,
         }
+    }
+
+    /// Whether it may have decided transactions, and is asked about them.
+    pub fn leads(&self) -> bool {
+        self.kind == Kind::Leader || self.has_led
+    }
+
+    /// Whether it decides new transactions that touch it alone.
+    pub fn leads_alone(&self) -> bool {
+        self.kind == Kind::Preparing && self.has_led && self.abilities.leads
+    }
+
+    /// Whether it writes down how far it was acked, before the log forgets (R-STORELOSS). Before its Hello: whether it ever did.
+    pub fn keeps_acked(&self) -> bool {
+        let ever = !self.evidence && self.acked > Csn::ZERO;
+        self.kind == Kind::Preparing && (self.abilities.keeps_acked || ever)
     }
 
     /// The session that takes Prepares, if there is one.

@@ -1,6 +1,7 @@
 //! Phase two: telling participants what is decided, and hearing how far they have come.
 
-use crate::coordinator::{Coordinator, Pending};
+use crate::coordinator::{Coordinator, Pending, Releasable};
+use crate::decision::Decision;
 use crate::event::{Alarm, Effect};
 use crate::ids::{Csn, Decider, Lsn, ParticipantId, Time, Txid};
 use crate::message::{Progress, ToParticipant};
@@ -8,6 +9,7 @@ use crate::outcomes::{CommittedFate, Fate};
 use crate::record::Record;
 use crate::transaction::{BranchState, State};
 use crate::vote::Kind;
+use std::collections::BTreeSet;
 
 impl Coordinator {
     /// A decision has come true: its record is durable, or its leader has committed it.
@@ -19,7 +21,7 @@ impl Coordinator {
         let fates: Vec<_> =
             decision.entries.iter().zip(&decision.payload.entries).map(|(e, p)| (e.txid, e.csn, p.results.clone())).collect();
         for (txid, csn, results) in &fates {
-            assert!(self.deciding.remove(csn), "only an open CSN is decided: {csn}");
+            assert!(self.is_open_no_more(*csn), "only an open CSN is decided: {csn}");
             self.outcomes.settle(*txid, Fate::Committed(CommittedFate { csn: *csn, lsn, results: Some(results.clone()) }));
             self.counts.committed += 1;
             self.open -= 1;
@@ -194,8 +196,18 @@ impl Coordinator {
     fn release_if_durable(&mut self, key: Csn) {
         if self.decisions.get(&key).is_some_and(|decision| decision.decided && decision.open_items == 0) {
             let decision = self.decisions.remove(&key).expect("just found");
-            self.releasable.extend(decision.lsn);
+            self.let_go(decision);
         }
+    }
+
+    /// All have it: its record may be forgotten, once the stores that keep such a row have written down that they were acked.
+    pub(crate) fn let_go(&mut self, decision: Decision) {
+        let Some(lsn) = decision.lsn else { return };
+        let mut keepers: Vec<_> = decision.entries.iter().flat_map(|entry| &entry.branches).copied().collect();
+        keepers.retain(|participant| self.follower(*participant).keeps_acked());
+        keepers.sort();
+        keepers.dedup();
+        self.releasable.push(Releasable { lsn, csn: decision.key(), keepers });
     }
 
     /// How far watermarks may go (R-WATERMARK). Sent after the Commits it speaks of, in the same ordered stream.
@@ -220,7 +232,20 @@ impl Coordinator {
         if self.releasable.is_empty() {
             return;
         }
-        let lsns = std::mem::take(&mut self.releasable);
+        let written = |keeper: &ParticipantId, csn| {
+            let follower = self.follower(*keeper);
+            !follower.keeps_acked() || follower.progress.durable.max(follower.acked) >= csn
+        };
+        let releasable = self.releasable.iter().map(|r| r.keepers.iter().all(|keeper| written(keeper, r.csn))).collect::<Vec<_>>();
+        let mut releasable = releasable.into_iter();
+        let (ready, held): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.releasable).into_iter().partition(|_| releasable.next() == Some(true));
+        self.tell_acked(&held, fx);
+        self.releasable = held;
+        if ready.is_empty() {
+            return;
+        }
+        let lsns: Vec<_> = ready.into_iter().map(|releasable| releasable.lsn).collect();
         let acked: Vec<_> = self.followers.iter().filter(|f| f.progress.durable > f.acked).map(|f| (f.id, f.progress.durable)).collect();
         let Some((&(last, last_csn), others)) = acked.split_last() else {
             fx.extend(lsns.into_iter().map(Effect::ForgetPayload));
@@ -230,6 +255,21 @@ impl Coordinator {
             self.append(Record::Acked { participant, csn }, None, fx);
         }
         self.append(Record::Acked { participant: last, csn: last_csn }, Some(Pending::Acked(acked, lsns)), fx);
+    }
+
+    /// Preparing stores that keep such a row are told how far they are acked (R-STORELOSS).
+    fn tell_acked(&mut self, held: &[Releasable], fx: &mut Vec<Effect>) {
+        let Some(closed) = self.closed() else { return };
+        let keepers: BTreeSet<_> = held.iter().flat_map(|releasable| &releasable.keepers).copied().collect();
+        for keeper in keepers {
+            let follower = self.follower_mut(keeper);
+            let acked = follower.items.first_key_value().map_or(closed, |(csn, _)| closed.min(csn.before()));
+            let news = acked > follower.progress.durable.max(follower.acked_told);
+            if news && follower.abilities.keeps_acked && follower.open_session().is_some() {
+                follower.acked_told = acked;
+                self.send(keeper, ToParticipant::Acked(acked), fx);
+            }
+        }
     }
 
     pub(crate) fn acked_durable(&mut self, acked: Vec<(ParticipantId, Csn)>, lsns: Vec<Lsn>, fx: &mut Vec<Effect>) {

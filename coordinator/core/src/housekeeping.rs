@@ -149,7 +149,7 @@ impl Coordinator {
         self.answer_below(now, position, fx);
         self.outcomes.raise_floor(position);
         for i in 0..self.followers.len() {
-            if self.followers[i].kind == crate::vote::Kind::Leader {
+            if self.followers[i].leads() {
                 self.send(self.followers[i].id, ToParticipant::Floor(position), fx);
             }
         }
@@ -178,6 +178,11 @@ impl Coordinator {
             Fate::Running | Fate::Aborted(_) => None,
         });
         let decisions = self.decisions.values().filter_map(|decision| decision.lsn);
-        outcomes.chain(decisions).chain(self.releasable.iter().copied()).chain(self.last_commit).min().unwrap_or(self.next_lsn)
+        outcomes
+            .chain(decisions)
+            .chain(self.releasable.iter().map(|releasable| releasable.lsn))
+            .chain(self.last_commit)
+            .min()
+            .unwrap_or(self.next_lsn)
     }
 }

@@ -64,6 +64,39 @@ impl Coordinator {
         if self.unscanned_leader().is_none() {
             self.open_greeted(now, fx);
         }
+        // What was found may be all that they waited for.
+        for i in 0..self.followers.len() {
+            self.answer_readers(ParticipantId(i as u16), fx);
+        }
+    }
+
+    /// The log says durably that this preparing store decides what touches it alone: from now on it does (R-LR).
+    pub(crate) fn leads_durable(&mut self, participant: ParticipantId, fx: &mut Vec<Effect>) {
+        let follower = self.follower_mut(participant);
+        if !std::mem::replace(&mut follower.has_led, true) {
+            follower.scan = Scan::Needed;
+            self.ask_markers(participant, fx);
+        }
+    }
+
+    /// What has a preparing store decided? It is open meanwhile: nobody else waits for the answer.
+    pub(crate) fn ask_markers(&mut self, participant: ParticipantId, fx: &mut Vec<Effect>) {
+        let floor = self.outcomes.floor();
+        let follower = self.follower_mut(participant);
+        if follower.open_session().is_none() {
+            return;
+        }
+        let known = follower.scan == Scan::Complete && follower.exclusive;
+        if !known {
+            follower.scan = Scan::Running;
+        }
+        self.send(participant, ToParticipant::Floor(floor), fx);
+        if !known {
+            self.send(participant, ToParticipant::Scan(Csn::ZERO), fx);
+        }
+        for txid in self.deciding_at(participant) {
+            self.send(participant, ToParticipant::Settle(Settle::Txid(txid)), fx);
+        }
     }
 
     /// A marker is a decision, whoever of us made it.
@@ -173,6 +206,11 @@ impl Coordinator {
         }
     }
 
+    /// Whether the outcome of this CSN was open; it is not any more.
+    pub(crate) fn is_open_no_more(&mut self, csn: Csn) -> bool {
+        self.deciding.remove(&csn) || self.deciding_alone.remove(&csn)
+    }
+
     fn deciding_csn(&self, txid: Txid) -> Option<Csn> {
         match self.transactions.get(&txid)?.state {
             State::Deciding(csn) => Some(csn),
@@ -183,7 +221,7 @@ impl Coordinator {
     /// R-LR's own insert, or the leader's own roll-back, has decided against it.
     fn take_back(&mut self, now: Time, txid: Txid, csn: Csn, leader: ParticipantId, refusal: Refusal, fx: &mut Vec<Effect>) {
         assert_eq!(txid.decider, crate::ids::Decider::Leader(leader), "R-DECIDER: {txid} is not decided there");
-        assert!(self.deciding.remove(&csn), "only an open CSN is taken back: {csn}");
+        assert!(self.is_open_no_more(csn), "only an open CSN is taken back: {csn}");
         self.decisions.remove(&csn).expect("it was reserved");
         for i in 0..self.followers.len() {
             if self.followers[i].items.remove(&csn).is_some() {

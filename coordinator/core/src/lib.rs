@@ -64,4 +64,4 @@ pub use record::{
 };
 pub use recovery::{Identity, StartError};
 pub use request::{Aborted, BranchRequest, Receipt, Reply, Request, RequestKey, Wait};
-pub use vote::{Ballot, Kind, Refusal, RefusalKind, Vote};
+pub use vote::{Abilities, Ballot, Kind, Refusal, RefusalKind, Vote};

@@ -4,7 +4,7 @@ use crate::ids::{Csn, Epoch, Owner, ParticipantId, Position, Txid};
 use crate::operation::Operation;
 use crate::record::Marker;
 use crate::request::RequestKey;
-use crate::vote::{Ballot, Kind};
+use crate::vote::{Abilities, Ballot, Kind};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -31,12 +31,16 @@ pub enum ToParticipant {
     Commit(Decided),
     /// Phase two of an aborted transaction, or the answer to an inquiry. A branch that is not there is ignored.
     Abort(Txid),
-    /// To a leader: these are your CSNs; write the markers and commit, all in one local transaction (R-LR).
+    /// To a leader: these are your CSNs; write the markers and commit, all in one local transaction; at a preparing store each in its own
+    /// (R-LR).
     Lead(Vec<Marker>),
     /// To a leader: what became of this one? If there is no marker, insert an 'A' marker: that decides (R-LR).
     Settle(Settle),
     /// To a leader: report markers with a CSN above this.
     Scan(Csn),
+    /// To a preparing store that keeps such a row: all its branches up to this CSN are acked. Write that down durably, and say so by
+    /// [`FromParticipant::Progress`] (R-STORELOSS).
+    Acked(Csn),
     /// No outcome at or below this CSN is open any more: the watermark may pass it (R-WATERMARK).
     Closed(Csn),
     /// Outcomes of transactions before this position are no longer asked for; markers below it may go, and none may be inserted.
@@ -161,6 +165,8 @@ pub struct Hello {
     pub exclusive: bool,
     /// The highest epoch it has seen in its markers or owner (evidence, R-LOGLOSS).
     pub highest_epoch: Epoch,
+    /// What a preparing store can do beside preparing.
+    pub abilities: Abilities,
 }
 
 /// How far a participant has followed.

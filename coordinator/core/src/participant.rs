@@ -16,7 +16,7 @@ use crate::message::{Decided, FromParticipant, Hello, MarkerEvidence, Progress, 
 use crate::operation::{Operation, Value};
 use crate::record::Marker;
 use crate::transaction::is_enlisted;
-use crate::vote::{Ballot, Kind, Refusal, RefusalKind, Vote};
+use crate::vote::{Abilities, Ballot, Kind, Refusal, RefusalKind, Vote};
 use crate::{Decider, Epoch};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -106,8 +106,10 @@ pub enum StoreCommand {
     },
     /// Forget these; a serial executor or leader rolls back its open batch.
     Abort(Vec<Txid>),
-    /// Write the markers and commit the open batch (R-LR).
+    /// Write the markers and commit the open batch; at a preparing store each in its own local transaction (R-LR).
     Lead(Vec<Marker>),
+    /// Write down durably that all branches up to this CSN are acked (R-STORELOSS).
+    Acked(Csn),
     /// What became of it, or insert an 'A' (R-LR).
     Settle(Settle),
     /// Up to `limit` markers with a CSN above this, in CSN order.
@@ -167,8 +169,10 @@ pub enum StoreReport {
     Aborted,
     /// After [`StoreCommand::Lead`]: all are committed, or, for certain, none is.
     Led(Result<(), Refusal>),
-    /// After [`StoreCommand::Lead`], where each transaction of the batch commits by itself: committed, or, for certain, not.
+    /// The same where each transaction commits by itself: each for certain, in the order given.
     LedEach(Vec<(Txid, Result<(), Refusal>)>),
+    /// After [`StoreCommand::Acked`].
+    Acked,
     /// After [`StoreCommand::Settle`].
     Settled(Option<Box<Marker>>),
     /// After [`StoreCommand::Scan`].
@@ -196,6 +200,7 @@ pub enum StoreReport {
 #[derive(Debug)]
 pub struct Participant {
     kind: Kind,
+    abilities: Abilities,
     /// The highest owner it has let in, or tried to (R-OWNER).
     owner: Option<Owner>,
     /// The owner before the one whose Hello is not sent yet: R-LOGLOSS evidence that a failed recovery must not swallow.
@@ -221,6 +226,7 @@ enum Command {
     Commit { decided: Arc<[Decided]>, closed: Csn },
     Abort,
     Lead(Vec<Txid>),
+    Acked(Csn),
     Settle(Settle),
     Scan,
     Floor,
@@ -261,7 +267,7 @@ struct Session {
     working: FxHashSet<Txid>,
     /// Transactions that ran so at a leader, voted Ready, and wait each for its own outcome.
     ready: FxHashSet<Txid>,
-    /// Redo votes whose outcome is not known.
+    /// Redo votes, and a preparing store's votes to lead, whose outcome is not known.
     voted: FxHashSet<Txid>,
     /// Prepared branches whose outcome is not known.
     doubts: Doubts,
@@ -285,6 +291,8 @@ struct Session {
     settles: VecDeque<Settle>,
     scan: Option<Csn>,
     floor: Option<Position>,
+    /// How far its branches are acked, to be written down (R-STORELOSS).
+    acked: Option<Csn>,
     resolves: VecDeque<(Txid, bool)>,
     /// What the coordinator was last told.
     progress: Progress,
@@ -356,8 +364,15 @@ struct Doubts {
 impl Participant {
     /// A participant of this kind; [`ParticipantEvent::Owner`] comes first.
     pub fn new(kind: Kind) -> Participant {
+        Participant::with(kind, Abilities::default())
+    }
+
+    /// The same, of a preparing store that can do more.
+    pub fn with(kind: Kind, abilities: Abilities) -> Participant {
+        assert!(kind == Kind::Preparing || abilities == Abilities::default(), "only a preparing store has these abilities");
         Participant {
             kind,
+            abilities,
             owner: None,
             previous: None,
             session: None,
@@ -428,7 +443,8 @@ impl Participant {
 
     fn receive(&mut self, now: Time, message: ToParticipant, effects: &mut Vec<ParticipantEffect>) {
         let session = self.session.as_mut().expect("checked by the caller");
-        let kind = self.kind;
+        let (kind, Abilities { leads, keeps_acked }) = (self.kind, self.abilities);
+        let leads = leads || kind == Kind::Leader;
         let broken_rule = match (session.phase, message) {
             (_, ToParticipant::Close) => {
                 self.session = None;
@@ -442,14 +458,21 @@ impl Participant {
                 ToParticipant::Reserve(decided) => session.reserve(decided),
                 ToParticipant::Open => session.open(now, kind),
                 ToParticipant::Prepare(work) => {
-                    session.enqueue(now, kind, work, effects);
+                    session.enqueue(now, kind, leads, work, effects);
                     None
                 }
                 ToParticipant::Commit(decided) => session.deliver(kind, decided, effects),
                 ToParticipant::Abort(txid) => session.abort(kind, txid, effects),
-                ToParticipant::Lead(markers) => session.lead(kind, markers, effects),
-                ToParticipant::Settle(what) => session.ask(kind, |s| s.settles.push_back(what)),
-                ToParticipant::Scan(above) => session.ask(kind, |s| s.scan = Some(above)),
+                ToParticipant::Lead(_) if !leads => Some("R-DECIDER: Lead was sent to a store that is no leader".into()),
+                ToParticipant::Lead(markers) if kind == Kind::Preparing => session.lead_each(markers, effects),
+                ToParticipant::Lead(markers) => session.lead(markers, effects),
+                ToParticipant::Settle(what) => session.ask(leads, |s| s.settles.push_back(what)),
+                ToParticipant::Scan(above) => session.ask(leads, |s| s.scan = Some(above)),
+                ToParticipant::Acked(csn) if keeps_acked => {
+                    session.acked = session.acked.max(Some(csn));
+                    None
+                }
+                ToParticipant::Acked(_) => Some("R-STORELOSS: Acked was sent to a store that does not keep it".into()),
                 ToParticipant::Closed(csn) => {
                     session.closed = session.closed.max(csn);
                     None
@@ -525,7 +548,8 @@ impl Participant {
                 session.recovered(now, previous, progress, &prepared);
                 let highest_epoch = highest_epoch(previous, highest, &prepared);
                 let (kind, owner) = (self.kind, previous);
-                let hello = Hello { kind, owner, progress, highest, prepared, heuristics, exclusive, highest_epoch };
+                let hello =
+                    Hello { kind, owner, progress, highest, prepared, heuristics, exclusive, highest_epoch, abilities: self.abilities };
                 effects.push(ParticipantEffect::Send(of, FromParticipant::Hello(hello)));
             }
             (Command::Prepare(work), StoreReport::Prepared(ballot)) => session.prepared(now, self.kind, work, ballot, effects),
@@ -547,18 +571,12 @@ impl Participant {
                 };
                 effects.push(ParticipantEffect::Send(of, message));
             }
-            (Command::Lead(txids), StoreReport::LedEach(each)) => {
-                assert!(same_transactions(&txids, &each.iter().map(|(txid, _)| *txid).collect::<Vec<_>>()), "an outcome for each");
+            (Command::Lead(txids), StoreReport::LedEach(outcomes)) => {
                 session.close_batch(true, effects);
                 session.untended = true;
-                let (led, refused): (Vec<_>, Vec<_>) = each.into_iter().partition(|(_, result)| result.is_ok());
-                if !led.is_empty() {
-                    effects.push(ParticipantEffect::Send(of, FromParticipant::Led(led.into_iter().map(|(txid, _)| txid).collect())));
-                }
-                for (txid, refusal) in refused.into_iter().filter_map(|(txid, result)| result.err().map(|refusal| (txid, refusal))) {
-                    effects.push(ParticipantEffect::Send(of, FromParticipant::NotLed(vec![txid], refusal)));
-                }
+                session.led_each(&txids, outcomes, effects);
             }
+            (Command::Acked(csn), StoreReport::Acked) => session.advance(Progress { applied: csn, durable: csn }, true, effects),
             (Command::Settle(what), StoreReport::Settled(marker)) => {
                 effects.push(ParticipantEffect::Send(of, FromParticipant::Settled(what, marker)));
             }
@@ -577,6 +595,7 @@ impl Participant {
             (Command::Tend(closed), StoreReport::Tended { progress, next }) => {
                 session.given = session.given.max(closed);
                 session.tend_at = next;
+                let progress = session.trusted(self.kind, progress);
                 session.advance(progress, false, effects);
             }
             (Command::Migrate(_), StoreReport::Migrated(_)) => session.untended = true,
@@ -656,6 +675,7 @@ impl Session {
             settles: VecDeque::new(),
             scan: None,
             floor: None,
+            acked: None,
             resolves: VecDeque::new(),
             progress: Progress::default(),
             untended: true,
@@ -708,7 +728,7 @@ impl Session {
     }
 
     /// R-ONEPREP: one Prepare in a branch's life.
-    fn enqueue(&mut self, now: Time, kind: Kind, work: Work, effects: &mut Vec<ParticipantEffect>) {
+    fn enqueue(&mut self, now: Time, kind: Kind, leads: bool, work: Work, effects: &mut Vec<ParticipantEffect>) {
         let refuse = |kind, why: String| Some(Refusal::new(kind, why));
         let txid = work.txid;
         let refusal = match self.phase {
@@ -718,7 +738,7 @@ impl Session {
                         RefusalKind::Unavailable,
                         format!("R-ONEPREP: {txid} is of epoch {}, the owner is of {}", txid.epoch, owner.epoch),
                     )
-                } else if (txid.decider == Decider::Leader(me)) != (kind == Kind::Leader) {
+                } else if !fits(kind, leads, txid.decider == Decider::Leader(me)) {
                     refuse(RefusalKind::Invalid, format!("R-DECIDER: {txid} is not decided the way this store is configured ({kind:?})"))
                 } else if self.queue.len() >= QUEUE_MAX {
                     refuse(RefusalKind::Busy, format!("{QUEUE_MAX} transactions wait for this store already"))
@@ -814,6 +834,7 @@ impl Session {
                     // Also what this session knows nothing of: an application may have prepared it.
                     Kind::Preparing => {
                         self.doubts.remove(txid);
+                        self.voted.remove(&txid);
                         true
                     }
                     Kind::Redo => self.voted.remove(&txid),
@@ -868,10 +889,7 @@ impl Session {
     }
 
     /// R-LR: the open batch, exactly, or not at all.
-    fn lead(&mut self, kind: Kind, markers: Vec<Marker>, effects: &mut Vec<ParticipantEffect>) -> Option<String> {
-        if kind != Kind::Leader {
-            return Some("R-DECIDER: Lead was sent to a store that is no leader".into());
-        }
+    fn lead(&mut self, markers: Vec<Marker>, effects: &mut Vec<ParticipantEffect>) -> Option<String> {
         let txids: Vec<Txid> = markers.iter().map(|m| m.entry.txid).collect();
         if txids.iter().all(|txid| self.ready.contains(txid)) {
             txids.iter().for_each(|txid| assert!(self.ready.remove(txid), "just found"));
@@ -888,9 +906,38 @@ impl Session {
         None
     }
 
+    /// R-LR at a preparing store: every one is a local transaction of its own, as far as it is still open.
+    fn lead_each(&mut self, markers: Vec<Marker>, effects: &mut Vec<ParticipantEffect>) -> Option<String> {
+        let (open, gone): (Vec<_>, Vec<_>) = markers.into_iter().partition(|marker| self.voted.contains(&marker.entry.txid));
+        if !gone.is_empty() {
+            let txids = gone.iter().map(|marker| marker.entry.txid).collect();
+            self.send(FromParticipant::NotLed(txids, Refusal::new(RefusalKind::Conflict, "it is not open any more")), effects);
+        }
+        if !open.is_empty() {
+            self.lead.get_or_insert_default().extend(open);
+        }
+        None
+    }
+
+    /// What became of the transactions that a preparing store led.
+    fn led_each(&mut self, txids: &[Txid], outcomes: Vec<(Txid, Result<(), Refusal>)>, effects: &mut Vec<ParticipantEffect>) {
+        assert!(outcomes.iter().map(|(txid, _)| txid).eq(txids), "R-LR: one outcome for each, in the order given");
+        let mut committed = Vec::new();
+        for (txid, outcome) in outcomes {
+            self.voted.remove(&txid);
+            match outcome {
+                Ok(()) => committed.push(txid),
+                Err(refusal) => self.send(FromParticipant::NotLed(vec![txid], refusal), effects),
+            }
+        }
+        if !committed.is_empty() {
+            self.send(FromParticipant::Led(committed), effects);
+        }
+    }
+
     /// Questions that only a leader can answer.
-    fn ask(&mut self, kind: Kind, put: impl FnOnce(&mut Session)) -> Option<String> {
-        if kind != Kind::Leader {
+    fn ask(&mut self, leads: bool, put: impl FnOnce(&mut Session)) -> Option<String> {
+        if !leads {
             return Some("R-DECIDER: Settle or Scan was sent to a store that is no leader".into());
         }
         put(self);
@@ -912,17 +959,19 @@ impl Session {
         for (txid, vote) in &ballot.votes {
             match (kind, vote) {
                 (_, Vote::No(_) | Vote::ReadOnly(_)) => {}
-                (Kind::Preparing, Vote::Prepared(_))
-                | (Kind::Redo, Vote::Redo(..))
-                | (Kind::Serial, Vote::InGroup(_))
-                | (Kind::Leader, Vote::Ready(_)) => yes.push(*txid),
+                (Kind::Preparing, Vote::Prepared(_)) if !self.decides(*txid) => yes.push(*txid),
+                (Kind::Preparing, Vote::Ready(_)) if self.decides(*txid) => yes.push(*txid),
+                (Kind::Redo, Vote::Redo(..)) | (Kind::Serial, Vote::InGroup(_)) | (Kind::Leader, Vote::Ready(_)) => yes.push(*txid),
                 (kind, vote) => panic!("a {kind:?} store voted {vote:?}"),
             }
         }
         match kind {
             Kind::Preparing => {
                 for &txid in yes.iter().filter(|t| !aborted.contains(t)) {
-                    self.doubts.insert(now, txid);
+                    match self.decides(txid) {
+                        true => drop(self.voted.insert(txid)),
+                        false => self.doubts.insert(now, txid),
+                    }
                 }
                 self.aborts.extend(aborted);
             }
@@ -958,11 +1007,20 @@ impl Session {
             }
             match (kind, &vote) {
                 (_, Vote::No(_) | Vote::ReadOnly(_)) => {}
-                (Kind::Preparing, Vote::Prepared(_)) => self.doubts.insert(now, txid),
+                (Kind::Preparing, Vote::Prepared(_)) if !self.decides(txid) => self.doubts.insert(now, txid),
+                (Kind::Preparing, Vote::Ready(_)) if self.decides(txid) => drop(self.voted.insert(txid)),
                 (Kind::Leader, Vote::Ready(_)) => drop(self.ready.insert(txid)),
                 (kind, vote) => panic!("a {kind:?} store voted {vote:?} later"),
             }
             self.send(FromParticipant::Ballot(Ballot { votes: vec![(txid, vote)], ..Ballot::default() }), effects);
+        }
+    }
+
+    /// R-DECIDER: whether this store is the one that decides it.
+    fn decides(&self, txid: Txid) -> bool {
+        match self.phase {
+            Phase::Open { me, .. } | Phase::HandingOver { me, .. } | Phase::Recovering { me, .. } => txid.decider == Decider::Leader(me),
+            Phase::Silent | Phase::Refused => false,
         }
     }
 
@@ -999,7 +1057,16 @@ impl Session {
             }
         }
         self.untended = true;
-        self.advance(progress, repeated, effects);
+        let progress = self.trusted(kind, progress);
+        self.advance(progress, repeated && kind != Kind::Preparing, effects);
+    }
+
+    /// What a store says of its progress; a preparing one has no watermark, only the row that it was told to write.
+    fn trusted(&self, kind: Kind, progress: Progress) -> Progress {
+        match kind {
+            Kind::Preparing => self.progress,
+            Kind::Redo | Kind::Serial | Kind::Leader => progress,
+        }
     }
 
     /// Tells how far the store has followed, if that is news or was asked for by a repeat.
@@ -1053,6 +1120,9 @@ impl Session {
         }
         if let Some((txid, commit)) = self.resolves.pop_front() {
             return Some((StoreCommand::Resolve { txid, commit }, Command::Resolve { txid, commit }));
+        }
+        if let Some(csn) = self.acked.take_if(|csn| *csn > self.progress.durable) {
+            return Some((StoreCommand::Acked(csn), Command::Acked(csn)));
         }
         if let Some(below) = self.floor.take() {
             return Some((StoreCommand::Floor(below), Command::Floor));
@@ -1295,6 +1365,15 @@ fn withhold_reads(ballot: &mut Ballot) -> Vec<(Txid, Vote)> {
     withheld.into_iter().map(|(_, vote)| vote).collect()
 }
 
+/// R-DECIDER: whether a store takes what it is to decide (`ours`), or what others decide.
+fn fits(kind: Kind, leads: bool, ours: bool) -> bool {
+    match kind {
+        Kind::Leader => ours,
+        Kind::Preparing => leads || !ours,
+        Kind::Redo | Kind::Serial => !ours,
+    }
+}
+
 /// R-OWNER.
 fn supersedes(new: Owner, kept: Owner) -> bool {
     new.coord_id == kept.coord_id && (new.epoch > kept.epoch || (new.epoch == kept.epoch && new.incarnation == kept.incarnation))
@@ -1333,6 +1412,7 @@ fn name_of(message: &ToParticipant) -> &'static str {
         ToParticipant::Abort(_) => "Abort",
         ToParticipant::Lead(_) => "Lead",
         ToParticipant::Settle(_) => "Settle",
+        ToParticipant::Acked(_) => "Acked",
         ToParticipant::Scan(_) => "Scan",
         ToParticipant::Closed(_) => "Closed",
         ToParticipant::Floor(_) => "Floor",

@@ -67,6 +67,12 @@ pub enum Record {
         /// The first position still known.
         position: Position,
     },
+    /// A preparing store decides from here on what touches it alone (R-LR); forced before the first such transaction, so that a later
+    /// start asks it. Kept for ever.
+    Leads {
+        /// Which one.
+        participant: ParticipantId,
+    },
 }
 
 /// Transactions decided by one record. The serial executor's batch is one group, because its redo belongs to all of them together.

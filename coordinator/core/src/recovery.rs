@@ -4,8 +4,8 @@ use crate::config::Config;
 use crate::coordinator::{Coordinator, Counts, Pending, Phase, Timer};
 use crate::decision::Decision;
 use crate::event::Effect;
-use crate::follower::{Follower, Item};
-use crate::ids::{CoordId, Csn, Epoch, LogId, Lsn, Owner, ParticipantId, Position, Time, Txid};
+use crate::follower::{Follower, Item, Scan};
+use crate::ids::{CoordId, Csn, Decider, Epoch, LogId, Lsn, Owner, ParticipantId, Position, Time, Txid};
 use crate::keys::KeyTable;
 use crate::outcomes::{CommittedFate, Fate, Known, Outcomes};
 use crate::record::{AdminAction, BranchRedo, CommitGroup, DamageKind, Entry, Payload, Record};
@@ -114,6 +114,7 @@ impl Coordinator {
             open: 0,
             decisions: BTreeMap::new(),
             deciding: BTreeSet::new(),
+            deciding_alone: BTreeSet::new(),
             keys: KeyTable::new(identity.incarnation),
             outcomes,
             pending: VecDeque::new(),
@@ -147,6 +148,9 @@ impl Coordinator {
             assert_eq!(id.0 as usize, self.followers.len(), "participants are numbered from 0 without a gap");
             let mut follower = Follower::new(*id, name.clone(), *kind);
             follower.acked = facts.acked.get(id).copied().unwrap_or(Csn::ZERO);
+            if facts.leads.contains(id) {
+                (follower.has_led, follower.scan) = (true, Scan::Needed);
+            }
             self.followers.push(follower);
         }
         for configured in self.config.participants.clone() {
@@ -197,7 +201,7 @@ impl Coordinator {
         let mut decision = Decision { entries, payload, lsn, decided: true, open_items: 0 };
         decision.open_items = self.put_items(now, &decision, ended);
         if decision.open_items == 0 {
-            self.releasable.extend(lsn);
+            self.let_go(decision);
             return;
         }
         for entry in &decision.entries {
@@ -246,6 +250,7 @@ impl Coordinator {
         for (i, entry) in decision.entries.iter().enumerate() {
             for &participant in &entry.branches {
                 match self.follower(participant).kind {
+                    _ if entry.txid.decider == Decider::Leader(participant) => {}
                     Kind::Serial => match places.iter_mut().find(|(p, _, item)| *p == participant && item.is_none()) {
                         Some(place) => place.1 = entry.csn,
                         None => places.push((participant, entry.csn, None)),
@@ -276,6 +281,7 @@ struct Facts {
     epochs: Vec<(Epoch, u64)>,
     loss_accepted: Epoch,
     acked: BTreeMap<ParticipantId, Csn>,
+    leads: BTreeSet<ParticipantId>,
     ended: FxHashSet<Txid>,
     floor: Position,
     damage: Vec<crate::record::Damage>,
@@ -316,6 +322,9 @@ impl Facts {
                     facts.damage.push(damage.clone());
                 }
                 Record::Admin { action, .. } => facts.take_action(action),
+                Record::Leads { participant } => {
+                    facts.leads.insert(*participant);
+                }
                 Record::Floor { position } => facts.floor = facts.floor.max(*position),
             }
         }

@@ -280,7 +280,7 @@ impl Coordinator {
             return self.reply(waiter.ticket, Reply::Unknown(reason), fx);
         }
         let mut waiting = BTreeSet::new();
-        for follower in self.followers.iter().filter(|follower| follower.kind == Kind::Leader) {
+        for follower in self.followers.iter().filter(|follower| follower.leads()) {
             match (follower.scan, follower.open_session()) {
                 (Scan::NotNeeded | Scan::Complete, _) => {}
                 (Scan::Needed | Scan::Running, _) | (Scan::Again(_), None) => {
@@ -481,9 +481,9 @@ impl Coordinator {
         self.admit_open()?;
         let Some(leader) = led_by else { return Ok(()) };
         match self.followers.get(leader.0 as usize) {
-            Some(follower) if follower.configured && follower.kind == Kind::Leader => Ok(()),
+            Some(follower) if follower.configured && (follower.kind == Kind::Leader || follower.leads_alone()) => Ok(()),
             Some(follower) => {
-                let sentence = format!("led_by: store `{}` is not configured to decide transactions (database-led)", follower.name);
+                let sentence = format!("led_by: store `{}` does not decide transactions (database-led)", follower.name);
                 Err((Some(leader), Refusal::new(RefusalKind::Invalid, sentence)))
             }
             None => Err((None, Refusal::new(RefusalKind::Invalid, format!("led_by: there is no store {leader}")))),
@@ -496,6 +496,8 @@ impl Coordinator {
         let (at, sentence) = match (txid.decider, by_branches) {
             (Decider::Log, Decider::Log) => return Ok(()),
             (Decider::Leader(begun), Decider::Leader(needed)) if begun == needed => return Ok(()),
+            // Begun without a leader, it goes through the log.
+            (Decider::Log, Decider::Leader(leader)) if self.follower(leader).kind == Kind::Preparing => return Ok(()),
             (Decider::Log, Decider::Leader(leader)) => {
                 let name = name(leader);
                 (leader, format!("store `{name}` is database-led and has to decide: name it at Begin (led_by)"))
@@ -506,7 +508,7 @@ impl Coordinator {
                     leader,
                     format!(
                         "it was begun to be decided by store `{name}` (led_by), which its branches do not allow: it has to be among \
-                                  them, as the only one that is database-led"
+                                  them, as the only one that is database-led, or alone where it prepares"
                     ),
                 )
             }
@@ -565,8 +567,15 @@ impl Coordinator {
         }
         match uncovered {
             Some(index) if !rows => no(Some(index), RefusalKind::Invalid, self.uncovered_sentence(index)),
-            _ => Ok(decider),
+            _ => Ok(self.leads_alone(&request.branches).map_or(decider, Decider::Leader)),
         }
+    }
+
+    /// The one participant of a transaction, if it decides what touches it alone (R-LR). What an application has prepared is past that.
+    fn leads_alone(&self, branches: &[BranchRequest]) -> Option<ParticipantId> {
+        let [branch] = branches else { return None };
+        let leads = self.follower(branch.participant).leads_alone() && !is_enlisted(&branch.operations);
+        leads.then_some(branch.participant)
     }
 
     fn admit_enlisted(&self, branch: &BranchRequest, begun: bool) -> Result<(), Refusal> {

@@ -6,7 +6,7 @@ use crate::follower::{Scan, Session};
 use crate::ids::{Csn, Decider, Owner, ParticipantId, SessionId, Time, Txid};
 use crate::message::{Decided, Hello, MarkerEvidence, Settle, Starts, ToParticipant};
 use crate::outcomes::Fate;
-use crate::record::{Damage, DamageKind};
+use crate::record::{Damage, DamageKind, Record};
 use crate::transaction::{Branch, State};
 use crate::vote::{Kind, Refusal, RefusalKind};
 use std::cmp::Ordering;
@@ -83,7 +83,15 @@ impl Coordinator {
             self.follower_mut(participant).session = Session::Refused(session, why);
             return;
         }
+        if self.follower(participant).has_led && !hello.abilities.leads {
+            let why =
+                "it has decided transactions by itself (R-LR), and says now that it cannot: they could not be asked about".to_string();
+            self.alarm(Alarm::Misbehaves(participant, why.clone()), fx);
+            self.follower_mut(participant).session = Session::Refused(session, why);
+            return;
+        }
         let follower = self.follower_mut(participant);
+        follower.abilities = hello.abilities;
         (follower.evidence, follower.progress, follower.prepared) = (true, hello.progress, hello.prepared.len());
         follower.exclusive = hello.exclusive;
         self.take_back_applied(participant, hello.progress.applied);
@@ -100,6 +108,12 @@ impl Coordinator {
             return self.evidence_changed(now, fx);
         }
         self.open(now, participant, session, fx);
+        if self.follower(participant).kind == Kind::Preparing && hello.abilities.leads {
+            match self.follower(participant).has_led {
+                true => self.ask_markers(participant, fx),
+                false => drop(self.append(Record::Leads { participant }, Some(Pending::Leads(participant)), fx)),
+            }
+        }
         self.evidence_changed(now, fx);
         self.inquiry(now, participant, hello.prepared, fx);
     }
@@ -167,7 +181,7 @@ impl Coordinator {
         }
     }
 
-    fn deciding_at(&self, leader: ParticipantId) -> Vec<Txid> {
+    pub(crate) fn deciding_at(&self, leader: ParticipantId) -> Vec<Txid> {
         let deciding =
             |t: &&crate::transaction::Transaction| matches!(t.state, State::Deciding(_)) && t.txid.decider == Decider::Leader(leader);
         let mut txids: Vec<_> = self.transactions.values().filter(deciding).map(|transaction| transaction.txid).collect();
@@ -199,7 +213,8 @@ impl Coordinator {
         }
         let resend = self.config.resend.0;
         let follower = self.follower_mut(participant);
-        (follower.session, follower.greeted, follower.closed_told) = (Session::Down, false, Csn::ZERO);
+        (follower.session, follower.greeted) = (Session::Down, false);
+        (follower.closed_told, follower.acked_told) = (Csn::ZERO, Csn::ZERO);
         for item in follower.items.values_mut() {
             (item.sent, item.backoff) = (None, resend);
         }

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 /// How a participant votes and follows. Fixed for the life of the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Kind {
-    /// A database that makes its branch durable itself and holds its locks (PostgreSQL, MariaDB): votes [`Vote::Prepared`].
+    /// A database that makes its branch durable itself and holds its locks (PostgreSQL, MariaDB): votes [`Vote::Prepared`]. Some can
+    /// do more ([`Abilities`]).
     Preparing,
     /// An index that checks the write and hands over all it needs to apply it (Tantivy, OpenSearch): votes [`Vote::Redo`].
     Redo,
@@ -17,6 +18,17 @@ pub enum Kind {
     Serial,
     /// A database whose own commit decides (R-LR): votes [`Vote::Ready`].
     Leader,
+}
+
+/// What a preparing store can do beside preparing. Nothing by default; other kinds have none of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Abilities {
+    /// A transaction that touches it alone it commits in one phase, with a marker row, and that commit decides (R-LR). Such a
+    /// transaction names it as its decider, and gets [`Vote::Ready`].
+    pub leads: bool,
+    /// It keeps a row that says up to which CSN its branches are acked, as [`crate::ToParticipant::Acked`] tells it, and reports that row
+    /// as its progress (R-STORELOSS).
+    pub keeps_acked: bool,
 }
 
 /// One participant's answer to one Prepare.
@@ -28,7 +40,7 @@ pub enum Vote {
     Redo(Bytes, Results),
     /// Yes, from the serial executor: it ran; the redo is the group's ([`Ballot::group_redo`]).
     InGroup(Results),
-    /// Yes, from a leader: all statements have run; give me the CSN and I commit.
+    /// Yes, from a leader, or from a preparing store that leads what touches it alone: all statements have run; give me the CSN and I commit.
     Ready(Results),
     /// Nothing was written: released, no phase two.
     ReadOnly(Results),

@@ -122,16 +122,22 @@ impl Coordinator {
     }
 
     pub(crate) fn ballot(&mut self, now: Time, participant: ParticipantId, session: SessionId, ballot: Ballot, fx: &mut Vec<Effect>) {
-        let in_batch = |vote: &Vote| matches!(vote, Vote::InGroup(_) | Vote::Ready(_));
+        // A preparing store runs every transaction by itself.
+        let together = self.follower(participant).kind != Kind::Preparing;
+        let in_batch = |vote: &Vote| together && matches!(vote, Vote::InGroup(_) | Vote::Ready(_));
         // R-SERIAL: one of the open batch was aborted meanwhile; its Abort is on its way, and the others run again.
         let taken_back = ballot.votes.iter().any(|(txid, vote)| in_batch(vote) && !self.awaits(*txid, participant, session));
-        let (mut batch, mut others) = (Vec::new(), Vec::new());
+        let (mut batch, mut ready, mut others) = (Vec::new(), Vec::new(), Vec::new());
         for (txid, vote) in ballot.votes {
             if !self.awaits(txid, participant, session) || (taken_back && in_batch(&vote)) {
                 continue;
             }
             let refusal = if let Vote::No(refusal) = &vote { Some(refusal.clone()) } else { None };
-            let voted = if in_batch(&vote) { &mut batch } else { &mut others };
+            let voted = match &vote {
+                vote if in_batch(vote) => &mut batch,
+                Vote::Ready(_) => &mut ready,
+                _ => &mut others,
+            };
             let transaction = self.transactions.get_mut(&txid).expect("awaited");
             transaction.branch_mut(participant).expect("awaited").state = BranchState::Voted(session, vote);
             match refusal {
@@ -140,6 +146,9 @@ impl Coordinator {
             }
         }
         self.batch_voted(now, participant, batch, ballot.group_redo, fx);
+        if !ready.is_empty() {
+            self.lead(now, participant, ready, fx);
+        }
         self.advance_all(now, others, fx);
     }
 
@@ -223,6 +232,9 @@ impl Coordinator {
         for txid in batch {
             let (entry, payload) = self.take_csn(now, txid);
             let groups: Vec<_> = self.transactions.get_mut(&txid).expect("voted").group_redo.take().into_iter().collect();
+            if entry.branches == [leader] && self.deciding.remove(&entry.csn) {
+                self.deciding_alone.insert(entry.csn);
+            }
             markers.push(Marker { entry: entry.clone(), payload: payload.clone(), groups: groups.clone() });
             let payload = Payload::of_one(payload, groups);
             self.reserve(now, Decision { entries: vec![entry], payload, lsn: None, decided: false, open_items: 0 });

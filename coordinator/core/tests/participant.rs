@@ -1,9 +1,9 @@
 //! The branch's side, rule by rule.
 
 use lockstep_core::{
-    Ballot, CommitEntry, CoordId, Csn, Decided, Decider, EntryPayload, Epoch, FromParticipant, Kind, Marker, Operation, Owner, Participant,
-    ParticipantEffect, ParticipantEvent, ParticipantId, Progress, Refusal, RefusalKind, RequestKey, SessionId, Starts, StoreCommand,
-    StoreReport, Ticket, Time, ToParticipant, Txid, Vote, Work,
+    Abilities, Ballot, CommitEntry, CoordId, Csn, Decided, Decider, EntryPayload, Epoch, FromParticipant, Kind, Marker, Operation, Owner,
+    Participant, ParticipantEffect, ParticipantEvent, ParticipantId, Progress, Refusal, RefusalKind, RequestKey, SessionId, Starts,
+    StoreCommand, StoreReport, Ticket, Time, ToParticipant, Txid, Vote, Work,
 };
 
 const ME: ParticipantId = ParticipantId(1);
@@ -458,7 +458,7 @@ fn votes_that_come_late_are_outcomes_of_their_own() {
     assert!(matches!(bench.work(), Some(StoreCommand::Lead(markers)) if markers.len() == 2));
     let refusal = Refusal::new(RefusalKind::Conflict, "no");
     bench.report(StoreReport::LedEach(vec![(b, Ok(())), (a, Err(refusal.clone()))]));
-    assert_eq!(bench.sent, [FromParticipant::Led(vec![b]), FromParticipant::NotLed(vec![a], refusal)]);
+    assert_eq!(bench.sent, [FromParticipant::NotLed(vec![a], refusal), FromParticipant::Led(vec![b])]);
     bench.sent.clear();
     bench.tell(ToParticipant::Lead(vec![marker(d, 3)]));
     assert!(matches!(&bench.sent[..], [FromParticipant::NotLed(txids, _)] if *txids == [d]), "it has not voted");
@@ -591,4 +591,78 @@ fn what_applications_prepare_is_found_and_asked_about() {
     assert_eq!(bench.work(), Some(StoreCommand::List));
     bench.report(StoreReport::Listed(None));
     assert_eq!(bench.machine.next_deadline(), None, "where applications cannot prepare any, nobody looks");
+}
+
+impl Bench {
+    /// A preparing store that can do everything, in an open session of epoch 3.
+    fn able() -> Bench {
+        let mut bench = Bench::new(Kind::Preparing, None);
+        bench.machine = Participant::with(Kind::Preparing, Abilities { leads: true, keeps_acked: true });
+        bench.step(ParticipantEvent::Owner(None));
+        bench.welcome(owner(3, 7));
+        bench.recovered(csn(1), vec![]);
+        bench.tell(ToParticipant::Open);
+        bench.settle();
+        bench
+    }
+}
+
+#[test]
+fn a_preparing_store_leads_each_transaction_by_itself() {
+    let mut bench = Bench::able();
+    let (a, b, c) = (led(1, ME), led(2, ME), tx(3));
+    bench.prepare(&[a, b, c]);
+    assert_eq!(bench.batch(), [a, b, c]);
+    bench.vote(vec![(a, Vote::Ready([].into())), (b, Vote::Ready([].into())), (c, Vote::Prepared([].into()))]);
+    assert_eq!(bench.voted(), [a, b, c]);
+    bench.tell(ToParticipant::Lead(vec![marker(a, 5)]));
+    bench.tell(ToParticipant::Lead(vec![marker(led(9, ME), 6), marker(b, 7)]));
+    assert!(matches!(&bench.sent[..], [FromParticipant::NotLed(txids, _)] if *txids == [led(9, ME)]), "it is not open");
+    bench.sent.clear();
+    assert!(matches!(bench.work(), Some(StoreCommand::Lead(markers)) if markers.len() == 2), "neither waits for the other");
+    let refusal = Refusal::new(RefusalKind::Conflict, "could not serialize");
+    bench.report(StoreReport::LedEach(vec![(a, Err(refusal.clone())), (b, Ok(()))]));
+    assert_eq!(bench.sent, [FromParticipant::NotLed(vec![a], refusal), FromParticipant::Led(vec![b])]);
+    bench.tell(ToParticipant::Settle(lockstep_core::Settle::Txid(a)));
+    assert!(matches!(bench.work(), Some(StoreCommand::Settle(_))));
+    bench.report(StoreReport::Settled(None));
+    bench.sent.clear();
+    bench.tell(ToParticipant::Lead(vec![marker(a, 5)]));
+    assert!(matches!(&bench.sent[..], [FromParticipant::NotLed(..)]), "once");
+}
+
+#[test]
+fn a_preparing_store_that_cannot_lead_takes_none_of_it() {
+    let mut bench = Bench::open(Kind::Preparing);
+    bench.prepare(&[led(1, ME)]);
+    assert_eq!(bench.voted(), [led(1, ME)], "R-DECIDER: refused");
+    bench.prepare(&[led(2, ParticipantId(0))]);
+    assert_eq!(bench.batch(), [led(2, ParticipantId(0))], "what another one decides is prepared as always");
+    bench.tell(ToParticipant::Scan(Csn::ZERO));
+    assert_eq!(bench.ended.len(), 1, "R-DECIDER");
+    let mut bench = Bench::open(Kind::Preparing);
+    bench.tell(ToParticipant::Acked(csn(1)));
+    assert_eq!(bench.ended.len(), 1, "R-STORELOSS");
+}
+
+#[test]
+fn how_far_it_was_acked_is_written_down_and_then_said() {
+    let mut bench = Bench::able();
+    bench.tell(ToParticipant::Acked(csn(1)));
+    assert_eq!(bench.work(), None, "it has written that already");
+    bench.tell(ToParticipant::Acked(csn(4)));
+    assert_eq!(bench.work(), Some(StoreCommand::Acked(csn(4))));
+    assert_eq!(bench.sent, [], "not before it is durable");
+    bench.report(StoreReport::Acked);
+    let row = Progress { applied: csn(4), durable: csn(4) };
+    assert_eq!(bench.sent, [FromParticipant::Progress(row)]);
+    bench.sent.clear();
+    bench.prepare(&[tx(1)]);
+    bench.batch();
+    bench.vote(vec![(tx(1), Vote::Prepared([].into()))]);
+    bench.voted();
+    bench.tell(ToParticipant::Commit(decided(6, &[tx(1)])));
+    bench.work();
+    bench.report(StoreReport::Committed { progress: Progress::default(), done: vec![tx(1)], not_prepared: vec![], stuck: vec![] });
+    assert_eq!(bench.sent, [FromParticipant::Committed(tx(1))], "a preparing store has no watermark but that row");
 }

@@ -4,8 +4,8 @@
 mod support;
 
 use lockstep_core::{
-    AdminAction, Ballot, Condition, CoordId, Csn, Epoch, FromParticipant, Kind, LogId, MarkerEvidence, Owner, ParticipantId, Progress,
-    Refusal, RefusalKind, Settle, Token, Vote, Wait,
+    Abilities, AdminAction, Ballot, Condition, CoordId, Csn, Epoch, FromParticipant, Kind, LogId, MarkerEvidence, Owner, ParticipantId,
+    Progress, Refusal, RefusalKind, Settle, Token, Vote, Wait,
 };
 use std::path::{Path, PathBuf};
 use support::{Play, csn, enlisted, key, put, row, txid};
@@ -16,6 +16,9 @@ const EMBEDDED: &[(&str, Kind)] = &[("db", Kind::Serial), ("index", Kind::Redo)]
 const REMOTE: &[(&str, Kind)] = &[("pg", Kind::Preparing), ("index", Kind::Redo)];
 /// A database whose own commit decides, and an index.
 const LED: &[(&str, Kind)] = &[("bank", Kind::Leader), ("index", Kind::Redo)];
+
+/// What a preparing store may be able to do beside that.
+const ABLE: Abilities = Abilities { leads: true, keeps_acked: true };
 
 const PG: ParticipantId = ParticipantId(0);
 const INDEX: ParticipantId = ParticipantId(1);
@@ -710,6 +713,128 @@ story!(
         play.asks("move", vec![row("bank"), row("pg")]);
         play.yes("pg", "1-1@p0");
         play.read_only("bank", "1-1@p0");
+    }
+);
+
+// ---- a preparing store that decides what touches it alone
+
+story!(
+    alone,
+    "A preparing store that leads, and a transaction that touches it alone: nothing is prepared, nothing is logged, its own commit decides (R-LR).",
+    play = Play::able(REMOTE, ABLE),
+    {
+        play.asks("rename", vec![row("pg")]);
+        play.yes("pg", "1-1@p0");
+        play.says("pg", FromParticipant::Led(vec![txid("1-1@p0")]));
+        play.note("With a second store, or begun without naming it, the log decides as always.");
+        play.asks("add film 1", remote_film(1));
+        play.begins("rename again", None);
+        play.asks("rename again", vec![row("pg")]);
+        play.begins("rename, and so begun", Some("pg"));
+        play.asks("rename, and so begun", vec![row("pg")]);
+        play.begins("led, but not alone", Some("pg"));
+        play.asks("led, but not alone", remote_film(2));
+        play.note("Several at once are independent of each other.");
+        play.asks("rename once more", vec![row("pg")]);
+        play.votes("pg", &["1-4@p0", "1-6@p0"]);
+        play.says("pg", FromParticipant::NotLed(vec![txid("1-4@p0")], Refusal::new(RefusalKind::Conflict, "could not serialize")));
+        play.says("pg", FromParticipant::Led(vec![txid("1-6@p0")]));
+    }
+);
+
+story!(
+    alone_first,
+    "A store's first Hello that says it leads: the log says so durably before it is given anything to decide, or the next start would not ask it.",
+    play = Play::before_start(REMOTE, |_| {}),
+    {
+        play.actor("pg").abilities = ABLE;
+        play.forced();
+        play.connects("index");
+        play.connects("pg");
+        play.asks("too early", vec![row("pg")]);
+        play.forced();
+        play.says("pg", FromParticipant::Markers { markers: vec![], last: true });
+        play.asks("rename", vec![row("pg")]);
+        play.note("Once it has led it cannot stop: what it has decided could not be asked any more.");
+        play.dies("pg");
+        play.actor("pg").abilities = Default::default();
+        play.connects("pg");
+    }
+);
+
+story!(
+    alone_lost,
+    "A preparing store's session is lost after Lead. It is asked when it is back; meanwhile nobody else waits, because it touches nobody else.",
+    play = Play::able(REMOTE, ABLE),
+    {
+        play.asks("rename", vec![row("pg")]);
+        play.yes("pg", "1-1@p0");
+        play.asks("add film 1", remote_film(1));
+        play.yes("index", "1-2");
+        play.yes("pg", "1-2");
+        play.forced();
+        play.dies("pg");
+        play.follows("index", "1.2", "1.2");
+        play.connects("pg");
+        play.says("pg", FromParticipant::Settled(Settle::Txid(txid("1-1@p0")), None));
+    }
+);
+
+story!(
+    alone_coordinator_dies,
+    "The coordinator dies after it told a preparing store to commit by itself: its marker says that it did.",
+    play = Play::able(REMOTE, ABLE),
+    {
+        play.asks("rename", vec![row("pg")]);
+        play.yes("pg", "1-1@p0");
+        let marker = play.sent_markers()[&txid("1-1@p0")].clone();
+        play.coordinator_dies();
+        play.forced();
+        play.connects("index");
+        play.note("Until pg's markers are read nobody knows.");
+        play.retries("rename", 1, 1, vec![row("pg")]);
+        play.connects("pg");
+        play.says("pg", FromParticipant::Markers { markers: vec![marker], last: true });
+        play.retries("rename", 1, 1, vec![row("pg")]);
+    }
+);
+
+story!(
+    acked_row,
+    "Before the log forgets what a preparing store was acked, the store writes down how far that is (R-STORELOSS).",
+    play = Play::able(REMOTE, ABLE),
+    {
+        remote_decided(&mut play);
+        play.acks("pg", "1-1");
+        play.follows("index", "1.1", "1.1");
+        play.passes(1000);
+        play.note("Nothing is forgotten before that row is durable.");
+        play.passes(1000);
+        play.follows("pg", "1.1", "1.1");
+        play.passes(1000);
+        play.forced();
+        play.coordinator_dies();
+        play.forced();
+        play.connects("pg");
+    }
+);
+
+story!(
+    acked_row_lost,
+    "A preparing store comes back with less than it had written down: an old copy was restored. It is not used (R-STORELOSS).",
+    play = Play::able(REMOTE, ABLE),
+    {
+        remote_decided(&mut play);
+        play.acks("pg", "1-1");
+        play.follows("index", "1.1", "1.1");
+        play.passes(1000);
+        play.follows("pg", "1.1", "1.1");
+        play.passes(1000);
+        play.forced();
+        play.dies("pg");
+        play.actor("pg").progress = Progress::default();
+        play.connects("pg");
+        play.asks("add film 2", remote_film(2));
     }
 );
 

@@ -3,7 +3,7 @@
 use crate::service::participant_messages::{from_participant_out, to_participant};
 use anyhow::Context;
 use clap::Args;
-use lockstep_core::{Ballot, Csn, FromParticipant, Hello, Kind, Owner, Progress, ToParticipant, Vote};
+use lockstep_core::{Abilities, Ballot, Csn, FromParticipant, Hello, Kind, Owner, Progress, ToParticipant, Vote};
 use lockstep_proto::v1;
 use lockstep_proto::v1::participant_service_client::ParticipantServiceClient;
 use tokio::sync::mpsc;
@@ -49,6 +49,7 @@ pub async fn attend(arguments: &NoOpArgs) -> anyhow::Result<()> {
                 | ToParticipant::Settle(_)
                 | ToParticipant::Scan(_)
                 | ToParticipant::Closed(_)
+                | ToParticipant::Acked(_)
                 | ToParticipant::Floor(_)
                 | ToParticipant::Resolve { .. }
                 | ToParticipant::Skip(_) => {}
@@ -73,6 +74,7 @@ fn hello(owner: Owner) -> FromParticipant {
         prepared: Vec::new(),
         heuristics: Vec::new(),
         exclusive: true,
+        abilities: Abilities::default(),
         highest_epoch: owner.epoch,
     })
 }

@@ -110,6 +110,7 @@ pub fn space_of(record: &Record) -> Space {
         | Record::Acked { .. }
         | Record::Damage(_)
         | Record::Admin { .. }
+        | Record::Leads { .. }
         | Record::Floor { .. } => Space::Kept,
     }
 }

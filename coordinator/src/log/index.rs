@@ -80,6 +80,7 @@ impl Index {
             | Record::Commit(_)
             | Record::End { .. }
             | Record::Damage(_)
+            | Record::Leads { .. }
             | Record::Admin { .. } => None,
         };
         self.superseded.extend(replaced);

@@ -115,6 +115,7 @@ fn every_kind() -> Vec<Entry> {
         Record::Damage(damage),
         Record::Admin { operator: "ada".into(), action, reason: "r".repeat(3 * CHUNK), at_ms: 6 },
         Record::Floor { position: Position { epoch: Epoch(2), n: 9 } },
+        Record::Leads { participant: ParticipantId(1) },
     ];
     records.into_iter().zip(1..).map(|(record, lsn)| Entry { lsn: Lsn(lsn), record }).collect()
 }

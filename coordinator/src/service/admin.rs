@@ -78,9 +78,13 @@ impl AdminService for Admin {
 
     async fn doctor(&self, _: Request<v1::DoctorRequest>) -> Result<Response<v1::DoctorReply>, Status> {
         let mut reply = self.0.engine.ask(Question::Doctor).await?;
-        let examined: Vec<_> = self.0.engine.readers().into_iter().map(|(name, reader)| {
-            (name, tokio::task::spawn_blocking(move || reader.examine()))
-        }).collect();
+        let examined: Vec<_> = self
+            .0
+            .engine
+            .readers()
+            .into_iter()
+            .map(|(name, reader)| (name, tokio::task::spawn_blocking(move || reader.examine())))
+            .collect();
         for (name, examination) in examined {
             let findings = examination.await.map_err(|error| Status::internal(error.to_string()))?;
             reply.findings.extend(findings.into_iter().map(|Finding { problem, sentence, remedy }| v1::Finding {

@@ -6,9 +6,9 @@ use super::translate::{
     txid_out, value, value_out,
 };
 use lockstep_core::{
-    Ballot, BranchRedo, CommitEntry, Condition, CoordId, Csn, Decided, EntryPayload, FromParticipant, GroupRedo, Hello, KeyWrite, Kind,
-    Marker, MarkerEvidence, Operation, Owner, ParticipantId, Position, Progress, Refusal, Results, Settle, Starts, StatementResult,
-    ToParticipant, Txid, Vote, Work,
+    Abilities, Ballot, BranchRedo, CommitEntry, Condition, CoordId, Csn, Decided, EntryPayload, FromParticipant, GroupRedo, Hello,
+    KeyWrite, Kind, Marker, MarkerEvidence, Operation, Owner, ParticipantId, Position, Progress, Refusal, Results, Settle, Starts,
+    StatementResult, ToParticipant, Txid, Vote, Work,
 };
 use lockstep_proto::v1;
 use v1::from_participant_message::Message as From;
@@ -30,6 +30,7 @@ pub fn to_participant_out(message: &ToParticipant) -> v1::ToParticipantMessage {
         ToParticipant::Settle(settle) => To::Settle(settle_out(settle)),
         ToParticipant::Scan(above) => To::Scan(v1::Scan { above_csn: above.to_u64() }),
         ToParticipant::Closed(csn) => To::Closed(v1::Closed { csn: csn.to_u64() }),
+        ToParticipant::Acked(csn) => To::Acked(v1::Acked { csn: csn.to_u64() }),
         ToParticipant::Floor(position) => To::Floor(position_out(*position)),
         ToParticipant::Resolve { txid, commit } => To::Resolve(v1::Resolve { txid: Some(txid_out(*txid)), commit: *commit }),
         ToParticipant::Skip(decided) => To::Skip(decided_out(decided)),
@@ -51,6 +52,7 @@ pub fn to_participant(message: v1::ToParticipantMessage) -> Result<ToParticipant
         To::Settle(wire) => ToParticipant::Settle(settle(wire)?),
         To::Scan(scan) => ToParticipant::Scan(place(scan.above_csn, "scan.above_csn")?),
         To::Closed(closed) => ToParticipant::Closed(place(closed.csn, "closed.csn")?),
+        To::Acked(acked) => ToParticipant::Acked(place(acked.csn, "acked.csn")?),
         To::Floor(wire) => ToParticipant::Floor(begin(Some(wire), "floor")?),
         To::Resolve(wire) => ToParticipant::Resolve { txid: id(wire.txid, "resolve.txid")?, commit: wire.commit },
         To::Skip(wire) => ToParticipant::Skip(decided(wire)?),
@@ -176,6 +178,10 @@ fn hello(wire: v1::Hello) -> Result<Hello, Malformed> {
         heuristics: all(wire.heuristics, |wire| Ok((id(wire.txid, "hello.heuristics.txid")?, wire.commit)))?,
         exclusive: wire.exclusive,
         highest_epoch: epoch(wire.highest_epoch).map_err(|what| format!("hello.highest_epoch{what}"))?,
+        abilities: match kind(wire.kind)? {
+            Kind::Preparing => Abilities { leads: wire.leads, keeps_acked: wire.keeps_acked },
+            Kind::Redo | Kind::Serial | Kind::Leader => Abilities::default(),
+        },
     })
 }
 
@@ -190,6 +196,8 @@ fn hello_out(hello: &Hello) -> v1::Hello {
         heuristics: hello.heuristics.iter().map(heuristic).collect(),
         exclusive: hello.exclusive,
         highest_epoch: hello.highest_epoch.0,
+        leads: hello.abilities.leads,
+        keeps_acked: hello.abilities.keeps_acked,
     }
 }
 
@@ -528,6 +536,7 @@ mod tests {
             heuristics: vec![(TXID, true)],
             exclusive: true,
             highest_epoch: Epoch(3),
+            abilities: Abilities::default(),
         };
         for message in [
             FromParticipant::Hello(hello),

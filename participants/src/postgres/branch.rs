@@ -321,7 +321,8 @@ fn not_prepared(error: tokio_postgres::Error) -> Failure {
 
 /// Ends the open transaction without effect. A connection that cannot do that is not used again.
 pub async fn roll_back(connection: &mut Connection) {
-    let (ended, reset) = futures_util::future::join(connection.client.batch_execute("ROLLBACK"), connection.client.batch_execute(RESET)).await;
+    let (ended, reset) =
+        futures_util::future::join(connection.client.batch_execute("ROLLBACK"), connection.client.batch_execute(RESET)).await;
     connection.spoilt = ended.is_err() || reset.is_err();
 }
 

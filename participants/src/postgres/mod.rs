@@ -33,8 +33,8 @@ use crate::{Committed, LateVotes, Led, Reader, Recovered, ResourceManager, Store
 use connection::{Connector, Lent};
 use failure::{Failure, sentence};
 use lockstep_core::{
-    Ballot, Csn, Decided, Decider, Kind, Marker, MarkerEvidence, Owner, ParticipantId, Position, Progress, Refusal, RefusalKind, Settle, Txid,
-    Vote, Work,
+    Abilities, Ballot, Csn, Decided, Decider, Kind, Marker, MarkerEvidence, Owner, ParticipantId, Position, Progress, Refusal, RefusalKind,
+    Settle, Txid, Vote, Work,
 };
 use marker::Outcome;
 use reader::Readers;
@@ -265,6 +265,22 @@ impl ResourceManager for Postgres {
         }
     }
 
+    fn abilities(&self) -> Abilities {
+        let two_phase = self.options.mode == PostgresMode::TwoPhase;
+        Abilities { leads: two_phase, keeps_acked: two_phase }
+    }
+
+    fn acked(&mut self, csn: Csn) -> Result<(), StoreError> {
+        let (runtime, _, current) = self.current()?;
+        current.state.acked = current.state.acked.max(csn);
+        runtime.block_on(async {
+            let connection = current.session.finisher().await.map_err(Failure::broken)?;
+            takeover::keep_progress(&connection, &current.state).await
+        })?;
+        current.stored = current.state.acked;
+        Ok(())
+    }
+
     fn recover(&mut self, owner: Owner, me: ParticipantId) -> Result<Recovered, StoreError> {
         // What is still at work loses its connection here, and its backend below.
         self.session = None;
@@ -272,13 +288,7 @@ impl ResourceManager for Postgres {
         let taken = self.runtime().block_on(takeover::take_over(&connector, &self.options, owner, me));
         let (session, state, recovered) = taken?;
         let now = Instant::now();
-        self.session = Some(Current {
-            session: Arc::new(session),
-            state,
-            stored: state.acked,
-            tasks: JoinSet::new(),
-            acked_at: now,
-        });
+        self.session = Some(Current { session: Arc::new(session), state, stored: state.acked, tasks: JoinSet::new(), acked_at: now });
         Ok(recovered)
     }
 
@@ -363,17 +373,17 @@ impl ResourceManager for Postgres {
     }
 
     fn lead(&mut self, markers: &[Marker]) -> Result<Led, StoreError> {
-        let alone = self.late.is_some();
+        let alone = self.late.is_some() || self.options.mode == PostgresMode::TwoPhase;
         let (runtime, _, current) = self.current()?;
         let session = Arc::clone(&current.session);
         let (led, open) = {
             let mut under_way = session.under_way();
             let led: Vec<_> = markers.iter().map(|marker| (marker, under_way.open.remove(&marker.entry.txid))).collect();
             // Of a batch that is led together, those that are not among these were refused elsewhere.
-            (led, if alone { HashMap::new() } else { std::mem::take(&mut under_way.open) })
+            (led, if alone { Vec::new() } else { under_way.open.drain().map(|(_, open)| open).collect() })
         };
         let outcomes = runtime.block_on(async {
-            let taken_back = futures_util::future::join_all(open.into_values().map(marker::take_back));
+            let taken_back = futures_util::future::join_all(open.into_iter().map(marker::take_back));
             let led = futures_util::future::join_all(led.into_iter().map(|(marker, open)| work::lead(&session, marker, open)));
             futures_util::future::join(taken_back, led).await.1
         });
@@ -435,7 +445,10 @@ impl ResourceManager for Postgres {
     fn tend(&mut self, closed: Csn) -> Result<Tended, StoreError> {
         let (runtime, options, current) = self.current()?;
         let now = Instant::now();
-        current.state.acked = current.state.acked.max(closed);
+        // A preparing store is told when it is to write it (`acked`).
+        if options.mode == PostgresMode::DatabaseLed {
+            current.state.acked = current.state.acked.max(closed);
+        }
         if current.state.acked > current.stored && now >= current.acked_at + options.ack_every {
             runtime.block_on(async {
                 let connection = current.session.finisher().await.map_err(Failure::broken)?;
@@ -471,7 +484,9 @@ impl ResourceManager for Postgres {
             let is_true = |message: &SimpleQueryMessage| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("t"));
             match answer.is_ok_and(|answer| answer.iter().any(is_true)) {
                 true => Ok("The migration is applied and durable.".into()),
-                false => Err(StoreError::Invalid("the script left its transaction open: nothing of that is kept; end it with COMMIT".into())),
+                false => {
+                    Err(StoreError::Invalid("the script left its transaction open: nothing of that is kept; end it with COMMIT".into()))
+                }
             }
         })
     }

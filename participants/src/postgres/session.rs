@@ -1,9 +1,9 @@
 //! A session: who leads, and the connections that belong to it.
 
 use super::PostgresOptions;
-use super::work::UnderWay;
 use super::connection::{Connector, Lent, Pool, lend};
 use super::failure::Failure;
+use super::work::UnderWay;
 use lockstep_core::gid::Gid;
 use lockstep_core::{CoordId, Owner, ParticipantId, Txid};
 use std::hash::BuildHasher;
@@ -37,7 +37,14 @@ impl Session {
         let nonce = std::hash::RandomState::new().hash_one(Instant::now()) as u32;
         let tag = format!("{}{nonce:08x}", tag_prefix(owner.coord_id, me));
         let connector = connector.named(&tag);
-        Session { owner, me, tag, branches: connector.pool(options.pool_size), finishers: connector.pool(options.finishers), under_way: Mutex::default() }
+        Session {
+            owner,
+            me,
+            tag,
+            branches: connector.pool(options.pool_size),
+            finishers: connector.pool(options.finishers),
+            under_way: Mutex::default(),
+        }
     }
 
     /// What is under way in it. Never held across an await.

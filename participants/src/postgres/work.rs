@@ -128,7 +128,10 @@ async fn run(session: &Session, options: &PostgresOptions, work: &Work, stop: &S
         Ok(Ok(connection)) => connection,
         Ok(Err(failure)) => return no(failure),
         Err(Left::Late) => {
-            return no(Failure::refused(RefusalKind::Busy, format!("all {} connections of the store are busy (pool_size)", options.pool_size)));
+            return no(Failure::refused(
+                RefusalKind::Busy,
+                format!("all {} connections of the store are busy (pool_size)", options.pool_size),
+            ));
         }
         Err(left) => return no(failed(left)),
     };

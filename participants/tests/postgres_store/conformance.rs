@@ -71,10 +71,7 @@ impl Subject for Database {
         };
         let rows = reader.query("SELECT key, value FROM item", &[], ALL).unwrap().rows;
         let writes = reader.query("SELECT coalesce(sum(n), 0)::bigint FROM writes", &[], ALL).unwrap().rows;
-        Contents {
-            values: rows.iter().map(|row| (number(&row[0]) as u32, number(&row[1]))).collect(),
-            writes: Some(number(&writes[0][0])),
-        }
+        Contents { values: rows.iter().map(|row| (number(&row[0]) as u32, number(&row[1]))).collect(), writes: Some(number(&writes[0][0])) }
     }
 }
 

@@ -2,16 +2,18 @@
 
 use crate::lab::{lab, lab_with, led, options, sql, with};
 use crate::postgres::database;
-use lockstep_participants::postgres::PostgresMode;
 use lockstep_core::{Operation, RefusalKind, Value, Vote};
+use lockstep_participants::postgres::PostgresMode;
 
 const T: &str = "CREATE TABLE t(id integer PRIMARY KEY, n integer CHECK (n < 100)); INSERT INTO t VALUES (1, 1)";
 
 #[test]
 fn each_is_answered_by_what_the_caller_must_do() {
     use RefusalKind::{Constraint, Invalid};
-    let mut lab = lab(&format!("{T}; CREATE TABLE \"we\"\"ird\"(id integer); CREATE TABLE child(t integer REFERENCES t(id) DEFERRABLE INITIALLY DEFERRED);
-        CREATE FUNCTION no() RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE 'no way'; END $$"));
+    let mut lab = lab(&format!(
+        "{T}; CREATE TABLE \"we\"\"ird\"(id integer); CREATE TABLE child(t integer REFERENCES t(id) DEFERRABLE INITIALLY DEFERRED);
+        CREATE FUNCTION no() RETURNS void LANGUAGE plpgsql AS $$ BEGIN RAISE 'no way'; END $$"
+    ));
     for (statement, kind, sentence) in [
         ("SELEC 1", Invalid, "SELEC"),
         ("SELECT * FROM nowhere", Invalid, "nowhere"),
@@ -63,7 +65,12 @@ fn a_session_is_not_polluted() {
         // As another branch on the same connections would find it.
         lab.commit(vec![sql("UPDATE t SET n = n")]);
     }
-    assert_eq!(lab.psql("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid IN (SELECT pid FROM pg_stat_activity WHERE state = 'active')"), "0");
+    assert_eq!(
+        lab.psql(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid IN (SELECT pid FROM pg_stat_activity WHERE state = 'active')"
+        ),
+        "0"
+    );
 }
 
 #[test]
@@ -115,7 +122,9 @@ fn a_migration_says_what_is_wrong() {
     let lab = lab(T);
     let mut store = lab.store;
     use lockstep_participants::{ResourceManager, StoreError};
-    for (script, sentence) in [("CREATE TABLE t(i int)", "already exists"), ("BEGIN; CREATE TABLE u(i int)", "left its transaction open"), ("a\0", "NUL")] {
+    for (script, sentence) in
+        [("CREATE TABLE t(i int)", "already exists"), ("BEGIN; CREATE TABLE u(i int)", "left its transaction open"), ("a\0", "NUL")]
+    {
         match store.migrate(script) {
             Err(StoreError::Invalid(message)) => assert!(message.contains(sentence), "{script}: {message}"),
             other => panic!("{script}: {other:?}"),

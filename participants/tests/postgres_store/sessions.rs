@@ -201,8 +201,7 @@ fn an_orphan_that_appears_later_is_listed() {
 fn how_far_it_has_followed_is_a_row() {
     let mut lab = lab(STOCK);
     lab.commit(vec![sql("UPDATE stock SET n = 9 WHERE id = 1")]);
-    let tended = lab.store.tend(csn(1)).unwrap();
-    assert_eq!((tended.progress.applied, tended.progress.durable), (csn(1), csn(1)));
+    lab.store.acked(csn(1)).unwrap();
     let recovered = lab.store.recover(owner(2), ME).unwrap();
     assert_eq!((recovered.progress.durable, recovered.highest), (csn(1), csn(1)));
 }
@@ -261,10 +260,16 @@ fn what_a_server_cannot_do_is_said_at_the_start() {
 
 #[test]
 fn wrong_credentials_and_tls_are_said_without_the_secret() {
-    let (port, data) = { let cluster = shared(); (cluster.port(), cluster.data()) };
+    let (port, data) = {
+        let cluster = shared();
+        (cluster.port(), cluster.data())
+    };
     let url = database();
     let name = psql(&url, "SELECT current_database()");
-    psql(&url, "DO $$ BEGIN IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = 'locked') THEN CREATE ROLE locked LOGIN SUPERUSER PASSWORD 'open sesame'; END IF; END $$");
+    psql(
+        &url,
+        "DO $$ BEGIN IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = 'locked') THEN CREATE ROLE locked LOGIN SUPERUSER PASSWORD 'open sesame'; END IF; END $$",
+    );
     let hba = data.join("pg_hba.conf");
     let rules = std::fs::read_to_string(&hba).unwrap();
     if !rules.contains("locked") {

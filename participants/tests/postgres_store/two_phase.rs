@@ -4,7 +4,8 @@ use crate::lab::{ME, lab, owner, sql};
 use lockstep_core::{MarkerEvidence, Vote};
 use lockstep_participants::ResourceManager;
 
-const STOCK: &str = "CREATE TABLE stock(id integer PRIMARY KEY, n integer NOT NULL CHECK (n >= 0)); INSERT INTO stock VALUES (1, 10), (2, 10)";
+const STOCK: &str =
+    "CREATE TABLE stock(id integer PRIMARY KEY, n integer NOT NULL CHECK (n >= 0)); INSERT INTO stock VALUES (1, 10), (2, 10)";
 
 #[test]
 fn a_yes_is_a_prepared_transaction_that_a_person_can_read() {

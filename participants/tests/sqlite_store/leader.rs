@@ -38,7 +38,7 @@ fn led(lab: &mut Lab, ns: &[u64]) -> Led {
 fn rolled_back(led: Led) -> String {
     match led {
         Led::RolledBack(refusal) => refusal.message,
-        Led::Committed => panic!("it must be rolled back"),
+        Led::Committed | Led::Each(_) => panic!("it must be rolled back"),
     }
 }
 

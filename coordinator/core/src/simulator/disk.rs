@@ -108,6 +108,7 @@ impl Disk {
                     | Record::Participant { .. }
                     | Record::Epoch { .. }
                     | Record::Damage(_)
+                    | Record::Leads { .. }
                     | Record::Admin { .. } => true,
                 });
             }

@@ -2,7 +2,7 @@
 
 use super::dice::Dice;
 use crate::vote::Kind;
-use crate::{Config, ParticipantConfig, Role};
+use crate::{Abilities, Config, ParticipantConfig, Role};
 
 const SECOND: u64 = 1_000_000;
 
@@ -10,6 +10,8 @@ const SECOND: u64 = 1_000_000;
 #[derive(Clone, Debug)]
 pub(crate) struct Climate {
     pub kinds: Vec<Kind>,
+    /// Of its preparing stores.
+    pub abilities: Abilities,
     pub clients: usize,
     pub transactions: usize,
     pub keys: u64,
@@ -91,6 +93,7 @@ impl Climate {
             reads: rarely(dice, 0.5),
             operator: dice.chance(0.15).then(|| dice.log_between(100_000, SECOND)),
             faults_until: dice.between(2, 10) * SECOND,
+            abilities: Abilities { leads: dice.chance(0.6), keeps_acked: dice.chance(0.6) },
             begins: rarely(dice, 1.0),
             enlists: rarely(dice, 1.0),
             kinds,

@@ -6,8 +6,8 @@ use super::mutation::Mutation;
 use crate::participant::{StoreCommand, StoreReport};
 use crate::vote::{Kind, Refusal, RefusalKind};
 use crate::{
-    Ballot, Condition, Csn, Decided, Decider, Marker, MarkerEvidence, Operation, Owner, Position, Progress, RequestKey, Settle, Time, Txid,
-    Value, Vote, Work,
+    Abilities, Ballot, Condition, Csn, Decided, Decider, Marker, MarkerEvidence, Operation, Owner, ParticipantId, Position, Progress,
+    RequestKey, Settle, Time, Txid, Value, Vote, Work,
 };
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -59,6 +59,8 @@ pub(crate) struct State {
     pub markers: BTreeMap<Txid, Option<Rc<Marker>>>,
     aborted_keys: BTreeSet<RequestKey>,
     floor: Position,
+    /// Up to where a preparing store's branches are acked.
+    acked: Csn,
     /// Changes with every applied transaction.
     chain: u64,
 }
@@ -82,6 +84,9 @@ pub(crate) struct Store {
     unsynced: Vec<State>,
     pub live: State,
     open: Option<OpenBatch>,
+    /// A preparing store's transactions that wait to be led, with their locks.
+    ready: BTreeMap<Txid, Branch>,
+    pub abilities: Abilities,
     redos: Vec<Rc<Redo>>,
     pub mutation: Mutation,
     /// How long redos stay stuck.
@@ -96,7 +101,7 @@ pub(crate) struct Odds {
 }
 
 impl Store {
-    pub(crate) fn new(index: usize, kind: Kind, mutation: Mutation) -> Store {
+    pub(crate) fn new(index: usize, kind: Kind, abilities: Abilities, mutation: Mutation) -> Store {
         let state = State::default();
         Store {
             index,
@@ -105,6 +110,8 @@ impl Store {
             unsynced: Vec::new(),
             live: state,
             open: None,
+            ready: BTreeMap::new(),
+            abilities: if kind == Kind::Preparing { abilities } else { Abilities::default() },
             redos: Vec::new(),
             mutation,
             calm: false,
@@ -114,6 +121,7 @@ impl Store {
     /// Power loss.
     pub(crate) fn crash(&mut self, dice: &mut Dice) {
         self.open = None;
+        self.ready.clear();
         self.unsynced.insert(0, std::mem::take(&mut self.durable));
         // Kinds that ack one by one have synced everything they acked: their list is always of one.
         let survivor = dice.below(self.unsynced.len() as u64) as usize;
@@ -123,7 +131,7 @@ impl Store {
     }
 
     pub(crate) fn idle(&self) -> bool {
-        self.open.is_none() && self.durable.prepared.is_empty()
+        self.open.is_none() && self.ready.is_empty() && self.durable.prepared.is_empty()
     }
 
     /// Carries out one command.
@@ -136,11 +144,21 @@ impl Store {
                 self.open = None;
                 if self.kind == Kind::Preparing {
                     for txid in txids {
+                        self.ready.remove(txid);
                         self.live.prepared.remove(txid);
                     }
                     self.sync();
                 }
                 StoreReport::Aborted
+            }
+            StoreCommand::Acked(csn) => {
+                self.live.acked = *csn;
+                self.sync();
+                StoreReport::Acked
+            }
+            StoreCommand::Lead(markers) if self.kind == Kind::Preparing => {
+                let outcomes = markers.iter().map(|marker| (marker.entry.txid, self.lead_one(marker, odds, dice, checker)));
+                StoreReport::LedEach(outcomes.collect())
             }
             StoreCommand::Lead(markers) => StoreReport::Led(self.lead(markers, checker)),
             StoreCommand::Settle(what) => StoreReport::Settled(self.settle(what)),
@@ -152,7 +170,7 @@ impl Store {
                 StoreReport::Scanned(found)
             }
             StoreCommand::Floor(below) => {
-                if self.kind == Kind::Leader {
+                if self.kind == Kind::Leader || self.kind == Kind::Preparing {
                     self.live.floor = self.live.floor.max(*below);
                     self.live.markers.retain(|txid, _| txid.position() >= *below);
                     self.sync();
@@ -184,12 +202,14 @@ impl Store {
                 Progress { applied: self.live.watermark, durable: self.live.watermark }
             }
             Kind::Redo => Progress { applied: self.durable.watermark, durable: self.durable.watermark },
-            Kind::Preparing | Kind::Leader => Progress::default(),
+            Kind::Preparing => Progress { applied: self.durable.acked, durable: self.durable.acked },
+            Kind::Leader => Progress::default(),
         }
     }
 
     fn recover(&mut self, owner: Owner, dice: &mut Dice) -> StoreReport {
         if self.mutation != Mutation::KeepsWorking {
+            self.ready.clear();
             self.open = None;
         }
         if self.kind == Kind::Redo && dice.chance(0.5) {
@@ -247,8 +267,13 @@ impl Store {
         let Some(branch) = read_work(work) else { return Vote::ReadOnly([].into()) };
         match self.kind {
             Kind::Preparing => {
-                if state.locked(&branch) && self.mutation != Mutation::NoLocks {
+                let held = |key: &String| self.ready.values().any(|r| r.writes.iter().any(|(k, _)| k == key));
+                if (state.locked(&branch) || branch.writes.iter().any(|(key, _)| held(key))) && self.mutation != Mutation::NoLocks {
                     return no(RefusalKind::Conflict, "the row is locked");
+                }
+                if work.txid.decider == Decider::Leader(ParticipantId(self.index as u16)) {
+                    self.ready.insert(work.txid, branch);
+                    return Vote::Ready([].into());
                 }
                 assert!(!state.prepared.contains_key(&work.txid), "R-ONEPREP: {} is prepared twice", work.txid);
                 assert!(!state.committed.contains(&work.txid), "R-ONEPREP: {} is prepared after its end", work.txid);
@@ -281,7 +306,8 @@ impl Store {
         let work = Work { txid, operations: operations.into(), timeout: 0 };
         let Some(branch) = read_work(&work) else { return false };
         let used = self.live.prepared.contains_key(&txid) || self.live.committed.contains(&txid);
-        if used || self.live.locked(&branch) {
+        let held = |key: &String| self.ready.values().any(|r| r.writes.iter().any(|(k, _)| k == key));
+        if used || self.live.locked(&branch) || branch.writes.iter().any(|(key, _)| held(key)) {
             return false;
         }
         self.live.prepared.insert(txid, Rc::new(PreparedBranch(branch)));
@@ -451,6 +477,24 @@ impl Store {
         for branch in &open.branches {
             checker.applied(self.index, branch.tag, &self.live);
         }
+        self.sync();
+        Ok(())
+    }
+
+    /// One local transaction: marker, and commit. Now and then the database refuses it, for certain.
+    fn lead_one(&mut self, marker: &Marker, odds: Odds, dice: &mut Dice, checker: &mut Checker) -> Result<(), Refusal> {
+        let txid = marker.entry.txid;
+        let branch = self.ready.remove(&txid).expect("Lead comes to an open transaction");
+        let mut keys = self.live.markers.values().flatten().map(|m| &m.entry.key).chain(&self.live.aborted_keys);
+        let settled =
+            self.live.markers.contains_key(&txid) || keys.any(|key| *key == marker.entry.key) || txid.position() < self.live.floor;
+        if settled || dice.chance(odds.refuses) {
+            return Err(Refusal::new(RefusalKind::Conflict, "its outcome is settled already"));
+        }
+        self.live.markers.insert(txid, Some(Rc::new(marker.clone())));
+        checker.decided(&marker.entry);
+        self.live.run(&branch);
+        checker.applied(self.index, branch.tag, &self.live);
         self.sync();
         Ok(())
     }

@@ -118,7 +118,7 @@ impl World {
         let climate = Climate::draw(&mut dice);
         let actor = |(index, kind): (usize, &Kind)| Actor {
             machine: None,
-            store: Store::new(index, *kind, options.mutation),
+            store: Store::new(index, *kind, climate.abilities, options.mutation),
             life: 0,
             idle_at: None,
             busy: false,
@@ -491,7 +491,7 @@ impl World {
         if actor.machine.is_some() {
             return;
         }
-        actor.machine = Some(Participant::new(actor.store.kind));
+        actor.machine = Some(Participant::with(actor.store.kind, actor.store.abilities));
         let owner = actor.store.live.owner;
         self.participate(i, ParticipantEvent::Owner(owner));
         self.connect_later(i);
@@ -633,7 +633,9 @@ impl World {
     fn begin(&mut self, i: usize, tag: Tag, request: Request) {
         let is_leader = |p: &ParticipantId| self.climate.kinds[p.0 as usize] == Kind::Leader;
         let leader = request.branches.iter().map(|branch| branch.participant).find(is_leader);
-        let led_by = leader.filter(|_| !self.dice.chance(0.1));
+        let alone = request.branches.first().filter(|_| request.branches.len() == 1).map(|branch| branch.participant);
+        let alone = alone.filter(|p| self.actors[p.0 as usize].store.abilities.leads && self.dice.chance(0.5));
+        let led_by = leader.filter(|_| !self.dice.chance(0.1)).or(alone);
         let timeout = if self.dice.chance(0.5) { 0 } else { self.dice.log_between(1_000, 2_000_000) };
         let Request { key, position, .. } = request;
         for _ in 0..1 + u64::from(!self.calm && self.dice.chance(self.climate.client_duplicate)) {

@@ -6,9 +6,9 @@
 mod words;
 
 use lockstep_core::{
-    AdminAction, Ballot, BranchRequest, Condition, Config, CoordId, Coordinator, Csn, Effect, Entry, Epoch, Event, FromParticipant, Hello,
-    Identity, Kind, LogId, Lsn, Operation, Owner, ParticipantConfig, ParticipantId, Position, Progress, Record, Refusal, RefusalKind,
-    Request, RequestKey, Role, SessionId, Ticket, Time, ToParticipant, Token, Txid, Vote, Wait,
+    Abilities, AdminAction, Ballot, BranchRequest, Condition, Config, CoordId, Coordinator, Csn, Decider, Effect, Entry, Epoch, Event,
+    FromParticipant, Hello, Identity, Kind, LogId, Lsn, Operation, Owner, ParticipantConfig, ParticipantId, Position, Progress, Record,
+    Refusal, RefusalKind, Request, RequestKey, Role, SessionId, Ticket, Time, ToParticipant, Token, Txid, Vote, Wait,
 };
 use std::collections::BTreeMap;
 use words::Words;
@@ -43,6 +43,7 @@ pub struct Actor {
     pub heuristics: Vec<(Txid, bool)>,
     pub exclusive: bool,
     pub highest_epoch: Epoch,
+    pub abilities: Abilities,
 }
 
 /// A client's branch: the store and what to do there.
@@ -92,6 +93,27 @@ impl Play {
         play.forced();
         for (name, _) in stores {
             play.connects(name);
+        }
+        play.quiet = false;
+        play
+    }
+
+    /// The same, where preparing stores can do this too.
+    pub fn able(stores: &[(&'static str, Kind)], abilities: Abilities) -> Play {
+        let mut play = Play::before_start(stores, |_| {});
+        play.quiet = true;
+        for actor in play.actors.iter_mut().filter(|actor| actor.kind == Kind::Preparing) {
+            actor.abilities = abilities;
+        }
+        play.forced();
+        for (name, _) in stores {
+            play.connects(name);
+        }
+        play.forced();
+        for &(name, _) in stores {
+            if play.machine.followers()[play.id(name).0 as usize].has_led {
+                play.says(name, FromParticipant::Markers { markers: Vec::new(), last: true });
+            }
         }
         play.quiet = false;
         play
@@ -227,15 +249,17 @@ impl Play {
 
     /// Yes to several at once, in this order: a serial executor's or leader's batch.
     pub fn votes(&mut self, store: &str, txs: &[&str]) {
-        let kind = self.actor(store).kind;
-        let vote = |_: &str| match kind {
+        let (kind, me) = (self.actor(store).kind, self.id(store));
+        let leads = |tx: &str| txid(tx).decider == Decider::Leader(me);
+        let vote = |tx: &str| match kind {
+            Kind::Preparing if leads(tx) => Vote::Ready([].into()),
             Kind::Preparing => Vote::Prepared([].into()),
             Kind::Redo => Vote::Redo("redo".into(), [].into()),
             Kind::Serial => Vote::InGroup([].into()),
             Kind::Leader => Vote::Ready([].into()),
         };
         if kind == Kind::Preparing {
-            self.actor(store).prepared.extend(txs.iter().map(|tx| txid(tx)));
+            self.actor(store).prepared.extend(txs.iter().filter(|tx| !leads(tx)).map(|tx| txid(tx)));
         }
         let votes = txs.iter().map(|tx| (txid(tx), vote(tx))).collect();
         let group_redo = if kind == Kind::Serial { "group redo".into() } else { Default::default() };
@@ -321,10 +345,11 @@ impl Play {
             heuristics: actor.heuristics.clone(),
             exclusive: actor.exclusive,
             highest_epoch: actor.highest_epoch,
+            abilities: actor.abilities,
         };
         actor.owner = actor.welcomed;
         actor.highest_epoch = actor.highest_epoch.max(actor.welcomed.map_or(Epoch(0), |owner| owner.epoch));
-        let leads = actor.kind == Kind::Leader;
+        let leads = self.machine.followers()[self.id(store).0 as usize].leads();
         self.says(store, FromParticipant::Hello(hello));
         if self.quiet && leads {
             self.says(store, FromParticipant::Markers { markers: Vec::new(), last: true });
@@ -490,6 +515,7 @@ impl Actor {
             heuristics: Vec::new(),
             exclusive: true,
             highest_epoch: Epoch(0),
+            abilities: Abilities::default(),
         }
     }
 }

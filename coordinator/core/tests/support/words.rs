@@ -83,6 +83,7 @@ impl Words {
                 format!("Damage [{:?} of {} at {}{by}: {}]", damage.kind, damage.txid, self.name(damage.participant), damage.reason)
             }
             Record::Admin { operator, action, reason, .. } => format!("Admin [{operator} {}: {reason}]", self.action(action)),
+            Record::Leads { participant } => format!("Leads: {} decides what touches it alone", self.name(*participant)),
             Record::Floor { position } => format!("Floor {}-{}", position.epoch, position.n),
         }
     }
@@ -102,6 +103,7 @@ impl Words {
             }
             ToParticipant::Settle(what) => format!("Settle {}: what became of it? If nothing, then abort", self.settle(what)),
             ToParticipant::Scan(above) => format!("Scan: which markers are there above {above}?"),
+            ToParticipant::Acked(csn) => format!("Acked {csn}: write it down"),
             ToParticipant::Closed(csn) => format!("Closed {csn}: the watermark may go so far"),
             ToParticipant::Floor(position) => format!("Floor {}-{}", position.epoch, position.n),
             ToParticipant::Resolve { txid, commit } => format!("Resolve {txid}: {} by hand", end(*commit)),
