@@ -2,6 +2,7 @@
 #![cfg(feature = "postgres")]
 
 mod conformance;
+mod enlisted;
 mod lab;
 #[path = "../servers/postgres.rs"]
 mod postgres;
@@ -9,3 +10,4 @@ mod refusals;
 mod sessions;
 mod two_phase;
 mod values;
+mod working;
