@@ -45,6 +45,8 @@ pub enum Store {
     Tantivy(TantivyStore),
     /// An index of an OpenSearch or Elasticsearch cluster.
     OpenSearch(OpenSearchStore),
+    /// A PostgreSQL database.
+    Postgres(PostgresStore),
     /// A resource manager in a process of its own, which dials the daemon.
     Remote(RemoteStore),
 }
@@ -161,6 +163,69 @@ pub enum NewFields {
     Map,
     /// The document is refused.
     Refuse,
+}
+
+/// A PostgreSQL database.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PostgresStore {
+    /// Its name.
+    pub name: String,
+    /// Where it is: `postgresql://user@host:5432/database`, or libpq's `host=… user=… dbname=…`. Without a password.
+    pub url: String,
+    /// A file that holds the password.
+    pub password_file: Option<PathBuf>,
+    /// An environment variable that holds the password.
+    pub password_env: Option<String>,
+    /// Who decides.
+    #[serde(default)]
+    pub mode: PostgresMode,
+    /// Whether and how TLS is used.
+    #[serde(default)]
+    pub sslmode: SslMode,
+    /// Certificate authorities, PEM; the system's if absent.
+    pub ssl_root_cert: Option<PathBuf>,
+    /// How long making a connection may take.
+    #[serde(default = "default_database_connect_timeout_ms")]
+    pub connect_timeout_ms: u64,
+    /// How long one statement may wait for one lock; then it is a conflict.
+    #[serde(default = "default_lock_timeout_ms")]
+    pub lock_timeout_ms: u64,
+    /// Connections for branches: so many run at once.
+    #[serde(default = "default_pool_size")]
+    pub pool_size: usize,
+    /// Connections for phase two.
+    #[serde(default = "default_phase_two_connections")]
+    pub phase_two_connections: usize,
+    /// Connections for queries beside the transactions.
+    #[serde(default = "default_read_connections")]
+    pub read_connections: usize,
+}
+
+/// Who decides the transactions of a PostgreSQL database.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PostgresMode {
+    /// The decision log; the branch is prepared (`PREPARE TRANSACTION`).
+    #[default]
+    TwoPhase,
+    /// The database's own commit (R-LR).
+    DatabaseLed,
+}
+
+/// Whether and how TLS is used: libpq's words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SslMode {
+    /// Never.
+    Disable,
+    /// If the server has it.
+    #[default]
+    Prefer,
+    /// Always; the server's certificate is not looked at.
+    Require,
+    /// Always; the certificate must be valid for the host.
+    VerifyFull,
 }
 
 /// A remote resource manager.
@@ -499,6 +564,7 @@ impl Configuration {
                     at_least(&format!("store `{name}`: heap_mb"), tantivy.heap_mb as u64, 15)?;
                 }
                 Store::OpenSearch(store) => check_opensearch(store)?,
+                Store::Postgres(postgres) => check_postgres(postgres)?,
                 Store::Remote(remote) => match (remote.role, remote.kind) {
                     (ConfiguredRole::Index, ConfiguredKind::Redo) | (ConfiguredRole::Database, _) => {}
                     (ConfiguredRole::Index, _) => {
@@ -563,6 +629,7 @@ impl Store {
             Store::Sqlite(store) => &store.name,
             Store::Tantivy(store) => &store.name,
             Store::OpenSearch(store) => &store.name,
+            Store::Postgres(store) => &store.name,
             Store::Remote(store) => &store.name,
         }
     }
@@ -573,6 +640,7 @@ impl Store {
             Store::Sqlite(_) => "sqlite",
             Store::Tantivy(_) => "tantivy",
             Store::OpenSearch(_) => "opensearch",
+            Store::Postgres(_) => "postgres",
             Store::Remote(_) => "remote",
         }
     }
@@ -580,7 +648,7 @@ impl Store {
     /// What it takes.
     pub fn role(&self) -> Role {
         match self {
-            Store::Sqlite(_) => Role::Database,
+            Store::Sqlite(_) | Store::Postgres(_) => Role::Database,
             Store::Tantivy(_) | Store::OpenSearch(_) => Role::Index,
             Store::Remote(store) => match store.role {
                 ConfiguredRole::Database => Role::Database,
@@ -597,6 +665,10 @@ impl Store {
                 Mode::DatabaseLed => Kind::Leader,
             },
             Store::Tantivy(_) | Store::OpenSearch(_) => Kind::Redo,
+            Store::Postgres(store) => match store.mode {
+                PostgresMode::TwoPhase => Kind::Preparing,
+                PostgresMode::DatabaseLed => Kind::Leader,
+            },
             Store::Remote(store) => match store.kind {
                 ConfiguredKind::Preparing => Kind::Preparing,
                 ConfiguredKind::Redo => Kind::Redo,
@@ -609,7 +681,7 @@ impl Store {
     /// Whether documents may be written there with no database row in the same transaction (R-COVER).
     pub fn standalone(&self) -> bool {
         match self {
-            Store::Sqlite(_) => false,
+            Store::Sqlite(_) | Store::Postgres(_) => false,
             Store::Tantivy(store) => store.standalone,
             Store::OpenSearch(store) => store.standalone,
             Store::Remote(store) => store.standalone,
@@ -621,7 +693,7 @@ impl Store {
         match self {
             Store::Sqlite(store) => Some(data_dir.join(store.path.clone().unwrap_or_else(|| format!("{}.sqlite", store.name).into()))),
             Store::Tantivy(store) => Some(data_dir.join(store.path.clone().unwrap_or_else(|| store.name.clone().into()))),
-            Store::OpenSearch(_) | Store::Remote(_) => None,
+            Store::OpenSearch(_) | Store::Postgres(_) | Store::Remote(_) => None,
         }
     }
 }
@@ -712,6 +784,63 @@ fn check_opensearch(store: &OpenSearchStore) -> Result<(), String> {
         (None, 1.., 0) => Err(key("a password needs its user")),
         (_, _, _) => Err(key("one way to authenticate at most: user with password_file or password_env, or api_key_file, or api_key_env")),
     }
+}
+
+fn default_database_connect_timeout_ms() -> u64 {
+    5_000
+}
+fn default_lock_timeout_ms() -> u64 {
+    1_000
+}
+fn default_pool_size() -> usize {
+    32
+}
+fn default_phase_two_connections() -> usize {
+    4
+}
+fn default_read_connections() -> usize {
+    4
+}
+
+/// Connections of one kind to one server, at most.
+const CONNECTIONS_MAX: u64 = 1_000;
+
+fn check_postgres(store: &PostgresStore) -> Result<(), String> {
+    let key = |key: &str| format!("store `{}`: {key}", store.name);
+    // What is parsed here may hold a secret: an error names the key, never the text.
+    let server: tokio_postgres::Config = store.url.parse().map_err(|error| {
+        let why = std::error::Error::source(&error).map_or_else(String::new, |source| format!(": {source}"));
+        format!("{} cannot be read as postgresql://user@host:port/database{why}", key("url"))
+    })?;
+    if server.get_password().is_some() {
+        return Err(format!(
+            "{} holds a password: put it into a file (password_file) or an environment variable (password_env)",
+            key("url")
+        ));
+    }
+    if server.get_hosts().is_empty() && server.get_hostaddrs().is_empty() {
+        return Err(format!("{} names no host", key("url")));
+    }
+    if server.get_user().is_none() {
+        return Err(format!("{} names no user", key("url")));
+    }
+    if store.password_file.is_some() && store.password_env.is_some() {
+        return Err(format!("{} and password_env are both set: one of them holds the password", key("password_file")));
+    }
+    if store.ssl_root_cert.is_some() && store.sslmode != SslMode::VerifyFull {
+        return Err(format!("{} has an effect only with sslmode = \"verify-full\"", key("ssl_root_cert")));
+    }
+    at_least(&key("connect_timeout_ms"), store.connect_timeout_ms, 1)?;
+    at_least(&key("lock_timeout_ms"), store.lock_timeout_ms, 1)?;
+    for (name, connections) in [
+        ("pool_size", store.pool_size),
+        ("phase_two_connections", store.phase_two_connections),
+        ("read_connections", store.read_connections),
+    ] {
+        at_least(&key(name), connections as u64, 1)?;
+        at_most(&key(name), connections as u64, CONNECTIONS_MAX)?;
+    }
+    Ok(())
 }
 
 fn valid_name(name: &str) -> bool {
@@ -851,7 +980,7 @@ mod tests {
         assert!(refused("lisen = 1").contains("`lisen`"));
         assert!(refused("[limits]\nstreems = 1").contains("`streems`"));
         assert!(refused("[[store]]\nname = \"db\"\ntype = \"sqlite\"\nmodus = \"x\"").contains("`modus`"));
-        assert!(refused("[[store]]\nname = \"db\"\ntype = \"postgres\"").contains("`postgres`"));
+        assert!(refused("[[store]]\nname = \"db\"\ntype = \"oracle\"").contains("`oracle`"));
         let error = Source { set: vec!["limits.streems=1".into()], ..Source::default() }.apply("").unwrap_err();
         assert!(error.0.contains("`streems`"), "{error}");
         let error = Source { listen: Some("nonsense".into()), ..Source::default() }.apply("").unwrap_err();
@@ -919,6 +1048,35 @@ mod tests {
         let remote = |kind: &str| format!("[[store]]\nname = \"r\"\ntype = \"remote\"\nrole = \"index\"\nkind = \"{kind}\"");
         assert_eq!(Source::default().apply(&remote("redo")).unwrap().stores[0].kind(), Kind::Redo);
         assert!(refused(&remote("serial")).contains("kind must be \"redo\""));
+    }
+
+    #[test]
+    fn a_postgres_store_is_checked_and_keeps_its_secrets() {
+        let postgres = |more: &str| format!("[[store]]\nname = \"db\"\ntype = \"postgres\"\n{more}");
+        let url = "url = \"postgresql://app@localhost/shop\"\n";
+        let configuration = Source::default().apply(&postgres(&format!("{url}mode = \"database-led\""))).unwrap();
+        assert_eq!((configuration.stores[0].kind(), configuration.stores[0].role()), (Kind::Leader, Role::Database));
+        for (more, sentence) in [
+            ("", "`url`"),
+            ("url = \"postgresql://app:hush@localhost/shop\"", "url holds a password"),
+            ("url = \"postgresql://localhost/shop\"", "names no user"),
+            ("url = \"user=app dbname=shop\"", "names no host"),
+            ("url = \"postgresql://app:hush@localhost:notaport/shop\"", "url cannot be read"),
+        ] {
+            let error = refused(&postgres(more));
+            assert!(error.contains(sentence) && !error.contains("hush"), "{more}: {error}");
+        }
+        for (more, sentence) in [
+            ("pool_size = 0", "pool_size = 0 is too small"),
+            ("pool_size = 100000", "pool_size = 100000 is too large"),
+            ("mode = \"log-decided\"", "log-decided"),
+            ("sslmode = \"verify\"", "verify"),
+            ("ssl_root_cert = \"ca.pem\"", "sslmode"),
+            ("password_file = \"a\"\npassword_env = \"B\"", "both set"),
+            ("pasword_file = \"a\"", "`pasword_file`"),
+        ] {
+            assert!(refused(&postgres(&format!("{url}{more}"))).contains(sentence), "{more}");
+        }
     }
 
     #[test]

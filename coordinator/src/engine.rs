@@ -291,10 +291,10 @@ impl Engine {
         }
     }
 
-    /// Every embedded store has been opened once; remote ones come when they come.
+    /// Every embedded store has been opened once; remote ones and servers come when they come.
     fn serving(&self) -> bool {
         self.serving_after.is_some()
-            || self.shared.registry().all().iter().filter(|store| store.store_type != "remote").all(|store| {
+            || self.shared.registry().all().iter().filter(|store| matches!(store.store_type, "sqlite" | "tantivy")).all(|store| {
                 let follower = &self.machine.followers()[store.id.0 as usize];
                 !matches!(follower.session, Session::Down | Session::Welcomed(_))
             })

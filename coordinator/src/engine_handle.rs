@@ -333,13 +333,14 @@ impl EngineHandle {
         self.access(participant).map(|access| Arc::clone(&access.reader))
     }
 
-    /// What stores in this process say of themselves that a person should know: their names, each with a sentence.
-    pub fn findings(&self) -> Vec<(Arc<str>, String)> {
-        let told = |entry: &Registered| {
-            let findings = self.reader(entry.id).map(|reader| reader.findings()).unwrap_or_default();
-            findings.into_iter().map(|sentence| (Arc::clone(&entry.name), sentence)).collect::<Vec<_>>()
-        };
-        self.shared.registry.entries.iter().flat_map(told).collect()
+    /// Concurrent reads of every store that the daemon drives, by name.
+    pub fn readers(&self) -> Vec<(String, Arc<dyn Reader>)> {
+        let access = self.shared.access.get().into_iter().flat_map(FxHashMap::values);
+        let mut readers: Vec<_> = access
+            .filter_map(|access| Some((self.names().numbered(access.participant)?.name.to_string(), Arc::clone(&access.reader))))
+            .collect();
+        readers.sort_by(|(a, _), (b, _)| a.cmp(b));
+        readers
     }
 
     /// Sets up or changes a store's schema, outside transactions.

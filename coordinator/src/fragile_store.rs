@@ -4,7 +4,7 @@ use crate::failpoints::hit;
 use lockstep_core::{
     Abilities, Ballot, Csn, Decided, Kind, Marker, MarkerEvidence, Operation, Owner, ParticipantId, Position, Settle, Txid, Vote, Work,
 };
-use lockstep_participants::{Committed, Led, Reader, Recovered, ResourceManager, StoreError, Tended, Validator};
+use lockstep_participants::{Committed, LateVotes, Led, Reader, Recovered, ResourceManager, StoreError, Tended, Validator};
 use std::sync::Arc;
 
 /// Wraps a store; its places are `store.NAME.before_CALL` and `store.NAME.after_CALL`.
@@ -62,6 +62,14 @@ impl ResourceManager for FragileStore {
     fn validator(&self) -> Option<Arc<dyn Validator>> {
         let validator = self.store.validator()?;
         Some(Arc::new(FragileValidator { name: self.name.clone(), validator }))
+    }
+
+    fn vote_later(&mut self, late: LateVotes) {
+        let place = format!("store.{}.before_late_vote", self.name);
+        self.store.vote_later(Arc::new(move |votes| {
+            hit(&place);
+            late(votes);
+        }));
     }
 
     fn commit(&mut self, decided: &[Decided], closed: Csn) -> Result<Committed, StoreError> {

@@ -1,7 +1,10 @@
-//! The stores that the daemon drives itself, from the configuration.
+//! The stores that the daemon itself drives, from the configuration.
 
-use crate::configuration::{Configuration, Mode, NewFields, OpenSearchStore, SqliteStore, Store, TantivyStore};
+use crate::configuration::{
+    Configuration, Mode, NewFields, OpenSearchStore, PostgresMode, PostgresStore, SqliteStore, SslMode, Store, TantivyStore,
+};
 use lockstep_participants::opensearch::{self, Credentials, OpenSearch, OpenSearchOptions};
+use lockstep_participants::postgres::{self, Password, Postgres, PostgresOptions};
 use lockstep_participants::sqlite::{Limits as SqliteLimits, Sqlite, SqliteMode, SqliteOptions};
 use lockstep_participants::tantivy::{DocumentLimits, Tantivy, TantivyOptions};
 use lockstep_participants::{ResourceManager, StoreError};
@@ -28,7 +31,8 @@ pub struct OpenError {
     pub error: StoreError,
 }
 
-/// Opens, or makes, every store but the remote ones, which dial in, in the configuration's order. A server need not be there yet.
+/// Opens, or makes, every store that the daemon drives, in the configuration's order: the embedded ones now, servers when their session
+/// begins. Remote ones are not among them: they dial in.
 pub fn open(configuration: &Configuration) -> Result<Vec<OpenedStore>, OpenError> {
     configuration.stores.iter().filter_map(|store| open_one(configuration, store)).collect()
 }
@@ -39,6 +43,7 @@ fn open_one(configuration: &Configuration, store: &Store) -> Option<Result<Opene
         Store::Sqlite(store) => (open_sqlite(configuration, store, &path), path.display().to_string()),
         Store::Tantivy(store) => (open_tantivy(configuration, store, &path), path.display().to_string()),
         Store::OpenSearch(store) => (open_opensearch(configuration, store), format!("alias {}", store.alias())),
+        Store::Postgres(store) => (open_postgres(configuration, store), store.url.clone()),
         Store::Remote(_) => return None,
     };
     let name = store.name().to_string();
@@ -116,4 +121,40 @@ fn open_opensearch(configuration: &Configuration, store: &OpenSearchStore) -> Re
 
 fn read(file: &Path, what: &str) -> Result<String, StoreError> {
     std::fs::read_to_string(file).map_err(|error| StoreError::Refused(format!("cannot read {what} from {}: {error}", file.display())))
+}
+
+fn open_postgres(configuration: &Configuration, store: &PostgresStore) -> Result<Box<dyn ResourceManager>, StoreError> {
+    let server = store.url.parse().map_err(|_| StoreError::Refused("its url cannot be read".into()))?;
+    let limits = postgres::Limits {
+        rows: configuration.limits.result_rows,
+        result_bytes: configuration.limits.result_bytes,
+        statement_bytes: configuration.limits.transaction_bytes,
+    };
+    let password = match (&store.password_file, &store.password_env) {
+        (Some(file), _) => Password::File(file.clone()),
+        (None, Some(name)) => Password::Environment(name.clone()),
+        (None, None) => Password::None,
+    };
+    Ok(Box::new(Postgres::new(PostgresOptions {
+        password,
+        mode: match store.mode {
+            PostgresMode::TwoPhase => postgres::PostgresMode::TwoPhase,
+            PostgresMode::DatabaseLed => postgres::PostgresMode::DatabaseLed,
+        },
+        ssl_mode: match store.sslmode {
+            SslMode::Disable => postgres::SslMode::Disable,
+            SslMode::Prefer => postgres::SslMode::Prefer,
+            SslMode::Require => postgres::SslMode::Require,
+            SslMode::VerifyFull => postgres::SslMode::VerifyFull,
+        },
+        ssl_root_cert: store.ssl_root_cert.clone(),
+        connect_timeout: Duration::from_millis(store.connect_timeout_ms),
+        statement_timeout: Duration::from_millis(configuration.timeouts.statement_ms),
+        lock_timeout: Duration::from_millis(store.lock_timeout_ms),
+        pool_size: store.pool_size,
+        finishers: store.phase_two_connections,
+        readers: store.read_connections,
+        limits,
+        ..PostgresOptions::new(server)
+    })))
 }

@@ -41,6 +41,11 @@ pub trait Subject {
     /// Operations that the store must refuse, after it has run or looked at the first of them.
     fn refused(&self) -> Vec<Operation>;
 
+    /// Whether transactions of one batch run beside each other, and lock what they write.
+    fn locks(&self) -> bool {
+        false
+    }
+
     /// What a reader sees.
     fn contents(&self, reader: &dyn Reader) -> Contents;
 }
@@ -275,13 +280,14 @@ impl<'a> Run<'a> {
     /// Prepares a batch. Keys of transactions that wait for their outcome are left alone where they are locked.
     fn prepare(&mut self) {
         let locked: BTreeSet<u32> = self.voted.iter().flat_map(|v| v.writes.iter().map(|w| w.0)).collect();
-        let mut free: Vec<u32> = (0..KEYS).filter(|key| self.kind != Kind::Preparing || !locked.contains(key)).collect();
+        let locks = self.kind == Kind::Preparing || self.subject.locks();
+        let mut free: Vec<u32> = (0..KEYS).filter(|key| !locks || !locked.contains(key)).collect();
         let mut batch = Vec::new();
         for _ in 0..1 + self.rng.below(4) {
             let alone = self.kind == Kind::Preparing && self.store().abilities().leads && self.rng.one_in(3);
             let txid = if alone { self.led_txid() } else { self.new_txid() };
             let mut writes = Vec::new();
-            let mut keys = if self.kind == Kind::Preparing { std::mem::take(&mut free) } else { free.clone() };
+            let mut keys = if locks { std::mem::take(&mut free) } else { free.clone() };
             for _ in 0..1 + self.rng.below(3) {
                 if !keys.is_empty() {
                     let key = keys.swap_remove(self.rng.below(keys.len() as u64) as usize);
@@ -289,7 +295,7 @@ impl<'a> Run<'a> {
                     writes.push((key, (!self.rng.one_in(4)).then_some(self.next)));
                 }
             }
-            if self.kind == Kind::Preparing {
+            if locks {
                 free = keys;
             }
             let mut operations: Vec<Operation> = writes.iter().flat_map(|w| self.operations(w)).collect();
@@ -590,7 +596,6 @@ impl<'a> Run<'a> {
         match led {
             Led::Committed => markers.into_iter().for_each(|marker| self.led(marker)),
             Led::Each(outcomes) => {
-                assert_eq!(self.kind, Kind::Preparing, "a leader's batch has one outcome");
                 assert!(outcomes.iter().map(|o| o.0).eq(markers.iter().map(|m| m.entry.txid)), "one outcome for each, in the order given");
                 for (marker, (_, outcome)) in markers.into_iter().zip(outcomes) {
                     match outcome {

@@ -6,6 +6,8 @@ pub use resource_manager::*;
 pub use worker::{FromWorker, Worker, WorkerHandle};
 #[cfg(feature = "opensearch")]
 pub mod opensearch;
+#[cfg(feature = "postgres")]
+pub mod postgres;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 #[cfg(feature = "tantivy")]

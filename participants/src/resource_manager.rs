@@ -48,6 +48,13 @@ pub trait ResourceManager: Send {
         None
     }
 
+    /// Where a store that runs transactions beside each other may hand over votes that [`ResourceManager::prepare`] left out, from any
+    /// thread, each once. Such a store is asked for further batches meanwhile, is told of aborts of transactions that still run (it takes
+    /// them back, and gives no vote on them), and as a leader commits each transaction by itself.
+    fn vote_later(&mut self, late: LateVotes) {
+        let _ = late;
+    }
+
     /// Phase two. In CSN order as far as known; a repeat is harmless. `closed`: no outcome at or below it is open, so a watermark may
     /// go up to there (R-WATERMARK). A serial executor commits its open group here if the decision is of that group, and applies the
     /// redo otherwise.
@@ -119,6 +126,9 @@ pub trait Validator: Send + Sync {
     fn validate(&self, operations: &[Operation]) -> Option<Vote>;
 }
 
+/// Takes votes that come late, or why the store's state in memory can't be trusted any more.
+pub type LateVotes = Arc<dyn Fn(Result<Ballot, String>) + Send + Sync>;
+
 /// What a store holds when a session opens.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recovered {
@@ -154,7 +164,7 @@ pub enum Led {
     Committed,
     /// None is, for certain.
     RolledBack(lockstep_core::Refusal),
-    /// From a preparing store: each by itself, for certain, in the order given.
+    /// Each by itself, durably or not at all, for certain, in the order given.
     Each(Vec<(Txid, Result<(), lockstep_core::Refusal>)>),
 }
 
@@ -192,9 +202,33 @@ pub trait Reader: Send + Sync {
         Err(StoreError::Invalid("this store is no search index; use query".into()))
     }
 
-    /// What a person should know of the store, each in a sentence: why it cannot be used, who else writes there. For `doctor`.
-    fn findings(&self) -> Vec<String> {
+    /// What an operator should know of the store that its session does not show; nothing if all is well. May ask the store, and take as
+    /// long as a query.
+    fn examine(&self) -> Vec<Finding> {
         Vec::new()
+    }
+}
+
+/// Something an operator should know of a store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Whether it is to be mended, or only watched.
+    pub problem: bool,
+    /// What is wrong: a sentence.
+    pub sentence: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+impl Finding {
+    /// Something to be mended.
+    pub fn problem(sentence: impl Into<String>, remedy: impl Into<String>) -> Finding {
+        Finding { problem: true, sentence: sentence.into(), remedy: remedy.into() }
+    }
+
+    /// Something to be watched.
+    pub fn warning(sentence: impl Into<String>, remedy: impl Into<String>) -> Finding {
+        Finding { problem: false, sentence: sentence.into(), remedy: remedy.into() }
     }
 }
 

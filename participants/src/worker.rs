@@ -6,7 +6,7 @@
 
 use crate::resource_manager::{Committed, Led, Reader, Recovered, ResourceManager, StoreError, Tended, Validator};
 use lockstep_core::{
-    Ballot, FromParticipant, Kind, Owner, Participant, ParticipantEffect, ParticipantEvent, Refusal, RefusalKind, SessionId, StoreCommand,
+    Ballot, FromParticipant, Kind, Participant, ParticipantEffect, ParticipantEvent, Refusal, RefusalKind, SessionId, StoreCommand,
     StoreReport, Ticket, Time, ToParticipant, Txid, Vote, Work,
 };
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -21,6 +21,7 @@ enum ToWorker {
     SessionDown(SessionId),
     Messages(SessionId, Vec<ToParticipant>),
     Migrate(Ticket, Arc<str>),
+    Votes(Result<Ballot, String>),
     Stop,
 }
 
@@ -68,8 +69,6 @@ pub struct Worker {
     outgoing: Vec<FromWorker>,
     /// Under way or waiting.
     migrations: usize,
-    /// The machine knows the owner. Until then no session reaches it.
-    started: bool,
     stopping: bool,
 }
 
@@ -77,24 +76,17 @@ impl Worker {
     /// Starts a thread of this name for a store. `outbox` is called on that thread with everything there is to send, in order, and
     /// takes it out of the list; it must not block for long.
     ///
-    /// A store that is away ([`StoreError::Broken`]) is asked whom it belongs to when a session comes up, again and again. Any other
-    /// failure to say so is an error here. A panic inside the store ends the process: its state is unknown, and a
-    /// restart recovers it.
+    /// The store may be away: a session begins only once it can say whom it belongs to. A panic inside the store ends the process: its
+    /// state is unknown, and a restart recovers it.
     pub fn spawn(
         name: &str,
         mut store: Box<dyn ResourceManager>,
         outbox: impl FnMut(&mut Vec<FromWorker>) + Send + 'static,
     ) -> Result<WorkerHandle, StoreError> {
-        let owner = match store.owner() {
-            Ok(owner) => Some(owner),
-            Err(StoreError::Broken(why)) => {
-                tracing::warn!(store = name, why, "the store is away: it is asked for its owner later");
-                None
-            }
-            Err(error) => return Err(error),
-        };
         let (kind, reader) = (store.kind(), store.reader());
         let (sender, inbox) = channel();
+        let late = sender.clone();
+        store.vote_later(Arc::new(move |votes| drop(late.send(ToWorker::Votes(votes)))));
         let gate = Arc::new(Gate::default());
         gate.open(store.validator());
         let mut worker = Worker {
@@ -107,12 +99,8 @@ impl Worker {
             effects: Vec::new(),
             outgoing: Vec::new(),
             migrations: 0,
-            started: false,
             stopping: false,
         };
-        if let Some(owner) = owner {
-            worker.start(owner);
-        }
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             let _guard = AbortOnPanic;
             worker.run();
@@ -156,8 +144,7 @@ impl Worker {
     fn take(&mut self, message: ToWorker) {
         self.note_votes();
         match message {
-            ToWorker::SessionUp(session) if !self.started => self.start_late(session),
-            ToWorker::SessionUp(session) => self.step(ParticipantEvent::SessionUp(session)),
+            ToWorker::SessionUp(session) => self.session_up(session),
             ToWorker::SessionDown(session) => self.step(ParticipantEvent::SessionDown(session)),
             ToWorker::Migrate(ticket, script) => {
                 self.migrations += 1;
@@ -170,6 +157,8 @@ impl Worker {
                     self.step(ParticipantEvent::Message(session, message));
                 }
             }
+            ToWorker::Votes(Ok(ballot)) => self.step(ParticipantEvent::Votes(ballot)),
+            ToWorker::Votes(Err(why)) => self.step(ParticipantEvent::Broken(why)),
             ToWorker::Stop => self.stopping = true,
         }
     }
@@ -181,19 +170,19 @@ impl Worker {
         }
     }
 
-    fn start(&mut self, owner: Option<Owner>) {
-        self.started = true;
-        self.step(ParticipantEvent::Started(owner));
-    }
-
-    /// R-OWNER needs the owner that the store keeps before any session. While it is away, sessions end at once.
-    fn start_late(&mut self, session: SessionId) {
+    /// Whom the store belongs to is asked before every session: somebody else may have taken it over since the last one (R-OWNER).
+    fn session_up(&mut self, session: SessionId) {
         match self.store.owner() {
             Ok(owner) => {
-                self.start(owner);
+                self.step(ParticipantEvent::Owner(owner));
                 self.step(ParticipantEvent::SessionUp(session));
             }
-            Err(error) => self.outgoing.push(FromWorker::SessionDown(session, error.to_string())),
+            Err(error) => {
+                if let Some(older) = self.machine.session() {
+                    self.step(ParticipantEvent::SessionDown(older));
+                }
+                self.effects.push(ParticipantEffect::EndSession(session, error.to_string()));
+            }
         }
     }
 

@@ -29,6 +29,8 @@ pub const BATCH_TRANSACTIONS: usize = 256;
 pub const BATCH_BYTES: usize = 8 << 20;
 /// Prepares that may wait for the store; more are refused as busy.
 pub const QUEUE_MAX: usize = 65_536;
+/// Transactions that run at the store beside each other; more wait here.
+pub const WORKING_MAX: usize = 1_024;
 /// Decisions in one Commit of the store.
 pub const COMMIT_MAX: usize = 4_096;
 /// Bytes of redos in one Commit of the store, unless a single redo is larger.
@@ -51,8 +53,8 @@ pub const MIGRATIONS_MAX: usize = 16;
 /// Told to the machine.
 #[derive(Clone, PartialEq, Debug)]
 pub enum ParticipantEvent {
-    /// The store is open and keeps this owner (R-OWNER). First, and once.
-    Started(Option<Owner>),
+    /// The store keeps this owner (R-OWNER). Before the first session; again before a later one if it may have changed.
+    Owner(Option<Owner>),
     /// A session is up; every older one has ended.
     SessionUp(SessionId),
     /// The session ended; nothing can be sent in it any more.
@@ -63,6 +65,10 @@ pub enum ParticipantEvent {
     Voted(SessionId, Vec<Txid>),
     /// The store has carried out its command.
     Store(StoreReport),
+    /// Votes that the store left out of its answer to a Prepare, because the transactions were still at work beside each other.
+    Votes(Ballot),
+    /// The store found by itself that what it holds in memory can't be trusted, it must recover.
+    Broken(String),
     /// The schema is to be changed, when no transaction is under way; answered by [`ParticipantEffect::Migrated`].
     Migrate(Ticket, Arc<str>),
     /// Nothing more waits in the inbox, or [`Participant::next_deadline`] is due: time for the store's next command.
@@ -166,7 +172,7 @@ pub enum StoreReport {
     Aborted,
     /// After [`StoreCommand::Lead`]: all are committed, or, for certain, none is.
     Led(Result<(), Refusal>),
-    /// The same from a preparing store: each by itself, for certain, in the order given.
+    /// The same where each transaction commits by itself: each for certain, in the order given.
     LedEach(Vec<(Txid, Result<(), Refusal>)>),
     /// After [`StoreCommand::Acked`].
     Acked,
@@ -260,6 +266,10 @@ struct Session {
     cancelled: FxHashSet<Txid>,
     /// The batch that runs or, at a serial executor or leader, waits for its outcome.
     batch: Batch,
+    /// Transactions that run at the store beside each other; their votes are still to come.
+    working: FxHashSet<Txid>,
+    /// Transactions that ran so at a leader, voted Ready, and wait each for its own outcome.
+    ready: FxHashSet<Txid>,
     /// Redo votes, and a preparing store's votes to lead, whose outcome is not known.
     voted: FxHashSet<Txid>,
     /// Prepared branches whose outcome is not known.
@@ -355,7 +365,7 @@ struct Doubts {
 }
 
 impl Participant {
-    /// A participant of this kind; [`ParticipantEvent::Started`] comes first.
+    /// A participant of this kind; [`ParticipantEvent::Owner`] comes first.
     pub fn new(kind: Kind) -> Participant {
         Participant::with(kind, Abilities::default())
     }
@@ -378,8 +388,9 @@ impl Participant {
     /// Takes one event; appends what is to be done to `effects`.
     pub fn step(&mut self, now: Time, event: ParticipantEvent, effects: &mut Vec<ParticipantEffect>) {
         match event {
-            ParticipantEvent::Started(owner) => {
-                assert!(self.session.is_none() && self.owner.is_none(), "Started comes first, and once");
+            // What this machine has written itself is no news: the owner before it is still to be told.
+            ParticipantEvent::Owner(owner) if owner == self.owner => {}
+            ParticipantEvent::Owner(owner) => {
                 self.owner = owner;
                 self.previous = owner;
             }
@@ -405,6 +416,15 @@ impl Participant {
                 }
             }
             ParticipantEvent::Store(report) => self.report(now, report, effects),
+            ParticipantEvent::Votes(ballot) => {
+                if let Some(session) = &mut self.session {
+                    session.late_votes(now, self.kind, ballot, effects);
+                }
+            }
+            ParticipantEvent::Broken(why) => {
+                self.setbacks.add(now);
+                self.end_session(why, effects);
+            }
             ParticipantEvent::Migrate(ticket, script) => self.ask_migration(now, ticket, script, effects),
             ParticipantEvent::Idle => self.work(now, effects),
         }
@@ -562,7 +582,11 @@ impl Participant {
                 };
                 effects.push(ParticipantEffect::Send(of, message));
             }
-            (Command::Lead(txids), StoreReport::LedEach(outcomes)) => session.led_each(&txids, outcomes, effects),
+            (Command::Lead(txids), StoreReport::LedEach(outcomes)) => {
+                session.close_batch(true, effects);
+                session.untended = true;
+                session.led_each(&txids, outcomes, effects);
+            }
             (Command::Acked(csn), StoreReport::Acked) => session.advance(Progress { applied: csn, durable: csn }, true, effects),
             (Command::Settle(what), StoreReport::Settled(marker)) => {
                 effects.push(ParticipantEffect::Send(of, FromParticipant::Settled(what, marker)));
@@ -646,6 +670,8 @@ impl Session {
             queue: VecDeque::new(),
             cancelled: FxHashSet::default(),
             batch: Batch::None,
+            working: FxHashSet::default(),
+            ready: FxHashSet::default(),
             voted: FxHashSet::default(),
             doubts: Doubts::default(),
             reserved: BTreeMap::new(),
@@ -824,7 +850,9 @@ impl Session {
                     withheld.retain(|(t, _)| *t != txid);
                 }
                 self.cancel_queued(txid);
+                let at_work = self.working.remove(&txid) || self.ready.remove(&txid);
                 let known = match kind {
+                    _ if at_work => true,
                     // Also what this session knows nothing of: an application may have prepared it.
                     Kind::Preparing => {
                         self.doubts.remove(txid);
@@ -885,6 +913,11 @@ impl Session {
     /// R-LR: the open batch, exactly, or not at all.
     fn lead(&mut self, markers: Vec<Marker>, effects: &mut Vec<ParticipantEffect>) -> Option<String> {
         let txids: Vec<Txid> = markers.iter().map(|m| m.entry.txid).collect();
+        if txids.iter().all(|txid| self.ready.contains(txid)) {
+            txids.iter().for_each(|txid| assert!(self.ready.remove(txid), "just found"));
+            self.lead.get_or_insert_default().extend(markers);
+            return None;
+        }
         match &self.batch {
             Batch::Voted { yes, .. } if self.lead.is_none() && same_transactions(yes, &txids) => self.lead = Some(markers),
             Batch::None | Batch::Running { .. } => {
@@ -935,6 +968,11 @@ impl Session {
 
     fn prepared(&mut self, now: Time, kind: Kind, work: Arc<[Work]>, mut ballot: Ballot, effects: &mut Vec<ParticipantEffect>) {
         let Batch::Running { aborted } = std::mem::replace(&mut self.batch, Batch::None) else { panic!("votes for no batch") };
+        if ballot.votes.is_empty() && matches!(kind, Kind::Preparing | Kind::Leader) {
+            self.working.extend(work.iter().map(|w| w.txid).filter(|txid| !aborted.contains(txid)));
+            self.aborts.extend(aborted);
+            return;
+        }
         assert!(
             ballot.votes.len() == work.len() && ballot.votes.iter().zip(work.iter()).all(|(v, w)| v.0 == w.txid),
             "one vote for each transaction of the batch, in its order"
@@ -980,6 +1018,24 @@ impl Session {
             }
         }
         self.send(FromParticipant::Ballot(ballot), effects);
+    }
+
+    /// Votes of transactions that ran beside each other. Each goes by itself: at a leader each is decided by itself too. One that was
+    /// aborted meanwhile, or belongs to an older session, is the store's to take back.
+    fn late_votes(&mut self, now: Time, kind: Kind, ballot: Ballot, effects: &mut Vec<ParticipantEffect>) {
+        for (txid, vote) in ballot.votes {
+            if !self.working.remove(&txid) {
+                continue;
+            }
+            match (kind, &vote) {
+                (_, Vote::No(_) | Vote::ReadOnly(_)) => {}
+                (Kind::Preparing, Vote::Prepared(_)) if !self.decides(txid) => self.doubts.insert(now, txid),
+                (Kind::Preparing, Vote::Ready(_)) if self.decides(txid) => drop(self.voted.insert(txid)),
+                (Kind::Leader, Vote::Ready(_)) => drop(self.ready.insert(txid)),
+                (kind, vote) => panic!("a {kind:?} store voted {vote:?} later"),
+            }
+            self.send(FromParticipant::Ballot(Ballot { votes: vec![(txid, vote)], ..Ballot::default() }), effects);
+        }
     }
 
     /// R-DECIDER: whether this store is the one that decides it.
@@ -1148,7 +1204,7 @@ impl Session {
             Kind::Serial => !self.reserved.is_empty() || !self.deliveries.is_empty() || !self.stuck.is_empty(),
             Kind::Preparing | Kind::Redo | Kind::Leader => false,
         };
-        if held || !matches!(self.batch, Batch::None) {
+        if held || !matches!(self.batch, Batch::None) || self.working.len() >= WORKING_MAX {
             return None;
         }
         let (mut batch, mut late, mut bytes) = (Vec::new(), Vec::new(), 0);
@@ -1228,6 +1284,9 @@ impl Session {
     /// Nothing is under way that was made under the old schema.
     fn at_rest(&self) -> bool {
         matches!(self.batch, Batch::None)
+            && self.working.is_empty()
+            && self.ready.is_empty()
+            && self.lead.is_none()
             && self.voted.is_empty()
             && self.doubts.by_txid.is_empty()
             && self.reserved.is_empty()

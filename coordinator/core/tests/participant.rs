@@ -23,7 +23,7 @@ impl Bench {
     fn new(kind: Kind, kept: Option<Owner>) -> Bench {
         let (commands, sent, ended, migrated) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut bench = Bench { machine: Participant::new(kind), now: Time(0), session: SessionId(0), commands, sent, ended, migrated };
-        bench.step(ParticipantEvent::Started(kept));
+        bench.step(ParticipantEvent::Owner(kept));
         bench
     }
 
@@ -433,6 +433,61 @@ fn a_leader_commits_the_open_batch_or_nothing() {
     assert!(matches!(&bench.sent[..], [FromParticipant::NotLed(txids, _)] if *txids == [led(8, ME)]), "it is not open any more");
 }
 
+/// A leader that runs transactions beside each other: each has an outcome of its own, and nothing waits for another's.
+#[test]
+fn votes_that_come_late_are_outcomes_of_their_own() {
+    let mut bench = Bench::open(Kind::Leader);
+    let [a, b, c, d] = [1, 2, 3, 4].map(|n| led(n, ME));
+    bench.prepare(&[a, b, c]);
+    bench.batch();
+    bench.vote(vec![]);
+    assert_eq!(bench.voted(), [], "they run");
+    bench.prepare(&[d]);
+    assert_eq!(bench.batch(), [d], "others are not waited for");
+    bench.vote(vec![]);
+    bench.tell(ToParticipant::Abort(c));
+    assert_eq!(bench.work(), Some(StoreCommand::Abort(vec![c])), "one that still runs is the store's to stop");
+    bench.report(StoreReport::Aborted);
+    let late = |votes| ParticipantEvent::Votes(Ballot { votes, ..Ballot::default() });
+    bench.step(late(vec![(b, Vote::Ready([].into()))]));
+    bench.step(late(vec![(a, Vote::Ready([].into())), (c, Vote::Ready([].into()))]));
+    let ballots: Vec<usize> = bench.sent.iter().map(|m| if let FromParticipant::Ballot(b) = m { b.votes.len() } else { 0 }).collect();
+    assert_eq!((ballots, bench.voted()), (vec![1, 1], vec![b, a]), "each by itself; the aborted one's is dropped");
+    bench.tell(ToParticipant::Lead(vec![marker(b, 1)]));
+    bench.tell(ToParticipant::Lead(vec![marker(a, 2)]));
+    assert!(matches!(bench.work(), Some(StoreCommand::Lead(markers)) if markers.len() == 2));
+    let refusal = Refusal::new(RefusalKind::Conflict, "no");
+    bench.report(StoreReport::LedEach(vec![(b, Ok(())), (a, Err(refusal.clone()))]));
+    assert_eq!(bench.sent, [FromParticipant::NotLed(vec![a], refusal), FromParticipant::Led(vec![b])]);
+    bench.sent.clear();
+    bench.tell(ToParticipant::Lead(vec![marker(d, 3)]));
+    assert!(matches!(&bench.sent[..], [FromParticipant::NotLed(txids, _)] if *txids == [d]), "it has not voted");
+}
+
+#[test]
+fn a_prepared_branch_that_votes_late_is_asked_about_and_aborted() {
+    let mut bench = Bench::open(Kind::Preparing);
+    bench.prepare(&[tx(1), tx(2)]);
+    bench.batch();
+    bench.vote(vec![]);
+    bench.step(ParticipantEvent::Votes(Ballot { votes: vec![(tx(1), Vote::Prepared([].into()))], ..Ballot::default() }));
+    assert_eq!(bench.voted(), [tx(1)]);
+    bench.now = Time(3_000_000);
+    bench.work();
+    assert!(bench.sent.contains(&FromParticipant::Inquiry(vec![tx(1)])), "{:?}", bench.sent);
+    bench.report(StoreReport::Tended { progress: Progress::default(), next: None });
+    bench.tell(ToParticipant::Abort(tx(1)));
+    assert_eq!(bench.work(), Some(StoreCommand::Abort(vec![tx(1)])));
+    // The votes of an older session are nobody's.
+    bench.report(StoreReport::Aborted);
+    bench.welcome(owner(3, 7));
+    bench.sent.clear();
+    bench.step(ParticipantEvent::Votes(Ballot { votes: vec![(tx(2), Vote::Prepared([].into()))], ..Ballot::default() }));
+    assert_eq!(bench.sent, []);
+    bench.step(ParticipantEvent::Broken("gone".into()));
+    assert_eq!(bench.ended, ["gone"]);
+}
+
 #[test]
 fn a_broken_store_ends_the_session_and_is_not_recovered_in_a_tight_loop() {
     let mut bench = Bench::open(Kind::Redo);
@@ -543,7 +598,7 @@ impl Bench {
     fn able() -> Bench {
         let mut bench = Bench::new(Kind::Preparing, None);
         bench.machine = Participant::with(Kind::Preparing, Abilities { leads: true, keeps_acked: true });
-        bench.step(ParticipantEvent::Started(None));
+        bench.step(ParticipantEvent::Owner(None));
         bench.welcome(owner(3, 7));
         bench.recovered(csn(1), vec![]);
         bench.tell(ToParticipant::Open);

@@ -3,6 +3,7 @@
 use super::{Context, translate};
 use crate::engine_handle::Question;
 use lockstep_core::{AdminAction, Event, ParticipantId, Reply, Txid};
+use lockstep_participants::Finding;
 use lockstep_proto::v1;
 use lockstep_proto::v1::admin_service_server::AdminService;
 use std::collections::VecDeque;
@@ -82,12 +83,22 @@ impl AdminService for Admin {
 
     async fn doctor(&self, _: Request<v1::DoctorRequest>) -> Result<Response<v1::DoctorReply>, Status> {
         let mut reply = self.0.engine.ask(Question::Doctor).await?;
-        reply.findings.extend(self.0.engine.findings().into_iter().map(|(store, sentence)| v1::Finding {
-            level: "warning".into(),
-            subject: format!("store {store}"),
-            sentence,
-            remedy: "mend what the sentence names; it is tried again by itself".into(),
-        }));
+        let examined: Vec<_> = self
+            .0
+            .engine
+            .readers()
+            .into_iter()
+            .map(|(name, reader)| (name, tokio::task::spawn_blocking(move || reader.examine())))
+            .collect();
+        for (name, examination) in examined {
+            let findings = examination.await.map_err(|error| Status::internal(error.to_string()))?;
+            reply.findings.extend(findings.into_iter().map(|Finding { problem, sentence, remedy }| v1::Finding {
+                level: if problem { "problem" } else { "warning" }.into(),
+                subject: format!("store {name}"),
+                sentence,
+                remedy,
+            }));
+        }
         Ok(Response::new(reply))
     }
 

@@ -3,7 +3,7 @@
 use super::http::{Answer, Fault, Http, segment};
 use super::options::OpenSearchOptions;
 use super::state::STATE_KEY;
-use crate::{Document, ReadLimits, Reader, SearchResult, StoreError};
+use crate::{Document, Finding, ReadLimits, Reader, SearchResult, StoreError};
 use lockstep_core::Csn;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -116,8 +116,9 @@ impl Reader for Reads {
         }
     }
 
-    fn findings(&self) -> Vec<String> {
-        self.findings.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    fn examine(&self) -> Vec<Finding> {
+        let findings = self.findings.lock().unwrap_or_else(PoisonError::into_inner);
+        findings.values().map(|sentence| Finding::warning(sentence, "mend what the sentence names; it is tried again by itself")).collect()
     }
 }
 

@@ -168,6 +168,11 @@ impl Lab {
         self.store.reader()
     }
 
+    /// The sentences for a person.
+    pub fn findings(&self) -> Vec<String> {
+        self.reader().examine().into_iter().map(|finding| finding.sentence).collect()
+    }
+
     pub fn get(&self, key: &str) -> Option<Document> {
         self.reader().get(key).unwrap()
     }

@@ -62,13 +62,13 @@ fn blocks_and_closed_and_missing_indices_make_stuck_until_mended() {
         let refusal = lab.refusal(vec![put("k2", "{}")]);
         assert_eq!(refusal.kind, RefusalKind::Unavailable, "{refusal}");
         assert!(refusal.message.contains(&index), "{refusal}");
-        assert!(lab.reader().findings().join(" ").contains(&index));
+        assert!(lab.findings().join(" ").contains(&index));
         lab.ok(mend_it.0, &format!("/{index}/{}", mend_it.1), &mend_it.2);
         lab.ok("GET", &format!("/_cluster/health/{index}?wait_for_status=yellow"), "");
         assert_eq!(lab.commit(&[decided]).stuck, []);
         assert_eq!(lab.settle().durable, csn(1, 1));
         lab.write(2, vec![put("k2", "{}")]);
-        assert_eq!((lab.keys().len(), lab.reader().findings()), (2, vec![]));
+        assert_eq!((lab.keys().len(), lab.findings()), (2, vec![]));
     }
 }
 
@@ -111,7 +111,7 @@ fn another_writer_is_noticed_and_written_over() {
     let Some(mut lab) = Lab::new() else { return };
     let index = lab.index();
     lab.write(1, vec![put("k", r#"{"n":1}"#), put("changed", r#"{"n":1}"#)]);
-    assert_eq!(lab.reader().findings(), [] as [&str; 0]);
+    assert_eq!(lab.findings(), [] as [&str; 0]);
     // Twice: the document's version is beyond that of the next decision.
     for n in 0..3 {
         lab.ok("PUT", &format!("/{index}/_doc/k"), &format!(r#"{{"n":{}}}"#, 100 + n));
@@ -122,7 +122,7 @@ fn another_writer_is_noticed_and_written_over() {
     lab.commit(&[decided.clone(), older]);
     lab.settle();
     assert_eq!(lab.get("k").unwrap().document, r#"{"n":2}"#, "what is decided is there");
-    let findings = lab.reader().findings().join("\n");
+    let findings = lab.findings().join("\n");
     assert!(findings.contains("written over it") && findings.contains("`k`") && findings.contains("`changed`"), "{findings}");
     // Repeats and older writes stay harmless under the raised version, and newer ones go on.
     lab.commit(&[decided]);
@@ -134,7 +134,7 @@ fn another_writer_is_noticed_and_written_over() {
     lab.ok("PUT", &format!("/{index}/_doc/theirs"), "{}");
     lab.store.tend(csn(1, 6)).unwrap();
     lab.write(7, vec![put("last", "{}")]);
-    assert!(lab.reader().findings().join("\n").contains("1 documents were added"), "{:?}", lab.reader().findings());
+    assert!(lab.findings().join("\n").contains("1 documents were added"), "{:?}", lab.findings());
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn an_index_that_was_there_is_adopted() {
     lab.write(1, vec![put("ours", r#"{"n":2}"#)]);
     assert_eq!(lab.keys(), ["ours", "theirs"]);
     assert_eq!(lab.get("theirs").unwrap().csn, Csn::ZERO);
-    assert_eq!(lab.reader().findings(), [] as [&str; 0]);
+    assert_eq!(lab.findings(), [] as [&str; 0]);
     lab.write(2, vec![put("theirs", r#"{"n":3}"#)]);
     assert_eq!(lab.get("theirs").unwrap().csn, csn(1, 2));
 }
@@ -292,13 +292,13 @@ fn a_server_that_is_away_and_comes_back() {
     let decided = lab.decide(2, vec![put("k2", "{}")]);
     node.stop();
     assert!(matches!(lab.store.commit(std::slice::from_ref(&decided), csn(1, 2)), Err(StoreError::Broken(_))));
-    assert!(lab.reader().findings()[0].contains("127.0.0.1"), "{:?}", lab.reader().findings());
+    assert!(lab.findings()[0].contains("127.0.0.1"), "{:?}", lab.findings());
     let mut away = OpenSearch::open(options(&node.url(), &alias)).unwrap();
     assert!(matches!(away.owner(), Err(StoreError::Broken(_))));
     assert!(matches!(away.recover(owner(2), ParticipantId(3)), Err(StoreError::Broken(_))));
     node.run();
     lab.recover().unwrap();
-    assert_eq!(lab.reader().findings(), [] as [&str; 0]);
+    assert_eq!(lab.findings(), [] as [&str; 0]);
     lab.commit(&[decided]);
     lab.settle();
     assert_eq!(lab.keys(), ["k", "k2"]);

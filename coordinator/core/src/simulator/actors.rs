@@ -148,7 +148,7 @@ impl World {
         }
         actor.machine = Some(Participant::with(actor.store.kind, actor.store.abilities));
         let owner = actor.store.live.owner;
-        self.participate(i, ParticipantEvent::Started(owner));
+        self.participate(i, ParticipantEvent::Owner(owner));
         for host in 0..self.hosts.len() {
             self.connect_later(host, i);
         }

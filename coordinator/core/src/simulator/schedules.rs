@@ -88,7 +88,7 @@ impl SmallWorld {
             store.calm = true;
             let (there, back) = (VecDeque::new(), VecDeque::new());
             let mut machine = Participant::new(*kind);
-            machine.step(Time(0), ParticipantEvent::Started(None), &mut Vec::new());
+            machine.step(Time(0), ParticipantEvent::Owner(None), &mut Vec::new());
             Seat { kind: *kind, machine, store, session: None, there, back, command: None }
         };
         let mut checker = Checker::new(kinds.to_vec());
@@ -189,7 +189,7 @@ impl SmallWorld {
                 seat.store.crash(&mut self.dice);
                 (seat.command, seat.machine) = (None, Participant::new(seat.kind));
                 let owner = seat.store.live.owner;
-                self.participate(i, ParticipantEvent::Started(owner));
+                self.participate(i, ParticipantEvent::Owner(owner));
             }
             Step::Break(i) => self.end_session(i),
         }

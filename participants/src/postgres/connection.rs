@@ -1,0 +1,239 @@
+//! Connections: how they are made, tagged with their session, kept and lent.
+
+use super::failure::{Failure, is_stale_plan, sentence};
+use super::{PostgresOptions, SslMode, tls};
+use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult, Timeouts};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+use tokio_postgres::config::SslMode as Negotiation;
+use tokio_postgres::{Client, NoTls, Statement};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+/// Compiled statements that a connection keeps.
+const CACHE: usize = 256;
+
+/// The least version that can keep the promise: `pg_current_xact_id_if_assigned` came with it.
+pub const LEAST_VERSION: i32 = 130_000;
+
+/// A connection and what is compiled on it.
+pub struct Connection {
+    pub client: Client,
+    /// The backend's process at the server.
+    pub pid: i32,
+    /// Which row of the owner this connection locks: connections lock different ones, so that they never share a row's lock.
+    pub slot: u16,
+    statements: HashMap<Arc<str>, Statement>,
+    connector: Connector,
+    /// Makes a transaction's commit wait for at least a local force.
+    strict: &'static str,
+    /// In a state that no reset mends.
+    pub spoilt: bool,
+}
+
+/// Makes connections of one session.
+#[derive(Clone)]
+pub struct Connector {
+    options: Arc<PostgresOptions>,
+    tls: Option<MakeRustlsConnect>,
+    /// What `pg_stat_activity` shows of them.
+    application_name: Arc<str>,
+    slots: Arc<AtomicU16>,
+}
+
+/// A pool of one session's connections: deadpool sees to lending and limits.
+pub type Pool = managed::Pool<Connector>;
+/// A connection of a pool; dropped, it goes back.
+pub type Lent = Object<Connector>;
+
+impl Connector {
+    /// A sentence if TLS cannot be set up as configured.
+    pub fn new(options: Arc<PostgresOptions>, application_name: &str) -> Result<Connector, String> {
+        let tls = match options.ssl_mode {
+            SslMode::Disable => None,
+            SslMode::Prefer | SslMode::Require | SslMode::VerifyFull => Some(tls::connector(&options)?),
+        };
+        Ok(Connector { options, tls, application_name: application_name.into(), slots: Arc::default() })
+    }
+
+    /// The same, under another name.
+    pub fn named(&self, application_name: &str) -> Connector {
+        Connector { application_name: application_name.into(), ..self.clone() }
+    }
+
+    /// A pool of at most so many.
+    pub fn pool(&self, size: usize) -> Pool {
+        let timeouts = Timeouts { wait: None, create: Some(self.options.connect_timeout), recycle: None };
+        Pool::builder(self.clone())
+            .max_size(size.max(1))
+            .timeouts(timeouts)
+            .runtime(deadpool::Runtime::Tokio1)
+            .build()
+            .expect("a runtime is given")
+    }
+
+    /// Connects. A sentence if that is not possible; it never holds the password.
+    pub async fn connect(&self) -> Result<Connection, String> {
+        let connecting = async {
+            let password = self.options.password.get()?;
+            let mut config = self.options.server.clone();
+            if let Some(password) = password {
+                config.password(password);
+            }
+            config.application_name(&*self.application_name);
+            config.connect_timeout(self.options.connect_timeout);
+            config.options(self.settings());
+            config.ssl_mode(match self.options.ssl_mode {
+                SslMode::Disable => Negotiation::Disable,
+                SslMode::Prefer => Negotiation::Prefer,
+                SslMode::Require | SslMode::VerifyFull => Negotiation::Require,
+            });
+            let client = match &self.tls {
+                None => {
+                    let (client, connection) = config.connect(NoTls).await.map_err(|error| self.cannot_connect(&error))?;
+                    tokio::spawn(connection);
+                    client
+                }
+                Some(tls) => {
+                    let (client, connection) = config.connect(tls.clone()).await.map_err(|error| self.cannot_connect(&error))?;
+                    tokio::spawn(connection);
+                    client
+                }
+            };
+            let hello = "SELECT pg_backend_pid(), current_setting('server_version_num')::int4, current_setting('synchronous_commit')";
+            let row = client.query_typed_one(hello, &[]).await.map_err(|error| self.cannot_connect(&error))?;
+            let (pid, version): (i32, i32) = (row.get(0), row.get(1));
+            if version < LEAST_VERSION {
+                return Err(format!(
+                    "the server is PostgreSQL {}; version {} is the least that can be used",
+                    version / 10_000,
+                    LEAST_VERSION / 10_000
+                ));
+            }
+            let strict = match row.get::<_, &str>(2) {
+                "remote_apply" => "SET LOCAL synchronous_commit = remote_apply",
+                "on" => "SET LOCAL synchronous_commit = on",
+                _ => {
+                    client.batch_execute("SET synchronous_commit = on").await.map_err(|error| self.cannot_connect(&error))?;
+                    "SET LOCAL synchronous_commit = on"
+                }
+            };
+            let slot = self.slots.fetch_add(1, Ordering::Relaxed);
+            Ok(Connection { client, pid, slot, statements: HashMap::new(), connector: self.clone(), strict, spoilt: false })
+        };
+        match tokio::time::timeout(self.options.connect_timeout, connecting).await {
+            Ok(connected) => connected,
+            Err(_) => Err(format!(
+                "PostgreSQL at {} did not answer within {:?} (connect_timeout_ms)",
+                self.options.place(),
+                self.options.connect_timeout
+            )),
+        }
+    }
+
+    /// Given at the start, so that `RESET ALL` comes back to them.
+    fn settings(&self) -> String {
+        let given = self.options.server.get_options().unwrap_or_default();
+        let PostgresOptions { statement_timeout, lock_timeout, .. } = &*self.options;
+        format!(
+            "{given} -c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout=0 -c client_encoding=UTF8",
+            millis(*statement_timeout),
+            millis(*lock_timeout)
+        )
+    }
+
+    fn cannot_connect(&self, error: &tokio_postgres::Error) -> String {
+        let place = self.options.place();
+        let advice = match error.code().map(|state| state.code()) {
+            Some("28P01") => ": the user or password is wrong (url, password_file, password_env)",
+            Some("28000") => ": the server does not let this user in from here (pg_hba.conf, or sslmode)",
+            Some("3D000") => ": make the database first (createdb)",
+            Some("53300") => ": raise max_connections, or lower pool_size",
+            _ if error.to_string().contains("TLS") => ": check sslmode and ssl_root_cert against the server's certificate",
+            _ => "",
+        };
+        format!("cannot connect to PostgreSQL at {place}{advice}: {}", sentence(error))
+    }
+}
+
+impl managed::Manager for Connector {
+    type Type = Connection;
+    type Error = String;
+
+    async fn create(&self) -> Result<Connection, String> {
+        self.connect().await
+    }
+
+    async fn recycle(&self, connection: &mut Connection, _: &Metrics) -> RecycleResult<String> {
+        match connection.spoilt || connection.client.is_closed() {
+            true => Err(RecycleError::message("it is closed or spoilt")),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Connection {
+    /// What makes an open transaction's commit durable before it is answered, whatever its statements have set.
+    pub fn strict(&self) -> &'static str {
+        self.strict
+    }
+
+    /// The compiled statement, if this connection has it.
+    pub fn cached(&self, sql: &str) -> Option<&Statement> {
+        self.statements.get(sql)
+    }
+
+    /// Compiles what is not compiled yet, all of it in one flight.
+    pub async fn compile(&mut self, statements: &[&str]) -> Result<(), Failure> {
+        let mut missing: Vec<&str> = statements.iter().copied().filter(|sql| !self.statements.contains_key(*sql)).collect();
+        missing.sort_unstable();
+        missing.dedup();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        if self.statements.len() + missing.len() > CACHE {
+            self.statements.clear();
+            missing = statements.to_vec();
+        }
+        let compiled = futures_util::future::join_all(missing.iter().map(|sql| self.client.prepare(sql))).await;
+        for (sql, statement) in missing.into_iter().zip(compiled) {
+            self.statements.insert(sql.into(), statement?);
+        }
+        Ok(())
+    }
+
+    /// What an error says of the compiled statements.
+    pub fn note(&mut self, error: &tokio_postgres::Error) {
+        if is_stale_plan(error) {
+            self.statements.clear();
+        }
+    }
+
+    /// Stops what runs on it, as well as can be, and never lends it again.
+    pub async fn give_up(&mut self) {
+        self.spoilt = true;
+        let token = self.client.cancel_token();
+        let cancelling = async {
+            match &self.connector.tls {
+                None => token.cancel_query(NoTls).await,
+                Some(tls) => token.cancel_query(tls.clone()).await,
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(1), cancelling).await;
+    }
+}
+
+fn millis(duration: Duration) -> u128 {
+    duration.as_millis()
+}
+
+/// A connection of the pool, or why there is none.
+pub async fn lend(pool: &Pool) -> Result<Lent, Failure> {
+    pool.get().await.map_err(|error| {
+        Failure::Lost(match error {
+            managed::PoolError::Backend(why) => why,
+            other => format!("no connection to PostgreSQL: {other}"),
+        })
+    })
+}

@@ -1,0 +1,79 @@
+//! Queries beside the transactions, on connections of their own.
+
+use super::connection::{Connector, Pool, lend};
+use super::failure::Failure;
+use super::{Limits, PostgresOptions, branch, examination, statement};
+use crate::{Finding, ReadLimits, Reader, StoreError};
+use lockstep_core::{Refusal, RefusalKind, StatementResult, Value};
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::runtime::Handle;
+
+/// What `pg_stat_activity` shows of them: they belong to no session.
+const NAME: &str = "lockstep reader";
+
+/// The readers of one database.
+pub struct Readers {
+    options: Arc<PostgresOptions>,
+    /// Or why no connection can be made.
+    pool: Result<Pool, String>,
+    runtime: Handle,
+}
+
+impl Readers {
+    /// None is connected yet.
+    pub fn new(connector: &Result<Connector, String>, options: &Arc<PostgresOptions>, runtime: Handle) -> Readers {
+        let pool = connector.as_ref().map(|connector| connector.named(NAME).pool(options.readers)).map_err(String::clone);
+        Readers { options: Arc::clone(options), pool, runtime }
+    }
+
+    async fn run(&self, sql: &str, parameters: &[Value], limits: ReadLimits) -> Result<StatementResult, Failure> {
+        statement::check(sql, self.options.limits.statement_bytes)?;
+        let pool = self.pool.as_ref().map_err(|why| Failure::Lost(why.clone()))?;
+        let mut connection = lend(pool).await?;
+        let begin = format!(
+            "BEGIN READ ONLY; SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = {}",
+            limits.timeout.as_millis().max(1),
+            limits.timeout.as_millis().max(1) * 2
+        );
+        // Until it is rolled back: a query that is given up half way leaves a connection that nobody else can use.
+        connection.spoilt = true;
+        connection.client.batch_execute(&begin).await?;
+        let own = Limits { rows: limits.rows, ..self.options.limits };
+        let result = branch::query(&mut connection, sql, parameters, limits.offset, &own).await;
+        branch::roll_back(&mut connection).await;
+        result
+    }
+}
+
+impl Reader for Readers {
+    fn query(&self, sql: &str, parameters: &[Value], limits: ReadLimits) -> Result<StatementResult, StoreError> {
+        let deadline = Instant::now() + limits.timeout;
+        let late = || StoreError::Timeout(format!("the query took longer than {:?}", limits.timeout));
+        let result = self.runtime.block_on(async { tokio::time::timeout_at(deadline.into(), self.run(sql, parameters, limits)).await });
+        match result {
+            Err(_) => Err(late()),
+            Ok(Ok(result)) => Ok(result),
+            Ok(Err(Failure::Lost(why))) => Err(StoreError::Broken(why)),
+            Ok(Err(Failure::Refused(Refusal { kind, message }))) => Err(match kind {
+                RefusalKind::Timeout => late(),
+                RefusalKind::Conflict | RefusalKind::Busy => StoreError::Timeout(message),
+                RefusalKind::Unavailable if message.contains("25006") => {
+                    StoreError::Invalid("a query only reads; to write, use a transaction".into())
+                }
+                RefusalKind::Unavailable => StoreError::Broken(message),
+                RefusalKind::Invalid | RefusalKind::Constraint | RefusalKind::Condition | RefusalKind::Cancelled => {
+                    StoreError::Invalid(message)
+                }
+            }),
+        }
+    }
+
+    fn examine(&self) -> Vec<Finding> {
+        let pool = match &self.pool {
+            Ok(pool) => pool,
+            Err(why) => return vec![Finding::problem(why.clone(), "mend the store's configuration, then start the daemon again")],
+        };
+        self.runtime.block_on(examination::examine(pool, &self.options))
+    }
+}

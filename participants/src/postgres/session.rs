@@ -1,0 +1,93 @@
+//! A session: who leads, and the connections that belong to it.
+
+use super::PostgresOptions;
+use super::connection::{Connector, Lent, Pool, lend};
+use super::failure::Failure;
+use super::work::UnderWay;
+use lockstep_core::gid::Gid;
+use lockstep_core::{CoordId, Owner, ParticipantId, Txid};
+use std::hash::BuildHasher;
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// How long a backend that was told to end may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks whether it is gone.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// One session's connections. They carry its tag, so that the next session finds and ends their backends.
+pub struct Session {
+    /// Whom it serves.
+    pub owner: Owner,
+    /// The number that the owner knows this database by.
+    pub me: ParticipantId,
+    /// What their `application_name` says.
+    pub tag: String,
+    /// For branches: each is one's own until its vote, or until the end of what it leads.
+    pub branches: Pool,
+    /// For phase two and questions: branches never wait for these, nor these for branches.
+    pub finishers: Pool,
+    under_way: Mutex<UnderWay>,
+}
+
+impl Session {
+    /// No connection is open yet.
+    pub fn new(connector: &Connector, options: &PostgresOptions, owner: Owner, me: ParticipantId) -> Session {
+        // Drawn afresh: two sessions of one owner are told apart too.
+        let nonce = std::hash::RandomState::new().hash_one(Instant::now()) as u32;
+        let tag = format!("{}{nonce:08x}", tag_prefix(owner.coord_id, me));
+        let connector = connector.named(&tag);
+        Session {
+            owner,
+            me,
+            tag,
+            branches: connector.pool(options.pool_size),
+            finishers: connector.pool(options.finishers),
+            under_way: Mutex::default(),
+        }
+    }
+
+    /// What is under way in it. Never held across an await.
+    pub fn under_way(&self) -> MutexGuard<'_, UnderWay> {
+        self.under_way.lock().expect("no holder panics")
+    }
+
+    /// The name of a branch here.
+    pub fn gid(&self, txid: Txid) -> Gid {
+        Gid { coord_id: self.owner.coord_id, participant: self.me, txid }
+    }
+
+    /// A connection for phase two.
+    pub async fn finisher(&self) -> Result<Lent, Failure> {
+        lend(&self.finishers).await
+    }
+
+    /// Ends this session's own backend, and waits until it is gone: nothing that was sent on it can happen any more.
+    pub async fn end_backend(&self, pid: i32) -> Result<(), Failure> {
+        let connection = self.finisher().await?;
+        let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND application_name = $2";
+        connection.client.query(sql, &[&pid, &self.tag]).await?;
+        wait_until_gone(&connection, &[pid]).await
+    }
+}
+
+/// What the tags of all sessions of this coordinator at this participant begin with. With a nonce it is shorter than the server's 63 bytes.
+pub fn tag_prefix(coord_id: CoordId, me: ParticipantId) -> String {
+    format!("lockstep:{coord_id}:{}:", me.0)
+}
+
+/// Waits until none of these backends is there any more.
+pub async fn wait_until_gone(connection: &super::connection::Connection, pids: &[i32]) -> Result<(), Failure> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let sql = "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY($1)";
+        let left: i64 = connection.client.query_one(sql, &[&pids]).await?.get(0);
+        if left == 0 {
+            return Ok(());
+        }
+        if Instant::now() >= until {
+            return Err(Failure::Lost(format!("{left} backends of an older session did not end within {PATIENCE:?}")));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}

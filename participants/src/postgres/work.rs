@@ -1,0 +1,223 @@
+//! A branch's life: from its Prepare to its vote, beside others, each on a connection of its own.
+
+use super::connection::{Lent, lend};
+use super::failure::Failure;
+use super::marker::{self, Outcome};
+use super::session::Session;
+use super::{PostgresOptions, branch, not_open, two_phase};
+use lockstep_core::{Decider, Marker, Operation, RefusalKind, Settle, Txid, Vote, Work};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
+
+/// How long it may take to find out what became of a branch whose connection was lost.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A vote, and the connection that holds the transaction open if it is Ready.
+pub struct Voted {
+    pub vote: Vote,
+    pub open: Option<Lent>,
+}
+
+impl From<Vote> for Voted {
+    fn from(vote: Vote) -> Voted {
+        Voted { vote, open: None }
+    }
+}
+
+/// Branches between their Prepare and their outcome, for the worker's thread and the branches' own tasks.
+#[derive(Default)]
+pub struct UnderWay {
+    /// Those that have not voted yet.
+    running: HashMap<Txid, Arc<Stop>>,
+    /// Those that voted Ready and hold their connection until their outcome.
+    pub open: HashMap<Txid, Lent>,
+}
+
+/// How a running branch is told that it was aborted.
+#[derive(Default)]
+pub struct Stop {
+    told: AtomicBool,
+    wake: Notify,
+}
+
+impl UnderWay {
+    /// A branch begins.
+    pub fn enter(&mut self, txid: Txid) -> Arc<Stop> {
+        Arc::clone(self.running.entry(txid).or_default())
+    }
+
+    /// Tells a branch to stop, if it still runs; it takes back itself what it did.
+    pub fn stop(&mut self, txid: Txid) -> bool {
+        let Some(stop) = self.running.get(&txid) else { return false };
+        stop.told.store(true, Ordering::Relaxed);
+        stop.wake.notify_one();
+        true
+    }
+}
+
+/// Why a step was left.
+enum Left {
+    Late,
+    Stopped,
+}
+
+/// Waits for a step, but not past the deadline, and not once the branch is told to stop.
+async fn within<T>(deadline: Instant, stop: &Stop, step: impl Future<Output = T>) -> Result<T, Left> {
+    if stop.told.load(Ordering::Relaxed) {
+        return Err(Left::Stopped);
+    }
+    tokio::select! {
+        done = step => Ok(done),
+        () = tokio::time::sleep_until(deadline) => Err(Left::Late),
+        () = stop.wake.notified() => Err(Left::Stopped),
+    }
+}
+
+/// Runs a branch up to its vote, and enters what became of it. No vote if it was told to stop: then nothing of it is left. An error: what
+/// became of it cannot be found out now.
+pub async fn live(session: Arc<Session>, options: Arc<PostgresOptions>, work: Work, stop: Arc<Stop>) -> Result<Option<Vote>, String> {
+    let txid = work.txid;
+    let voted = run(&session, &options, &work, &stop).await?;
+    let (vote, leftover) = {
+        let mut under_way = session.under_way();
+        under_way.running.remove(&txid);
+        let stopped = stop.told.load(Ordering::Relaxed);
+        let Voted { vote, open } = voted;
+        match (stopped, &vote, open) {
+            (true, _, open) => (Err(matches!(vote, Vote::Prepared(_))), open),
+            (false, _, open) => {
+                under_way.open.extend(open.map(|open| (txid, open)));
+                (Ok(vote), None)
+            }
+        }
+    };
+    if let Some(open) = leftover {
+        marker::take_back(open).await;
+    }
+    let prepared = match vote {
+        Ok(vote) => return Ok(Some(vote)),
+        Err(prepared) => prepared,
+    };
+    if prepared {
+        two_phase::roll_back(&session, &[txid], 1).await.map_err(|failure| failure.refusal().message)?;
+    }
+    Ok(None)
+}
+
+async fn run(session: &Session, options: &PostgresOptions, work: &Work, stop: &Stop) -> Result<Voted, String> {
+    let deadline = Instant::now() + Duration::from_micros(work.timeout);
+    let failed = |left: Left| match left {
+        Left::Late => {
+            Failure::refused(RefusalKind::Timeout, format!("the transaction took longer at the database than its {} µs", work.timeout))
+        }
+        Left::Stopped => Failure::refused(RefusalKind::Cancelled, "the transaction was aborted while it ran"),
+    };
+    let no = |failure: Failure| Ok(Vote::No(failure.refusal()).into());
+    if let [Operation::Enlisted { xid }] = work.operations[..] {
+        return match timeout(PATIENCE, enlisted(session, work.txid, xid)).await {
+            Ok(Ok(())) => Ok(Vote::Prepared([].into()).into()),
+            Ok(Err(failure)) => no(failure),
+            Err(_) => Err("the server does not answer whether an enlisted branch is prepared".into()),
+        };
+    }
+    let mut connection = match within(deadline, stop, lend(&session.branches)).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(failure)) => return no(failure),
+        Err(Left::Late) => {
+            return no(Failure::refused(
+                RefusalKind::Busy,
+                format!("all {} connections of the store are busy (pool_size)", options.pool_size),
+            ));
+        }
+        Err(left) => return no(failed(left)),
+    };
+    let led = work.txid.decider == Decider::Leader(session.me);
+    let ran = match within(deadline, stop, branch::run(&mut connection, &work.operations, &options.limits, led)).await {
+        Ok(Ok(ran)) => ran,
+        Ok(Err(failure)) => {
+            branch::roll_back(&mut connection).await;
+            return no(failure);
+        }
+        Err(left) => {
+            connection.give_up().await;
+            return no(failed(left));
+        }
+    };
+    let xid = match (led, ran.xid) {
+        (true, _) => return Ok(Voted { vote: Vote::Ready(ran.results), open: Some(connection) }),
+        (false, None) => {
+            branch::roll_back(&mut connection).await;
+            return Ok(Vote::ReadOnly(ran.results).into());
+        }
+        (false, Some(xid)) => xid,
+    };
+    let gid = session.gid(work.txid);
+    let failure = match within(deadline, stop, branch::prepare(&mut connection, session.owner, &gid, xid)).await {
+        Ok(Ok(())) => return Ok(Vote::Prepared(ran.results).into()),
+        Ok(Err(failure)) => failure,
+        Err(left) => failed(left),
+    };
+    // It may be prepared, or become so: a backend finishes what it was sent though nobody waits for it.
+    let pid = connection.pid;
+    drop(connection);
+    let undone = async {
+        session.end_backend(pid).await?;
+        two_phase::roll_back(session, &[work.txid], 1).await
+    };
+    match timeout(PATIENCE, undone).await {
+        Ok(Ok(())) => no(failure),
+        Ok(Err(error)) => Err(format!("what became of branch {gid} is not known: {}", error.refusal().message)),
+        Err(_) => Err(format!("what became of branch {gid} is not known: the server does not answer")),
+    }
+}
+
+/// Looks whether an application's own branch is what it says. What stands under its name otherwise is rolled back.
+async fn enlisted(session: &Session, txid: Txid, xid: u64) -> Result<(), Failure> {
+    let gid = session.gid(txid);
+    let found = {
+        let connection = session.finisher().await?;
+        branch::prepared_as(&connection, &gid).await?
+    };
+    let refuse = |message: String| Err(Failure::refused(RefusalKind::Invalid, message));
+    match found {
+        None => refuse(format!(
+            "no branch {gid} is prepared in this database: PREPARE TRANSACTION in a failed transaction, or in none, raises no error"
+        )),
+        Some(found) if !found.ours => refuse(format!(
+            "branch {gid} was prepared by user {}: only that user or a superuser may finish it; let the application connect as the store's user",
+            found.owner
+        )),
+        // The server lists the lower half of the number.
+        Some(found) if found.xid == xid as u32 => Ok(()),
+        Some(found) => {
+            two_phase::roll_back(session, &[txid], 1).await?;
+            refuse(format!("branch {gid} is transaction {} at the server, not {xid}: it was rolled back", found.xid))
+        }
+    }
+}
+
+/// Commits what is open, with its marker. An answer that was lost is looked for at the marker: an 'A' in its place decides (R-LR).
+pub async fn lead(session: &Session, marker: &Marker, open: Option<Lent>) -> Outcome {
+    let Some(mut connection) = open else { return Outcome::RolledBack(not_open()) };
+    let why = match marker::lead(&mut connection, session.owner, marker).await {
+        Outcome::Unknown(why) => why,
+        known => return known,
+    };
+    let pid = connection.pid;
+    drop(connection);
+    let txid = marker.entry.txid;
+    let settled = async {
+        session.end_backend(pid).await?;
+        marker::settle(session, &Settle::Txid(txid)).await.map_err(|error| Failure::Lost(error.to_string()))
+    };
+    match timeout(PATIENCE, settled).await {
+        Ok(Ok(Some(_))) => Outcome::Committed,
+        Ok(Ok(None)) => Outcome::RolledBack(lockstep_core::Refusal::new(RefusalKind::Unavailable, why)),
+        Ok(Err(error)) => Outcome::Unknown(format!("{why}; {}", error.refusal().message)),
+        Err(_) => Outcome::Unknown(why),
+    }
+}

@@ -1,0 +1,13 @@
+//! PostgreSQL as a participant, against a real server.
+#![cfg(feature = "postgres")]
+
+mod conformance;
+mod enlisted;
+mod lab;
+#[path = "../servers/postgres.rs"]
+mod postgres;
+mod refusals;
+mod sessions;
+mod two_phase;
+mod values;
+mod working;

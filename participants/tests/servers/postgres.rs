@@ -1,0 +1,222 @@
+//! A real PostgreSQL for tests: a small cluster in a temporary folder, on loopback, ended with the test process, however that ends.
+
+#![allow(dead_code)] // each test takes what it needs
+
+use std::io::Read;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A cluster.
+pub struct Cluster {
+    folder: tempfile::TempDir,
+    port: u16,
+    settings: Vec<String>,
+    running: Option<Child>,
+}
+
+/// The cluster that the tests of one process share, each in a database of its own.
+pub fn shared() -> std::sync::MutexGuard<'static, Cluster> {
+    static SHARED: OnceLock<Mutex<Cluster>> = OnceLock::new();
+    let cluster = SHARED.get_or_init(|| Mutex::new(Cluster::start(&["max_prepared_transactions=100", "max_connections=400"])));
+    cluster.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// A new database of the shared cluster, as a connection string.
+pub fn database() -> String {
+    shared().database()
+}
+
+impl Cluster {
+    /// Makes a cluster and starts its server, with these settings (`name=value`) beside those of every test.
+    pub fn start(settings: &[&str]) -> Cluster {
+        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+        let data = folder.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o700)).unwrap();
+        if let Some((uid, gid)) = other_user() {
+            chown(folder.path(), Some(uid), Some(gid)).unwrap();
+            chown(&data, Some(uid), Some(gid)).unwrap();
+        }
+        let made = as_user(Command::new(binary("initdb")))
+            .args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N", "-D"])
+            .arg(&data)
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        let mut cluster = Cluster { folder, port, settings, running: None };
+        cluster.run();
+        cluster
+    }
+
+    /// Starts the server again, and waits until it takes connections.
+    pub fn run(&mut self) {
+        assert!(self.running.is_none(), "it runs already");
+        // The shell ends the server as soon as this process is gone: its end of the pipe is closed then.
+        let script = "\"$0\" \"$@\" </dev/null & p=$!; cat >/dev/null; kill -QUIT $p 2>/dev/null; wait $p";
+        let mut command = as_user(Command::new("sh"));
+        command.arg("-c").arg(script).arg(binary("postgres")).arg("-D").arg(self.data());
+        let common = ["listen_addresses=127.0.0.1", "shared_buffers=16MB", "log_min_messages=fatal", "dynamic_shared_memory_type=mmap"];
+        let port = format!("port={}", self.port);
+        let sockets = format!("unix_socket_directories={}", self.folder.path().display());
+        for setting in common.into_iter().chain([port.as_str(), sockets.as_str()]).chain(self.settings.iter().map(String::as_str)) {
+            command.arg("-c").arg(setting);
+        }
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.folder.path().join("log")).unwrap();
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log).current_dir(self.folder.path());
+        self.running = Some(command.spawn().unwrap());
+        self.wait_until_ready();
+    }
+
+    fn wait_until_ready(&mut self) {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let ready = Command::new(binary("pg_isready"))
+                .args(["-q", "-U", "postgres", "-d", "postgres", "-h"])
+                .arg(self.folder.path())
+                .arg("-p")
+                .arg(self.port.to_string())
+                .status()
+                .unwrap();
+            if ready.success() {
+                return;
+            }
+            assert!(Instant::now() < until, "PostgreSQL does not start: {}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// `kill -9` of the server, and of every backend with it; waits until they are gone.
+    pub fn kill(&mut self) {
+        let pid = self.postmaster();
+        let status = Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
+        assert!(status.success());
+        self.reap();
+        // A new server does not start beside backends of the old one.
+        let until = Instant::now() + PATIENCE;
+        while std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+            let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let parent = std::fs::read_link(entry.path().join("cwd")).unwrap_or_default();
+            line.starts_with(b"postgres:") && parent.starts_with(self.data())
+        }) {
+            assert!(Instant::now() < until, "backends of the killed server stay");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Ends the server at once, as `pg_ctl stop -m immediate` does.
+    pub fn stop(&mut self) {
+        self.reap();
+    }
+
+    fn reap(&mut self) {
+        if let Some(mut child) = self.running.take() {
+            drop(child.stdin.take());
+            child.wait().unwrap();
+        }
+    }
+
+    /// The server's process.
+    pub fn postmaster(&self) -> u32 {
+        let text = std::fs::read_to_string(self.data().join("postmaster.pid")).unwrap();
+        text.lines().next().unwrap().parse().unwrap()
+    }
+
+    /// The cluster's files.
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// The port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What the server has said.
+    pub fn log(&self) -> String {
+        let mut text = String::new();
+        let _ = std::fs::File::open(self.folder.path().join("log")).and_then(|mut file| file.read_to_string(&mut text));
+        text
+    }
+
+    /// A new, empty database, as a connection string.
+    pub fn database(&self) -> String {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("d{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        self.psql("postgres", &format!("CREATE DATABASE {name}"));
+        self.url(&name)
+    }
+
+    /// A connection string for a database, as the superuser, over the socket.
+    pub fn url(&self, database: &str) -> String {
+        format!("host={} port={} user=postgres dbname={database}", self.folder.path().display(), self.port)
+    }
+
+    /// Runs a script with psql, as an operator would; gives back what it prints.
+    pub fn psql(&self, database: &str, script: &str) -> String {
+        psql(&self.url(database), script)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.reap();
+    }
+}
+
+/// Runs a script with psql; panics if it fails.
+pub fn psql(url: &str, script: &str) -> String {
+    let output =
+        Command::new(binary("psql")).args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", url, "-c", script]).output().unwrap();
+    assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+}
+
+/// A program of PostgreSQL's: of the newest version that is installed.
+pub fn binary(name: &str) -> PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| {
+        let configured = Command::new("pg_config").arg("--bindir").output().ok().filter(|output| output.status.success());
+        let configured = configured.map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
+        let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path().join("bin"));
+        let version = |path: &PathBuf| path.parent().and_then(Path::file_name).and_then(|name| name.to_str()?.parse::<u32>().ok());
+        let mut folders: Vec<PathBuf> = versions.collect();
+        folders.sort_by_key(version);
+        let found = configured.into_iter().chain(folders.into_iter().rev()).find(|folder| folder.join("initdb").exists());
+        found.expect("PostgreSQL's server is not installed: install it, for example with: apt-get install postgresql")
+    });
+    folder.join(name)
+}
+
+/// PostgreSQL does not run as root.
+fn as_user(mut command: Command) -> Command {
+    if let Some((uid, gid)) = other_user() {
+        command.uid(uid).gid(gid);
+    }
+    command
+}
+
+/// Who runs the server, if it is not the user that runs the test.
+fn other_user() -> Option<(u32, u32)> {
+    let id = Command::new("id").arg("-u").output().unwrap();
+    if String::from_utf8_lossy(&id.stdout).trim() != "0" {
+        return None;
+    }
+    let users = std::fs::read_to_string("/etc/passwd").unwrap();
+    let user = |name: &str| {
+        let line = users.lines().find(|line| line.split(':').next() == Some(name))?;
+        let mut fields = line.split(':').skip(2);
+        Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
+    };
+    user("postgres").or_else(|| user("nobody"))
+}
