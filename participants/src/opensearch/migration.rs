@@ -227,13 +227,15 @@ mod tests {
         assert!(refused(r#"{"mapping": {}}"#).contains("`mapping` is not taken"));
         assert!(refused(r#"{"aliases": {}}"#).contains("`aliases` is not taken"));
         assert!(refused(r#"{"mappings": {"properties": {"_lockstep": {}}}}"#).contains("belongs to Lockstep"));
+        assert!(refused(r#"{"settings": {"translog": {"durability": "async"}}}"#).contains("loses acknowledged writes"));
+        assert!(refused(r#"{"settings": {"index.blocks.write": true}}"#).contains("`index.blocks.write`"));
         assert!(refused(r#"{"settings": 1}"#).contains("`settings` must be an object"));
     }
 
     #[test]
     fn settings_are_flat_and_names_count() {
-        let script = Script::parse(r#"{"settings": {"number_of_shards": 2, "index": {"translog": {"durability": "async"}}}}"#).unwrap();
-        let flat = json!({"index.number_of_shards": 2, "index.translog.durability": "async"});
+        let script = Script::parse(r#"{"settings": {"number_of_shards": 2, "index": {"translog": {"durability": "request"}}}}"#).unwrap();
+        let flat = json!({"index.number_of_shards": 2, "index.translog.durability": "request"});
         assert_eq!(Value::Object(script.settings), flat);
         assert_eq!(next_name("items-000009"), "items-000010");
         assert_eq!(next_name("items"), "items-000002");

@@ -403,7 +403,8 @@ impl Session {
         let (n, key) = (self.overwritten, super::document::shown(key));
         tracing::warn!(key, version, "another program has written this document; what was decided goes over it");
         let sentence = format!(
-            "another program writes to the index `{}`, past Lockstep: {n} documents so far, the last one `{key}`; what was decided was written over it",
+            "another program writes to the index `{}`, past Lockstep: {n} documents so far, the last one `{key}`; \
+             what was decided was written over it",
             self.survey.index
         );
         self.reads.note(Topic::Overwritten, Some(sentence));

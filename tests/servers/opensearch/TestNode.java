@@ -54,7 +54,8 @@ final class TestNode extends Node {
             .setWaitForNoInitializingShards(true)
             .setTimeout(TimeValue.timeValueSeconds(120))
             .get();
-        System.out.println("listening on " + node.injector().getInstance(HttpServerTransport.class).boundAddress().publishAddress().getPort());
+        HttpServerTransport http = node.injector().getInstance(HttpServerTransport.class);
+        System.out.println("listening on " + http.boundAddress().publishAddress().getPort());
         while (System.in.read() >= 0) {
         }
         node.close();
