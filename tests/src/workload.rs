@@ -76,10 +76,10 @@ pub async fn run(client: &Client, name: &str, size: Size) -> anyhow::Result<Vec<
 pub fn transaction(client: &Client, id: &str, item: &str) -> Transaction {
     client
         .transaction()
-        .sql("db", "INSERT INTO journal VALUES (?1, ?2)", params![id, item])
+        .sql("db", "INSERT INTO journal VALUES ($1, $2)", params![id, item])
         .sql(
             "db",
-            "INSERT INTO item VALUES (?1, 1, ?2) ON CONFLICT (name) DO UPDATE SET version = version + 1, last = excluded.last",
+            "INSERT INTO item VALUES ($1, 1, $2) ON CONFLICT (name) DO UPDATE SET version = item.version + 1, last = excluded.last",
             params![item, id],
         )
         .put("index", item, &serde_json::json!({ "item": item, "last": id }))
@@ -107,9 +107,9 @@ fn definite(told: Result<Receipt, CommitError>) -> anyhow::Result<Result<Receipt
 
 /// Holds both stores against what the clients were told: I1, I6, I7 and I8, as far as this workload shows them.
 pub async fn check(client: &Client, told: &[Told]) -> anyhow::Result<()> {
-    let journal: Vec<(String, String)> = pages(client, "SELECT id, item FROM journal WHERE id > ?1 ORDER BY id LIMIT ?2").await?;
+    let journal: Vec<(String, String)> = pages(client, "SELECT id, item FROM journal WHERE id > $1 ORDER BY id LIMIT $2").await?;
     let items: Vec<(String, String)> =
-        pages(client, "SELECT name, last || '/' || version FROM item WHERE name > ?1 ORDER BY name LIMIT ?2").await?;
+        pages(client, "SELECT name, last || '/' || version FROM item WHERE name > $1 ORDER BY name LIMIT $2").await?;
     let written: BTreeSet<&str> = journal.iter().map(|(id, _)| id.as_str()).collect();
     let mut newest: BTreeMap<&str, (u64, &str)> = BTreeMap::new();
     for one in told {

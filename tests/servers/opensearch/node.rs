@@ -1,6 +1,8 @@
 //! A real OpenSearch node for tests, included by path where it is needed. It needs a JDK (17 or newer) and Maven; the jars come from
 //! Maven once, checked by their sums, into the folder named by `LOCKSTEP_OPENSEARCH_CACHE` (by default below the target folder).
 
+#![allow(dead_code)] // each test takes what it needs
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
