@@ -185,6 +185,10 @@ impl Begun {
         self.txid
     }
 
+    pub(crate) fn client(&self) -> &Client {
+        &self.hold.client
+    }
+
     /// What to ask with later, also from another process.
     pub fn request(&self) -> &RequestId {
         &self.hold.request

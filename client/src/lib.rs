@@ -43,6 +43,7 @@ pub const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:7117";
 mod backoff;
 mod begun;
 mod client;
+mod enlistment;
 mod error;
 mod ids;
 mod link;
@@ -53,6 +54,7 @@ mod value;
 
 pub use begun::{Begin, Begun};
 pub use client::{Builder, Client, Description, Limits, Store};
+pub use enlistment::{EnlistError, Enlistment};
 pub use error::{Aborted, CallError, CommitError, ConnectError, Reason, RowError};
 pub use ids::{CoordinatorId, Csn, Key, LogId, Position, RequestId, Token, Txid, gid};
 pub use read::{Document, Get, Hits, Query, Search};

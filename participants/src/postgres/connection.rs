@@ -14,6 +14,9 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 /// Compiled statements that a connection keeps.
 const CACHE: usize = 256;
 
+/// After so long without a word the server's machine is asked whether it is there.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
 /// The least version that can keep the promise: `pg_current_xact_id_if_assigned` came with it.
 pub const LEAST_VERSION: i32 = 130_000;
 
@@ -83,6 +86,8 @@ impl Connector {
             }
             config.application_name(&*self.application_name);
             config.connect_timeout(self.options.connect_timeout);
+            // A server whose machine is gone is noticed within a minute.
+            config.keepalives_idle(KEEPALIVE).keepalives_interval(KEEPALIVE / 3).keepalives_retries(3).tcp_user_timeout(KEEPALIVE * 2);
             config.options(self.settings());
             config.ssl_mode(match self.options.ssl_mode {
                 SslMode::Disable => Negotiation::Disable,

@@ -48,6 +48,9 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tokio_postgres::SimpleQueryMessage;
 
+/// How long the server may take over a step of our own; then the connection is not trusted any more, and a new session begins.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A PostgreSQL database.
 pub struct Postgres {
     options: Arc<PostgresOptions>,
@@ -273,10 +276,10 @@ impl ResourceManager for Postgres {
     fn acked(&mut self, csn: Csn) -> Result<(), StoreError> {
         let (runtime, _, current) = self.current()?;
         current.state.acked = current.state.acked.max(csn);
-        runtime.block_on(async {
+        runtime.block_on(bounded(async {
             let connection = current.session.finisher().await.map_err(Failure::broken)?;
             takeover::keep_progress(&connection, &current.state).await
-        })?;
+        }))?;
         current.stored = current.state.acked;
         Ok(())
     }
@@ -285,7 +288,7 @@ impl ResourceManager for Postgres {
         // What is still at work loses its connection here, and its backend below.
         self.session = None;
         let connector = self.connector()?.clone();
-        let taken = self.runtime().block_on(takeover::take_over(&connector, &self.options, owner, me));
+        let taken = self.runtime().block_on(bounded(takeover::take_over(&connector, &self.options, owner, me)));
         let (session, state, recovered) = taken?;
         let now = Instant::now();
         self.session = Some(Current { session: Arc::new(session), state, stored: state.acked, tasks: JoinSet::new(), acked_at: now });
@@ -294,10 +297,10 @@ impl ResourceManager for Postgres {
 
     fn owner(&mut self) -> Result<Option<Owner>, StoreError> {
         let connector = self.connector()?.named("lockstep");
-        self.runtime().block_on(async {
+        self.runtime().block_on(bounded(async {
             let connection = connector.connect().await.map_err(StoreError::Broken)?;
             Ok(schema::read(&connection, &self.options).await?.and_then(|state| state.owner))
-        })
+        }))
     }
 
     fn vote_later(&mut self, late: LateVotes) {
@@ -348,7 +351,8 @@ impl ResourceManager for Postgres {
         if decided.is_empty() {
             return Ok(Committed { progress, ..Committed::default() });
         }
-        let finished = runtime.block_on(two_phase::commit(&current.session, decided, options.finishers)).map_err(Failure::broken)?;
+        let finished = runtime
+            .block_on(bounded(async { two_phase::commit(&current.session, decided, options.finishers).await.map_err(Failure::broken) }))?;
         let highest = decided.iter().map(|decided| decided.csn).max().unwrap_or_default();
         current.state.highest = current.state.highest.max(highest);
         Ok(Committed { progress, done: finished.done, not_prepared: finished.not_prepared, stuck: finished.stuck })
@@ -363,12 +367,10 @@ impl ResourceManager for Postgres {
             let open: Vec<Lent> = voted.iter().filter_map(|txid| under_way.open.remove(txid)).collect();
             (open, voted.into_iter().filter(|txid| txid.decider != Decider::Leader(me)).collect::<Vec<_>>())
         };
-        runtime
-            .block_on(async {
-                futures_util::future::join_all(open.into_iter().map(marker::take_back)).await;
-                two_phase::roll_back(&current.session, &prepared, options.finishers).await
-            })
-            .map_err(Failure::broken)?;
+        runtime.block_on(bounded(async {
+            futures_util::future::join_all(open.into_iter().map(marker::take_back)).await;
+            two_phase::roll_back(&current.session, &prepared, options.finishers).await.map_err(Failure::broken)
+        }))?;
         Ok(())
     }
 
@@ -404,42 +406,41 @@ impl ResourceManager for Postgres {
 
     fn settle(&mut self, what: &Settle) -> Result<Option<Marker>, StoreError> {
         let (runtime, _, current) = self.current()?;
-        runtime.block_on(marker::settle(&current.session, what))
+        runtime.block_on(bounded(marker::settle(&current.session, what)))
     }
 
     fn scan(&mut self, above: Csn, limit: usize) -> Result<Vec<Marker>, StoreError> {
         let (runtime, _, current) = self.current()?;
-        runtime.block_on(marker::scan(&current.session, above, limit))
+        runtime.block_on(bounded(marker::scan(&current.session, above, limit)))
     }
 
     fn floor(&mut self, below: Position) -> Result<(), StoreError> {
         let (runtime, _, current) = self.current()?;
-        runtime.block_on(marker::floor(&current.session, below))
+        runtime.block_on(bounded(marker::floor(&current.session, below)))
     }
 
     fn evidence(&mut self, txid: Txid) -> Result<MarkerEvidence, StoreError> {
         let (runtime, _, current) = self.current()?;
-        let evidence = runtime.block_on(async {
-            let connection = current.session.finisher().await?;
-            two_phase::evidence(&connection, &[txid]).await
-        });
-        Ok(evidence.map_err(Failure::broken)?[0].1)
+        runtime.block_on(bounded(async {
+            let connection = current.session.finisher().await.map_err(Failure::broken)?;
+            Ok(two_phase::evidence(&connection, &[txid]).await.map_err(Failure::broken)?[0].1)
+        }))
     }
 
     fn prepared(&mut self) -> Result<Option<Vec<Txid>>, StoreError> {
         let (runtime, _, current) = self.current()?;
-        runtime.block_on(async {
+        runtime.block_on(bounded(async {
             let connection = current.session.finisher().await.map_err(Failure::broken)?;
             takeover::prepared(&connection, &current.session).await.map(Some)
-        })
+        }))
     }
 
     fn resolve(&mut self, txid: Txid, commit: bool) -> Result<(), StoreError> {
         let (runtime, _, current) = self.current()?;
-        runtime.block_on(async {
+        runtime.block_on(bounded(async {
             let connection = current.session.finisher().await.map_err(Failure::broken)?;
             two_phase::resolve(&connection, &current.session.gid(txid), commit).await
-        })
+        }))
     }
 
     fn tend(&mut self, closed: Csn) -> Result<Tended, StoreError> {
@@ -450,10 +451,10 @@ impl ResourceManager for Postgres {
             current.state.acked = current.state.acked.max(closed);
         }
         if current.state.acked > current.stored && now >= current.acked_at + options.ack_every {
-            runtime.block_on(async {
+            runtime.block_on(bounded(async {
                 let connection = current.session.finisher().await.map_err(Failure::broken)?;
                 takeover::keep_progress(&connection, &current.state).await
-            })?;
+            }))?;
             (current.stored, current.acked_at) = (current.state.acked, now);
         }
         let next = (current.state.acked > current.stored).then(|| current.acked_at + options.ack_every);
@@ -489,6 +490,14 @@ impl ResourceManager for Postgres {
                 }
             }
         })
+    }
+}
+
+/// A step of our own, within [`PATIENCE`].
+async fn bounded<T>(step: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    match tokio::time::timeout(PATIENCE, step).await {
+        Ok(done) => done,
+        Err(_) => Err(StoreError::Broken(format!("PostgreSQL did not answer within {PATIENCE:?}"))),
     }
 }
 

@@ -203,9 +203,10 @@ async fn enlisted(session: &Session, txid: Txid, xid: u64) -> Result<(), Failure
 /// Commits what is open, with its marker. An answer that was lost is looked for at the marker: an 'A' in its place decides (R-LR).
 pub async fn lead(session: &Session, marker: &Marker, open: Option<Lent>) -> Outcome {
     let Some(mut connection) = open else { return Outcome::RolledBack(not_open()) };
-    let why = match marker::lead(&mut connection, session.owner, marker).await {
-        Outcome::Unknown(why) => why,
-        known => return known,
+    let why = match timeout(PATIENCE, marker::lead(&mut connection, session.owner, marker)).await {
+        Ok(Outcome::Unknown(why)) => why,
+        Ok(known) => return known,
+        Err(_) => "the server does not answer".into(),
     };
     let pid = connection.pid;
     drop(connection);

@@ -18,13 +18,17 @@ pub struct Cluster {
     folder: tempfile::TempDir,
     port: u16,
     settings: Vec<String>,
+    shared: bool,
     running: Option<Child>,
 }
 
 /// The cluster that the tests of one process share, each in a database of its own.
 pub fn shared() -> std::sync::MutexGuard<'static, Cluster> {
     static SHARED: OnceLock<Mutex<Cluster>> = OnceLock::new();
-    let cluster = SHARED.get_or_init(|| Mutex::new(Cluster::start(&["max_prepared_transactions=100", "max_connections=400"])));
+    let cluster = SHARED.get_or_init(|| {
+        // Nobody drops it: the shell that ends its server removes its folder too.
+        Mutex::new(Cluster::made(&["max_prepared_transactions=100", "max_connections=400"], true))
+    });
     cluster.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
@@ -36,6 +40,10 @@ pub fn database() -> String {
 impl Cluster {
     /// Makes a cluster and starts its server, with these settings (`name=value`) beside those of every test.
     pub fn start(settings: &[&str]) -> Cluster {
+        Cluster::made(settings, false)
+    }
+
+    fn made(settings: &[&str], shared: bool) -> Cluster {
         let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
         let data = folder.path().join("data");
@@ -54,7 +62,7 @@ impl Cluster {
         assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
-        let mut cluster = Cluster { folder, port, settings, running: None };
+        let mut cluster = Cluster { folder, port, settings, shared, running: None };
         cluster.run();
         cluster
     }
@@ -63,8 +71,9 @@ impl Cluster {
     pub fn run(&mut self) {
         assert!(self.running.is_none(), "it runs already");
         // The shell ends the server as soon as this process is gone: its end of the pipe is closed then.
-        let script = "\"$0\" \"$@\" </dev/null & p=$!; cat >/dev/null; kill -QUIT $p 2>/dev/null; wait $p";
+        let script = "\"$0\" \"$@\" </dev/null & p=$!; cat >/dev/null; kill -QUIT $p 2>/dev/null; wait $p; cd /; test -z \"$LOCKSTEP_REMOVE\" || rm -rf \"$LOCKSTEP_REMOVE\"";
         let mut command = as_user(Command::new("sh"));
+        command.env("LOCKSTEP_REMOVE", if self.shared { self.folder.path().as_os_str() } else { "".as_ref() });
         command.arg("-c").arg(script).arg(binary("postgres")).arg("-D").arg(self.data());
         let common = ["listen_addresses=127.0.0.1", "shared_buffers=16MB", "log_min_messages=fatal", "dynamic_shared_memory_type=mmap"];
         let port = format!("port={}", self.port);
