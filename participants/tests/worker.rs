@@ -224,7 +224,7 @@ fn a_broken_store_ends_the_session_and_the_next_one_recovers_it() {
 /// R-OWNER: no session reaches a store that has not said whose it is; it may be away when the worker starts.
 #[test]
 fn a_store_that_is_away_at_the_start_is_asked_again() {
-    let mut bench = Bench::new(Index { away: 2, ..Index::default() });
+    let mut bench = Bench::new(Index { away: 1, ..Index::default() });
     bench.worker.session_up(SessionId(1));
     bench.worker.send(SessionId(1), vec![prepare(1)]);
     assert_eq!(bench.next(), FromWorker::SessionDown(SessionId(1), "nobody answers".into()));

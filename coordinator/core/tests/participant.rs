@@ -475,7 +475,7 @@ fn a_prepared_branch_that_votes_late_is_asked_about_and_aborted() {
     bench.now = Time(3_000_000);
     bench.work();
     assert!(bench.sent.contains(&FromParticipant::Inquiry(vec![tx(1)])), "{:?}", bench.sent);
-    bench.report(StoreReport::Tended { progress: Progress::default(), next: None });
+    bench.report(StoreReport::Listed(Some(vec![tx(1)])));
     bench.tell(ToParticipant::Abort(tx(1)));
     assert_eq!(bench.work(), Some(StoreCommand::Abort(vec![tx(1)])));
     // The votes of an older session are nobody's.
