@@ -1,5 +1,7 @@
 //! Resource managers.
 pub mod conformance;
+#[cfg(any(feature = "tantivy", feature = "opensearch"))]
+mod document_redo;
 mod resource_manager;
 mod worker;
 pub use resource_manager::*;

@@ -29,7 +29,6 @@ mod migration;
 mod options;
 mod purge;
 mod reader;
-mod redo;
 mod session;
 mod state;
 mod survey;

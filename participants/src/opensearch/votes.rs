@@ -4,11 +4,11 @@ use super::document::{self, Checked, check_key, shown};
 use super::http::{Payload, Purpose, reason_of, segment};
 use super::options::NewFields;
 use super::reader::csn_of;
-use super::redo::{self, Write};
 use super::session::{Session, multi_get, put_mapping};
 use super::state::STATE_KEY;
 use crate::StoreError;
-use lockstep_core::{Ballot, Condition, Csn, Operation, Refusal, RefusalKind, Vote, Work};
+use crate::document_redo::{self as redo, Write, unmet};
+use lockstep_core::{Ballot, Csn, Operation, Refusal, RefusalKind, Vote, Work};
 use rustc_hash::{FxHashMap, FxHashSet};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -219,15 +219,4 @@ impl Session {
 
 fn invalid(sentence: String) -> Refusal {
     Refusal::new(RefusalKind::Invalid, sentence)
-}
-
-/// Why the condition does not hold, if it does not. `found`: the CSN of the document, if there is one.
-fn unmet(condition: Condition, found: Option<Csn>) -> Option<String> {
-    match (condition, found) {
-        (Condition::Csn(asked), Some(found)) if asked == found => None,
-        (Condition::Csn(asked), Some(found)) => Some(format!("expected the document with CSN {asked}, found it with CSN {found}")),
-        (Condition::Csn(asked), None) => Some(format!("expected the document with CSN {asked}, found no such document")),
-        (Condition::Absent, None) => None,
-        (Condition::Absent, Some(found)) => Some(format!("expected no such document, found it with CSN {found}")),
-    }
 }

@@ -17,7 +17,6 @@ mod document;
 mod index;
 mod manifest;
 mod reader;
-mod redo;
 mod schema;
 mod validation;
 
@@ -25,6 +24,7 @@ pub use document::{DocumentLimits, MAX_KEY, MAX_NAME};
 pub use reader::MAX_WINDOW;
 pub use schema::{Declaration, FieldDeclaration, FieldKind, MAX_FIELD_NAME, MAX_FIELDS};
 
+use crate::document_redo as redo;
 use crate::{Committed, Reader, Recovered, ResourceManager, StoreError, Tended, Validator};
 use committing::Committing;
 use document::shown;

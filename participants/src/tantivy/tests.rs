@@ -1,8 +1,8 @@
 //! Crashes inside Tantivy's own commit, which only a fence of its own can cut at every change of the folder.
 
-use super::redo::Write;
 use super::*;
 use crate::ReadLimits;
+use crate::document_redo::Write;
 use lockstep_core::{CoordId, Decider, Epoch, Operation};
 
 const OWNER: Owner = Owner { coord_id: CoordId(7), epoch: Epoch(1), incarnation: 9 };

@@ -1,10 +1,10 @@
 //! Phase one: everything for which a write could be refused later is looked for now.
 
 use super::document::{self, DocumentLimits, shown};
-use super::redo::{self, Write};
 use super::schema::Layout;
+use crate::document_redo::{self as redo, Write, unmet};
 use crate::{StoreError, Validator};
-use lockstep_core::{Condition, Csn, Operation, Refusal, RefusalKind, Vote};
+use lockstep_core::{Csn, Operation, Refusal, RefusalKind, Vote};
 use rustc_hash::FxHashSet;
 use std::sync::Arc;
 
@@ -86,15 +86,4 @@ fn verb(write: &Write<'_>) -> &'static str {
 
 fn no(kind: RefusalKind, sentence: String) -> Vote {
     Vote::No(Refusal::new(kind, sentence))
-}
-
-/// Why the condition does not hold, if it does not. `found`: the CSN of the document, if there is one.
-fn unmet(condition: Condition, found: Option<Csn>) -> Option<String> {
-    match (condition, found) {
-        (Condition::Csn(asked), Some(found)) if asked == found => None,
-        (Condition::Csn(asked), Some(found)) => Some(format!("expected the document with CSN {asked}, found it with CSN {found}")),
-        (Condition::Csn(asked), None) => Some(format!("expected the document with CSN {asked}, found no such document")),
-        (Condition::Absent, None) => None,
-        (Condition::Absent, Some(found)) => Some(format!("expected no such document, found it with CSN {found}")),
-    }
 }

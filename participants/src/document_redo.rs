@@ -1,7 +1,7 @@
-//! The redo: what a Yes hands over, and all that is needed to apply it.
+//! An index's redo: what its Yes hands over, and all that is needed to apply it.
 
 use bytes::Bytes;
-use lockstep_core::Operation;
+use lockstep_core::{Condition, Csn, Operation};
 use serde::{Deserialize, Serialize};
 
 /// Its versions, told apart by the first byte; old ones are read for ever.
@@ -13,7 +13,7 @@ enum Redo<'a> {
 
 /// One write of a whole document.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
-pub(super) enum Write<'a> {
+pub enum Write<'a> {
     Put { key: &'a str, document: &'a str },
     Delete { key: &'a str },
 }
@@ -36,12 +36,12 @@ impl<'a> Write<'a> {
 }
 
 /// The redo of these writes; never empty.
-pub(super) fn encode(writes: Vec<Write>) -> Bytes {
+pub fn encode(writes: Vec<Write>) -> Bytes {
     postcard::to_stdvec(&Redo::V1(writes)).expect("texts always encode").into()
 }
 
 /// The writes of a redo; none in an empty one. The error is a sentence.
-pub(super) fn decode(redo: &[u8]) -> Result<Vec<Write<'_>>, String> {
+pub fn decode(redo: &[u8]) -> Result<Vec<Write<'_>>, String> {
     if redo.is_empty() {
         return Ok(Vec::new());
     }
@@ -49,5 +49,16 @@ pub(super) fn decode(redo: &[u8]) -> Result<Vec<Write<'_>>, String> {
         Ok((Redo::V1(writes), [])) => Ok(writes),
         Ok((Redo::V1(_), rest)) => Err(format!("the redo has {} bytes too many: it is damaged or of a newer version", rest.len())),
         Err(e) => Err(format!("the redo cannot be read ({e}): it is damaged or of a newer version")),
+    }
+}
+
+/// Why the condition does not hold, if it does not. `found`: the CSN of the document, if there is one.
+pub fn unmet(condition: Condition, found: Option<Csn>) -> Option<String> {
+    match (condition, found) {
+        (Condition::Csn(asked), Some(found)) if asked == found => None,
+        (Condition::Csn(asked), Some(found)) => Some(format!("expected the document with CSN {asked}, found it with CSN {found}")),
+        (Condition::Csn(asked), None) => Some(format!("expected the document with CSN {asked}, found no such document")),
+        (Condition::Absent, None) => None,
+        (Condition::Absent, Some(found)) => Some(format!("expected no such document, found it with CSN {found}")),
     }
 }
