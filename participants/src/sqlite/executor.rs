@@ -8,7 +8,7 @@ use super::failure::broken;
 use super::redo::{self, Redo};
 use super::session::Session;
 use super::state::{State, csn, number};
-use super::writer::{CHECKPOINT_LOOK, REST_FRAMES, Ran, Synchronous, Writer};
+use super::writer::{CHECKPOINT_LOOK, Ran, Synchronous, Writer};
 use super::{Limits, SqliteOptions};
 use crate::{Committed, Recovered, StoreError, Tended};
 use lockstep_core::{Ballot, Csn, Decided, Owner, ParticipantId, Progress, Refusal, RefusalKind, Txid, Vote, Work};
@@ -196,7 +196,7 @@ impl Executor {
     fn look_at_checkpoint(&mut self, writer: &mut Writer) -> Result<(), StoreError> {
         let Some(durable) = writer.checkpointed()? else { return Ok(()) };
         self.durable = self.durable.max(durable);
-        if self.open.is_empty() && writer.frames_waiting() <= REST_FRAMES && writer.checkpoint()? {
+        if self.open.is_empty() && writer.finishes_checkpoint() && writer.checkpoint()? {
             self.durable = self.stored;
         }
         Ok(())

@@ -5,7 +5,7 @@
 
 use super::failure::broken;
 use super::state::{State, csn, number, place};
-use super::writer::{CHECKPOINT_LOOK, REST_FRAMES, Ran, Synchronous, Writer};
+use super::writer::{CHECKPOINT_LOOK, Ran, Synchronous, Writer};
 use crate::{Led, Recovered, StoreError, Tended};
 use lockstep_core::{Ballot, Csn, Marker, Owner, ParticipantId, Position, Progress, Refusal, RefusalKind, Settle, Txid, Vote, Work};
 use rusqlite::{ErrorCode, OptionalExtension};
@@ -255,7 +255,7 @@ impl Leader {
 
 /// Moves what was committed during a checkpoint that has ended, if that is little.
 fn look_at_checkpoint(writer: &mut Writer) -> Result<(), StoreError> {
-    if writer.checkpointed()?.is_some() && writer.frames_waiting() <= REST_FRAMES {
+    if writer.checkpointed()?.is_some() && writer.finishes_checkpoint() {
         writer.checkpoint()?;
     }
     Ok(())

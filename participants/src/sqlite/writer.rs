@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Frames that the writer moves by itself after a checkpoint beside it, at most.
-pub const REST_FRAMES: u32 = 1_000;
+const REST_FRAMES: u32 = 1_000;
 /// How often a checkpoint under way is looked at when nothing is committed.
 pub const CHECKPOINT_LOOK: Duration = Duration::from_millis(10);
 /// Our own statements begin like this; no client's may. So a client's statement never meets one of ours in the cache, compiled for us.
@@ -242,6 +242,11 @@ impl Writer {
             self.checkpointed_at = Instant::now();
             self.checkpointer.begin(stored);
         }
+    }
+
+    /// Whether the writer should move the rest by itself now: it is little, or the write-ahead log has become too long.
+    pub fn finishes_checkpoint(&self) -> bool {
+        self.frames_waiting() <= REST_FRAMES || self.conn.hooks.wal_frames.get() > self.limits.wal_frames
     }
 
     /// Whether a checkpoint is under way.
