@@ -7,6 +7,7 @@
 //! body   payload (postcard); its length and crc stand in the head, so that a record is checked as a whole
 //! key    space u8 · lsn u64 BE · piece u8 · chunk's index u32 BE · number of chunks u32 BE
 //! start  version u8 · lsn u64 · crc32c u32                                              (key: one zero byte)
+//! settled  version u8 · nonce u64 · sequence u64 · crc32c u32                           (key: one byte, all ones)
 //! ```
 //! Integers are little-endian where not said otherwise. In every version the first byte is the version and the last four are the
 //! CRC of all before them: so a newer version and a flipped bit can be told apart.
@@ -20,13 +21,15 @@
 use lockstep_core::{CommitGroup, Entry, Lsn, Payload, Record};
 
 /// The format that is written; older ones are read, newer ones refused.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
 /// Bytes of a chunk at most. Seventeen of them and their keys (the engine's biggest page) stay far below what it would move to `blobs/`.
 pub const CHUNK: usize = 4000;
 /// Bytes of a record's head, and of its body, at most.
 pub const RECORD_MAX: usize = 256 << 20;
 /// Key of the [`Start`].
 pub const START_KEY: [u8; 1] = [0];
+/// Key of the [`Settled`].
+pub const SETTLED_KEY: [u8; 1] = [255];
 
 /// Where a record lives: by it, forgetting a prefix of one is not held up by the other.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -85,6 +88,15 @@ pub struct Head {
 /// The first LSN from which on nothing is missing; below it only kept records are left.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Start(pub Lsn);
+
+/// Up to where the engine has everything that was forced, and which frames of the write-ahead files are this log's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Settled {
+    /// Names the log's frames.
+    pub nonce: u64,
+    /// The last frame that the engine has.
+    pub sequence: u64,
+}
 
 /// Why something cannot be read. The texts continue "record 17 …".
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -211,6 +223,25 @@ impl Start {
         match <[u8; 8]>::try_from(&open(value)?[1..]) {
             Ok(lsn) => Ok(Start(Lsn(u64::from_le_bytes(lsn)))),
             Err(_) => Err(Unreadable::Damaged("has the wrong length".to_string())),
+        }
+    }
+}
+
+impl Settled {
+    /// As a value.
+    pub fn encode(self) -> Vec<u8> {
+        let mut value = vec![VERSION];
+        value.extend_from_slice(&self.nonce.to_le_bytes());
+        value.extend_from_slice(&self.sequence.to_le_bytes());
+        seal(&mut value);
+        value
+    }
+
+    /// From a value.
+    pub fn decode(value: &[u8]) -> Result<Settled, Unreadable> {
+        match open(value)?[1..].as_chunks::<8>() {
+            ([nonce, sequence], []) => Ok(Settled { nonce: u64::from_le_bytes(*nonce), sequence: u64::from_le_bytes(*sequence) }),
+            _ => Err(Unreadable::Damaged("has the wrong length".to_string())),
         }
     }
 }

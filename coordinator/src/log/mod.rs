@@ -1,16 +1,23 @@
 //! The decision log: the one place where a decision becomes durable (PROTOCOL §4).
 
+mod engine;
 mod format;
 mod index;
 mod lock;
 mod recovery;
+mod settler;
 mod sled_log;
 #[cfg(test)]
 mod tests;
+mod write_ahead;
 
-pub use sled_log::{Fault, Metrics, Options, SledLog, Step};
+pub use sled_log::{Options, SledLog};
 
 use lockstep_core::{Entry, Lsn};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 /// A durable, ordered, gap-free log of records.
 pub trait DecisionLog: Send {
@@ -56,4 +63,39 @@ pub enum LogError {
     /// The disk said no; what was being written is unknown.
     #[error("{0}")]
     Io(String),
+}
+
+/// Counters since open.
+#[derive(Default, Debug)]
+pub struct Metrics {
+    /// Forced writes: of groups, and of what is settled.
+    pub forces: AtomicU64,
+    /// Records appended.
+    pub records: AtomicU64,
+    /// Bytes of them, as encoded.
+    pub bytes: AtomicU64,
+}
+
+/// Makes steps fail, for tests.
+pub type Fault = Arc<dyn Fn(Step) -> io::Result<()> + Send + Sync>;
+/// A [`Fault`], or none.
+pub type StepFault = Option<Fault>;
+
+/// The steps on a record's way to the disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// Writing it to a write-ahead file.
+    Write,
+    /// The force.
+    Sync,
+    /// The engine's own force, later.
+    Settle,
+}
+
+fn step(fault: &StepFault, step: Step) -> io::Result<()> {
+    fault.as_ref().map_or(Ok(()), |fault| fault(step))
+}
+
+fn failure(folder: &Path, doing: &str, error: &io::Error) -> LogError {
+    LogError::Io(format!("cannot {doing} the decision log in {}: {error}", folder.display()))
 }

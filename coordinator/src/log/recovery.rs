@@ -1,7 +1,7 @@
 //! Reading the whole log: every record checked, every gap found, what was never acknowledged set aside.
 
 use super::LogError;
-use super::format::{Head, Key, Piece, START_KEY, Space, Start, Unreadable};
+use super::format::{Head, Key, Piece, SETTLED_KEY, START_KEY, Settled, Space, Start, Unreadable};
 use super::index::{Change, Index, remove};
 use lockstep_core::{Entry, Lsn, Record};
 use std::path::Path;
@@ -61,6 +61,11 @@ pub fn recover(tree: &sled::Tree, folder: &Path) -> Result<Recovery, LogError> {
     Ok(recovery)
 }
 
+/// What the engine has of what was forced; nothing is known of a log that has never been forced.
+pub fn settled(tree: &sled::Tree, folder: &Path) -> Result<Option<Settled>, LogError> {
+    read_mark(tree, folder, SETTLED_KEY, "mark of what is settled", Settled::decode)
+}
+
 /// A record's chunks, put together.
 struct Found {
     space: Space,
@@ -102,16 +107,24 @@ impl Pieces {
 }
 
 fn read_start(tree: &sled::Tree, folder: &Path) -> Result<Lsn, LogError> {
-    let unreadable = |why| match why {
-        Unreadable::Newer(version) => newer(folder, "the log's start", version),
+    let start = read_mark(tree, folder, START_KEY, "start", Start::decode)?;
+    Ok(start.map_or(Lsn(1), |Start(lsn)| lsn))
+}
+
+fn read_mark<T>(
+    tree: &sled::Tree,
+    folder: &Path,
+    key: [u8; 1],
+    name: &str,
+    decode: fn(&[u8]) -> Result<T, Unreadable>,
+) -> Result<Option<T>, LogError> {
+    let value = tree.get(key).map_err(|error| engine(folder, "read", error))?;
+    value.map(|value| decode(&value)).transpose().map_err(|why| match why {
+        Unreadable::Newer(version) => newer(folder, &format!("the log's {name}"), version),
         Unreadable::Damaged(how) | Unreadable::TooBig(how) => {
-            LogError::Corrupt(format!("the decision log in {} is damaged: its start {how}", folder.display()))
+            LogError::Corrupt(format!("the decision log in {} is damaged: its {name} {how}", folder.display()))
         }
-    };
-    match tree.get(START_KEY).map_err(|error| engine(folder, "read", error))? {
-        Some(value) => Start::decode(&value).map(|Start(lsn)| lsn).map_err(unreadable),
-        None => Ok(Lsn(1)),
-    }
+    })
 }
 
 /// All records, each space in LSN order; decoded one at a time, so that the raw chunks are held only once.
@@ -120,7 +133,7 @@ fn gather(tree: &sled::Tree, folder: &Path) -> Result<Vec<Found>, LogError> {
     let mut open: Option<Found> = None;
     for pair in tree.iter() {
         let (raw, chunk) = pair.map_err(|error| engine(folder, "read", error))?;
-        if *raw == START_KEY {
+        if *raw == START_KEY || *raw == SETTLED_KEY {
             continue;
         }
         let Some(key) = Key::decode(&raw) else {

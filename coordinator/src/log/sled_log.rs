@@ -1,45 +1,27 @@
-//! The decision log on sled 0.34, which is not durable as it comes. What is done about it, and why:
-//!
-//! - its `flush` writes and does not sync: after it, [`SledLog`] syncs the file through a handle of its own. That handle lives as long
-//!   as the log, because the kernel reports a failed write-back once to each handle, and sled's flusher only logs what it is told;
-//! - its flusher thread is the only one that cleans segments: it runs, or the file grows for ever;
-//! - what is bigger than a quarter of a segment goes to `blobs/`, unsynced: records are cut into chunks, segments are big enough for
-//!   every page of chunks, and should a blob appear all the same it is synced with the rest;
-//! - an interrupted start leaves `snap.*.generating`, which the next start takes for a snapshot: deleted under the log's own lock;
-//! - dropping it after an error would write and sync once more, and panic if that fails: it is leaked instead (R-FSYNC);
-//! - its batches (`apply_batch`) keep it from freeing segments as fast as it fills them: with 400 records a batch the file grew by all
-//!   that was written. So changes go in one by one, in an order in which every beginning of them makes sense ([`super::format`]);
-//! - what it reads at its start it trusts, and panics where that is impossible: caught, and told as the damage that it is;
-//! - concurrent flushes can hang, so there is one committer, and it blocks.
+//! The decision log in a folder: what is forced goes to the write-ahead files, what is kept to sled.
 
+use super::engine::Engine;
 use super::format::{self, Unreadable};
 use super::index::{Change, Index};
-use super::lock::Lock;
-use super::recovery::{self, Recovery};
-use super::{DecisionLog, LogError, Space};
+use super::recovery::Recovery;
+use super::settler::{Settler, Unsettled};
+use super::write_ahead::WriteAhead;
+use super::{DecisionLog, LogError, Metrics, Space, StepFault, failure};
 use lockstep_core::{Entry, Lsn};
 use std::cell::Cell;
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-/// Bytes of a segment of sled's file, for the life of the log. A quarter of it, the limit for a page, holds 128 chunks; a page splits
-/// at 16, and grows beyond that only while its neighbours are merged into it.
-pub(super) const SEGMENT: usize = 2 << 20;
-/// Bytes of changes between two forces. Sled writes some three times as much: less than a segment. So a force falls between sled's
-/// moving a page and its overwriting the segment that the page was in.
-const UNFORCED_MAX: usize = 512 << 10;
+/// Bytes of records in one force; a larger group is forced in pieces.
+const FRAME_MAX: usize = 1 << 20;
 /// Removals that may wait for the next append.
 const PENDING_MAX: usize = 4096;
 /// How long a measured folder size counts as current.
 const SIZE_AGE: Duration = Duration::from_secs(1);
-/// How long the remains of a log that this process dropped may keep sled's lock.
-const REMAINS: Duration = Duration::from_secs(10);
 /// How often sled's thread writes, and cleans segments, milliseconds.
 const FLUSH_EVERY_MS: u64 = 500;
 
@@ -53,7 +35,7 @@ pub struct SledLog {
     /// Removals, written with the next append.
     pending: Vec<Change>,
     metrics: Arc<Metrics>,
-    fault: Option<Fault>,
+    fault: StepFault,
     size: Cell<Option<(Instant, u64)>>,
 }
 
@@ -62,52 +44,27 @@ pub struct SledLog {
 pub struct Options {
     /// Memory for the engine's page cache, bytes.
     pub cache: u64,
-    /// Called before each step of an append; its error is the step's.
-    pub fault: Option<Fault>,
-}
-
-/// Makes steps fail, for tests.
-pub type Fault = Arc<dyn Fn(Step) -> io::Result<()> + Send + Sync>;
-
-/// The steps of an append.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Step {
-    /// Handing the changes to the engine.
-    Write,
-    /// The engine's writing them to its file.
-    Flush,
-    /// The force.
-    Sync,
-}
-
-/// Counters since open.
-#[derive(Default, Debug)]
-pub struct Metrics {
-    /// Groups appended and forced.
-    pub forces: AtomicU64,
-    /// Records appended.
-    pub records: AtomicU64,
-    /// Bytes of them, as encoded.
-    pub bytes: AtomicU64,
+    /// Bytes of each of the two write-ahead files; as much may wait in memory until the engine has it.
+    pub write_ahead: u64,
+    /// Called before each step; its error is the step's.
+    pub fault: StepFault,
 }
 
 enum State {
-    Open(Engine),
+    Open(Files),
     /// R-FSYNC: the first error, and why nothing is taken any more.
     Failed(String),
 }
 
-/// Fields are dropped in this order: the lock goes last.
-struct Engine {
-    db: sled::Db,
-    file: File,
-    blobs: PathBuf,
-    _lock: Lock,
+struct Files {
+    ahead: WriteAhead,
+    unsettled: Unsettled,
+    settler: Settler,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { cache: 16 << 20, fault: None }
+        Options { cache: 16 << 20, write_ahead: 8 << 20, fault: None }
     }
 }
 
@@ -116,23 +73,33 @@ impl SledLog {
     /// (so never acknowledged) is erased with a warning.
     pub fn open(folder: impl AsRef<Path>, options: Options) -> Result<SledLog, LogError> {
         let folder = folder.as_ref().to_path_buf();
+        let metrics = Arc::<Metrics>::default();
         std::fs::create_dir_all(&folder).map_err(|error| failure(&folder, "make the folder of", &error))?;
         let engine = Engine::open(&folder, options.cache, Some(FLUSH_EVERY_MS))?;
+        let ahead = match catch_up(&engine, &folder, &options, &metrics)? {
+            Some(ahead) => ahead,
+            None => begin(&engine, &folder, &options, &metrics).map_err(|error| failure(&folder, "make", &error))?,
+        };
         let Recovery { entries, index, rests, torn } = engine.recover(&folder)?;
         if let Some(lsn) = torn {
             let folder = folder.display();
             tracing::warn!(%lsn, %folder, "the decision log ends in a record that was written in part and never acknowledged: erased");
         }
         if !rests.is_empty() {
-            engine.write(rests, &options.fault).and_then(|()| engine.force(&options.fault)).map_err(|e| failure(&folder, "mend", &e))?;
+            engine.settle(rests, ahead.settled(), &metrics, &options.fault).map_err(|error| failure(&folder, "mend", &error))?;
         }
+        metrics.forces.store(0, Relaxed);
         Ok(SledLog {
             folder,
-            state: State::Open(engine),
+            state: State::Open(Files {
+                ahead,
+                unsettled: Unsettled::default(),
+                settler: Settler::new(engine, metrics.clone(), options.fault.clone()),
+            }),
             index,
             recovered: Some(entries),
             pending: Vec::new(),
-            metrics: Arc::default(),
+            metrics,
             fault: options.fault,
             size: Cell::new(None),
         })
@@ -144,7 +111,9 @@ impl SledLog {
         if !folder.join("db").is_file() {
             return Err(LogError::Io(format!("there is no decision log in {}", folder.display())));
         }
-        let engine = Engine::open(folder, Options::default().cache, None)?;
+        let options = Options::default();
+        let engine = Engine::open(folder, options.cache, None)?;
+        catch_up(&engine, folder, &options, &Metrics::default())?;
         Ok(engine.recover(folder)?.entries)
     }
 
@@ -158,33 +127,49 @@ impl SledLog {
         self.index.next()
     }
 
-    fn engine(&self) -> Result<&Engine, LogError> {
-        match &self.state {
-            State::Open(engine) => Ok(engine),
+    fn files(&mut self) -> Result<&mut Files, LogError> {
+        match &mut self.state {
+            State::Open(files) => Ok(files),
             State::Failed(first) => Err(LogError::Io(format!("the decision log takes nothing more after an error (R-FSYNC): {first}"))),
         }
     }
 
-    /// Writes these changes after what waits, and forces all of it if told so. Any error is final.
-    fn commit(&mut self, changes: Vec<Change>, force: bool) -> Result<(), LogError> {
+    /// Forces these changes, and what waits. Any error is final.
+    fn force(&mut self, next: Lsn, changes: Vec<Change>) -> Result<(), LogError> {
         let mut all = std::mem::take(&mut self.pending);
         all.extend(changes);
-        let engine = self.engine()?;
-        let done = engine.write(all, &self.fault).and_then(|()| if force { engine.force(&self.fault) } else { Ok(()) });
-        done.map_err(|error| self.fail(failure(&self.folder, "write", &error)))
+        if all.is_empty() {
+            return Ok(());
+        }
+        let fault = self.fault.clone();
+        let done = self.files()?.force(next, all, &fault);
+        done.map_err(|error| self.fail(failure(&self.folder, "write", &error)))?;
+        self.metrics.forces.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    /// Brings everything that was forced into the engine, and gives the engine.
+    fn settled(&mut self) -> Result<&Engine, LogError> {
+        self.force(self.index.next(), Vec::new())?;
+        let done = self.files()?.settle();
+        if let Err(error) = done {
+            return Err(self.fail(failure(&self.folder, "write", &error)));
+        }
+        let folder = self.folder.clone();
+        self.files()?.settler.engine().map_err(|error| failure(&folder, "write", &error))
     }
 
     /// R-FSYNC: nothing is written or forced any more, not even by dropping the engine.
     fn fail(&mut self, error: LogError) -> LogError {
-        if let State::Open(engine) = std::mem::replace(&mut self.state, State::Failed(error.to_string())) {
-            std::mem::forget(engine);
+        if let State::Open(files) = std::mem::replace(&mut self.state, State::Failed(error.to_string())) {
+            files.settler.abandon();
         }
         error
     }
 
     fn wait(&mut self, changes: Vec<Change>) -> Result<(), LogError> {
         self.pending.extend(changes);
-        if self.pending.len() > PENDING_MAX { self.commit(Vec::new(), false) } else { Ok(()) }
+        if self.pending.len() > PENDING_MAX { self.force(self.index.next(), Vec::new()) } else { Ok(()) }
     }
 
     fn used(&self) -> io::Result<u64> {
@@ -201,20 +186,20 @@ impl SledLog {
 
 impl DecisionLog for SledLog {
     fn replay(&mut self) -> Result<Vec<Entry>, LogError> {
-        self.engine()?;
+        self.files()?;
         match self.recovered.take() {
             Some(entries) => Ok(entries),
             None => {
-                self.commit(Vec::new(), false)?;
-                Ok(recovery::recover(&self.engine()?.db, &self.folder)?.entries)
+                let folder = self.folder.clone();
+                Ok(self.settled()?.recover(&folder)?.entries)
             }
         }
     }
 
     fn append(&mut self, batch: &[Entry]) -> Result<(), LogError> {
-        self.engine()?;
+        self.files()?;
         self.recovered = None;
-        let (mut changes, mut bytes) = (Vec::with_capacity(batch.len()), 0);
+        let (mut first, mut changes, mut bytes) = (self.index.next(), Vec::with_capacity(2 * batch.len()), 0);
         for entry in batch {
             assert_eq!(entry.lsn, self.index.next(), "records are appended in the order of their LSNs");
             let encoded = match format::encode(entry) {
@@ -224,18 +209,22 @@ impl DecisionLog for SledLog {
                 }
                 Err(Unreadable::Newer(_)) => unreachable!("our own version is written"),
             };
-            bytes += encoded.head.len() + encoded.body.len();
+            let size = encoded.head.len() + encoded.body.len();
+            self.metrics.bytes.fetch_add(size as u64, Relaxed);
+            if bytes > 0 && bytes + size > FRAME_MAX {
+                self.force(first, std::mem::take(&mut changes))?;
+                (first, bytes) = (entry.lsn, 0);
+            }
+            bytes += size;
             self.index.append(entry, &encoded, &mut changes);
         }
-        self.commit(changes, true)?;
-        self.metrics.forces.fetch_add(1, Relaxed);
+        self.force(first, changes)?;
         self.metrics.records.fetch_add(batch.len() as u64, Relaxed);
-        self.metrics.bytes.fetch_add(bytes as u64, Relaxed);
         Ok(())
     }
 
     fn forget_payloads(&mut self, lsns: &[Lsn]) -> Result<(), LogError> {
-        self.engine()?;
+        self.files()?;
         self.recovered = None;
         let mut changes = Vec::new();
         for lsn in lsns {
@@ -245,7 +234,7 @@ impl DecisionLog for SledLog {
     }
 
     fn forget_below(&mut self, lsn: Lsn) -> Result<(), LogError> {
-        self.engine()?;
+        self.files()?;
         self.recovered = None;
         let mut changes = Vec::new();
         self.index.forget_below(lsn, &mut changes);
@@ -264,121 +253,51 @@ impl DecisionLog for SledLog {
 impl Drop for SledLog {
     fn drop(&mut self) {
         if matches!(self.state, State::Open(_))
-            && let Err(error) = self.commit(Vec::new(), false)
+            && let Err(error) = self.settled()
         {
-            tracing::warn!(%error, "what was forgotten last comes back at the next start");
+            tracing::warn!(%error, "the decision log was not closed: the next start mends it");
         }
     }
 }
 
-impl Engine {
-    fn open(folder: &Path, cache: u64, flush_every_ms: Option<u64>) -> Result<Engine, LogError> {
-        let lock = Lock::take(folder)?;
-        let io = |doing: &'static str| move |error: io::Error| failure(folder, doing, &error);
-        delete_half_snapshots(folder).map_err(io("clean"))?;
-        let config = sled::Config::new()
-            .path(folder)
-            .segment_size(SEGMENT)
-            .cache_capacity(cache)
-            .use_compression(false)
-            .flush_every_ms(flush_every_ms);
-        let db = caught(folder, || open_after_remains(&config).map_err(|error| recovery::engine(folder, "open", error)))?;
-        let file = File::open(folder.join("db")).map_err(io("open"))?;
-        // The folder may have been made just now, and the file's length and name with it.
-        file.sync_all().and_then(|()| sync(&folder.join("conf"))).map_err(io("sync"))?;
-        sync(folder).map_err(io("sync"))?;
-        if let Some(parent) = folder.canonicalize().map_err(io("find"))?.parent() {
-            sync(parent).map_err(io("sync"))?;
+impl Files {
+    fn force(&mut self, next: Lsn, changes: Vec<Change>, fault: &StepFault) -> io::Result<()> {
+        self.settler.check()?;
+        if !self.ahead.has_room(&changes) {
+            // Waits until what the other file holds is settled.
+            self.settle()?;
+            self.ahead.turn()?;
         }
-        Ok(Engine { db, file, blobs: folder.join("blobs"), _lock: lock })
-    }
-
-    /// Reads and checks everything.
-    fn recover(&self, folder: &Path) -> Result<Recovery, LogError> {
-        caught(folder, || recovery::recover(&self.db, folder))
-    }
-
-    /// Hands over the changes one by one: after a crash the first of them are there, up to some point.
-    fn write(&self, changes: Vec<Change>, fault: &Option<Fault>) -> io::Result<()> {
-        if changes.is_empty() {
-            return Ok(());
-        }
-        step(fault, Step::Write)?;
-        let mut unforced = 0;
-        for (key, value) in changes {
-            unforced += key.len() + value.as_ref().map_or(0, |value| value.len());
-            match value {
-                Some(value) => self.db.insert(key, value)?,
-                None => self.db.remove(key)?,
-            };
-            if unforced >= UNFORCED_MAX {
-                self.force(fault)?;
-                unforced = 0;
-            }
-        }
+        self.ahead.force(next, &changes, fault)?;
+        self.unsettled.add(changes);
         Ok(())
     }
 
-    /// On return all that was written survives power loss.
-    fn force(&self, fault: &Option<Fault>) -> io::Result<()> {
-        step(fault, Step::Flush)?;
-        self.db.flush()?;
-        step(fault, Step::Sync)?;
-        self.file.sync_data()?;
-        let mut blobs = std::fs::read_dir(&self.blobs)?.peekable();
-        if blobs.peek().is_some() {
-            for blob in blobs {
-                match sync(&blob?.path()) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                    done => done?,
-                }
-            }
-            sync(&self.blobs)?;
-        }
-        Ok(())
+    fn settle(&mut self) -> io::Result<()> {
+        self.settler.settle(std::mem::take(&mut self.unsettled), self.ahead.settled())
     }
 }
 
-/// Sled's background threads let go of its own lock some time after a log is dropped. Under our lock nobody else holds it for
-/// longer, so it is waited for.
-pub(super) fn open_after_remains(config: &sled::Config) -> sled::Result<sled::Db> {
-    let started = Instant::now();
-    loop {
-        match config.open() {
-            Err(sled::Error::Io(error)) if error.to_string().starts_with("could not acquire lock") && started.elapsed() < REMAINS => {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            done => return done,
-        }
-    }
-}
-
-/// Reads with the engine; its panic means that the log holds what it cannot.
-fn caught<T>(folder: &Path, read: impl FnOnce() -> Result<T, LogError>) -> Result<T, LogError> {
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+/// Gives the engine what a crash kept from it. `None`: a log that has no write-ahead files yet.
+fn catch_up(engine: &Engine, folder: &Path, options: &Options, metrics: &Metrics) -> Result<Option<WriteAhead>, LogError> {
+    let Some(settled) = engine.settled(folder)? else { return Ok(None) };
+    let (ahead, left) = WriteAhead::open(folder, options.write_ahead, settled)?;
+    if left.torn {
         let folder = folder.display();
-        Err(LogError::Corrupt(format!("the decision log in {folder} is damaged: its engine cannot make sense of its files; restore them")))
-    })
-}
-
-fn step(fault: &Option<Fault>, step: Step) -> io::Result<()> {
-    fault.as_ref().map_or(Ok(()), |fault| fault(step))
-}
-
-fn sync(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
-}
-
-fn delete_half_snapshots(folder: &Path) -> io::Result<()> {
-    for file in std::fs::read_dir(folder)? {
-        let file = file?;
-        let name = file.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with("snap.") && name.ends_with(".generating") {
-            std::fs::remove_file(file.path())?;
-        }
+        tracing::warn!(%folder, "the decision log ends in a group that was written in part and never acknowledged: erased");
     }
-    Ok(())
+    if ahead.settled() != settled {
+        let changes = Unsettled::after_crash(left.changes).into_changes();
+        engine.settle(changes, ahead.settled(), metrics, &options.fault).map_err(|error| failure(folder, "mend", &error))?;
+    }
+    Ok(Some(ahead))
+}
+
+/// Makes the write-ahead files, and lets the engine know of them.
+fn begin(engine: &Engine, folder: &Path, options: &Options, metrics: &Metrics) -> io::Result<WriteAhead> {
+    let ahead = WriteAhead::create(folder, options.write_ahead)?;
+    engine.settle(Vec::new(), ahead.settled(), metrics, &options.fault)?;
+    Ok(ahead)
 }
 
 /// Bytes that a folder takes on its disk.
@@ -394,8 +313,4 @@ fn allocated(folder: &Path) -> io::Result<u64> {
         }
     };
     std::fs::read_dir(folder)?.map(size).sum()
-}
-
-fn failure(folder: &Path, doing: &str, error: &io::Error) -> LogError {
-    LogError::Io(format!("cannot {doing} the decision log in {}: {error}", folder.display()))
 }

@@ -2,6 +2,7 @@
 
 use super::format::{CHUNK, Encoded, Key, Piece, Space as KeySpace, VERSION, encode};
 use super::index::{Change, Index};
+use super::write_ahead::WriteAhead;
 use super::*;
 use bytes::Bytes;
 use lockstep_core::*;
@@ -19,6 +20,23 @@ fn folder() -> TempDir {
 
 fn open(folder: &Path) -> SledLog {
     SledLog::open(folder, Options::default()).expect("the log opens")
+}
+
+/// With write-ahead files that are full after a few groups.
+fn open_small(folder: &Path) -> SledLog {
+    SledLog::open(folder, Options { write_ahead: 256 << 10, ..Options::default() }).expect("the log opens")
+}
+
+/// As a crash would leave it: a copy of the folder of a log that is still open.
+fn crashed(folder: &Path) -> TempDir {
+    let copy = tempfile::tempdir().expect("a temp folder");
+    for file in std::fs::read_dir(folder).unwrap() {
+        let file = file.unwrap();
+        if file.file_type().unwrap().is_file() {
+            std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
+        }
+    }
+    copy
 }
 
 fn reopened(folder: &Path) -> Vec<Entry> {
@@ -126,8 +144,8 @@ fn blobs(folder: &Path) -> usize {
 
 /// Sled itself, on a log that is closed: to do damage.
 fn tamper(folder: &Path, damage: impl FnOnce(&sled::Db)) {
-    let config = sled::Config::new().path(folder).segment_size(super::sled_log::SEGMENT).flush_every_ms(None);
-    let db = super::sled_log::open_after_remains(&config).expect("sled opens");
+    let config = sled::Config::new().path(folder).segment_size(super::engine::SEGMENT).flush_every_ms(None);
+    let db = super::engine::open_after_remains(&config).expect("sled opens");
     damage(&db);
     db.flush().expect("sled flushes");
 }
@@ -145,8 +163,9 @@ fn every_kind_of_record_comes_back() {
     for pair in all.chunks(2) {
         log.append(pair).unwrap();
     }
+    assert_eq!(log.metrics().forces.load(Relaxed), 6);
     assert_eq!(log.replay().unwrap(), all, "while it is open");
-    assert_eq!((log.metrics().forces.load(Relaxed), log.metrics().records.load(Relaxed)), (6, 12));
+    assert_eq!(log.metrics().records.load(Relaxed), 12);
     let space = log.space().unwrap();
     assert!(space.used > 0 && space.free > 0);
     drop(log);
@@ -157,7 +176,7 @@ fn every_kind_of_record_comes_back() {
 #[test]
 fn big_redos_are_cut_and_no_page_goes_to_blobs() {
     let folder = folder();
-    let mut log = open(folder.path());
+    let mut log = open_small(folder.path());
     let all: Vec<Entry> = (1..=50).map(|lsn| commit(lsn, 1 << 20)).collect();
     for group in all.chunks(20) {
         log.append(group).unwrap();
@@ -176,7 +195,7 @@ fn big_redos_are_cut_and_no_page_goes_to_blobs() {
 fn forgetting_in_any_pattern_sends_no_page_to_blobs() {
     let folder = folder();
     let mut random = StdRng::seed_from_u64(7);
-    let mut log = open(folder.path());
+    let mut log = open_small(folder.path());
     let (mut next, mut stuck) = (1, std::collections::BTreeSet::new());
     for round in 0..40_u64 {
         let group: Vec<Entry> = (next..next + 64).map(|lsn| commit(lsn, random.random_range(0..4 * CHUNK))).collect();
@@ -265,7 +284,7 @@ fn removals_that_a_crash_cut_short_are_finished() {
         db.remove(key(2, Piece::Body, 1, 3)).unwrap().expect("a chunk of the body");
     });
     assert_eq!(reopened(folder.path()), [without_payload(&commit(2, 9000)), end(3)]);
-    tamper(folder.path(), |db| assert_eq!(db.len(), 4, "start, mark, two heads"));
+    tamper(folder.path(), |db| assert_eq!(db.len(), 5, "start, mark, two heads, what is settled"));
 }
 
 fn apply(folder: &Path, changes: &[Change]) {
@@ -428,8 +447,8 @@ fn a_newer_version_is_refused() {
     let Encoded { head, .. } = encode(&end(2)).unwrap();
     let start = super::format::Start(Lsn(1)).encode();
     for (at, value, what) in [
-        (key(2, Piece::Head, 0, 1).to_vec(), head, "record 2 has format 2, known up to 1"),
-        (super::format::START_KEY.to_vec(), start, "the log's start has format 2, known up to 1"),
+        (key(2, Piece::Head, 0, 1).to_vec(), head, "record 2 has format 3, known up to 2"),
+        (super::format::START_KEY.to_vec(), start, "the log's start has format 3, known up to 2"),
     ] {
         let folder = folder();
         open(folder.path()).append(&[end(1), end(2), end(3)]).unwrap();
@@ -442,7 +461,7 @@ fn a_newer_version_is_refused() {
 /// R-FSYNC, R-UNKNOWN: whichever step fails, nothing is taken any more, and nothing is tried again.
 #[test]
 fn after_the_first_failure_everything_is_refused() {
-    for broken in [Step::Write, Step::Flush, Step::Sync] {
+    for broken in [Step::Write, Step::Sync, Step::Settle] {
         let folder = folder();
         let calls = Arc::new(AtomicU64::new(0));
         let (counter, arm) = (calls.clone(), Arc::new(AtomicU64::new(0)));
@@ -451,15 +470,17 @@ fn after_the_first_failure_everything_is_refused() {
             counter.fetch_add(1, Relaxed);
             if armed.load(Relaxed) == 1 && step == broken { Err(io::Error::other("no such luck")) } else { Ok(()) }
         });
-        let mut log = SledLog::open(folder.path(), Options { fault: Some(fault), ..Options::default() }).unwrap();
+        let options = Options { fault: Some(fault), write_ahead: 64 << 10, ..Options::default() };
+        let mut log = SledLog::open(folder.path(), options).unwrap();
         log.append(&[commit(1, 10)]).unwrap();
         arm.store(1, Relaxed);
-        let error = log.append(&[commit(2, 10)]).unwrap_err();
+        // The engine is not asked before a file is full, and what it says is heard when the next one is.
+        let error = (2..).find_map(|lsn| log.append(&[commit(lsn, 10_000)]).err()).expect("it fails");
         assert!(matches!(&error, LogError::Io(how) if how.contains("no such luck")), "{error}");
         arm.store(0, Relaxed);
         let before = calls.load(Relaxed);
         for error in [
-            log.append(&[commit(3, 10)]).unwrap_err(),
+            log.append(&[commit(100, 10)]).unwrap_err(),
             log.forget_payloads(&[Lsn(1)]).unwrap_err(),
             log.forget_below(Lsn(1)).unwrap_err(),
             log.replay().unwrap_err(),
@@ -497,7 +518,7 @@ fn numbered(lsn: u64) -> Entry {
 fn appender() {
     let Ok(folder) = std::env::var(APPENDER) else { return };
     let mut random = rand::rng();
-    let mut log = open(Path::new(&folder));
+    let mut log = open_small(Path::new(&folder));
     log.replay().unwrap();
     loop {
         let next = log.next().0;
@@ -547,11 +568,143 @@ fn everything_acknowledged_survives_kill_9() {
     assert_eq!(blobs(folder.path()), 0);
 }
 
+/// Small files, so that what was forced is in all states of settling.
+fn several_files_full(log: &mut SledLog) -> Vec<Entry> {
+    let all: Vec<Entry> = (1..=300).map(|lsn| commit(lsn, 5_000)).collect();
+    for group in all.chunks(10) {
+        log.append(group).unwrap();
+    }
+    all
+}
+
+#[test]
+fn a_crash_at_any_moment_of_settling_loses_nothing() {
+    let folder = folder();
+    let mut log = open_small(folder.path());
+    for round in 0..40_u64 {
+        let next = log.next().0;
+        log.append(&(next..next + 10).map(|lsn| commit(lsn, 5_000)).collect::<Vec<_>>()).unwrap();
+        if round % 3 == 0 {
+            log.forget_payloads(&(next.saturating_sub(25).max(1)..next).map(Lsn).collect::<Vec<_>>()).unwrap();
+        }
+        let left = reopened(crashed(folder.path()).path());
+        assert_eq!(left.len() as u64, next + 9, "round {round}");
+        for entry in left {
+            let whole = commit(entry.lsn.0, 5_000);
+            assert!(entry == whole || (entry.lsn.0 < next && entry == without_payload(&whole)), "round {round}: record {}", entry.lsn);
+        }
+    }
+}
+
+/// What came and went between two settlings leaves nothing in the engine, after a crash in the middle neither.
+#[test]
+fn what_came_and_went_leaves_nothing() {
+    let folder = folder();
+    let mut log = open_small(folder.path());
+    several_files_full(&mut log);
+    log.forget_payloads(&(1..=300).map(Lsn).collect::<Vec<_>>()).unwrap();
+    log.append(&[end(301)]).unwrap();
+    let crashed = crashed(folder.path());
+    reopened(crashed.path());
+    drop(log);
+    for folder in [folder.path(), crashed.path()] {
+        tamper(folder, |db| assert_eq!(db.len(), 1 + 300 + 300 + 1, "what is settled; heads; marks; the end"));
+    }
+}
+
+/// Every block that the engine does not have yet is hurt, one after the other: refused, or it is the last group that is gone, as if it
+/// had never been finished.
+#[test]
+fn damage_of_what_is_not_settled_is_refused_by_its_record() {
+    let folder = folder();
+    let mut log = open_small(folder.path());
+    let all = several_files_full(&mut log);
+    let (mut same, mut shorter, mut refusals) = (0, 0, 0);
+    for name in ["ahead-0", "ahead-1"] {
+        let length = std::fs::metadata(folder.path().join(name)).unwrap().len() as usize;
+        for at in (0..length).step_by(4096) {
+            let crashed = crashed(folder.path());
+            let path = crashed.path().join(name);
+            let mut content = std::fs::read(&path).unwrap();
+            content[at + at / 4096 % 60] ^= 4;
+            std::fs::write(&path, content).unwrap();
+            match SledLog::open(crashed.path(), Options::default()).map(|mut log| log.replay().unwrap()) {
+                Ok(left) if left == all => same += 1,
+                Ok(left) => {
+                    assert_eq!(left, all[..290], "{name} at {at}");
+                    shorter += 1;
+                }
+                Err(LogError::Corrupt(how)) => {
+                    assert!(how.contains("from record ") && how.contains("ahead-"), "{how}");
+                    refusals += 1;
+                }
+                Err(other) => panic!("{name} at {at}: {other}"),
+            }
+        }
+    }
+    assert!(same > 0 && shorter > 0 && refusals > 0, "{same} the same, {shorter} shorter, {refusals} refused");
+}
+
+#[test]
+fn a_write_ahead_file_that_is_missing_or_another_logs_is_refused() {
+    let (folder, other) = (folder(), tempfile::tempdir().unwrap());
+    let mut log = open(folder.path());
+    log.append(&[commit(1, 10)]).unwrap();
+    let mut others = open(other.path());
+    others.append(&[commit(1, 10)]).unwrap();
+    let missing = crashed(folder.path());
+    std::fs::remove_file(missing.path().join("ahead-1")).unwrap();
+    assert!(matches!(refused(missing.path()), LogError::Corrupt(how) if how.contains("ahead-1 is missing")));
+    let mixed = crashed(folder.path());
+    std::fs::copy(other.path().join("ahead-0"), mixed.path().join("ahead-0")).unwrap();
+    assert!(matches!(refused(mixed.path()), LogError::Corrupt(how) if how.contains("belongs to another decision log")));
+}
+
+/// Content that looks like a frame, at the beginning of a block, is content.
+#[test]
+fn content_is_never_taken_for_a_frame() {
+    let folder = folder();
+    let mut ahead = WriteAhead::create(folder.path(), 64 << 10).unwrap();
+    let settled = ahead.settled();
+    ahead.force(Lsn(1), &[(b"a".into(), None)], &None).unwrap();
+    let mut forged = std::fs::read(folder.path().join("ahead-0")).unwrap()[..44].to_vec();
+    let frame = |nonce: u64| {
+        forged[8..16].copy_from_slice(&nonce.to_le_bytes());
+        forged[16..24].copy_from_slice(&1_000_u64.to_le_bytes());
+        let crc = crc32c::crc32c(&forged[..40]);
+        forged[40..].copy_from_slice(&crc.to_le_bytes());
+        // Before it: the header, and the key's and the value's lengths.
+        let value = [vec![0; 4096 - 44 - 1 - 1 - 4], forged.clone()].concat();
+        vec![(b"b".into(), Some(value.into()))]
+    };
+    let [guessed, known] = [!settled.nonce, settled.nonce].map(frame);
+    ahead.force(Lsn(2), &guessed, &None).unwrap();
+    let (_, left) = WriteAhead::open(folder.path(), 64 << 10, settled).unwrap();
+    assert!(left.newest == 2 && !left.torn && left.changes[1..] == guessed);
+    // Who knew the nonce could do it.
+    ahead.force(Lsn(3), &known, &None).unwrap();
+    assert!(matches!(WriteAhead::open(folder.path(), 64 << 10, settled), Err(LogError::Corrupt(_))));
+}
+
+#[test]
+fn a_log_of_the_format_before_is_taken_over() {
+    let folder = folder();
+    open(folder.path()).append(&[commit(1, 9000), end(2)]).unwrap();
+    tamper(folder.path(), |db| drop(db.remove(super::format::SETTLED_KEY).unwrap().expect("the mark")));
+    for name in ["ahead-0", "ahead-1"] {
+        std::fs::remove_file(folder.path().join(name)).unwrap();
+    }
+    assert_eq!(SledLog::inspect(folder.path()).unwrap(), [commit(1, 9000), end(2)]);
+    let mut log = open(folder.path());
+    log.append(&[end(3)]).unwrap();
+    assert_eq!(reopened(crashed(folder.path()).path()), [commit(1, 9000), end(2), end(3)]);
+}
+
 #[test]
 fn the_disk_does_not_fill_up() {
     const GROUP: u64 = 400;
     let folder = folder();
-    let mut log = open(folder.path());
+    let mut log = open_small(folder.path());
     for first in (1..=200_000).step_by(GROUP as usize) {
         let group: Vec<Entry> = (first..first + GROUP).map(|lsn| commit(lsn, 200)).collect();
         log.append(&group).unwrap();

@@ -1,0 +1,158 @@
+//! Sled 0.34, where everything ends up that is kept. It is not durable as it comes. What is done about it, and why:
+//!
+//! - its `flush` writes and does not sync: after it, [`Engine::force`] syncs the file through a handle of its own. That handle lives as
+//!   long as the engine, because the kernel reports a failed write-back once to each handle, and sled's flusher only logs what it is told;
+//! - its flusher thread is the only one that cleans segments: it runs, or the file grows for ever;
+//! - what is bigger than a quarter of a segment goes to `blobs/`, unsynced: records are cut into chunks, segments are big enough for
+//!   every page of chunks, and should a blob appear all the same it is synced with the rest;
+//! - an interrupted start leaves `snap.*.generating`, which the next start takes for a snapshot: deleted under the log's own lock;
+//! - dropping it after an error would write and sync once more, and panic if that fails: it is leaked instead (R-FSYNC);
+//! - its batches (`apply_batch`) keep it from freeing segments as fast as it fills them: with 400 records a batch the file grew by all
+//!   that was written. So changes go in one by one;
+//! - what it reads at its start it trusts, and panics where that is impossible: caught, and told as the damage that it is;
+//! - concurrent flushes can hang, so whoever writes owns the engine.
+
+use super::format::{SETTLED_KEY, Settled};
+use super::index::Change;
+use super::lock::Lock;
+use super::recovery::{self, Recovery};
+use super::{LogError, Metrics, Step, StepFault, failure, step};
+use sled::IVec;
+use std::fs::File;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+/// Bytes of a segment of sled's file, for the life of the log. A quarter of it, the limit for a page, holds 128 chunks; a page splits
+/// at 16, and grows beyond that only while its neighbours are merged into it.
+pub const SEGMENT: usize = 2 << 20;
+/// Bytes of changes between two forces. Sled writes some three times as much: less than a segment. So a force falls between sled's
+/// moving a page and its overwriting the segment that the page was in.
+const UNFORCED_MAX: usize = 512 << 10;
+/// How long the remains of a log that this process dropped may keep sled's lock.
+const REMAINS: Duration = Duration::from_secs(10);
+
+/// The engine, under the log's lock. Fields are dropped in this order: the lock goes last.
+pub struct Engine {
+    db: sled::Db,
+    file: File,
+    blobs: PathBuf,
+    _lock: Lock,
+}
+
+impl Engine {
+    /// Opens it, or makes a new one. `flush_every_ms`: how often its own thread writes.
+    pub fn open(folder: &Path, cache: u64, flush_every_ms: Option<u64>) -> Result<Engine, LogError> {
+        let lock = Lock::take(folder)?;
+        let io = |doing: &'static str| move |error: io::Error| failure(folder, doing, &error);
+        delete_half_snapshots(folder).map_err(io("clean"))?;
+        let config = sled::Config::new()
+            .path(folder)
+            .segment_size(SEGMENT)
+            .cache_capacity(cache)
+            .use_compression(false)
+            .flush_every_ms(flush_every_ms);
+        let db = caught(folder, || open_after_remains(&config).map_err(|error| recovery::engine(folder, "open", error)))?;
+        let file = File::open(folder.join("db")).map_err(io("open"))?;
+        // The folder may have been made just now, and the file's length and name with it.
+        file.sync_all().and_then(|()| sync(&folder.join("conf"))).map_err(io("sync"))?;
+        sync(folder).map_err(io("sync"))?;
+        if let Some(parent) = folder.canonicalize().map_err(io("find"))?.parent() {
+            sync(parent).map_err(io("sync"))?;
+        }
+        Ok(Engine { db, file, blobs: folder.join("blobs"), _lock: lock })
+    }
+
+    /// Reads and checks all records.
+    pub fn recover(&self, folder: &Path) -> Result<Recovery, LogError> {
+        caught(folder, || recovery::recover(&self.db, folder))
+    }
+
+    /// Up to where it has what was forced, if anything ever was.
+    pub fn settled(&self, folder: &Path) -> Result<Option<Settled>, LogError> {
+        caught(folder, || recovery::settled(&self.db, folder))
+    }
+
+    /// Takes these changes; with them it is `settled`. On return all of it survives power loss.
+    pub fn settle(&self, changes: Vec<Change>, settled: Settled, metrics: &Metrics, fault: &StepFault) -> io::Result<()> {
+        self.write(changes, metrics, fault)?;
+        // The mark goes last, after a force of what it speaks of.
+        self.force(metrics, fault)?;
+        self.write(vec![(IVec::from(&SETTLED_KEY), Some(IVec::from(settled.encode())))], metrics, fault)?;
+        self.force(metrics, fault)
+    }
+
+    fn write(&self, changes: Vec<Change>, metrics: &Metrics, fault: &StepFault) -> io::Result<()> {
+        let mut unforced = 0;
+        for (key, value) in changes {
+            unforced += key.len() + value.as_ref().map_or(0, |value| value.len());
+            match value {
+                Some(value) => self.db.insert(key, value)?,
+                None => self.db.remove(key)?,
+            };
+            if unforced >= UNFORCED_MAX {
+                self.force(metrics, fault)?;
+                unforced = 0;
+            }
+        }
+        Ok(())
+    }
+
+    fn force(&self, metrics: &Metrics, fault: &StepFault) -> io::Result<()> {
+        metrics.forces.fetch_add(1, Relaxed);
+        self.db.flush()?;
+        step(fault, Step::Settle)?;
+        self.file.sync_data()?;
+        let mut blobs = std::fs::read_dir(&self.blobs)?.peekable();
+        if blobs.peek().is_some() {
+            for blob in blobs {
+                match sync(&blob?.path()) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    done => done?,
+                }
+            }
+            sync(&self.blobs)?;
+        }
+        Ok(())
+    }
+}
+
+/// Sled's background threads let go of its own lock some time after a log is dropped. Under our lock nobody else holds it for
+/// longer, so it is waited for.
+pub fn open_after_remains(config: &sled::Config) -> sled::Result<sled::Db> {
+    let started = Instant::now();
+    loop {
+        match config.open() {
+            Err(sled::Error::Io(error)) if error.to_string().starts_with("could not acquire lock") && started.elapsed() < REMAINS => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            done => return done,
+        }
+    }
+}
+
+/// Reads with the engine; its panic means that the log holds what it cannot.
+fn caught<T>(folder: &Path, read: impl FnOnce() -> Result<T, LogError>) -> Result<T, LogError> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
+        let folder = folder.display();
+        Err(LogError::Corrupt(format!("the decision log in {folder} is damaged: its engine cannot make sense of its files; restore them")))
+    })
+}
+
+fn sync(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+fn delete_half_snapshots(folder: &Path) -> io::Result<()> {
+    for file in std::fs::read_dir(folder)? {
+        let file = file?;
+        let name = file.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("snap.") && name.ends_with(".generating") {
+            std::fs::remove_file(file.path())?;
+        }
+    }
+    Ok(())
+}
