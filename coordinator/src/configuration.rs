@@ -351,6 +351,8 @@ pub struct Retention {
 pub struct Log {
     /// Free space below which new transactions are refused (R-FULL).
     pub reserve_bytes: u64,
+    /// Bytes of each of the two files that are forced; as much waits in memory until the engine has it.
+    pub write_ahead_bytes: u64,
     /// Whose evidence a start waits for (R-LOGLOSS).
     pub loss_check: LossCheck,
     /// For how long, with `LossCheck::Wait`.
@@ -597,6 +599,8 @@ impl Configuration {
         }
         // An index keeps a key as one term, and Tantivy drops terms above 65,530 bytes.
         at_most("limits.key_bytes", limits.key_bytes as u64, 512)?;
+        at_least("log.write_ahead_bytes", self.log.write_ahead_bytes, 64 << 10)?;
+        at_most("log.write_ahead_bytes", self.log.write_ahead_bytes, 256 << 20)?;
         at_least("limits.queue_events", limits.queue_events.into(), limits.stream_in_flight as u64)?;
         at_most("limits.queue_events", limits.queue_events.into(), 1 << 24)?;
         at_least("limits.frame_bytes", limits.frame_bytes as u64, limits.transaction_bytes as u64 + FRAME_OVERHEAD)?;
@@ -936,7 +940,7 @@ impl Default for Retention {
 
 impl Default for Log {
     fn default() -> Log {
-        Log { reserve_bytes: 256 << 20, loss_check: LossCheck::default(), loss_check_wait_ms: 30_000 }
+        Log { reserve_bytes: 256 << 20, write_ahead_bytes: 8 << 20, loss_check: LossCheck::default(), loss_check_wait_ms: 30_000 }
     }
 }
 
@@ -1003,6 +1007,7 @@ mod tests {
     #[test]
     fn numbers_are_checked_by_key_and_limit() {
         assert_eq!(refused("[limits]\noperations = 0"), "limits.operations = 0 is too small: at least 1");
+        assert_eq!(refused("[log]\nwrite_ahead_bytes = 1"), "log.write_ahead_bytes = 1 is too small: at least 65536");
         assert_eq!(refused("[limits]\nkey_bytes = 513"), "limits.key_bytes = 513 is too large: at most 512");
         assert!(refused("[limits]\ntransaction_bytes = 9000000").contains("limits.frame_bytes"));
         assert!(refused("[timeouts]\nresend_max_ms = 1").contains("timeouts.resend_max_ms"));

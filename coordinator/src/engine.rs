@@ -28,7 +28,8 @@ const DRAIN: usize = 256;
 /// Takes up the log, starts the engine's and the committer's threads, opens the embedded stores and lets them attend. Blocks while the
 /// log is read; on a tokio runtime.
 pub fn start(configuration: &Configuration, began: Instant) -> anyhow::Result<RunningEngine> {
-    let mut log = SledLog::open(configuration.log_dir(), Options::default())?;
+    let options = Options { write_ahead: configuration.log.write_ahead_bytes, ..Options::default() };
+    let mut log = SledLog::open(configuration.log_dir(), options)?;
     let metrics = log.metrics();
     let mut effects = Vec::new();
     let machine = Coordinator::start(configuration.machine(wall_ms()), fresh_identity(), log.replay()?, Time(0), &mut effects)?;

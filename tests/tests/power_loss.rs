@@ -20,6 +20,12 @@ const LIFE: Duration = Duration::from_millis(2_600);
 /// Lives, one after the other on the remains of the one before.
 const LIVES: u64 = 3;
 
+/// Small, so that what is forced is in all states of settling.
+const LOG: &str = "
+[log]
+write_ahead_bytes = 262144
+";
+
 const LED: &str = r#"
 [[store]]
 type = "sqlite"
@@ -184,7 +190,6 @@ impl Life {
 struct Scratch {
     folder: tempfile::TempDir,
     shadow: Shadow,
-    configuration: Option<String>,
 }
 
 impl Scratch {
@@ -192,10 +197,8 @@ impl Scratch {
         let folder = tempfile::tempdir()?;
         let shadow = Shadow::compile(folder.path())?;
         std::fs::create_dir_all(folder.path().join("alive/data"))?;
-        if let Some(text) = configuration {
-            std::fs::write(folder.path().join("lockstepd.toml"), text)?;
-        }
-        Ok(Scratch { folder, shadow, configuration: configuration.map(str::to_string) })
+        std::fs::write(folder.path().join("lockstepd.toml"), configuration.unwrap_or_default().to_string() + LOG)?;
+        Ok(Scratch { folder, shadow })
     }
 
     /// The folder of the lives.
@@ -206,7 +209,7 @@ impl Scratch {
     fn launch(&self, data_dir: PathBuf, environment: Vec<(String, String)>) -> Launch {
         let program = PathBuf::from(env!("CARGO_BIN_EXE_lockstepd-with-failpoints"));
         let file = self.folder.path().join("lockstepd.toml").display().to_string();
-        let arguments = self.configuration.as_ref().map(|_| vec!["--config".to_string(), file]).unwrap_or_default();
+        let arguments = vec!["--config".to_string(), file];
         Launch { program, data_dir, arguments, environment }
     }
 
