@@ -74,6 +74,22 @@ async fn the_daemon_dies_at_every_place_with_a_leading_database() -> anyhow::Res
     Ok(())
 }
 
+/// The places on the way from the write-ahead files to where records are kept: at a start, and when a file is full.
+const SETTLING: &[(&str, &[u32])] = &[("log.before_settle", &[1, 3]), ("log.before_settled", &[1, 3]), ("log.after_settled", &[1, 3])];
+
+/// Files that are full after a few groups.
+const SMALL_FILES: &str = "[log]\nwrite_ahead_bytes = 65536\n";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_daemon_dies_while_its_log_settles() -> anyhow::Result<()> {
+    for (place, hits) in SETTLING {
+        for hit in *hits {
+            die_at(&format!("{place}:{hit}:kill"), Some(SMALL_FILES)).await?;
+        }
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_daemon_dies_at_random_moments_again_and_again() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;

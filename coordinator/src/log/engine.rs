@@ -17,6 +17,7 @@ use super::index::Change;
 use super::lock::Lock;
 use super::recovery::{self, Recovery};
 use super::{LogError, Metrics, Step, StepFault, failure, step};
+use crate::failpoints;
 use sled::IVec;
 use std::fs::File;
 use std::io;
@@ -77,11 +78,15 @@ impl Engine {
 
     /// Takes these changes; with them it is `settled`. On return all of it survives power loss.
     pub fn settle(&self, changes: Vec<Change>, settled: Settled, metrics: &Metrics, fault: &StepFault) -> io::Result<()> {
+        failpoints::hit("log.before_settle");
         self.write(changes, metrics, fault)?;
         // The mark goes last, after a force of what it speaks of.
         self.force(metrics, fault)?;
+        failpoints::hit("log.before_settled");
         self.write(vec![(IVec::from(&SETTLED_KEY), Some(IVec::from(settled.encode())))], metrics, fault)?;
-        self.force(metrics, fault)
+        self.force(metrics, fault)?;
+        failpoints::hit("log.after_settled");
+        Ok(())
     }
 
     fn write(&self, changes: Vec<Change>, metrics: &Metrics, fault: &StepFault) -> io::Result<()> {
