@@ -108,7 +108,7 @@ pub enum Scan {
     NotNeeded,
     /// Not known at all: its outcomes are in doubt.
     Needed,
-    /// Not known, and by an operator's word not waited for. Read when it comes back.
+    /// Not known, and by an operator's word other stores do not wait for it: its outcomes stay in doubt. Read when it comes back.
     Waived,
     /// Being read for the first time.
     Running,

@@ -254,6 +254,9 @@ impl World {
                 StoreReport::Broken("an input/output error".into())
             }
         };
+        if let (StoreReport::Recovered { .. }, Some(link)) = (&report, self.actors[i].link) {
+            self.checker.followed(self.hosts[link.host].disk);
+        }
         self.transcript.line(|| format!("             s{i}: {report:?}"));
         self.participate(i, ParticipantEvent::Store(report));
     }
