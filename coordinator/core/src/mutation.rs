@@ -60,6 +60,8 @@ mutations! {
     MarkersUntold, "R-LR", "a preparing store does not tell the markers that it wrote";
     HandoverBeforeScan, "R-REDO, R-LR", "a serial executor is handed its redos before the leaders are scanned";
     IndexWaits, "R-NOWAIT", "an index waits for the other writer of a document instead of saying Conflict";
+    LockWaitHoldsUp, "R-NOWAIT", "a branch that waits for a lock holds up what its store is told after it";
+    AbortMissesWorking, "late votes", "an Abort does not reach what a leader runs beside others";
     DurableBeforeForce, "force before reply and send", "the log says Durable before it has forced";
     AckBeforeDurable, "ack after durable", "a store acks what a crash may take back";
     WatermarkPassesOpen, "R-WATERMARK", "an index's watermark goes up to the newest CSN that it has applied";
