@@ -384,6 +384,8 @@ pub fn log_record(entry: &Entry) -> v1::LogRecord {
             ("admin", json!({"operator": operator, "action": format!("{action:?}"), "reason": reason, "at_ms": at_ms}))
         }
         Record::Leads { participant } => ("leads", json!({"participant": participant.0})),
+        Record::Followed { participant, csn } => ("followed", json!({"participant": participant.0, "csn": csn.to_string()})),
+        Record::Scanned { participant } => ("scanned", json!({"participant": participant.0})),
         Record::Floor { position } => ("floor", json!({"epoch": position.epoch.0, "n": position.n})),
     };
     v1::LogRecord { lsn: entry.lsn.0, kind: kind.into(), json: value.to_string() }

@@ -68,6 +68,8 @@ pub struct Coordinator {
     pub(crate) damage: Vec<Damage>,
     /// Branches that an operator resolved by hand.
     pub(crate) by_hand: BTreeMap<(Txid, ParticipantId), bool>,
+    /// Leaders that an operator did not wait for, in this start or an earlier one, and that have not been scanned since.
+    pub(crate) waivers: Vec<Waiver>,
     /// Presumed abort still waits for every participant's evidence (R-LOGLOSS).
     pub(crate) evidence_awaited: bool,
     pub(crate) log_full: bool,
@@ -98,9 +100,21 @@ pub(crate) enum Pending {
     Floor(Position),
     Acked(Vec<(ParticipantId, Csn)>, Vec<Lsn>),
     Leads(ParticipantId),
+    Followed(ParticipantId),
+    Scanned,
     Operator { ticket: Ticket, operator: String, action: AdminAction, reason: String },
     Skip { ticket: Ticket, participant: ParticipantId, csn: Csn },
     SafeModeLeft(Ticket, Epoch),
+}
+
+/// A leader that an operator did not wait for: stores may have followed past what it decided before that start (R-WATERMARK).
+#[derive(Clone, Debug)]
+pub(crate) struct Waiver {
+    pub leader: ParticipantId,
+    /// The start in which it was waived.
+    pub epoch: Epoch,
+    /// Of an earlier start: how far the stores that were heard in it had followed before (`Record::Followed`).
+    pub followed: BTreeMap<ParticipantId, Csn>,
 }
 
 /// What a moment in time is for.
@@ -208,6 +222,8 @@ impl Coordinator {
                 Pending::Floor(position) => self.floor_durable(now, position, fx),
                 Pending::Acked(acked, lsns) => self.acked_durable(acked, lsns, fx),
                 Pending::Leads(participant) => self.leads_durable(participant, fx),
+                Pending::Followed(participant) => self.followed_durable(now, participant, fx),
+                Pending::Scanned => {}
                 Pending::Operator { ticket, operator, action, reason } => self.operate(now, ticket, operator, action, reason, fx),
                 Pending::Skip { ticket, participant, csn } => self.skipped(now, ticket, participant, csn, fx),
                 Pending::SafeModeLeft(ticket, epoch) => self.safe_mode_left(ticket, epoch, fx),

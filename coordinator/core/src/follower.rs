@@ -29,6 +29,8 @@ pub struct Follower {
     pub progress: Progress,
     /// How far it had followed, durably, at its first Hello since this start.
     pub followed_before: Option<Csn>,
+    /// Whether the log holds that, because a leader is waived (`Record::Followed`).
+    pub noted: Noted,
     /// How far the log says it had followed, durably (`Record::Acked`).
     pub acked: Csn,
     /// Decisions that concern it and are not durable there, by CSN; of a serial executor, one for each group, by its last CSN.
@@ -71,6 +73,17 @@ pub enum Session {
     Refused(SessionId, String),
 }
 
+/// Whether the log holds how far a participant had followed at its first Hello.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Noted {
+    /// Nobody has needed it.
+    No,
+    /// Its record is on its way.
+    Pending,
+    /// It does, durably.
+    Durable,
+}
+
 /// A decision that concerns a participant and is not durable there.
 #[derive(Clone, Debug)]
 pub struct Item {
@@ -80,8 +93,6 @@ pub struct Item {
     pub entry: Option<usize>,
     /// Whether it can be read there.
     pub applied: bool,
-    /// Found when the watermark had already passed it: acked by transaction, not by watermark.
-    pub late: bool,
     /// When it was sent last in this session.
     pub sent: Option<Time>,
     /// The pause before it is sent again.
@@ -97,7 +108,7 @@ pub enum Scan {
     NotNeeded,
     /// Not known at all: its outcomes are in doubt.
     Needed,
-    /// Not known, and by an operator's word not waited for. Read when it comes back.
+    /// Not known, and by an operator's word other stores do not wait for it: its outcomes stay in doubt. Read when it comes back.
     Waived,
     /// Being read for the first time.
     Running,
@@ -135,6 +146,7 @@ impl Follower {
             greeted: false,
             progress: Progress::default(),
             followed_before: None,
+            noted: Noted::No,
             acked: Csn::ZERO,
             items: BTreeMap::new(),
             first_unapplied: Csn::ZERO,

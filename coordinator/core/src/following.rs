@@ -87,7 +87,7 @@ impl Coordinator {
         }
         let from = follower.first_unapplied;
         if from <= progress.applied {
-            let applied = follower.items.range(from..=progress.applied).filter(|(_, item)| !item.applied && !item.late);
+            let applied = follower.items.range(from..=progress.applied).filter(|(_, item)| !item.applied);
             let applied: Vec<_> = applied.map(|(csn, _)| *csn).collect();
             for csn in applied {
                 self.applied(now, participant, csn, fx);
@@ -220,6 +220,9 @@ impl Coordinator {
     pub(crate) fn tell_closed(&mut self, fx: &mut Vec<Effect>) {
         let Some(closed) = self.closed() else { return };
         for i in 0..self.followers.len() {
+            if !self.may_pass(&self.followers[i]) {
+                continue;
+            }
             let follower = &mut self.followers[i];
             let Some(session) = follower.open_session() else { continue };
             if closed <= follower.closed_told || follower.kind == Kind::Preparing {

@@ -61,9 +61,8 @@ impl Coordinator {
             self.open(now, leader, session, fx);
             self.evidence_changed(now, fx);
         }
-        if self.unscanned_leader().is_none() {
-            self.open_greeted(now, fx);
-        }
+        self.end_waivers(fx);
+        self.open_greeted(now, fx);
         // What was found may be all that they waited for.
         for i in 0..self.followers.len() {
             self.answer_readers(ParticipantId(i as u16), fx);
@@ -154,19 +153,8 @@ impl Coordinator {
                 self.keys.settled(participant, &key, csn);
             }
         }
-        self.too_late(now, txid, csn, &everyone, fx);
-    }
-
-    /// A store has followed past it in this start, without it: its leader was waived, and told of it too late. What the store holds above
-    /// may be built on its absence; a person has to mend it (I12).
-    fn too_late(&mut self, now: Time, txid: Txid, csn: Csn, branches: &[ParticipantId], fx: &mut Vec<Effect>) {
-        for &participant in branches {
-            let follower = self.follower(participant);
-            let passed = follower.followed_before.is_some_and(|before| before < csn && csn <= follower.progress.durable);
-            if passed && matches!(follower.kind, Kind::Redo | Kind::Serial) {
-                let reason = "the store had followed past it when its leader told of it";
-                self.record_damage(now, participant, txid, DamageKind::Hazard, None, reason.into(), None, fx);
-            }
+        for participant in everyone {
+            self.too_late(now, participant, txid, csn, fx);
         }
     }
 

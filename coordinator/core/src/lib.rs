@@ -15,7 +15,8 @@
 //!    stream that loses nothing before it ends; `Tick` comes when [`Coordinator::next_deadline`] is due.
 //! 3. The coordinator: [`coordinator`] is its state and where each event goes. Then in the order of a transaction's life:
 //!    `requests` (clients), `voting` (phase one and **the decision**), `following` (phase two), `leading` (a database decides),
-//!    `sessions` (what a participant is told when it comes back), `breach` (what it may not say), `housekeeping` (time), `operator` (a person's hand),
+//!    `sessions` (what a participant is told when it comes back), `breach` (what it may not say), `housekeeping` (time), `operator` (a person's hand), `waiver` (a leader that
+//!    a person does not wait for),
 //!    `recovery` (the start: replay fills the same tables, and then the ordinary resends run).
 //! 4. The participant's end: [`participant`].
 //!
@@ -51,6 +52,7 @@ pub mod transaction;
 pub mod view;
 pub mod vote;
 mod voting;
+mod waiver;
 
 pub use config::{Config, ParticipantConfig, Role};
 pub use coordinator::{Coordinator, Counts, Phase};

@@ -60,10 +60,13 @@ mutations! {
     MarkersUntold, "R-LR", "a preparing store does not tell the markers that it wrote";
     HandoverBeforeScan, "R-REDO, R-LR", "a serial executor is handed its redos before the leaders are scanned";
     IndexWaits, "R-NOWAIT", "an index waits for the other writer of a document instead of saying Conflict";
+    LockWaitHoldsUp, "R-NOWAIT", "a branch that waits for a lock holds up what its store is told after it";
+    AbortMissesWorking, "late votes", "an Abort does not reach what a leader runs beside others";
     DurableBeforeForce, "force before reply and send", "the log says Durable before it has forced";
     AckBeforeDurable, "ack after durable", "a store acks what a crash may take back";
     WatermarkPassesOpen, "R-WATERMARK", "an index's watermark goes up to the newest CSN that it has applied";
     ClosedPassesOpen, "R-WATERMARK", "stores are told that the watermark may pass CSNs whose outcome is open";
+    WaiverForgotten, "R-WATERMARK", "the next start does not know that a leader was waived";
     ClosedBeforeScan, "R-WATERMARK", "the watermark does not wait for a leader that has not been scanned";
     WatermarkApart, "R-WATERMARK", "a serial executor's watermark is not in the local commit that it stands for";
     LateRequests, "an index's fence", "an index applies what a session that has ended sent it";
@@ -104,6 +107,7 @@ mutations! {
     OldEpochRuns, "R-KEY", "a request first sent to an older epoch is run";
     BelowFloorRuns, "R-KEY: the floor", "a request from below the floor is looked up or run";
     KeyNotAskedAtLeader, "R-KEY, R-DECIDER", "a key of an older epoch is settled without the leaders";
+    WaivedNotAsked, "R-KEY, R-DECIDER", "a key of an older epoch is settled without a leader that was waived";
     FloorNotForced, "R-KEY: the floor", "outcomes are forgotten before the Floor is durable";
     // By hand
     NoSuchBranchIsSuccess, "R-MARKER", "a Commit that finds no branch counts as done";

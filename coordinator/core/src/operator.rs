@@ -181,18 +181,18 @@ impl Coordinator {
         self.reply(ticket, Reply::Done(format!("given up at `{name}`, and recorded as damage: {}", named.join(", "))), fx);
     }
 
-    /// What this participant knows is not waited for any more: evidence of a lost log, and what it may have decided as a leader.
+    /// What this participant knows is not waited for any more: evidence of a lost log, and, by stores that follow, what it may have decided
+    /// as a leader. Outcomes are settled by itself alone all the same (R-DECIDER).
     fn waive(&mut self, now: Time, participant: ParticipantId, fx: &mut Vec<Effect>) {
         let follower = self.follower_mut(participant);
         follower.evidence = true;
         // One that is being scanned is there, and answers.
         if follower.scan == Scan::Needed {
             follower.scan = Scan::Waived;
+            self.waive_leader(participant, fx);
         }
         self.evidence_changed(now, fx);
-        if self.unscanned_leader().is_none() {
-            self.open_greeted(now, fx);
-        }
+        self.open_greeted(now, fx);
     }
 
     /// R-LOGLOSS: an epoch above all seen and a new log id; then the coordinator is started again.

@@ -850,7 +850,7 @@ impl Session {
                     withheld.retain(|(t, _)| *t != txid);
                 }
                 self.cancel_queued(txid);
-                let at_work = self.working.remove(&txid) || self.ready.remove(&txid);
+                let at_work = (self.working.remove(&txid) || self.ready.remove(&txid)) && !broken(Mutation::AbortMissesWorking);
                 let known = match kind {
                     _ if at_work => true,
                     // Also what this session knows nothing of: an application may have prepared it.

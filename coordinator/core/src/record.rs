@@ -73,6 +73,20 @@ pub enum Record {
         /// Which one.
         participant: ParticipantId,
     },
+    /// How far a store had followed, durably, when it was first heard of in this start, in which a leader is waived: forced before it may
+    /// follow past what that leader has decided. Kept for ever.
+    Followed {
+        /// Who.
+        participant: ParticipantId,
+        /// Up to where.
+        csn: Csn,
+    },
+    /// A leader that was waived has told what it decided, to every store's knowledge; what a store has followed past stands before this
+    /// as Damage. Kept for ever.
+    Scanned {
+        /// Which leader.
+        participant: ParticipantId,
+    },
 }
 
 /// Transactions decided by one record. The serial executor's batch is one group, because its redo belongs to all of them together.

@@ -1,7 +1,7 @@
 //! The start: replaying the log fills the tables, and then the ordinary resends run. There is no other recovery.
 
 use crate::config::Config;
-use crate::coordinator::{Coordinator, Counts, Pending, Phase, Timer};
+use crate::coordinator::{Coordinator, Counts, Pending, Phase, Timer, Waiver};
 use crate::decision::Decision;
 use crate::event::Effect;
 use crate::follower::{Follower, Item, Scan};
@@ -129,6 +129,7 @@ impl Coordinator {
             ended: Vec::new(),
             damage: Vec::new(),
             by_hand: BTreeMap::new(),
+            waivers: Vec::new(),
             evidence_awaited: true,
             log_full: false,
             floor_pending: false,
@@ -145,6 +146,9 @@ impl Coordinator {
         self.outcomes.raise_floor(facts.floor);
         self.damage = facts.damage.clone();
         self.by_hand = facts.by_hand.clone();
+        if !broken(Mutation::WaiverForgotten) {
+            self.waivers = facts.waivers.clone();
+        }
     }
 
     fn register(&mut self, facts: &Facts, fx: &mut Vec<Effect>) -> Result<(), StartError> {
@@ -273,7 +277,7 @@ impl Coordinator {
         places.retain(|(participant, csn, _)| *csn > self.follower(*participant).acked.max(self.follower(*participant).progress.durable));
         for &(participant, csn, entry) in &places {
             let follower = self.follower_mut(participant);
-            let item = Item { decision: key, entry, applied: false, late: false, sent: None, backoff, since: now };
+            let item = Item { decision: key, entry, applied: false, sent: None, backoff, since: now };
             follower.items.insert(csn, item);
             follower.first_unapplied = follower.first_unapplied.min(csn);
         }
@@ -295,6 +299,10 @@ struct Facts {
     damage: Vec<crate::record::Damage>,
     skipped: Vec<(ParticipantId, Csn)>,
     by_hand: BTreeMap<(Txid, ParticipantId), bool>,
+    waivers: Vec<Waiver>,
+    /// Of the start that is being read: how far stores had followed before it, and which leaders were waived in it.
+    followed: BTreeMap<ParticipantId, Csn>,
+    waived: BTreeSet<ParticipantId>,
 }
 
 impl Facts {
@@ -312,6 +320,7 @@ impl Facts {
                     facts.participants.insert(*id, (name.clone(), *kind));
                 }
                 Record::Epoch { epoch, incarnation, .. } => {
+                    facts.end_of_start();
                     if std::mem::take(&mut leaving) {
                         facts.loss_accepted = *epoch;
                     }
@@ -334,9 +343,23 @@ impl Facts {
                     facts.leads.insert(*participant);
                 }
                 Record::Floor { position } => facts.floor = facts.floor.max(*position),
+                Record::Followed { participant, csn } => drop(facts.followed.insert(*participant, *csn)),
+                Record::Scanned { participant } => {
+                    facts.waived.remove(participant);
+                    facts.waivers.retain(|waiver| waiver.leader != *participant);
+                }
             }
         }
+        facts.end_of_start();
         facts
+    }
+
+    fn end_of_start(&mut self) {
+        let followed = std::mem::take(&mut self.followed);
+        let Some(&(epoch, _)) = self.epochs.last() else { return };
+        for leader in std::mem::take(&mut self.waived) {
+            self.waivers.push(Waiver { leader, epoch, followed: followed.clone() });
+        }
     }
 
     fn take_action(&mut self, action: &AdminAction) {
@@ -348,7 +371,8 @@ impl Facts {
                 self.damage.retain(|damage| (damage.txid, damage.participant) != (*txid, *participant));
                 self.by_hand.remove(&(*txid, *participant));
             }
-            AdminAction::Skip { .. } | AdminAction::Waive { .. } | AdminAction::LeaveSafeMode | AdminAction::Cancel { .. } => {}
+            AdminAction::Waive { participant } => drop(self.waived.insert(*participant)),
+            AdminAction::Skip { .. } | AdminAction::LeaveSafeMode | AdminAction::Cancel { .. } => {}
         }
     }
 }

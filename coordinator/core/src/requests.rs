@@ -288,8 +288,10 @@ impl Coordinator {
         let leads = |follower: &&Follower| follower.leads() && !broken(Mutation::KeyNotAskedAtLeader);
         for follower in self.followers.iter().filter(leads) {
             match (follower.scan, follower.open_session()) {
-                (Scan::NotNeeded | Scan::Complete | Scan::Waived, _) => {}
-                (Scan::Needed | Scan::Running, _) | (Scan::Again(_), None) => {
+                (Scan::NotNeeded | Scan::Complete, _) => {}
+                (Scan::Waived, _) if broken(Mutation::WaivedNotAsked) => {}
+                // A waiver lets stores go on; it settles no outcome.
+                (Scan::Needed | Scan::Waived | Scan::Running, _) | (Scan::Again(_), None) => {
                     let reason = format!("store `{}` may have decided it, and is not available now", follower.name);
                     return self.reply(waiter.ticket, Reply::Unknown(reason), fx);
                 }

@@ -2,7 +2,7 @@
 
 use crate::coordinator::{Coordinator, Pending, Phase};
 use crate::event::{Alarm, Effect};
-use crate::follower::{Scan, Session};
+use crate::follower::{Follower, Scan, Session};
 use crate::ids::{Csn, Decider, Epoch, Owner, ParticipantId, SessionId, Time, Txid};
 use crate::message::{Decided, Hello, MarkerEvidence, Settle, Starts, ToParticipant};
 use crate::mutation::{Mutation, broken};
@@ -97,6 +97,7 @@ impl Coordinator {
         (follower.evidence, follower.progress, follower.prepared) = (true, hello.progress, hello.prepared.len());
         follower.exclusive = hello.exclusive;
         follower.followed_before.get_or_insert(hello.progress.durable);
+        self.heard_beside_waivers(now, participant, fx);
         self.take_back_applied(participant, hello.progress.applied);
         for (txid, commit) in hello.heuristics {
             self.by_hand.insert((txid, participant), commit);
@@ -106,8 +107,7 @@ impl Coordinator {
             return self.take_over(now, participant, session, hello.exclusive, fx);
         }
         // What a leader decided may come before what the log knows, and a serial executor follows in CSN order: scanned first (R-LR).
-        let waits = self.unscanned_leader().is_some() && !broken(Mutation::HandoverBeforeScan);
-        if self.follower(participant).kind == Kind::Serial && waits {
+        if self.follower(participant).kind == Kind::Serial && !self.may_be_handed_over(self.follower(participant)) {
             self.follower_mut(participant).greeted = true;
             return self.evidence_changed(now, fx);
         }
@@ -122,16 +122,23 @@ impl Coordinator {
         self.inquiry(now, participant, hello.prepared, fx);
     }
 
-    /// Every leader has been scanned: those who waited for it are handed what they are owed.
+    /// Those who waited for every leader to be scanned are handed what they are owed, if that is so.
     pub(crate) fn open_greeted(&mut self, now: Time, fx: &mut Vec<Effect>) {
         for i in 0..self.followers.len() {
-            let follower = &mut self.followers[i];
+            let follower = &self.followers[i];
             if let Session::Welcomed(session) = follower.session
-                && std::mem::take(&mut follower.greeted)
+                && follower.greeted
+                && self.may_be_handed_over(follower)
             {
+                self.followers[i].greeted = false;
                 self.open(now, ParticipantId(i as u16), session, fx);
             }
         }
+    }
+
+    /// Whether no leader can know of a decision that a serial executor would have to follow before.
+    fn may_be_handed_over(&self, follower: &Follower) -> bool {
+        (self.unscanned_leader().is_none() && self.may_pass(follower)) || broken(Mutation::HandoverBeforeScan)
     }
 
     /// What could be read there and went with a crash is owed again, and conditions are tested against it again (R-COND).
@@ -340,8 +347,7 @@ impl Coordinator {
             Phase::Starting | Phase::Stopped(_) => return Some("the coordinator is not serving".into()),
             Phase::Serving => {}
         }
-        let silent =
-            |follower: &&crate::follower::Follower| follower.configured && !follower.evidence && !broken(Mutation::PresumesUnheard);
+        let silent = |follower: &&Follower| follower.configured && !follower.evidence && !broken(Mutation::PresumesUnheard);
         if let Some(holder) = holder.map(|holder| self.follower(holder)).filter(silent) {
             return Some(format!("store `{}` has not told what it holds", holder.name));
         }

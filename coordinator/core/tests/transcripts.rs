@@ -706,6 +706,59 @@ story!(
 );
 
 story!(
+    waived_leader,
+    "A leader that is away is waived: stores go on without it, and no outcome is settled without it, in this start or the next.",
+    play = Play::new(LED),
+    {
+        led(&mut play);
+        let marker = play.sent_markers()[&txid("1-1@p0")].clone();
+        play.coordinator_dies();
+        play.recovers(&["index"]);
+        play.operator(AdminAction::Waive { participant: ParticipantId(0) }, "its machine is away for days");
+        play.forced();
+        play.forced();
+        play.note("Told aborted now, it might be committed later: it stays unknown.");
+        play.retries("add film 1", 1, 1, led_film(1));
+        play.coordinator_dies();
+        play.recovers(&["index"]);
+        play.connects("bank");
+        play.says("bank", FromParticipant::Markers { markers: vec![marker], last: true });
+        play.retries("add film 1", 1, 1, led_film(1));
+    }
+);
+
+story!(
+    waived_too_late,
+    "An index follows past what a waived leader had decided. The next start knows of the waiver: damage, not silence (I12).",
+    play = Play::new(&[("bank", Kind::Leader), ("db", Kind::Serial), ("index", Kind::Redo)]),
+    {
+        play.asks("add film 1", vec![row("bank"), put("index", "film-1", None)]);
+        play.yes("index", "1-1@p0");
+        play.yes("bank", "1-1@p0");
+        let marker = play.sent_markers()[&txid("1-1@p0")].clone();
+        play.coordinator_dies();
+        play.recovers(&["index", "db"]);
+        play.operator(AdminAction::Waive { participant: ParticipantId(0) }, "its machine is away for days");
+        play.forced();
+        play.note("How far the stores had come is forced before they may go further; the serial executor has waited for it.");
+        play.forced();
+        play.asks("add film 2", film(2));
+        play.yes("index", "2-1");
+        play.yes("db", "2-1");
+        play.forced();
+        play.follows("db", "2.1", "2.1");
+        play.follows("index", "2.1", "2.1");
+        play.coordinator_dies();
+        play.recovers(&["index", "db"]);
+        play.connects("bank");
+        play.says("bank", FromParticipant::Markers { markers: vec![marker], last: true });
+        play.forced();
+        play.note("Once that is durable the waiver is over.");
+        play.shows_status();
+    }
+);
+
+story!(
     leader_says_nothing_written,
     "A leader that wrote nothing cannot decide for a database that did.",
     play = Play::new(&[("bank", Kind::Leader), ("pg", Kind::Preparing)]),

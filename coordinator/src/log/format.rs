@@ -123,6 +123,8 @@ pub fn space_of(record: &Record) -> Space {
         | Record::Damage(_)
         | Record::Admin { .. }
         | Record::Leads { .. }
+        | Record::Followed { .. }
+        | Record::Scanned { .. }
         | Record::Floor { .. } => Space::Kept,
     }
 }

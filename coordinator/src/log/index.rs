@@ -81,6 +81,8 @@ impl Index {
             | Record::End { .. }
             | Record::Damage(_)
             | Record::Leads { .. }
+            | Record::Followed { .. }
+            | Record::Scanned { .. }
             | Record::Admin { .. } => None,
         };
         self.superseded.extend(replaced);

@@ -134,6 +134,8 @@ fn every_kind() -> Vec<Entry> {
         Record::Admin { operator: "ada".into(), action, reason: "r".repeat(3 * CHUNK), at_ms: 6 },
         Record::Floor { position: Position { epoch: Epoch(2), n: 9 } },
         Record::Leads { participant: ParticipantId(1) },
+        Record::Followed { participant: ParticipantId(1), csn: Csn::new(Epoch(3), 4) },
+        Record::Scanned { participant: ParticipantId(1) },
     ];
     records.into_iter().zip(1..).map(|(record, lsn)| Entry { lsn: Lsn(lsn), record }).collect()
 }

@@ -1,12 +1,15 @@
 //! Participants with their stores, and the sessions to them.
 
-use super::store::{Odds, Store};
+use super::store::{Beside, Odds, Store};
 use super::world::{Happening, World};
 use crate::mutation::{Mutation, broken};
 use crate::{
-    Event, FromParticipant, Kind, Participant, ParticipantEffect, ParticipantEvent, ParticipantId, SessionId, StoreCommand, StoreReport,
-    Time, ToParticipant,
+    Ballot, Event, FromParticipant, Kind, Participant, ParticipantEffect, ParticipantEvent, ParticipantId, SessionId, StoreCommand,
+    StoreReport, Time, ToParticipant, Txid,
 };
+
+/// So often a transaction looks for a lock before its wait is over.
+const LOCK_TRIES: u32 = 20;
 
 /// A participant's process, and its store.
 #[derive(Debug)]
@@ -176,10 +179,12 @@ impl World {
     /// It dies after the store call under way, before anybody hears of it; or the call arrives when nobody thinks of it any more.
     fn dies_in_a_call(&mut self, i: usize) {
         let Some(command) = self.take_store_call(i) else { return };
-        if self.dice.chance(self.climate.left_behind) && self.actors[i].store.leave_behind(&command) {
+        let left = if self.dice.chance(self.climate.left_behind) { self.actors[i].store.leave_behind(&command) } else { 0 };
+        for _ in 0..left {
             let later = self.dice.log_between(10_000, 8_000_000);
             self.after(later, Happening::LeftBehind(i));
-        } else {
+        }
+        if left == 0 {
             self.call_store(i, &command);
         }
     }
@@ -254,7 +259,38 @@ impl World {
                 StoreReport::Broken("an input/output error".into())
             }
         };
+        if let (StoreReport::Recovered { .. }, Some(link)) = (&report, self.actors[i].link) {
+            self.checker.followed(self.hosts[link.host].disk);
+        }
         self.transcript.line(|| format!("             s{i}: {report:?}"));
+        if let (StoreReport::Prepared(ballot), StoreCommand::Prepare(batch)) = (&report, &command)
+            && ballot.votes.is_empty()
+        {
+            batch.iter().for_each(|work| self.run_later(i, work.txid, 0));
+        }
         self.participate(i, ParticipantEvent::Store(report));
+    }
+
+    fn run_later(&mut self, i: usize, txid: Txid, tries: u32) {
+        let time = self.dice.between(1, 2 * self.climate.stores[i]);
+        self.after(time, Happening::Runs { at: i, life: self.actors[i].life, txid, tries });
+    }
+
+    /// The machine hears of the vote a little later than it is given.
+    pub(super) fn run_beside(&mut self, i: usize, life: u64, txid: Txid, tries: u32) {
+        if self.actors[i].life != life {
+            return;
+        }
+        let odds = self.odds();
+        match self.actors[i].store.run_beside(txid, tries < LOCK_TRIES, odds, &mut self.dice) {
+            Beside::Gone => {}
+            Beside::Waits => self.run_later(i, txid, tries + 1),
+            Beside::Voted(vote) => {
+                self.transcript.line(|| format!("             s{i}: {txid} {vote:?}"));
+                let heard = self.dice.between(1, 2 * self.climate.network);
+                let ballot = Ballot { votes: vec![(txid, vote)], ..Ballot::default() };
+                self.after(heard, Happening::Votes { at: i, life, ballot });
+            }
+        }
     }
 }

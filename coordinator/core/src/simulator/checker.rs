@@ -62,6 +62,8 @@ pub(crate) struct Checker {
     /// There are two copies of one log, or were.
     cloned: bool,
     two_logs: bool,
+    /// Logs whose owner some store has followed since they went apart: only what these did can show.
+    followed: BTreeSet<usize>,
     pub violation: Option<String>,
 }
 
@@ -99,6 +101,7 @@ impl Checker {
             log_alarm: false,
             cloned: false,
             two_logs: false,
+            followed: BTreeSet::new(),
             violation: None,
         }
     }
@@ -232,6 +235,7 @@ impl Checker {
     /// A copy of a log begins a life of its own.
     pub(crate) fn log_cloned(&mut self, from: usize, to: usize) {
         (self.cloned, self.two_logs) = (true, true);
+        self.followed = BTreeSet::from([from]);
         self.lose_undecided();
         for asked in &mut self.asked {
             if let Some(&(_, csn)) = asked.decided.iter().find(|(by, _)| *by == from) {
@@ -240,6 +244,11 @@ impl Checker {
         }
         let copied: Vec<_> = self.by_txid.iter().filter(|((by, _), _)| *by == from).map(|((_, txid), tag)| (*txid, *tag)).collect();
         self.by_txid.extend(copied.into_iter().map(|(txid, tag)| ((to, txid), tag)));
+    }
+
+    /// A store follows the owner of this log.
+    pub(crate) fn followed(&mut self, log: usize) {
+        self.followed.insert(log);
     }
 
     /// One of two copies is given up: what only it decided, or told, is lost.
@@ -388,7 +397,10 @@ impl Checker {
             let anywhere = asked.writes.iter().any(|w| there(w.store));
             let everywhere = asked.writes.iter().all(|w| there(w.store) || self.damage.contains(&(w.store, tag)));
             if asked.lost {
-                let agree = asked.below || !anywhere || (everywhere && !asked.told_aborted());
+                // What a copy told its clients, and no store has ever heard of it, shows nowhere.
+                let shows = |log: &usize| !self.cloned || self.followed.contains(log);
+                let aborted = asked.told.iter().any(|(log, told)| *told == Told::Aborted && shows(log));
+                let agree = asked.below || !anywhere || (everywhere && !aborted);
                 let said = self.log_alarm || self.damage.iter().any(|(_, damaged)| *damaged == tag);
                 if !agree && !said {
                     broken.get_or_insert(format!("I12: {tag:?}, which a log has lost, is damaged, and nobody was told: {asked:?}"));

@@ -162,6 +162,8 @@ impl Disk {
                     | Record::Epoch { .. }
                     | Record::Damage(_)
                     | Record::Leads { .. }
+                    | Record::Followed { .. }
+                    | Record::Scanned { .. }
                     | Record::Admin { .. } => true,
                 });
             }

@@ -55,10 +55,15 @@ pub(crate) struct Climate {
     /// Of a transaction that was begun: that its client prepares one of its branches itself.
     pub enlists: f64,
     pub long_outage: f64,
+    /// Its preparing stores and leaders run transactions beside each other, and vote on each when it is there: one that waits for a lock
+    /// holds nobody up.
+    pub beside: bool,
     pub conditions: f64,
     pub deletes: f64,
     pub reads: f64,
     pub operator: Option<u64>,
+    /// Of an operator's turn while a leader is away: it is waived.
+    pub waives: f64,
     /// How often a prepared branch is rolled back in the store itself, which keeps no note of it.
     pub rolled_back_there: Option<u64>,
     /// Nothing goes wrong at all, and there is time for everything: all that can commit does (I4).
@@ -92,15 +97,9 @@ impl Climate {
         let sometimes = |dice: &mut Dice, low: u64, high: u64| dice.chance(0.6).then(|| dice.log_between(low, high));
         let seldom = |dice: &mut Dice, p: f64, low: u64, high: u64| dice.chance(p).then(|| dice.log_between(low, high));
         let rarely = |dice: &mut Dice, p: f64| if dice.chance(0.4) { p * dice.between(1, 100) as f64 / 100.0 } else { 0.0 };
-        let participants = kinds.iter().enumerate().map(|(i, kind)| ParticipantConfig {
-            name: format!("{}{i}", name_of(*kind)),
-            kind: *kind,
-            role: if *kind == Kind::Redo { Role::Index } else { Role::Database },
-            standalone: false,
-        });
         let resend = dice.log_between(20_000, SECOND);
         let config = Config {
-            participants: participants.collect(),
+            participants: participants_of(&kinds),
             prepare_timeout: dice.log_between(20_000, 5 * SECOND),
             transaction_timeout: dice.log_between(50_000, 15 * SECOND),
             resend: (resend, resend * 8),
@@ -133,10 +132,12 @@ impl Climate {
             force: dice.log_between(50, 30_000),
             outage: dice.log_between(1_000, 2 * SECOND),
             long_outage: rarely(dice, 0.3),
+            beside: false,
             conditions: rarely(dice, 0.8),
             deletes: rarely(dice, 0.5),
             reads: rarely(dice, 0.5),
             operator: seldom(dice, 0.15, 100_000, SECOND),
+            waives: 0.1,
             rolled_back_there: seldom(dice, 0.05, 50_000, SECOND),
             gentle: dice.chance(0.04),
             pooled: dice.chance(0.5),
@@ -157,6 +158,90 @@ impl Climate {
             config,
         };
         if climate.gentle { climate.calmed() } else { climate }
+    }
+
+    /// What is drawn apart, so that the rest of a seed stays as it is: how votes come, and now and then a world made for what meets too
+    /// seldom by chance.
+    pub(crate) fn widened(self, dice: &mut Dice) -> Climate {
+        let climate = Climate { beside: dice.chance(0.25), ..self };
+        match dice.below(16) {
+            0 | 1 if !climate.gentle => climate.led(dice),
+            2 if !climate.gentle => climate.lost(dice),
+            _ => climate,
+        }
+    }
+
+    /// Leaders that are away, are waived, and get the last messages of ended sessions late; clients that ask no more; a low floor.
+    fn led(self, dice: &mut Dice) -> Climate {
+        let kinds = match dice.below(3) {
+            0 => vec![Kind::Leader, Kind::Redo],
+            1 => vec![Kind::Leader, Kind::Serial, Kind::Redo],
+            _ => vec![Kind::Leader, Kind::Preparing, Kind::Redo],
+        };
+        let often = |dice: &mut Dice, p: f64| dice.chance(p).then(|| dice.log_between(80_000, SECOND));
+        let forgets = dice.chance(0.5);
+        let config = Config {
+            participants: participants_of(&kinds),
+            inquiry: dice.log_between(200_000, 2 * SECOND),
+            outcomes_max: if forgets { dice.between(2, 8) as usize } else { 10_000 },
+            ..self.config
+        };
+        Climate {
+            clients: dice.between(3, 6) as usize,
+            transactions: 60,
+            wide: dice.between(3, 9) as f64 / 10.0,
+            uncovered: if dice.chance(0.5) { 0.8 } else { 0.0 },
+            embedded: false,
+            coordinator_crash: often(dice, 0.6),
+            participant_crash: often(dice, 0.9),
+            redo_stuck: 0.0,
+            client_vanishes: if dice.chance(0.5) { 0.9 } else { 0.1 },
+            stores: kinds.iter().map(|_| dice.log_between(1_000, 60_000)).collect(),
+            long_outage: if dice.chance(0.5) { 0.3 } else { 0.0 },
+            conditions: if dice.chance(0.5) { 0.8 } else { 0.0 },
+            operator: often(dice, 0.4),
+            waives: 0.8,
+            pooled: dice.chance(0.7),
+            left_behind: 0.9,
+            force_fails: 0.0,
+            log_backup: None,
+            store_backup: None,
+            twin: None,
+            kinds,
+            config,
+            ..self
+        }
+    }
+
+    /// A log that is put back while branches are prepared, and stores that come back one after another.
+    fn lost(self, dice: &mut Dice) -> Climate {
+        let kinds = match dice.below(3) {
+            0 => vec![Kind::Preparing, Kind::Redo],
+            1 => vec![Kind::Serial, Kind::Preparing],
+            _ => vec![Kind::Preparing, Kind::Preparing, Kind::Redo],
+        };
+        Climate {
+            clients: dice.between(3, 6) as usize,
+            transactions: 60,
+            keys: 5,
+            wide: 0.9,
+            embedded: false,
+            coordinator_crash: Some(dice.log_between(150_000, SECOND)),
+            participant_crash: Some(dice.log_between(80_000, SECOND)),
+            redo_stuck: dice.between(3, 8) as f64 / 10.0,
+            store_refuses: 0.0,
+            stores: kinds.iter().map(|_| dice.log_between(100, 30_000)).collect(),
+            outage: dice.log_between(10_000, SECOND),
+            operator: None,
+            force_fails: 0.0,
+            log_backup: Some(dice.log_between(30_000, 300_000)),
+            store_backup: None,
+            twin: None,
+            abilities: Abilities::default(),
+            config: Config { participants: participants_of(&kinds), ..self.config },
+            kinds,
+            ..self
+        }
     }
 
     /// The same people in fine weather.
@@ -187,6 +272,16 @@ impl Climate {
             ..self
         }
     }
+}
+
+fn participants_of(kinds: &[Kind]) -> Vec<ParticipantConfig> {
+    let participant = |(i, kind): (usize, &Kind)| ParticipantConfig {
+        name: format!("{}{i}", name_of(*kind)),
+        kind: *kind,
+        role: if *kind == Kind::Redo { Role::Index } else { Role::Database },
+        standalone: false,
+    };
+    kinds.iter().enumerate().map(participant).collect()
 }
 
 fn draw_twin(dice: &mut Dice) -> Option<(Twin, u64)> {

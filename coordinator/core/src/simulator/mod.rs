@@ -196,6 +196,20 @@ mod tests {
         }
     }
 
+    /// A leader is waived, its client is told something, and a later start finds the leader's marker.
+    #[test]
+    fn a_waiver_settles_nothing() {
+        for seed in [5_155, 29_175, 34_098] {
+            check(seed, &Options::default());
+        }
+    }
+
+    /// A copy of the log talks to clients, and no store ever hears of it.
+    #[test]
+    fn a_copy_that_no_store_has_heard_of() {
+        check(22_285, &Options::default());
+    }
+
     /// The log is put back, and the new start takes the number of one in which a leader has decided.
     #[test]
     fn an_epoch_comes_twice() {

@@ -17,7 +17,7 @@ impl World {
         open.sort();
         let away = |f: &&crate::follower::Follower| f.scan == Scan::Needed;
         if let Some(leader) = machine.followers().iter().find(away).map(|follower| follower.id)
-            && self.dice.chance(0.1)
+            && self.dice.chance(self.climate.waives)
         {
             self.checker.waived(leader.0 as usize);
             return self.order(host, AdminAction::Waive { participant: leader }, Asked::Operator);

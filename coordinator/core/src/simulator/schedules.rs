@@ -84,7 +84,7 @@ impl SmallWorld {
             standalone: false,
         });
         let seat = |(i, kind): (usize, &Kind)| {
-            let mut store = Store::new(i, *kind, Abilities::default(), false);
+            let mut store = Store::with(i, *kind, Abilities::default(), false, false);
             store.calm = true;
             let (there, back) = (VecDeque::new(), VecDeque::new());
             let mut machine = Participant::new(*kind);

@@ -2,6 +2,7 @@
 
 use super::checker::{Checker, LEADERS, Tag};
 use super::dice::Dice;
+use super::faults::Climate;
 use crate::mutation::{Mutation, broken};
 use crate::participant::{StoreCommand, StoreReport};
 use crate::vote::{Kind, Refusal, RefusalKind};
@@ -57,7 +58,7 @@ pub(crate) struct State {
     by_hand: BTreeMap<Txid, bool>,
     /// A leader's markers; `None` is an 'A'.
     pub markers: BTreeMap<Txid, Option<Rc<Marker>>>,
-    aborted_keys: BTreeSet<RequestKey>,
+    aborted_keys: BTreeMap<RequestKey, Position>,
     floor: Position,
     /// Up to where a preparing store's branches are acked.
     acked: Csn,
@@ -94,7 +95,11 @@ pub(crate) struct Store {
     unsynced: Vec<State>,
     pub live: State,
     open: Option<OpenBatch>,
-    /// A preparing store's transactions that wait to be led, with their locks.
+    /// It runs transactions beside each other, and votes on each when it is there.
+    beside: bool,
+    /// Those that run so.
+    running: BTreeMap<Txid, Work>,
+    /// Transactions that have run by themselves and wait to be led, with their locks.
     ready: BTreeMap<Txid, Branch>,
     pub abilities: Abilities,
     redos: Vec<Rc<Redo>>,
@@ -111,6 +116,16 @@ pub(crate) struct Store {
     pub calm: bool,
 }
 
+/// How it stands with a transaction that runs beside others.
+pub(crate) enum Beside {
+    /// It was aborted, or its session has ended.
+    Gone,
+    /// For a lock.
+    Waits,
+    /// It is there.
+    Voted(Vote),
+}
+
 /// Odds of one call.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Odds {
@@ -119,7 +134,12 @@ pub(crate) struct Odds {
 }
 
 impl Store {
-    pub(crate) fn new(index: usize, kind: Kind, abilities: Abilities, pooled: bool) -> Store {
+    pub(crate) fn new(index: usize, kind: Kind, climate: &Climate) -> Store {
+        let (abilities, pooled, beside) = (climate.abilities, climate.pooled, climate.beside);
+        Store::with(index, kind, abilities, pooled, beside)
+    }
+
+    pub(crate) fn with(index: usize, kind: Kind, abilities: Abilities, pooled: bool, beside: bool) -> Store {
         let mut state = State::default();
         if kind == Kind::Preparing {
             state.foreign.insert(Txid { epoch: Epoch(1), n: 1_000_000, decider: Decider::Log });
@@ -131,6 +151,8 @@ impl Store {
             unsynced: Vec::new(),
             live: state,
             open: None,
+            beside: beside && matches!(kind, Kind::Preparing | Kind::Leader),
+            running: BTreeMap::new(),
             ready: BTreeMap::new(),
             abilities: if kind == Kind::Preparing { abilities } else { Abilities::default() },
             redos: Vec::new(),
@@ -148,6 +170,7 @@ impl Store {
         self.open = None;
         self.voted.clear();
         self.ready.clear();
+        self.running.clear();
         self.unsynced.insert(0, std::mem::take(&mut self.durable));
         // Kinds that ack one by one have synced everything they acked: their list is always of one.
         let survivor = dice.below(self.unsynced.len() as u64) as usize;
@@ -157,7 +180,8 @@ impl Store {
     }
 
     pub(crate) fn idle(&self) -> bool {
-        self.open.is_none() && self.ready.is_empty() && self.durable.prepared.is_empty() && self.ghosts.is_empty()
+        let at_work = self.open.is_some() || !self.ready.is_empty() || !self.running.is_empty();
+        !at_work && self.durable.prepared.is_empty() && self.ghosts.is_empty()
     }
 
     /// Keeps a copy of what is durable.
@@ -178,18 +202,26 @@ impl Store {
     }
 
     /// The session ends while its last message is on its way: whether the database, or the index, gets it all the same, later.
-    pub(crate) fn leave_behind(&mut self, command: &StoreCommand) -> bool {
+    /// How many messages arrive so.
+    pub(crate) fn leave_behind(&mut self, command: &StoreCommand) -> usize {
         match command {
+            StoreCommand::Lead(markers) if self.pooled && self.beside => {
+                for marker in markers {
+                    let branches = self.ready.remove(&marker.entry.txid).into_iter().collect();
+                    self.ghosts.push(Ghost { owner: self.live.owner, branches, markers: vec![marker.clone()] });
+                }
+                markers.len()
+            }
             StoreCommand::Lead(markers) if self.pooled => {
-                let Some(open) = self.open.take() else { return false };
+                let Some(open) = self.open.take() else { return 0 };
                 self.ghosts.push(Ghost { owner: self.live.owner, branches: open.branches, markers: markers.clone() });
-                true
+                1
             }
             StoreCommand::Commit { decided, .. } if self.kind == Kind::Redo => {
                 self.requests.extend(decided.iter().cloned());
-                true
+                1
             }
-            _ => false,
+            _ => 0,
         }
     }
 
@@ -223,9 +255,12 @@ impl Store {
             StoreCommand::Abort(txids) => {
                 self.open = None;
                 self.voted.retain(|branch| !txids.contains(&branch.txid));
+                for txid in txids {
+                    self.running.remove(txid);
+                    self.ready.remove(txid);
+                }
                 if self.kind == Kind::Preparing {
                     for txid in txids {
-                        self.ready.remove(txid);
                         self.live.prepared.remove(txid);
                         if self.live.foreign.contains(txid) {
                             checker.violation(format!("R-ANSWER: store {} rolls back {txid}, a branch that is not ours", self.index));
@@ -240,7 +275,7 @@ impl Store {
                 self.sync();
                 StoreReport::Acked
             }
-            StoreCommand::Lead(markers) if self.kind == Kind::Preparing => {
+            StoreCommand::Lead(markers) if self.kind == Kind::Preparing || self.beside => {
                 let outcomes = markers.iter().map(|marker| (marker.entry.txid, self.lead_one(marker, odds, dice, checker)));
                 StoreReport::LedEach(outcomes.collect())
             }
@@ -263,6 +298,7 @@ impl Store {
                         self.live.floor = self.live.floor.max(*below);
                     }
                     self.live.markers.retain(|txid, _| txid.position() >= *below);
+                    self.live.aborted_keys.retain(|_, position| *position >= *below);
                     self.sync();
                 }
                 StoreReport::Floored
@@ -301,6 +337,7 @@ impl Store {
     fn recover(&mut self, owner: Owner, dice: &mut Dice, checker: &mut Checker) -> StoreReport {
         if !broken(Mutation::KeepsWorking) {
             self.ready.clear();
+            self.running.clear();
             self.open = None;
         }
         self.voted.clear();
@@ -336,6 +373,10 @@ impl Store {
     }
 
     fn prepare(&mut self, batch: &[Work], odds: Odds, dice: &mut Dice) -> Ballot {
+        if self.beside {
+            self.running.extend(batch.iter().map(|work| (work.txid, work.clone())));
+            return Ballot::default();
+        }
         let mut votes = Vec::new();
         let mut ran: Vec<Branch> = Vec::new();
         let mut state = self.live.clone();
@@ -365,6 +406,39 @@ impl Store {
         Ballot { votes, group_redo }
     }
 
+    /// One of those that run beside each other gets on: it has its locks, or waits for them, as long as it has patience.
+    pub(crate) fn run_beside(&mut self, txid: Txid, patient: bool, odds: Odds, dice: &mut Dice) -> Beside {
+        let Some(work) = self.running.get(&txid).cloned() else { return Beside::Gone };
+        let enlisted = crate::transaction::is_enlisted(&work.operations);
+        let branch = if enlisted { None } else { read_work(&work) };
+        let waits = branch.is_some_and(|branch| self.live.locked(&branch) || self.held(&branch));
+        if waits && broken(Mutation::LockWaitHoldsUp) {
+            // The one worker that would be told to commit the lock's holder is the one that waits.
+            self.running.remove(&txid);
+            return Beside::Voted(Vote::No(Refusal::new(RefusalKind::Timeout, "waited for the row's lock")));
+        }
+        if waits && patient && !broken(Mutation::NoLocks) {
+            return Beside::Waits;
+        }
+        self.running.remove(&txid);
+        let mut state = self.live.clone();
+        let vote = self.vote(&work, &mut state, &mut Vec::new(), odds, dice);
+        if self.kind == Kind::Preparing {
+            self.live = state;
+            if !broken(Mutation::YesBeforeForce) {
+                self.sync();
+            }
+        }
+        Beside::Voted(vote)
+    }
+
+    /// Whether one that waits to be led, or a backend that was left behind, has a lock that this one needs.
+    fn held(&self, branch: &Branch) -> bool {
+        let ghosts = self.ghosts.iter().flat_map(|ghost| &ghost.branches);
+        let mut held = self.ready.values().chain(ghosts).flat_map(|other| &other.writes);
+        held.any(|(key, _)| branch.writes.iter().any(|(own, _)| own == key))
+    }
+
     fn vote(&mut self, work: &Work, state: &mut State, ran: &mut Vec<Branch>, odds: Odds, dice: &mut Dice) -> Vote {
         let no = |kind, why: &str| Vote::No(Refusal::new(kind, why));
         if dice.chance(odds.refuses) {
@@ -377,8 +451,7 @@ impl Store {
         let Some(branch) = read_work(work) else { return Vote::ReadOnly([].into()) };
         match self.kind {
             Kind::Preparing => {
-                let held = |key: &String| self.ready.values().any(|r| r.writes.iter().any(|(k, _)| k == key));
-                if (state.locked(&branch) || branch.writes.iter().any(|(key, _)| held(key))) && !broken(Mutation::NoLocks) {
+                if (state.locked(&branch) || self.held(&branch)) && !broken(Mutation::NoLocks) {
                     return no(RefusalKind::Conflict, "the row is locked");
                 }
                 if work.txid.decider == Decider::Leader(ParticipantId(self.index as u16)) {
@@ -409,9 +482,12 @@ impl Store {
                 Vote::InGroup([].into())
             }
             Kind::Leader => {
-                let locked = |key: &String| self.ghosts.iter().flat_map(|g| &g.branches).any(|b| b.writes.iter().any(|(k, _)| k == key));
-                if branch.writes.iter().any(|(key, _)| locked(key)) {
+                if self.held(&branch) {
                     return no(RefusalKind::Conflict, "the row is locked");
+                }
+                if self.beside {
+                    self.ready.insert(work.txid, branch);
+                    return Vote::Ready([].into());
                 }
                 state.run(&branch);
                 ran.push(branch);
@@ -425,8 +501,7 @@ impl Store {
         let work = Work { txid, operations: operations.into(), timeout: 0 };
         let Some(branch) = read_work(&work) else { return false };
         let used = self.live.prepared.contains_key(&txid) || self.live.committed.contains(&txid);
-        let held = |key: &String| self.ready.values().any(|r| r.writes.iter().any(|(k, _)| k == key));
-        if used || self.live.locked(&branch) || branch.writes.iter().any(|(key, _)| held(key)) {
+        if used || self.live.locked(&branch) || self.held(&branch) {
             return false;
         }
         self.live.prepared.insert(txid, Rc::new(PreparedBranch(branch)));
@@ -594,7 +669,7 @@ impl Store {
 
     /// Unique columns, and the floor, read in the same transaction.
     fn refuses(&self, markers: &[Marker]) -> bool {
-        let keys: BTreeSet<_> = self.live.markers.values().flatten().map(|m| &m.entry.key).chain(&self.live.aborted_keys).collect();
+        let keys: BTreeSet<_> = self.live.markers.values().flatten().map(|m| &m.entry.key).chain(self.live.aborted_keys.keys()).collect();
         markers.iter().any(|marker| {
             let txid = marker.entry.txid;
             self.live.markers.contains_key(&txid) || keys.contains(&marker.entry.key) || txid.position() < self.live.floor
@@ -620,7 +695,7 @@ impl Store {
     fn lead_one(&mut self, marker: &Marker, odds: Odds, dice: &mut Dice, checker: &mut Checker) -> Result<(), Refusal> {
         let txid = marker.entry.txid;
         let branch = self.ready.remove(&txid).expect("Lead comes to an open transaction");
-        let mut keys = self.live.markers.values().flatten().map(|m| &m.entry.key).chain(&self.live.aborted_keys);
+        let mut keys = self.live.markers.values().flatten().map(|m| &m.entry.key).chain(self.live.aborted_keys.keys());
         let settled =
             self.live.markers.contains_key(&txid) || keys.any(|key| *key == marker.entry.key) || txid.position() < self.live.floor;
         if settled || dice.chance(odds.refuses) {
@@ -644,7 +719,7 @@ impl Store {
             (Some(_), _) => {}
             (None, _) if broken(Mutation::SettleReads) => {}
             (None, Settle::Txid(txid)) => drop(self.live.markers.insert(*txid, None)),
-            (None, Settle::Key(key, _)) => drop(self.live.aborted_keys.insert(key.clone())),
+            (None, Settle::Key(key, position)) => drop(self.live.aborted_keys.insert(key.clone(), *position)),
         }
         self.sync();
         found.map(|marker| Box::new((*marker).clone()))

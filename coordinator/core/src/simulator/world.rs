@@ -11,8 +11,8 @@ use super::store::Store;
 use super::{Options, Summary, Transcript};
 use crate::follower::Session;
 use crate::{
-    Effect, Event, FromParticipant, Kind, Lsn, ParticipantEffect, ParticipantEvent, Phase, Reply, SessionId, StoreCommand, Ticket, Time,
-    ToParticipant,
+    Ballot, Effect, Event, FromParticipant, Kind, Lsn, ParticipantEffect, ParticipantEvent, Phase, Reply, SessionId, StoreCommand, Ticket,
+    Time, ToParticipant, Txid,
 };
 use std::collections::BTreeMap;
 
@@ -28,11 +28,31 @@ pub(super) enum Happening {
     CrashCoordinator,
     StopCoordinator(usize),
     RestartCoordinator(usize),
-    TickCoordinator { host: usize, life: u64 },
-    ForceDone { host: usize, life: u64 },
-    EarlyDurable { host: usize, life: u64, lsn: Lsn },
-    ToCoordinator { host: usize, session: SessionId, from: usize, message: FromParticipant },
-    SessionDownAtCoordinator { host: usize, life: u64, from: usize, session: SessionId },
+    TickCoordinator {
+        host: usize,
+        life: u64,
+    },
+    ForceDone {
+        host: usize,
+        life: u64,
+    },
+    EarlyDurable {
+        host: usize,
+        life: u64,
+        lsn: Lsn,
+    },
+    ToCoordinator {
+        host: usize,
+        session: SessionId,
+        from: usize,
+        message: FromParticipant,
+    },
+    SessionDownAtCoordinator {
+        host: usize,
+        life: u64,
+        from: usize,
+        session: SessionId,
+    },
     BackUpLog,
     LogFull(bool),
     Twin,
@@ -40,19 +60,58 @@ pub(super) enum Happening {
     DropClone,
     StartParticipant(usize),
     CrashParticipant(usize),
-    Idle { at: usize, life: u64 },
-    StoreDone { at: usize, life: u64, command: StoreCommand },
+    Idle {
+        at: usize,
+        life: u64,
+    },
+    StoreDone {
+        at: usize,
+        life: u64,
+        command: StoreCommand,
+    },
+    /// A transaction that runs beside others at a store is there, or waits for a lock again.
+    Runs {
+        at: usize,
+        life: u64,
+        txid: Txid,
+        tries: u32,
+    },
+    Votes {
+        at: usize,
+        life: u64,
+        ballot: Ballot,
+    },
     LeftBehind(usize),
     BackUpStore(usize),
     RollBackThere(usize),
-    ToParticipant { session: SessionId, to: usize, message: ToParticipant },
-    PrepareAgain { to: usize, message: ToParticipant },
-    SessionDownAtParticipant { to: usize, life: u64, session: SessionId },
-    Connect { host: usize, to: usize },
+    ToParticipant {
+        session: SessionId,
+        to: usize,
+        message: ToParticipant,
+    },
+    PrepareAgain {
+        to: usize,
+        message: ToParticipant,
+    },
+    SessionDownAtParticipant {
+        to: usize,
+        life: u64,
+        session: SessionId,
+    },
+    Connect {
+        host: usize,
+        to: usize,
+    },
     BreakSession(usize),
     Client(usize),
-    Request { host: usize, event: Event },
-    Answer { ticket: Ticket, reply: Reply },
+    Request {
+        host: usize,
+        event: Event,
+    },
+    Answer {
+        ticket: Ticket,
+        reply: Reply,
+    },
     Operator,
     Supervise,
     Calm,
@@ -86,8 +145,8 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(seed: u64, _: &Options, transcript: Transcript) -> World {
         let mut dice = Dice::new(seed);
-        let climate = Climate::draw(&mut dice);
-        let actor = |(index, kind): (usize, &Kind)| Actor::new(Store::new(index, *kind, climate.abilities, climate.pooled));
+        let climate = Climate::draw(&mut dice).widened(&mut Dice::new(!seed));
+        let actor = |(index, kind): (usize, &Kind)| Actor::new(Store::new(index, *kind, &climate));
         World {
             seed,
             now: Time(0),
@@ -255,6 +314,12 @@ impl World {
                 }
             }
             Happening::StoreDone { at, life, command } => self.store_done(at, life, command),
+            Happening::Runs { at, life, txid, tries } => self.run_beside(at, life, txid, tries),
+            Happening::Votes { at, life, ballot } => {
+                if self.actors[at].life == life {
+                    self.participate(at, ParticipantEvent::Votes(ballot));
+                }
+            }
             Happening::LeftBehind(i) => self.actors[i].store.arrives_late(&mut self.checker),
             Happening::BackUpStore(i) => {
                 self.plan(self.climate.store_backup, Happening::BackUpStore(i));

@@ -84,6 +84,8 @@ impl Words {
             }
             Record::Admin { operator, action, reason, .. } => format!("Admin [{operator} {}: {reason}]", self.action(action)),
             Record::Leads { participant } => format!("Leads: {} decides what touches it alone", self.name(*participant)),
+            Record::Followed { participant, csn } => format!("Followed: {} had come to {csn}", self.name(*participant)),
+            Record::Scanned { participant } => format!("Scanned {}: its waiver is over", self.name(*participant)),
             Record::Floor { position } => format!("Floor {}-{}", position.epoch, position.n),
         }
     }
