@@ -1,15 +1,10 @@
 //! The real daemon between real servers, PostgreSQL and OpenSearch, beside the embedded stores: `kill -9` of the daemon and of the servers
 //! at random moments under load; then everything that anybody was told is held against both stores.
 
-#[path = "../servers/opensearch/node.rs"]
-mod node;
-#[path = "../../participants/tests/servers/postgres.rs"]
-mod postgres;
-
+use lockstep_servers::opensearch::Node;
+use lockstep_servers::postgres::Cluster;
 use lockstep_tests::workload::{self, Size};
 use lockstepd::demo::daemon::{Daemon, Launch};
-use node::Node;
-use postgres::Cluster;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 

@@ -1,6 +1,7 @@
 //! What Lockstep is compared with: the same writes, by hand.
 
 use super::ITEMS;
+use crate::demo::naive::Blocking;
 use hdrhistogram::Histogram;
 use rand::RngExt;
 use rusqlite::{Connection, params};
@@ -14,7 +15,8 @@ use tantivy::{Index, IndexWriter, Term, doc};
 /// The table that all write.
 pub const TABLE: &str = "CREATE TABLE item (id INTEGER PRIMARY KEY, body TEXT NOT NULL, version INTEGER NOT NULL);";
 /// The statement that all run.
-pub const UPSERT: &str = "INSERT INTO item VALUES (?1, ?2, 1) ON CONFLICT (id) DO UPDATE SET body = excluded.body, version = version + 1";
+pub const UPSERT: &str =
+    "INSERT INTO item VALUES ($1, $2, 1) ON CONFLICT (id) DO UPDATE SET body = excluded.body, version = item.version + 1";
 /// 100 bytes.
 pub const BODY: &str = "the quick brown fox jumps over the lazy dog and then sits down to rest in the shade of an old tree...";
 
@@ -30,6 +32,11 @@ pub struct Measured {
 }
 
 impl Measured {
+    /// From the latencies of all that was committed in this time.
+    pub fn new(latencies: &Histogram<u64>, took: Duration) -> Measured {
+        Measured { transactions: latencies.len(), seconds: took.as_secs_f64(), p50_us: latencies.value_at_quantile(0.5) as f64 }
+    }
+
     /// Transactions a second.
     pub fn per_second(&self) -> f64 {
         self.transactions as f64 / self.seconds
@@ -99,27 +106,52 @@ fn database(folder: &Path) -> anyhow::Result<Connection> {
     Ok(connection)
 }
 
+/// A client that writes an item.
+pub type Writer<'a> = Box<dyn FnMut(u32) -> anyhow::Result<()> + Send + 'a>;
+
+/// A client that commits a row in PostgreSQL, on a connection of its own.
+pub fn postgres_writer(url: &str) -> anyhow::Result<Writer<'static>> {
+    let mut connection = Blocking::connect(url)?;
+    let compiled = connection.compile(UPSERT)?;
+    Ok(Box::new(move |n| connection.execute(&compiled, &[&i32::try_from(n)?, &BODY])))
+}
+
 fn measure(clients: usize, time: Duration, write: impl Fn(u32) -> anyhow::Result<()> + Sync) -> anyhow::Result<Measured> {
+    measure_each((0..clients).map(|_| Box::new(&write) as Writer).collect(), time)
+}
+
+/// Lets each write as fast as it can.
+pub fn measure_each(writers: Vec<Writer>, time: Duration) -> anyhow::Result<Measured> {
     let began = Instant::now();
     let until = began + time;
-    let latencies = std::thread::scope(|scope| {
-        let client = || -> anyhow::Result<Histogram<u64>> {
-            let mut latencies = Histogram::new(3)?;
+    let each = std::thread::scope(|scope| {
+        let client = |mut write: Writer| -> anyhow::Result<Histogram<u64>> {
+            let mut latencies = latencies();
             while Instant::now() < until {
-                let n = rand::rng().random_range(0..ITEMS);
+                let n = item();
                 let asked = Instant::now();
                 write(n)?;
                 latencies.record(asked.elapsed().as_micros() as u64)?;
             }
             Ok(latencies)
         };
-        let running: Vec<_> = (0..clients).map(|_| scope.spawn(client)).collect();
+        let running: Vec<_> = writers.into_iter().map(|write| scope.spawn(move || client(write))).collect();
         running.into_iter().map(|thread| thread.join().expect("a client panicked")).collect::<anyhow::Result<Vec<_>>>()
     })?;
-    let seconds = began.elapsed().as_secs_f64();
-    let mut all = Histogram::new(3)?;
-    for each in latencies {
+    let took = began.elapsed();
+    let mut all = latencies();
+    for each in each {
         all.add(each)?;
     }
-    Ok(Measured { transactions: all.len(), seconds, p50_us: all.value_at_quantile(0.5) as f64 })
+    Ok(Measured::new(&all, took))
+}
+
+/// Where microseconds are counted.
+pub fn latencies() -> Histogram<u64> {
+    Histogram::new(3).expect("three digits can be counted")
+}
+
+/// Which item is written next.
+pub fn item() -> u32 {
+    rand::rng().random_range(0..ITEMS)
 }

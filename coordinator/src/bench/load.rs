@@ -4,7 +4,7 @@ use super::ITEMS;
 use anyhow::Context;
 use clap::Args;
 use hdrhistogram::Histogram;
-use lockstep_client::{Client, Csn, Token, Wait, params};
+use lockstep_client::{Client, Csn, Token, Transaction, Value, Wait, params};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,6 +38,17 @@ pub enum Shape {
     RowAndDocument,
     /// 100 bytes at each of the databases `a` and `b`
     TwoDatabases,
+    /// A row at each of the databases `a` and `b`
+    TwoTables,
+}
+
+impl Shape {
+    fn has_document(self) -> bool {
+        match self {
+            Shape::RowAndDocument => true,
+            Shape::TwoDatabases | Shape::TwoTables => false,
+        }
+    }
 }
 
 /// What the load saw.
@@ -76,6 +87,24 @@ pub async fn prepare(url: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Makes it at the databases `a` and `b`.
+pub async fn prepare_two(url: &str) -> anyhow::Result<()> {
+    let client = Client::connect(url).await?;
+    for name in ["a", "b"] {
+        client.migrate(name, super::baseline::TABLE).await?;
+    }
+    Ok(())
+}
+
+/// So many transactions, one after the other.
+pub async fn some(url: &str, transactions: usize) -> anyhow::Result<()> {
+    let client = Client::connect(url).await?;
+    for n in 0..transactions {
+        row_and_document(&client, n as u32).commit().await?;
+    }
+    Ok(())
+}
+
 /// One more transaction at the databases `a` and `b`, tried until it is decided to commit.
 pub async fn one_at_two_databases(url: &str) -> anyhow::Result<()> {
     let client = Client::connect(url).await?;
@@ -101,7 +130,7 @@ pub async fn run(arguments: &LoadArgs) -> anyhow::Result<Loaded> {
     };
     let newest = Arc::new(Mutex::new(None));
     let over = Arc::new(AtomicBool::new(false));
-    over.store(arguments.shape == Shape::TwoDatabases, Ordering::Relaxed);
+    over.store(!arguments.shape.has_document(), Ordering::Relaxed);
     let lag = tokio::spawn(watch_lag(client.clone(), newest.clone(), over.clone()));
     let began = Instant::now();
     let until = began + Duration::from_secs(arguments.seconds);
@@ -112,7 +141,7 @@ pub async fn run(arguments: &LoadArgs) -> anyhow::Result<Loaded> {
         latencies.add(each.await??)?;
     }
     let last = newest.lock().expect("no holder panics").clone().context("nothing was committed")?.token;
-    if arguments.shape == Shape::RowAndDocument {
+    if arguments.shape.has_document() {
         client.get("index", "item-0").at_least(&last).timeout(Duration::from_secs(60)).await?;
     }
     let seconds = began.elapsed().as_secs_f64();
@@ -148,11 +177,11 @@ async fn one(
     while Instant::now() < until {
         let n = rand::rng().random_range(0..ITEMS);
         let transaction = match shape {
-            Shape::RowAndDocument => client
-                .transaction()
-                .sql("db", super::baseline::UPSERT, params![i64::from(n), super::baseline::BODY])
-                .put_raw("index", format!("item-{n}"), document(n)),
+            Shape::RowAndDocument => row_and_document(&client, n),
             Shape::TwoDatabases => two_databases(&client),
+            Shape::TwoTables => ["a", "b"]
+                .into_iter()
+                .fold(client.transaction(), |transaction, name| transaction.sql(name, super::baseline::UPSERT, row(n))),
         };
         let transaction = transaction.wait(wait);
         let asked = Instant::now();
@@ -166,8 +195,16 @@ async fn one(
     Ok(latencies)
 }
 
+fn row_and_document(client: &Client, n: u32) -> Transaction {
+    client.transaction().sql("db", super::baseline::UPSERT, row(n)).put_raw("index", format!("item-{n}"), document(n))
+}
+
+fn row(n: u32) -> Vec<Value> {
+    params![i64::from(n), super::baseline::BODY]
+}
+
 /// 100 bytes at each.
-fn two_databases(client: &Client) -> lockstep_client::Transaction {
+fn two_databases(client: &Client) -> Transaction {
     client.transaction().sql("a", super::baseline::BODY, params![]).sql("b", super::baseline::BODY, params![])
 }
 
@@ -192,7 +229,7 @@ async fn watch_lag(client: Client, newest: Arc<Mutex<Option<Newest>>>, over: Arc
 }
 
 /// Some 295 bytes.
-fn document(n: u32) -> String {
+pub fn document(n: u32) -> String {
     let body = super::baseline::BODY;
     format!(r#"{{"id":{n},"title":"item number {n} of the catalogue","tags":["load","item","measure"],"body":"{body}","more":"{body}"}}"#)
 }

@@ -7,6 +7,7 @@ mod baseline;
 mod load;
 mod no_op;
 mod report;
+mod servers;
 
 pub use load::LoadArgs;
 pub use no_op::NoOpArgs;
@@ -30,7 +31,8 @@ pub struct BenchArgs {
     /// How often each pair is measured
     #[arg(long, default_value_t = 3, value_name = "N")]
     rounds: usize,
-    /// Only these rows: coordinator, embedded, naive, latency, start, memory, curve (repeatable)
+    /// Only these rows: coordinator, embedded, naive, latency, start, memory, curve; servers: PostgreSQL and OpenSearch,
+    /// which are measured only if asked for (repeatable)
     #[arg(long, value_name = "ROW")]
     only: Vec<String>,
     /// Transactions after which memory and folder are measured
@@ -119,6 +121,9 @@ async fn measure(arguments: &BenchArgs) -> anyhow::Result<Report> {
     }
     if wanted("memory") {
         memory(arguments, &mut report).await?;
+    }
+    if arguments.only.iter().any(|only| only == "servers") {
+        servers::measure(arguments, &mut report).await?;
     }
     if wanted("curve") {
         for clients in [1, 2, 4, 8, 16, 32, 64, 128, 256] {

@@ -3,7 +3,8 @@
 use super::catalogue::Film;
 use super::contents::Contents;
 use super::daemon::Daemon;
-use super::lockstep::{DATABASE, INDEX, Lockstep, Written, write_film};
+use super::lockstep::{DATABASE, INDEX, Lockstep, Written, film_row, write_film};
+use super::naive::WRITE_FILM;
 use super::report::{Cell, Row};
 use super::stage::Stage;
 use anyhow::Context;
@@ -18,14 +19,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Every transaction leaves an entry here, exactly one: the row counts how often it was applied, and so does the tally.
+/// Every transaction leaves an entry here, exactly one: the row counts how often it was applied, and so does its client's tally.
 const JOURNAL: &str = "
-    CREATE TABLE journal (entry TEXT PRIMARY KEY NOT NULL, times INTEGER NOT NULL) WITHOUT ROWID;
-    CREATE TABLE tally (id INTEGER PRIMARY KEY CHECK (id = 1), n INTEGER NOT NULL);
-    INSERT INTO tally (id, n) VALUES (1, 0);";
-const WRITE_ENTRY: &str = "INSERT INTO journal (entry, times) VALUES (?1, 1) ON CONFLICT (entry) DO UPDATE SET times = times + 1";
-const COUNT: &str = "UPDATE tally SET n = n + 1 WHERE id = 1";
+    CREATE TABLE journal (entry TEXT PRIMARY KEY NOT NULL, times INTEGER NOT NULL);
+    CREATE TABLE tally (client INTEGER PRIMARY KEY, n INTEGER NOT NULL);";
+const WRITE_ENTRY: &str = "INSERT INTO journal (entry, times) VALUES ($1, 1) ON CONFLICT (entry) DO UPDATE SET times = journal.times + 1";
+const COUNT: &str = "INSERT INTO tally (client, n) VALUES ($1, 1) ON CONFLICT (client) DO UPDATE SET n = tally.n + 1";
 
+/// Attempts of one transaction, while it is told that it may be tried again.
+const ATTEMPTS: u32 = 3;
 /// How long a client waits after an abort.
 const AFTER_ABORT: Duration = Duration::from_millis(2);
 /// Clients that share a connection.
@@ -33,7 +35,11 @@ const CLIENTS_PER_CONNECTION: usize = 8;
 /// How long all clients together may take to load what is not loaded when the last kill is over.
 const LOAD_LIMIT: Duration = Duration::from_secs(20);
 /// How long the last restart may take until every store has followed.
-const MEND_LIMIT: Duration = Duration::from_secs(30);
+const MEND_LIMIT: Duration = Duration::from_secs(60);
+/// The servers are killed, too, at every kill that leaves this remainder …
+const SERVERS_AT: usize = 1;
+/// … of this.
+const SERVERS_EVERY: usize = 4;
 
 /// How large the act is.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -69,6 +75,8 @@ pub struct CrashReport {
     pub not_last: u64,
     /// Still in doubt at the end, and damage recorded.
     pub in_doubt: u64,
+    /// Times that the servers of the stores were killed, too.
+    pub server_kills: usize,
     /// Every restart after a kill.
     pub restarts: Vec<Restart>,
 }
@@ -108,23 +116,23 @@ enum Plan {
 pub async fn run(stage: &Stage, films: &[Film], size: CrashSize) -> anyhow::Result<CrashReport> {
     let bar = stage.act("3 the crash", size.kills as u64);
     let films: Arc<Vec<Film>> = Arc::new(films.iter().cloned().map(Film::mended).collect());
-    let mut daemon = Daemon::start(stage.launch("crash/lockstep/data")?).await?;
-    daemon.wait_until_serving().await?;
-    let lockstep = Lockstep::connect(&daemon.url()).await?;
+    let mut daemon = Daemon::start(stage.launch("crash/lockstep")?).await?;
+    daemon.wait_until_ready().await?;
+    let lockstep = Lockstep::connect(&daemon.url(), stage.stores.kinds()).await?;
     lockstep.create_tables().await?;
     lockstep.migrate(JOURNAL).await?;
 
     let load = Arc::new(Load::new(films.clone()));
     let mut connections = Vec::new();
     for _ in 0..size.clients.div_ceil(CLIENTS_PER_CONNECTION) {
-        connections.push(Arc::new(Lockstep::connect(&daemon.url()).await?));
+        connections.push(Arc::new(Lockstep::connect(&daemon.url(), stage.stores.kinds()).await?));
     }
     let client = |client: usize| {
         let random = StdRng::seed_from_u64(stage.seed ^ (client as u64 + 1) << 40);
         tokio::spawn(load.clone().client(connections[client / CLIENTS_PER_CONNECTION].clone(), client, random))
     };
     let clients: Vec<_> = (0..size.clients).map(client).collect();
-    let restarts = kill_again_and_again(&mut daemon, size.kills, stage.seed, &load, &bar).await?;
+    let (restarts, server_kills) = kill_again_and_again(&mut daemon, stage, size.kills, &load, &bar).await?;
     load.finish().await;
     let mut told = Vec::new();
     for client in clients {
@@ -138,6 +146,7 @@ pub async fn run(stage: &Stage, films: &[Film], size: CrashSize) -> anyhow::Resu
         connection.wait_until_visible().await?;
     }
     let report = Found::read(&lockstep).await?.judge(size, films.len(), &told, restarts, &status);
+    let report = CrashReport { server_kills, ..report };
     drop((lockstep, connections));
     daemon.stop().await?;
     stage.finish(
@@ -151,7 +160,11 @@ impl CrashReport {
     /// The act's heading.
     pub fn title(&self) -> String {
         let CrashSize { clients, kills } = self.size;
-        format!("3 The crash: {clients} clients, {} films, {kills} times kill -9", self.films)
+        let servers = match self.server_kills {
+            0 => String::new(),
+            kills => format!(", {kills} times of the servers too"),
+        };
+        format!("3 The crash: {clients} clients, {} films, {kills} times kill -9{servers}", self.films)
     }
 
     /// The act's lines.
@@ -204,7 +217,7 @@ impl Load {
             };
             let entry = format!("c{client}-{n}");
             let wait = if random.random_bool(0.5) { Wait::Decided } else { Wait::Applied };
-            let written = lockstep.commit(plan.write(lockstep.transaction(), film, &entry).wait(wait)).await.ok();
+            let written = lockstep.commit(plan.write(lockstep.transaction(), client, film, &entry).wait(wait).retry(ATTEMPTS)).await.ok();
             match written {
                 Some(Written::Committed { .. }) => {
                     self.committed.fetch_add(1, Ordering::Relaxed);
@@ -239,17 +252,22 @@ impl Plan {
     }
 
     /// The film's write and the journal's entry, in both stores, as one transaction.
-    fn write(self, transaction: Transaction, film: &Film, entry: &str) -> Transaction {
-        let journal = transaction.sql(DATABASE, WRITE_ENTRY, params![entry]).sql(DATABASE, COUNT, params![]).put(
+    fn write(self, transaction: Transaction, client: usize, film: &Film, entry: &str) -> Transaction {
+        let client = client as u32;
+        let journal = transaction.sql(DATABASE, WRITE_ENTRY, params![entry]).sql(DATABASE, COUNT, params![client]).put(
             INDEX,
             &format!("journal-{entry}"),
             &json!({ "stamp": entry }),
         );
         match self {
             Plan::Put => write_film(journal, film, entry),
-            Plan::Delete => journal.sql(DATABASE, "DELETE FROM film WHERE id = ?1", params![&film.id]).delete(INDEX, &film.id),
+            // R-COVER: a row that is not there locks nobody out, so it is written first.
+            Plan::Delete => {
+                let written = journal.sql(DATABASE, WRITE_FILM, film_row(film, entry));
+                written.sql(DATABASE, "DELETE FROM film WHERE id = $1", params![&film.id]).delete(INDEX, &film.id)
+            }
             Plan::DoomedByDatabase => {
-                write_film(journal, film, entry).sql(DATABASE, "INSERT INTO film (id, stamp) VALUES (?1, NULL)", params![entry])
+                write_film(journal, film, entry).sql(DATABASE, "INSERT INTO film (id, stamp) VALUES ($1, NULL)", params![entry])
             }
             Plan::DoomedByIndex => write_film(journal, film, entry).put(INDEX, entry, &json!({ "stamp": entry, "year": "never" })),
         }
@@ -259,12 +277,13 @@ impl Plan {
 /// Kills the daemon at random moments, also while it still recovers, and starts it again.
 async fn kill_again_and_again(
     daemon: &mut Daemon,
+    stage: &Stage,
     kills: usize,
-    seed: u64,
     load: &Load,
     bar: &ProgressBar,
-) -> anyhow::Result<Vec<Restart>> {
-    let mut random = StdRng::seed_from_u64(seed);
+) -> anyhow::Result<(Vec<Restart>, usize)> {
+    let mut random = StdRng::seed_from_u64(stage.seed);
+    let mut server_kills = 0;
     let mut restarts: Vec<Restart> = Vec::new();
     for kill in 0..kills {
         // Every fourth kill comes soon after the start before.
@@ -272,6 +291,11 @@ async fn kill_again_and_again(
         let observed = observe(daemon, Duration::from_millis(lives)).await;
         if let Some(last) = restarts.last_mut() {
             *last = observed;
+        }
+        if stage.stores.has_own_server() && kill % SERVERS_EVERY == SERVERS_AT {
+            let stores = stage.stores.clone();
+            tokio::task::spawn_blocking(move || stores.kill_own_servers()).await??;
+            server_kills += 1;
         }
         daemon.kill();
         daemon.start_again().await.with_context(|| format!("restart after kill {}", kill + 1))?;
@@ -283,7 +307,7 @@ async fn kill_again_and_again(
     if let Some(last) = restarts.last_mut() {
         *last = Restart::from(&status);
     }
-    Ok(restarts)
+    Ok((restarts, server_kills))
 }
 
 /// Lets the daemon live for so long, and says how far its start got by then.
@@ -326,8 +350,8 @@ struct Found {
 
 impl Found {
     async fn read(lockstep: &Lockstep) -> anyhow::Result<Found> {
-        let rows = lockstep.rows("SELECT entry, CAST(times AS TEXT) FROM journal WHERE entry > ?1 ORDER BY entry LIMIT ?2").await?;
-        let tally = lockstep.rows("SELECT '', CAST(n AS TEXT) FROM tally WHERE ?1 = '' LIMIT ?2").await?;
+        let rows = lockstep.rows("SELECT entry, CAST(times AS TEXT) FROM journal WHERE entry > $1 ORDER BY entry LIMIT $2").await?;
+        let tally = lockstep.rows("SELECT '', CAST(coalesce(sum(n), 0) AS TEXT) FROM tally WHERE $1 = '' LIMIT $2").await?;
         let tally = tally.first().context("the tally is gone")?.1.parse()?;
         Ok(Found { rows, tally, documents: lockstep.documents().await?, contents: lockstep.contents().await? })
     }
@@ -355,6 +379,7 @@ impl Found {
             disagree: self.contents.disagreement().keys(),
             not_last: not_last(told, &self.contents),
             in_doubt: status.in_doubt + status.damage,
+            server_kills: 0,
             restarts,
         }
     }

@@ -3,10 +3,9 @@
 use anyhow::{Context, bail};
 use lockstep_proto::v1::admin_service_client::AdminServiceClient;
 use lockstep_proto::v1::{StatusReply, StatusRequest};
-use rand::RngExt;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -64,7 +63,7 @@ impl Daemon {
     /// Starts a daemon on a free loopback port and waits until it listens. It keeps the port over all restarts.
     pub async fn start(launch: Launch) -> anyhow::Result<Daemon> {
         fs::create_dir_all(&launch.data_dir).with_context(|| format!("cannot make {}", launch.data_dir.display()))?;
-        let mut daemon = Daemon { address: SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?)), launch, child: None };
+        let mut daemon = Daemon { address: SocketAddr::from((Ipv4Addr::LOCALHOST, lockstep_servers::free_port()?)), launch, child: None };
         daemon.start_again().await?;
         Ok(daemon)
     }
@@ -197,6 +196,18 @@ impl Daemon {
         self.wait_for(START_LIMIT, |status| status.phase == "serving").await
     }
 
+    /// Waits until it takes transactions and every store takes part. An error says which does not, and why.
+    pub async fn wait_until_ready(&self) -> anyhow::Result<()> {
+        let ready = |status: &StatusReply| status.phase == "serving" && status.participants.iter().all(|store| store.session == "up");
+        if let Err(error) = self.wait_for(START_LIMIT, ready).await {
+            let status = self.status().await?;
+            let away = status.participants.iter().filter(|store| store.session != "up");
+            let away: Vec<String> = away.map(|store| format!("the store `{}` is {}: {}", store.name, store.session, store.why)).collect();
+            return Err(if away.is_empty() { error } else { anyhow::anyhow!("{}", away.join("; ")) });
+        }
+        Ok(())
+    }
+
     /// Waits until every store has followed everything that the log held at this start.
     pub async fn wait_until_mended(&self, limit: Duration) -> anyhow::Result<StatusReply> {
         self.wait_for(limit, |status| status.phase == "serving" && status.mended_after_ms > 0).await
@@ -230,19 +241,6 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-/// A free port below the range from which the kernel takes ports for outgoing connections: a client that keeps trying to reach a dead
-/// daemon there could otherwise be given the daemon's own port, connect to itself, and keep the daemon from coming back.
-fn free_port() -> anyhow::Result<u16> {
-    let mut random = rand::rng();
-    for _ in 0..100 {
-        let port = random.random_range(15_000..32_000);
-        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
-            return Ok(port);
-        }
-    }
-    bail!("found no free port between 15000 and 32000")
 }
 
 /// The last lines of the daemon's output.

@@ -4,7 +4,7 @@ use super::catalogue::Film;
 use super::contents::{Contents, Disagreement};
 use super::daemon::Daemon;
 use super::lockstep::{Lockstep, Written};
-use super::naive::{DocumentError, Naive};
+use super::naive::{DocumentError, Naive, Places};
 use super::report::{Cell, Row};
 use super::stage::Stage;
 use anyhow::{Context, bail};
@@ -16,7 +16,6 @@ use serde::Serialize;
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -57,7 +56,7 @@ pub struct HalfWriteReport {
 #[derive(Clone, Debug)]
 pub struct NaiveWriter {
     /// Both stores.
-    pub folder: PathBuf,
+    pub places: Places,
     /// Where in the act's list of films it begins.
     pub from: usize,
     /// How many films the act's list has.
@@ -73,19 +72,19 @@ pub async fn run(stage: &Stage, films: &[Film], writes: usize) -> anyhow::Result
     let refused: BTreeSet<&str> = films.iter().filter(|film| film.refused()).map(|film| film.id.as_str()).collect();
 
     bar.set_message("naive dual writes");
-    let folder = stage.folder("half-write/naive")?;
-    let writer = NaiveWriter { folder, from: 0, writes: films.len(), seed: stage.seed };
+    let places = tokio::task::block_in_place(|| stage.naive("half-write/naive"))?;
+    let writer = NaiveWriter { places, from: 0, writes: films.len(), seed: stage.seed };
     let (naive_bar, over) = (bar.clone(), stage.over.clone());
     let wrote = spawn_blocking(move || {
         let kills = write_naively(writer.clone(), &naive_bar, &over)?;
-        anyhow::Ok((kills, Naive::open(&writer.folder)?.contents()?))
+        anyhow::Ok((kills, Naive::open(writer.places)?.contents()?))
     });
     let (naive_kills, naive) = wrote.await??;
 
     bar.set_message("Lockstep");
-    let mut daemon = Daemon::start(stage.launch("half-write/lockstep/data")?).await?;
-    daemon.wait_until_serving().await?;
-    let lockstep = Arc::new(Lockstep::connect(&daemon.url()).await?);
+    let mut daemon = Daemon::start(stage.launch("half-write/lockstep")?).await?;
+    daemon.wait_until_ready().await?;
+    let lockstep = Arc::new(Lockstep::connect(&daemon.url(), stage.stores.kinds()).await?);
     lockstep.create_tables().await?;
     let (told, lockstep_kills) = write_in_lockstep(&lockstep, &mut daemon, &films, naive_kills, stage.seed, &bar).await?;
     daemon.wait_until_mended(Duration::from_secs(30)).await?;
@@ -151,7 +150,7 @@ impl HalfWriteReport {
 impl NaiveWriter {
     /// Writes until it dies or all is written. Says the number of each film on stdout before it writes it.
     pub fn run(self, films: &[Film]) -> anyhow::Result<()> {
-        let naive = Naive::open(&self.folder)?;
+        let naive = Naive::open(self.places.clone())?;
         let mut client = naive.client()?;
         for (n, film) in chosen(films, self.writes, self.seed).iter().enumerate().skip(self.from) {
             let mut stdout = std::io::stdout();
@@ -171,12 +170,12 @@ impl NaiveWriter {
     }
 
     /// The arguments that make this program such a writer.
-    fn arguments(&self) -> Vec<String> {
-        let folder = self.folder.display().to_string();
+    fn arguments(&self) -> anyhow::Result<Vec<String>> {
+        let places = serde_json::to_string(&self.places)?;
         let numbers = [("--naive-writer-from", self.from as u64), ("--naive-writer-writes", self.writes as u64), ("--seed", self.seed)];
-        let mut arguments = vec!["demo".to_string(), "--naive-writer".to_string(), folder];
+        let mut arguments = vec!["demo".to_string(), "--naive-writer".to_string(), places];
         arguments.extend(numbers.iter().flat_map(|(name, number)| [name.to_string(), number.to_string()]));
-        arguments
+        Ok(arguments)
     }
 }
 
@@ -212,7 +211,7 @@ fn write_naively(mut writer: NaiveWriter, bar: &ProgressBar, over: &AtomicBool) 
     let mut kills = 0;
     while writer.from < writer.writes {
         let mut child =
-            Command::new(std::env::current_exe()?).args(writer.arguments()).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+            Command::new(std::env::current_exe()?).args(writer.arguments()?).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let lines = BufReader::new(child.stdout.take().context("the writer has no stdout")?).lines();
         for line in lines {
             writer.from = line?.parse::<usize>().context("the writer said something else than a number")? + 1;

@@ -2,30 +2,30 @@
 
 use super::catalogue::Film;
 use super::contents::Contents;
-use super::naive::{TABLES, WRITE_FILM, WRITE_HISTORY};
+use super::naive::{WRITE_FILM, WRITE_HISTORY};
+use super::stores::Kinds;
 use anyhow::{Context, bail};
-use lockstep_client::{Client, CommitError, Receipt, Transaction, params};
+use lockstep_client::{Client, CommitError, Receipt, Transaction, Value, params};
 use serde::Deserialize;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// The database, as a daemon without configuration names it.
+/// The database, as the daemon names it.
 pub const DATABASE: &str = "db";
-/// The index, as a daemon without configuration names it.
+/// The index, as the daemon names it.
 pub const INDEX: &str = "index";
 
-/// What the index takes.
-const FIELDS: &str = r#"{"fields": {
-    "title": {"type": "text"}, "director": {"type": "text"}, "genre": {"type": "text"}, "year": {"type": "integer"},
-    "stamp": {"type": "keyword", "required": true}}}"#;
 /// Rows or documents of one page of a read.
 const PAGE: u32 = 2_000;
+/// Attempts of one write, while it is told that it may be tried again.
+const ATTEMPTS: u32 = 100;
 /// How long a client insists on an answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A client of a daemon, and the newest receipt that it was given.
 pub struct Lockstep {
     client: Client,
+    kinds: Kinds,
     newest: Mutex<Option<Receipt>>,
 }
 
@@ -46,9 +46,9 @@ pub enum Written {
 
 impl Lockstep {
     /// Connects; finds the daemon again quickly when it comes back.
-    pub async fn connect(url: &str) -> anyhow::Result<Lockstep> {
+    pub async fn connect(url: &str, kinds: Kinds) -> anyhow::Result<Lockstep> {
         let builder = Client::builder(url).reconnect(Duration::from_millis(5), Duration::from_millis(50)).request_timeout(PATIENCE);
-        Ok(Lockstep { client: builder.connect().await?, newest: Mutex::new(None) })
+        Ok(Lockstep { client: builder.connect().await?, kinds, newest: Mutex::new(None) })
     }
 
     /// A transaction of one's own making, to be handed to [`Lockstep::commit`].
@@ -58,8 +58,8 @@ impl Lockstep {
 
     /// Creates the film tables and declares the index's fields.
     pub async fn create_tables(&self) -> anyhow::Result<()> {
-        self.client.migrate(DATABASE, TABLES).await?;
-        self.client.migrate(INDEX, FIELDS).await?;
+        self.client.migrate(DATABASE, self.kinds.database.tables()).await?;
+        self.client.migrate(INDEX, self.kinds.index.fields()).await?;
         Ok(())
     }
 
@@ -79,7 +79,8 @@ impl Lockstep {
 
     /// Writes the row and the document as one, or neither.
     pub async fn try_write(&self, film: &Film, stamp: &str) -> anyhow::Result<Written> {
-        let transaction = write_film(self.transaction(), film, stamp);
+        // Where a store is away for a moment, or another client is in the way, an application tries again.
+        let transaction = write_film(self.transaction(), film, stamp).retry(ATTEMPTS);
         self.commit(transaction.sql(DATABASE, WRITE_HISTORY, params![&film.id, stamp])).await
     }
 
@@ -108,13 +109,13 @@ impl Lockstep {
 
     /// What both stores hold of the films, read through the daemon.
     pub async fn contents(&self) -> anyhow::Result<Contents> {
-        let rows = self.rows("SELECT id, stamp FROM film WHERE id > ?1 ORDER BY id LIMIT ?2").await?;
+        let rows = self.rows("SELECT id, stamp FROM film WHERE id > $1 ORDER BY id LIMIT $2").await?;
         let documents = self.documents().await?;
         let films = documents.into_iter().filter(|(key, _)| key.starts_with("film-")).collect();
         Ok(Contents { rows: rows.into_iter().collect(), documents: films })
     }
 
-    /// All rows of a statement that gives two texts above `?1`, in the order of the first, at most `?2`.
+    /// All rows of a statement that gives two texts above `$1`, in the order of the first, at most `$2`.
     pub async fn rows(&self, sql: &str) -> anyhow::Result<Vec<(String, String)>> {
         let mut all: Vec<(String, String)> = Vec::new();
         loop {
@@ -139,7 +140,7 @@ impl Lockstep {
         // One search reaches a limited number of documents, so the CSNs are halved until each part is within reach.
         let mut parts = vec![(0, u64::MAX >> 1)];
         while let Some((from, to)) = parts.pop() {
-            let part = format!("_csn:[{from} TO {to}]");
+            let part = self.kinds.index.csn_between(from, to);
             let total = self.client.search(INDEX, &part).limit(1).await?.total;
             if total > u64::from(PAGE) && from < to {
                 let middle = from + (to - from) / 2;
@@ -172,6 +173,10 @@ impl Lockstep {
 
 /// Adds the film's row and document to a transaction.
 pub fn write_film(transaction: Transaction, film: &Film, stamp: &str) -> Transaction {
-    let row = params![&film.id, film.title_text(), film.director.as_deref(), film.genre.as_deref(), film.year, stamp];
-    transaction.sql(DATABASE, WRITE_FILM, row).put(INDEX, &film.id, &film.document(stamp))
+    transaction.sql(DATABASE, WRITE_FILM, film_row(film, stamp)).put(INDEX, &film.id, &film.document(stamp))
+}
+
+/// The parameters of [`WRITE_FILM`].
+pub fn film_row(film: &Film, stamp: &str) -> Vec<Value> {
+    params![&film.id, film.title_text(), film.director.as_deref(), film.genre.as_deref(), film.year, stamp]
 }

@@ -13,6 +13,7 @@ pub mod naive;
 pub mod race;
 pub mod report;
 pub mod stage;
+pub mod stores;
 
 use anyhow::bail;
 use clap::{Args, ValueEnum};
@@ -26,11 +27,14 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use stores::{DatabaseKind, Stores, StoresArgs};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// What the demo is told.
 #[derive(Args, Clone, Debug)]
 pub struct DemoArgs {
+    #[command(flatten)]
+    stores: StoresArgs,
     /// Leave everything that the demo makes in this folder, and say how to look at it
     #[arg(long, value_name = "DIR")]
     pub keep: Option<PathBuf>,
@@ -43,8 +47,8 @@ pub struct DemoArgs {
     /// What to print on stdout
     #[arg(long, value_enum, default_value_t = Output::Table)]
     pub output: Output,
-    #[arg(long, hide = true, value_name = "DIR")]
-    naive_writer: Option<PathBuf>,
+    #[arg(long, hide = true, value_name = "JSON")]
+    naive_writer: Option<String>,
     #[arg(long, hide = true, default_value_t = 0)]
     naive_writer_from: usize,
     #[arg(long, hide = true, default_value_t = 0)]
@@ -64,12 +68,19 @@ pub enum Output {
 pub fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let films = catalogue::films()?;
     let seed = args.seed.unwrap_or_else(rand::random);
-    if let Some(folder) = args.naive_writer {
-        NaiveWriter { folder, from: args.naive_writer_from, writes: args.naive_writer_writes, seed }.run(&films)?;
+    if let Some(places) = args.naive_writer {
+        let places = serde_json::from_str(&places)?;
+        NaiveWriter { places, from: args.naive_writer_from, writes: args.naive_writer_writes, seed }.run(&films)?;
         return Ok(ExitCode::SUCCESS);
     }
+    if args.keep.is_some() && args.stores.starts_a_server() {
+        bail!(
+            "--keep with a server that the demo starts and ends itself: give it one that runs already (--postgres-url, --opensearch-url)"
+        );
+    }
     let root = Root::make(args.keep.as_deref())?;
-    let stage = Stage { root: root.path().to_path_buf(), seed, over: Arc::default() };
+    let stores = Arc::new(Stores::start(&args.stores)?);
+    let stage = Stage { root: root.path().to_path_buf(), stores: stores.clone(), seed, over: Arc::default() };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let report = runtime.block_on(async {
         tokio::select! {
@@ -80,11 +91,13 @@ pub fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     stage.over.store(true, Ordering::Relaxed);
     // Naive clients that are still at work look at `over` before every write.
     runtime.shutdown_timeout(Duration::from_secs(5));
-    let kept = match &root {
-        Root::Kept(folder) => how_to_look(folder),
-        Root::Temporary(_) => "Everything that this made is gone again; `--keep DIR` leaves it to be looked at.\n".to_string(),
+    let (kept, servers) = match &root {
+        Root::Kept(folder) => (how_to_look(folder, &stores), Ok(())),
+        Root::Temporary(_) => {
+            ("Everything that this made is gone again; `--keep DIR` leaves it to be looked at.\n".to_string(), stores.clean_up())
+        }
     };
-    let cleaned_up = root.clean_up();
+    let cleaned_up = root.clean_up().and(servers);
     let report = report?;
     cleaned_up?;
     match args.output {
@@ -118,15 +131,22 @@ async fn interrupted() -> anyhow::Result<Report> {
     bail!("interrupted; the daemon was stopped and everything was cleaned up")
 }
 
-fn how_to_look(folder: &Path) -> String {
+fn how_to_look(folder: &Path, stores: &Stores) -> String {
     let folder = folder.display();
+    let database = match stores.kinds().database {
+        DatabaseKind::Postgres => String::new(),
+        DatabaseKind::Sqlite => format!(
+            "  the race, the naive side        sqlite3 {folder}/race/naive/database.sqlite 'SELECT id, stamp FROM film'
+  every act through Lockstep      sqlite3 {folder}/crash/lockstep/data/db.sqlite 'SELECT count(*), sum(times) FROM journal'
+                                  (also race/lockstep and half-write/lockstep; the daemon's output is in daemon.log beside data)
+"
+        ),
+    };
+    let servers = stores.how_to_look();
     format!(
         "\
 Kept in {folder}:
-  the race, the naive side        sqlite3 {folder}/race/naive/database.sqlite 'SELECT id, stamp FROM film'
-  every act through Lockstep      sqlite3 {folder}/crash/lockstep/data/db.sqlite 'SELECT count(*), sum(times) FROM journal'
-                                  (also race/lockstep and half-write/lockstep; the daemon's output is in daemon.log beside data)
-  the daemon on what it left      cargo run --release -- --data-dir {folder}/crash/lockstep/data
+{database}{servers}  the daemon on what it left      cargo run --release -- --config {folder}/crash/lockstep/lockstepd.toml --data-dir {folder}/crash/lockstep/data
   … and, while it runs            cargo run --release -p lockstep -- status
                                   cargo run --release -p lockstep -- log dump
 "

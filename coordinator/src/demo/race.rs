@@ -57,7 +57,7 @@ pub async fn run(stage: &Stage, films: &[Film], size: RaceSize) -> anyhow::Resul
     let plans = plans(stage.seed, films, size);
 
     bar.set_message("naive dual writes");
-    let naive = Naive::open(&stage.folder("race/naive")?)?;
+    let naive = tokio::task::block_in_place(|| Naive::open(stage.naive("race/naive")?))?;
     let (naive_plans, naive_bar, over) = (plans.clone(), bar.clone(), stage.over.clone());
     let raced = spawn_blocking(move || {
         let started = Instant::now();
@@ -73,9 +73,9 @@ pub async fn run(stage: &Stage, films: &[Film], size: RaceSize) -> anyhow::Resul
     let plans: Vec<Vec<(Film, String)>> = plans.into_iter().zip(made).map(|(plan, made)| plan.into_iter().take(made).collect()).collect();
     let writes = plans.iter().map(Vec::len).sum();
     bar.set_length(2 * writes as u64);
-    let mut daemon = Daemon::start(stage.launch("race/lockstep/data")?).await?;
-    daemon.wait_until_serving().await?;
-    let lockstep = Arc::new(Lockstep::connect(&daemon.url()).await?);
+    let mut daemon = Daemon::start(stage.launch("race/lockstep")?).await?;
+    daemon.wait_until_ready().await?;
+    let lockstep = Arc::new(Lockstep::connect(&daemon.url(), stage.stores.kinds()).await?);
     lockstep.create_tables().await?;
     let started = Instant::now();
     let last = race_in_lockstep(&lockstep, plans, &bar).await?;
@@ -198,6 +198,7 @@ async fn race_in_lockstep(
 #[cfg(test)]
 mod tests {
     use super::super::catalogue;
+    use super::super::naive::{DatabasePlace, IndexPlace, Places};
     use super::*;
 
     #[test]
@@ -205,7 +206,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let size = RaceSize { clients: 3, keys: 2, writes: 12 };
         let plans = plans(7, &catalogue::films().unwrap(), size);
-        let naive = Naive::open(folder.path()).unwrap();
+        let places = Places {
+            database: DatabasePlace::Sqlite(folder.path().join("database.sqlite")),
+            index: IndexPlace::Tantivy(folder.path().join("index")),
+        };
+        let naive = Naive::open(places).unwrap();
         let made = race_naively(&naive, &plans, &ProgressBar::hidden(), &AtomicBool::new(false)).unwrap();
         assert_eq!(made, [4, 4, 4]);
         let films = plans.iter().flatten().map(|(film, _)| film.id.clone()).collect::<std::collections::BTreeSet<_>>();

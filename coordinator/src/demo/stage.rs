@@ -1,6 +1,8 @@
 //! What the acts share: where they play, their progress, their seed.
 
 use super::daemon::Launch;
+use super::naive::Places;
+use super::stores::Stores;
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -14,8 +16,10 @@ const CLEAN_UP_LIMIT: Duration = Duration::from_secs(5);
 
 /// Where the acts play.
 pub struct Stage {
-    /// Everything they make is below this.
+    /// Everything they make is below this, or at the stores' servers.
     pub root: PathBuf,
+    /// What they write to.
+    pub stores: Arc<Stores>,
     /// Makes the same choices again.
     pub seed: u64,
     /// Set when somebody interrupts: threads of the naive side look at it.
@@ -30,9 +34,20 @@ impl Stage {
         Ok(folder)
     }
 
-    /// This program as a daemon that keeps its data in a folder below the root.
-    pub fn launch(&self, data: &str) -> anyhow::Result<Launch> {
-        Launch::this_program(&self.folder(data)?)
+    /// Places for the naive side of an act. Not inside an asynchronous task.
+    pub fn naive(&self, side: &str) -> anyhow::Result<Places> {
+        self.stores.naive(side, &self.folder(side)?)
+    }
+
+    /// This program as the daemon of Lockstep's side of an act.
+    pub fn launch(&self, side: &str) -> anyhow::Result<Launch> {
+        let folder = self.folder(side)?;
+        let file = folder.join("lockstepd.toml");
+        let configuration = tokio::task::block_in_place(|| self.stores.configuration(side))?;
+        std::fs::write(&file, configuration).with_context(|| format!("cannot write {}", file.display()))?;
+        let mut launch = Launch::this_program(&folder.join("data"))?;
+        launch.arguments = vec!["--config".into(), file.display().to_string()];
+        Ok(launch)
     }
 
     /// An act's progress bar, on stderr.

@@ -9,7 +9,7 @@ use super::failure::Failure;
 use super::schema::{SLOTS, broken, number, place, position};
 use super::session::Session;
 use crate::StoreError;
-use futures_util::future::join4;
+use futures_util::future::join3;
 use lockstep_core::{Csn, Marker, Owner, Position, Refusal, RefusalKind, Settle};
 use tokio_postgres::types::ToSql;
 
@@ -32,7 +32,8 @@ pub enum Outcome {
     Unknown(String),
 }
 
-/// Writes the marker and commits, in one flight: decides. The transaction is over on this connection, whatever the outcome.
+/// Writes the marker and commits, in one flight: decides. The transaction is over on this connection, whatever the outcome. Behind its
+/// statements it was made to wait for a force, whatever they had set.
 pub async fn lead(connection: &mut Connection, owner: Owner, marker: &Marker) -> Outcome {
     let client = &connection.client;
     let (place, csn) = (place(marker.entry.txid.position()), number(marker.entry.csn));
@@ -41,20 +42,18 @@ pub async fn lead(connection: &mut Connection, owner: Owner, marker: &Marker) ->
     let (slot, epoch, incarnation) = owner_values(connection, owner);
     let values: [&(dyn ToSql + Sync); 8] = [&place, &key, &attempt, &csn, &bytes, &slot, &epoch, &incarnation];
     let compiled = connection.cached(LEAD).expect("compiled before the branch ran");
-    let strict = client.batch_execute(connection.strict());
     let marked = client.execute_raw(compiled, values);
     let committed = client.batch_execute("COMMIT");
     let reset = client.batch_execute(RESET);
-    let (strict, marked, committed, reset) = join4(strict, marked, committed, reset).await;
+    let (marked, committed, reset) = join3(marked, committed, reset).await;
     // In a failed transaction COMMIT rolls back, and says nothing of it.
-    let failed = strict.map_err(Failure::from).and_then(|()| marked.map(drop).map_err(|error| marker_refused(error, marker.entry.txid)));
-    match failed {
+    match marked.map_err(|error| marker_refused(error, marker.entry.txid)) {
         Err(Failure::Refused(refusal)) => {
             connection.spoilt = committed.is_err() || reset.is_err();
             return Outcome::RolledBack(refusal);
         }
         Err(Failure::Lost(why)) => return Outcome::Unknown(why),
-        Ok(()) => {}
+        Ok(_) => {}
     }
     match committed.map_err(Failure::from) {
         Ok(()) => {

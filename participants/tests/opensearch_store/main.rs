@@ -9,5 +9,4 @@ mod lab;
 mod proxy;
 mod trouble;
 
-#[path = "../../../tests/servers/opensearch/node.rs"]
-mod node;
+use lockstep_servers::opensearch as node;

@@ -4,10 +4,10 @@
 mod conformance;
 mod enlisted;
 mod lab;
-#[path = "../servers/postgres.rs"]
-mod postgres;
 mod refusals;
 mod sessions;
 mod two_phase;
 mod values;
 mod working;
+
+use lockstep_servers::postgres;

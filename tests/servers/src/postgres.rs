@@ -1,7 +1,6 @@
-//! A real PostgreSQL for tests: a small cluster in a temporary folder, on loopback, ended with the test process, however that ends.
+//! A real PostgreSQL: a small cluster in a temporary folder, on loopback.
 
-#![allow(dead_code)] // each test takes what it needs
-
+use anyhow::{Context, ensure};
 use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
@@ -13,7 +12,16 @@ use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A cluster.
+/// Where a cluster keeps its files.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// In memory, where there is such a folder: a force costs nothing.
+    Memory,
+    /// On the disk of temporary files.
+    Disk,
+}
+
+/// A cluster; its server ends with this value, and with this process.
 pub struct Cluster {
     folder: tempfile::TempDir,
     port: u16,
@@ -27,7 +35,8 @@ pub fn shared() -> std::sync::MutexGuard<'static, Cluster> {
     static SHARED: OnceLock<Mutex<Cluster>> = OnceLock::new();
     let cluster = SHARED.get_or_init(|| {
         // Nobody drops it: the shell that ends its server removes its folder too.
-        Mutex::new(Cluster::made(&["max_prepared_transactions=100", "max_connections=400"], true))
+        let settings = ["max_prepared_transactions=100", "max_connections=400"];
+        Mutex::new(Cluster::made(&settings, Place::Memory, true).expect("PostgreSQL starts"))
     });
     cluster.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
@@ -38,69 +47,83 @@ pub fn database() -> String {
 }
 
 impl Cluster {
-    /// Makes a cluster and starts its server, with these settings (`name=value`) beside those of every test.
+    /// Makes a cluster in memory and starts its server, with these settings (`name=value`) beside those of every test.
     pub fn start(settings: &[&str]) -> Cluster {
-        Cluster::made(settings, false)
+        Cluster::try_start(settings, Place::Memory).expect("PostgreSQL starts")
     }
 
-    fn made(settings: &[&str], shared: bool) -> Cluster {
-        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o711)).unwrap();
+    /// Makes a cluster and starts its server, with these settings (`name=value`), which are stronger than those that every cluster has.
+    pub fn try_start(settings: &[&str], place: Place) -> anyhow::Result<Cluster> {
+        Cluster::made(settings, place, false)
+    }
+
+    fn made(settings: &[&str], place: Place, shared: bool) -> anyhow::Result<Cluster> {
+        let folder = match place {
+            Place::Memory => tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())?,
+            Place::Disk => tempfile::tempdir()?,
+        };
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o711))?;
         let data = folder.path().join("data");
-        std::fs::create_dir(&data).unwrap();
-        std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o700)).unwrap();
+        std::fs::create_dir(&data)?;
+        std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o700))?;
         if let Some((uid, gid)) = other_user() {
-            chown(folder.path(), Some(uid), Some(gid)).unwrap();
-            chown(&data, Some(uid), Some(gid)).unwrap();
+            chown(folder.path(), Some(uid), Some(gid))?;
+            chown(&data, Some(uid), Some(gid))?;
         }
-        let made = as_user(Command::new(binary("initdb")))
+        let made = as_user(Command::new(try_binary("initdb")?))
             .args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N", "-D"])
             .arg(&data)
             .current_dir(folder.path())
             .output()
-            .unwrap();
-        assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            .context("cannot run initdb")?;
+        ensure!(made.status.success(), "initdb failed: {}", String::from_utf8_lossy(&made.stderr));
         let settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
-        let mut cluster = Cluster { folder, port, settings, shared, running: None };
-        cluster.run();
-        cluster
+        let mut cluster = Cluster { folder, port: crate::free_port()?, settings, shared, running: None };
+        cluster.try_run()?;
+        Ok(cluster)
     }
 
     /// Starts the server again, and waits until it takes connections.
     pub fn run(&mut self) {
+        self.try_run().expect("PostgreSQL starts");
+    }
+
+    /// Starts the server again, and waits until it takes connections.
+    pub fn try_run(&mut self) -> anyhow::Result<()> {
         assert!(self.running.is_none(), "it runs already");
         // The shell ends the server as soon as this process is gone: its end of the pipe is closed then.
         let script = "\"$0\" \"$@\" </dev/null & p=$!; cat >/dev/null; kill -QUIT $p 2>/dev/null; wait $p; cd /; test -z \"$LOCKSTEP_REMOVE\" || rm -rf \"$LOCKSTEP_REMOVE\"";
         let mut command = as_user(Command::new("sh"));
         command.env("LOCKSTEP_REMOVE", if self.shared { self.folder.path().as_os_str() } else { "".as_ref() });
-        command.arg("-c").arg(script).arg(binary("postgres")).arg("-D").arg(self.data());
+        command.arg("-c").arg(script).arg(try_binary("postgres")?).arg("-D").arg(self.data());
         let common = ["listen_addresses=127.0.0.1", "shared_buffers=16MB", "log_min_messages=fatal", "dynamic_shared_memory_type=mmap"];
         let port = format!("port={}", self.port);
         let sockets = format!("unix_socket_directories={}", self.folder.path().display());
         for setting in common.into_iter().chain([port.as_str(), sockets.as_str()]).chain(self.settings.iter().map(String::as_str)) {
             command.arg("-c").arg(setting);
         }
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.folder.path().join("log")).unwrap();
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.folder.path().join("log"))?;
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log).current_dir(self.folder.path());
-        self.running = Some(command.spawn().unwrap());
-        self.wait_until_ready();
+        // What a terminal tells the process that started it is not for the server.
+        command.process_group(0);
+        self.running = Some(command.spawn().context("cannot run sh")?);
+        self.wait_until_ready()
     }
 
-    fn wait_until_ready(&mut self) {
+    fn wait_until_ready(&mut self) -> anyhow::Result<()> {
         let until = Instant::now() + PATIENCE;
         loop {
-            let ready = Command::new(binary("pg_isready"))
+            let ready = Command::new(try_binary("pg_isready")?)
                 .args(["-q", "-U", "postgres", "-d", "postgres", "-h"])
                 .arg(self.folder.path())
                 .arg("-p")
                 .arg(self.port.to_string())
                 .status()
-                .unwrap();
+                .context("cannot run pg_isready")?;
             if ready.success() {
-                return;
+                return Ok(());
             }
-            assert!(Instant::now() < until, "PostgreSQL does not start: {}", self.log());
+            ensure!(Instant::now() < until, "PostgreSQL does not start: {}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -193,7 +216,11 @@ pub fn psql(url: &str, script: &str) -> String {
 
 /// A program of PostgreSQL's: of the newest version that is installed.
 pub fn binary(name: &str) -> PathBuf {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    try_binary(name).expect("PostgreSQL is installed")
+}
+
+fn try_binary(name: &str) -> anyhow::Result<PathBuf> {
+    static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| {
         let configured = Command::new("pg_config").arg("--bindir").output().ok().filter(|output| output.status.success());
         let configured = configured.map(|output| PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
@@ -201,10 +228,11 @@ pub fn binary(name: &str) -> PathBuf {
         let version = |path: &PathBuf| path.parent().and_then(Path::file_name).and_then(|name| name.to_str()?.parse::<u32>().ok());
         let mut folders: Vec<PathBuf> = versions.collect();
         folders.sort_by_key(version);
-        let found = configured.into_iter().chain(folders.into_iter().rev()).find(|folder| folder.join("initdb").exists());
-        found.expect("PostgreSQL's server is not installed: install it, for example with: apt-get install postgresql")
+        configured.into_iter().chain(folders.into_iter().rev()).find(|folder| folder.join("initdb").exists())
     });
-    folder.join(name)
+    let folder =
+        folder.as_ref().context("PostgreSQL's server is not installed: install it, for example with: apt-get install postgresql")?;
+    Ok(folder.join(name))
 }
 
 /// PostgreSQL does not run as root.
@@ -217,11 +245,10 @@ fn as_user(mut command: Command) -> Command {
 
 /// Who runs the server, if it is not the user that runs the test.
 fn other_user() -> Option<(u32, u32)> {
-    let id = Command::new("id").arg("-u").output().unwrap();
-    if String::from_utf8_lossy(&id.stdout).trim() != "0" {
+    if !rustix::process::geteuid().is_root() {
         return None;
     }
-    let users = std::fs::read_to_string("/etc/passwd").unwrap();
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
     let user = |name: &str| {
         let line = users.lines().find(|line| line.split(':').next() == Some(name))?;
         let mut fields = line.split(':').skip(2);
