@@ -1,0 +1,12 @@
+//! The real daemon between real servers, PostgreSQL and OpenSearch, beside the embedded stores: what happens when any of them dies, is
+//! away or is interfered with; then everything that anybody was told is held against both stores.
+
+#[path = "../../servers/opensearch/node.rs"]
+mod node;
+#[path = "../../../participants/tests/servers/postgres.rs"]
+mod postgres;
+
+mod gate;
+mod lab;
+mod load;
+mod recovery;
