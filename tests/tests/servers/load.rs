@@ -1,16 +1,13 @@
-//! The real daemon between real servers, PostgreSQL and OpenSearch, beside the embedded stores: `kill -9` of the daemon and of the servers
-//! at random moments under load; then everything that anybody was told is held against both stores.
+//! `kill -9` of the daemon and of the servers at random moments under load.
 
+use crate::lab::{INDEX, MEND, database, launch, mended, search};
 use lockstep_servers::opensearch::Node;
 use lockstep_servers::postgres::Cluster;
 use lockstep_tests::workload::{self, Size};
-use lockstepd::demo::daemon::{Daemon, Launch};
-use std::path::{Path, PathBuf};
+use lockstepd::demo::daemon::Daemon;
 use std::time::Duration;
 
 const SIZE: Size = Size { clients: 6, transactions: 15, items: 4 };
-/// How long recovery may take. Far above what it does take: the point is that it ends.
-const MEND: Duration = Duration::from_secs(60);
 /// How often the daemon is killed; in every second round the servers are, too.
 const ROUNDS: u64 = 4;
 
@@ -37,7 +34,7 @@ impl Servers {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgres_in_two_phases_and_tantivy() -> anyhow::Result<()> {
     let postgres = Cluster::start(&["max_prepared_transactions=100", "max_connections=200"]);
-    let configuration = database(&postgres, "two-phase") + INDEX;
+    let configuration = database(&postgres.database(), "two-phase") + INDEX;
     lives(Servers { postgres: Some(postgres), opensearch: None }, &configuration).await
 }
 
@@ -46,31 +43,21 @@ async fn postgres_leading_and_opensearch() -> anyhow::Result<()> {
     let Some(node) = Node::start(&[]) else { return Ok(()) };
     // No prepared transactions, as PostgreSQL comes.
     let postgres = Cluster::start(&["max_connections=200"]);
-    let configuration = database(&postgres, "database-led") + &search(&node);
+    let configuration = database(&postgres.database(), "database-led") + &search(&node.url(), "index");
     lives(Servers { postgres: Some(postgres), opensearch: Some(node) }, &configuration).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sqlite_and_opensearch() -> anyhow::Result<()> {
     let Some(node) = Node::start(&[]) else { return Ok(()) };
-    let configuration = "[[store]]\ntype = \"sqlite\"\nname = \"db\"\n".to_string() + &search(&node);
+    let configuration = "[[store]]\ntype = \"sqlite\"\nname = \"db\"\n".to_string() + &search(&node.url(), "index");
     lives(Servers { postgres: None, opensearch: Some(node) }, &configuration).await
-}
-
-const INDEX: &str = "[[store]]\ntype = \"tantivy\"\nname = \"index\"\n";
-
-fn database(cluster: &Cluster, mode: &str) -> String {
-    format!("[[store]]\ntype = \"postgres\"\nname = \"db\"\nmode = \"{mode}\"\nsslmode = \"disable\"\nurl = \"{}\"\n", cluster.database())
-}
-
-fn search(node: &Node) -> String {
-    format!("[[store]]\ntype = \"opensearch\"\nname = \"index\"\nnodes = [\"{}\"]\n", node.url())
 }
 
 /// Several lives of the daemon, and of its servers.
 async fn lives(mut servers: Servers, configuration: &str) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
-    let mut daemon = Daemon::start(launch(folder.path(), configuration)?).await?;
+    let mut daemon = Daemon::start(launch(folder.path(), None, configuration)?).await?;
     daemon.wait_for(MEND, |status| status.participants.iter().all(|store| store.session == "up")).await?;
     let client = workload::connect(&daemon.url()).await?;
     workload::prepare(&client).await?;
@@ -87,10 +74,6 @@ async fn lives(mut servers: Servers, configuration: &str) -> anyhow::Result<()> 
         daemon.start_again().await?;
         told.extend(running.await??);
     }
-    let mended = |status: &lockstep_proto::v1::StatusReply| {
-        let followed = status.participants.iter().all(|store| store.session == "up" && store.lag == 0);
-        status.mended_after_ms > 0 && status.in_doubt == 0 && status.active == 0 && followed
-    };
     let status = daemon.wait_for(MEND, mended).await?;
     anyhow::ensure!(status.damage == 0, "I12: {} damages", status.damage);
     let after = workload::run(&client, "after", Size { transactions: 3, ..SIZE }).await?;
@@ -104,12 +87,4 @@ async fn lives(mut servers: Servers, configuration: &str) -> anyhow::Result<()> 
     }
     daemon.kill();
     Ok(())
-}
-
-fn launch(folder: &Path, configuration: &str) -> anyhow::Result<Launch> {
-    let file = folder.join("lockstepd.toml");
-    std::fs::write(&file, configuration)?;
-    let program = PathBuf::from(env!("CARGO_BIN_EXE_lockstepd-with-failpoints"));
-    let arguments = vec!["--config".into(), file.display().to_string()];
-    Ok(Launch { program, data_dir: folder.join("data"), arguments, environment: Vec::new() })
 }
