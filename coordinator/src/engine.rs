@@ -12,8 +12,8 @@ use crate::view::View;
 use crate::{failpoints, stores, workers};
 use lockstep_core::follower::Session;
 use lockstep_core::{
-    Alarm, Ballot, CoordId, Coordinator, Effect, Entry, Event, FromParticipant, LogId, Lsn, ParticipantId, Reply, SessionId, Ticket, Time,
-    ToParticipant,
+    Alarm, Ballot, BranchRequest, CoordId, Coordinator, Effect, Entry, Event, FromParticipant, LogId, Lsn, ParticipantId, Reply, Request,
+    SessionId, Ticket, Time, ToParticipant, Wait,
 };
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
@@ -157,7 +157,18 @@ impl Engine {
         if let Some(ticket) = ticket {
             self.answers.insert(ticket, answer);
         }
+        if let Event::Commit(_, Request { wait: Wait::Visible, branches, .. }) = &event {
+            self.hurry(branches);
+        }
         self.step(event);
+    }
+
+    fn hurry(&self, branches: &[BranchRequest]) {
+        for branch in branches {
+            if let Some(Some((_, outbox))) = self.sessions.get(branch.participant.0 as usize) {
+                outbox.hurry();
+            }
+        }
     }
 
     fn hear(&mut self, participant: ParticipantId, session: SessionId, messages: Vec<FromParticipant>) {

@@ -448,6 +448,14 @@ impl Outbox {
         }
     }
 
+    /// Somebody waits until the index finds what is about to be decided.
+    pub fn hurry(&self) {
+        match self {
+            Outbox::Worker(worker) if worker.kind() == Kind::Redo => worker.hurry(),
+            Outbox::Worker(_) | Outbox::Stream(_) => {}
+        }
+    }
+
     /// Sends without waiting, in order.
     pub fn send(&self, session: SessionId, messages: Vec<ToParticipant>) -> Result<(), SessionLost> {
         match self {

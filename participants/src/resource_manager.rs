@@ -109,6 +109,9 @@ pub trait ResourceManager: Send {
         Err(StoreError::Broken(format!("this store holds no prepared branches: {txid} cannot be resolved")))
     }
 
+    /// Somebody waits to read what is about to be decided: the next [`ResourceManager::tend`] need not wait for company.
+    fn hurry(&mut self) {}
+
     /// Work that is due by itself: the index's commit, the database's checkpoint. Called when idle and at least when it asked to be.
     fn tend(&mut self, closed: Csn) -> Result<Tended, StoreError>;
 

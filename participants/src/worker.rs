@@ -22,6 +22,7 @@ enum ToWorker {
     Messages(SessionId, Vec<ToParticipant>),
     Migrate(Ticket, Arc<str>),
     Votes(Result<Ballot, String>),
+    Hurry,
     Stop,
 }
 
@@ -159,6 +160,7 @@ impl Worker {
             }
             ToWorker::Votes(Ok(ballot)) => self.step(ParticipantEvent::Votes(ballot)),
             ToWorker::Votes(Err(why)) => self.step(ParticipantEvent::Broken(why)),
+            ToWorker::Hurry => self.store.hurry(),
             ToWorker::Stop => self.stopping = true,
         }
     }
@@ -336,6 +338,11 @@ impl WorkerHandle {
     /// Messages of a session, in order.
     pub fn send(&self, session: SessionId, messages: Vec<ToParticipant>) {
         self.tell(ToWorker::Messages(session, messages));
+    }
+
+    /// Somebody waits to read what is about to be decided ([`ResourceManager::hurry`]).
+    pub fn hurry(&self) {
+        self.tell(ToWorker::Hurry);
     }
 
     /// Changes the schema once the store is at rest; answered by [`FromWorker::Migrated`].

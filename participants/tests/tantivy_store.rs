@@ -451,6 +451,12 @@ fn a_commit_is_due_once_an_interval() {
     assert_eq!(tended.progress, at(1, 1));
     assert!(tended.next.is_some(), "the second one does, and says until when");
     assert_eq!(t.all().len(), 1);
+
+    t.store().hurry();
+    assert_eq!(t.tend(2), at(2, 2), "unless somebody waits for it");
+    let third = t.decide(3, vec![put("c", "{}")]);
+    t.apply(&[third], 3);
+    assert_eq!(t.tend(3), at(2, 2), "once");
 }
 
 #[test]

@@ -44,7 +44,8 @@ use validation::Validation;
 pub struct TantivyOptions {
     /// Where it lies; made if it is not there. Nothing else may be in it.
     pub folder: PathBuf,
-    /// How long after the last commit began the next one is due, if anything waits: the lag of searches behind commits.
+    /// How long after the last commit began the next one is due, if anything waits and nobody hurries it: the lag of searches behind
+    /// commits.
     pub commit_every: Duration,
     /// Memory for documents that wait to be written to disk, bytes; at least 15 MB.
     pub heap: usize,
@@ -81,6 +82,8 @@ pub struct Tantivy {
     committing: Option<Committing>,
     seen: Seen,
     reads: Arc<IndexReads>,
+    /// Somebody waits for the next commit.
+    hurried: bool,
     /// When the last commit began.
     committed_at: Option<Instant>,
     /// Last, so that it is released last.
@@ -103,7 +106,18 @@ impl Tantivy {
         let writer = Writer::open(&index_folder(&options.folder, manifest.generation), layout.clone(), options.heap)?;
         let reads = Arc::new(IndexReads::new(writer.snapshot().clone()));
         let seen = writer.seen();
-        Ok(Tantivy { options, manifest, layout, writer: Some(writer), committing: None, seen, reads, committed_at: None, _lock: lock })
+        Ok(Tantivy {
+            options,
+            manifest,
+            layout,
+            writer: Some(writer),
+            committing: None,
+            seen,
+            reads,
+            hurried: false,
+            committed_at: None,
+            _lock: lock,
+        })
     }
 
     /// What its documents look like.
@@ -150,12 +164,14 @@ impl Tantivy {
 
     /// When the next commit may begin, if not now.
     fn not_before(&self, now: Instant) -> Option<Instant> {
-        self.committed_at.and_then(|at| at.checked_add(self.options.commit_every)).filter(|at| *at > now)
+        let paced = self.committed_at.filter(|_| !self.hurried);
+        paced.and_then(|at| at.checked_add(self.options.commit_every)).filter(|at| *at > now)
     }
 
     /// Begins a commit, or makes it.
     fn commit_now(&mut self, now: Instant) -> Result<(), StoreError> {
         self.committed_at = Some(now);
+        self.hurried = false;
         if !self.options.background {
             return self.step(|writer, _| writer.commit());
         }
@@ -259,6 +275,10 @@ impl ResourceManager for Tantivy {
     /// A vote holds nothing here: there is nothing to forget.
     fn abort(&mut self, _txids: &[Txid]) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    fn hurry(&mut self) {
+        self.hurried = true;
     }
 
     fn tend(&mut self, closed: Csn) -> Result<Tended, StoreError> {
