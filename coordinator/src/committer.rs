@@ -1,6 +1,7 @@
 //! The committer: the one thread that writes the decision log. Group commit without delay: a batch is whatever queued up while the
 //! last force ran.
 
+use crate::engine::AbortOnPanic;
 use crate::engine_handle::EngineHandle;
 use crate::failpoints;
 use crate::log::{DecisionLog, LogError, Space};
@@ -77,6 +78,7 @@ impl Committer {
             below: None,
         };
         let body = move || {
+            let _guard = AbortOnPanic;
             if let Err(error) = thread.run() {
                 failed(error);
             }

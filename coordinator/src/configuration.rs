@@ -351,7 +351,7 @@ pub struct Retention {
 pub struct Log {
     /// Free space below which new transactions are refused (R-FULL).
     pub reserve_bytes: u64,
-    /// Bytes of each of the two files that are forced; as much waits in memory until the engine has it.
+    /// Bytes of each of the two files that are forced; twice as much may wait in memory until the engine has it.
     pub write_ahead_bytes: u64,
     /// Whose evidence a start waits for (R-LOGLOSS).
     pub loss_check: LossCheck,

@@ -415,7 +415,7 @@ fn wall_ms() -> u64 {
 }
 
 /// A machine that found its own promise broken must not go on.
-struct AbortOnPanic;
+pub struct AbortOnPanic;
 
 impl Drop for AbortOnPanic {
     fn drop(&mut self) {

@@ -9,18 +9,19 @@
 //! - dropping it after an error would write and sync once more, and panic if that fails: it is leaked instead (R-FSYNC);
 //! - its batches (`apply_batch`) keep it from freeing segments as fast as it fills them: with 400 records a batch the file grew by all
 //!   that was written. So changes go in one by one;
-//! - what it reads at its start it trusts, and panics where that is impossible: caught, and told as the damage that it is;
+//! - what it reads it trusts, and panics where that is impossible: caught at a start, and told as the damage that it is;
 //! - concurrent flushes can hang, so whoever writes owns the engine.
 
 use super::format::{SETTLED_KEY, Settled};
 use super::index::Change;
 use super::lock::Lock;
 use super::recovery::{self, Recovery};
-use super::{LogError, Metrics, Step, StepFault, failure, step};
+use super::{LogError, Metrics, Step, StepFault, failure, reread, step};
 use crate::failpoints;
 use sled::IVec;
 use std::fs::File;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
@@ -29,8 +30,9 @@ use std::time::{Duration, Instant};
 /// Bytes of a segment of sled's file, for the life of the log. A quarter of it, the limit for a page, holds 128 chunks; a page splits
 /// at 16, and grows beyond that only while its neighbours are merged into it.
 pub const SEGMENT: usize = 2 << 20;
-/// Bytes of changes between two forces. Sled writes some three times as much: less than a segment. So a force falls between sled's
-/// moving a page and its overwriting the segment that the page was in.
+/// Bytes that changes between two forces may cost, as [`cost`] estimates them. Sled uses a segment again after it has written two others
+/// to the end, so a force falls between its moving a page and its overwriting the segment that the page was in, even if it writes eight
+/// times as much.
 const UNFORCED_MAX: usize = 512 << 10;
 /// How long the remains of a log that this process dropped may keep sled's lock.
 const REMAINS: Duration = Duration::from_secs(10);
@@ -49,6 +51,11 @@ impl Engine {
         let lock = Lock::take(folder)?;
         let io = |doing: &'static str| move |error: io::Error| failure(folder, doing, &error);
         delete_half_snapshots(folder).map_err(io("clean"))?;
+        match File::open(folder.join("db")) {
+            Ok(file) => reread(&file).map_err(io("force"))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io("open")(error)),
+        }
         let config = sled::Config::new()
             .path(folder)
             .segment_size(SEGMENT)
@@ -66,14 +73,27 @@ impl Engine {
         Ok(Engine { db, file, blobs: folder.join("blobs"), _lock: lock })
     }
 
+    /// Carries out the steps of a start. After an error that the disk made, the engine is left as it is (R-FSYNC).
+    pub fn start<T>(self, folder: &Path, steps: impl FnOnce(&Engine) -> Result<T, LogError>) -> Result<(Engine, T), LogError> {
+        let engine = ManuallyDrop::new(self);
+        match caught(folder, || steps(&engine)) {
+            Ok(done) => Ok((ManuallyDrop::into_inner(engine), done)),
+            Err(error @ LogError::Io(_)) => Err(error),
+            Err(error) => {
+                let _ = catch_unwind(AssertUnwindSafe(|| drop(ManuallyDrop::into_inner(engine))));
+                Err(error)
+            }
+        }
+    }
+
     /// Reads and checks all records.
     pub fn recover(&self, folder: &Path) -> Result<Recovery, LogError> {
-        caught(folder, || recovery::recover(&self.db, folder))
+        recovery::recover(&self.db, folder)
     }
 
     /// Up to where it has what was forced, if anything ever was.
     pub fn settled(&self, folder: &Path) -> Result<Option<Settled>, LogError> {
-        caught(folder, || recovery::settled(&self.db, folder))
+        recovery::settled(&self.db, folder)
     }
 
     /// Takes these changes; with them it is `settled`. On return all of it survives power loss.
@@ -92,7 +112,7 @@ impl Engine {
     fn write(&self, changes: Vec<Change>, metrics: &Metrics, fault: &StepFault) -> io::Result<()> {
         let mut unforced = 0;
         for (key, value) in changes {
-            unforced += key.len() + value.as_ref().map_or(0, |value| value.len());
+            unforced += cost(value.as_deref());
             match value {
                 Some(value) => self.db.insert(key, value)?,
                 None => self.db.remove(key)?,
@@ -121,6 +141,15 @@ impl Engine {
             sync(&self.blobs)?;
         }
         Ok(())
+    }
+}
+
+/// What a change costs sled, about: every tenth rewrites its page of up to 16 values, and pages that shrink are merged with their
+/// neighbours.
+fn cost(value: Option<&[u8]>) -> usize {
+    match value {
+        Some(value) => value.len() + 1024,
+        None => 6 << 10,
     }
 }
 

@@ -12,11 +12,11 @@
 //! Integers are little-endian where not said otherwise. In every version the first byte is the version and the last four are the
 //! CRC of all before them: so a newer version and a flipped bit can be told apart.
 //!
-//! Chunks are written in the order of their keys, record after record, so a crash leaves whole records and at most one in part, the
-//! last: it was never acknowledged. A record in part anywhere else is damage.
+//! The engine takes chunks in any order: a crash in between is mended by giving it all of them again, from the write-ahead files. A record
+//! in part is damage. (In a log that has no such files yet it may be the last one: it was never acknowledged.)
 //!
-//! A body that is not there is *lost*, unless a third piece, the *forgotten* mark, stands beside the head: it is written before the
-//! first chunk is removed. Likewise the start is moved before the first record below it is removed.
+//! A body that is not there is *lost*, unless a third piece, the *forgotten* mark, stands beside the head. Likewise the *start* tells
+//! records that were forgotten from missing ones.
 
 use lockstep_core::{CommitGroup, Entry, Lsn, Payload, Record};
 

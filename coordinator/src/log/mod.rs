@@ -14,6 +14,7 @@ mod write_ahead;
 pub use sled_log::{Options, SledLog};
 
 use lockstep_core::{Entry, Lsn};
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -90,6 +91,13 @@ pub enum Step {
     Sync,
     /// The engine's own force, later.
     Settle,
+}
+
+/// Forces a file that another process may have left unforced, and has it read from the disk: after a failed force the kernel's memory
+/// shows what the disk does not have. (Best effort: the kernel may keep pages all the same.)
+fn reread(file: &File) -> io::Result<()> {
+    file.sync_all()?;
+    Ok(rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed)?)
 }
 
 fn step(fault: &StepFault, step: Step) -> io::Result<()> {

@@ -1,5 +1,5 @@
-//! Brings what was forced into the engine, on a thread of its own: nobody who waits for a decision waits for the engine. Most payloads
-//! are forgotten before that, so the engine never sees them.
+//! Brings what was forced into the engine, on a thread of its own: nobody who waits for a decision waits for the engine, as long as it
+//! keeps up. Most payloads are forgotten before that, so the engine never sees them.
 
 use super::engine::Engine;
 use super::format::{Key, Settled};
@@ -73,7 +73,7 @@ impl Settler {
         Ok(())
     }
 
-    /// Tells of an error as soon as there is one; does not wait.
+    /// Tells of an error, if there has been one; does not wait.
     pub fn check(&mut self) -> io::Result<()> {
         match &self.at {
             At::Work(thread) if thread.is_finished() => self.engine().map(drop),
@@ -92,11 +92,9 @@ impl Settler {
         }
     }
 
-    /// R-FSYNC: leaves the engine as it is.
-    pub fn abandon(mut self) {
-        if let Ok(engine) = self.take() {
-            std::mem::forget(engine);
-        }
+    /// R-FSYNC: the engine is never dropped, not by a thread that has it either.
+    pub fn abandon(self) {
+        std::mem::forget(self);
     }
 
     fn take(&mut self) -> io::Result<Engine> {

@@ -44,7 +44,7 @@ pub struct SledLog {
 pub struct Options {
     /// Memory for the engine's page cache, bytes.
     pub cache: u64,
-    /// Bytes of each of the two write-ahead files; as much may wait in memory until the engine has it.
+    /// Bytes of each of the two write-ahead files; some twice as much may wait in memory until the engine has it.
     pub write_ahead: u64,
     /// Called before each step; its error is the step's.
     pub fault: StepFault,
@@ -76,18 +76,13 @@ impl SledLog {
         let metrics = Arc::<Metrics>::default();
         std::fs::create_dir_all(&folder).map_err(|error| failure(&folder, "make the folder of", &error))?;
         let engine = Engine::open(&folder, options.cache, Some(FLUSH_EVERY_MS))?;
-        let ahead = match catch_up(&engine, &folder, &options, &metrics)? {
-            Some(ahead) => ahead,
-            None => begin(&engine, &folder, &options, &metrics).map_err(|error| failure(&folder, "make", &error))?,
-        };
-        let Recovery { entries, index, rests, torn } = engine.recover(&folder)?;
-        if let Some(lsn) = torn {
-            let folder = folder.display();
-            tracing::warn!(%lsn, %folder, "the decision log ends in a record that was written in part and never acknowledged: erased");
-        }
-        if !rests.is_empty() {
-            engine.settle(rests, ahead.settled(), &metrics, &options.fault).map_err(|error| failure(&folder, "mend", &error))?;
-        }
+        let (engine, (ahead, Recovery { entries, index, .. })) = engine.start(&folder, |engine| {
+            let known = catch_up(engine, &folder, &options, &metrics)?;
+            let mut recovery = read(engine, &folder, known.is_some())?;
+            let rests = std::mem::take(&mut recovery.rests);
+            let ahead = begin(engine, known, rests, &folder, &options, &metrics).map_err(|error| failure(&folder, "make", &error))?;
+            Ok((ahead, recovery))
+        })?;
         metrics.forces.store(0, Relaxed);
         Ok(SledLog {
             folder,
@@ -105,7 +100,8 @@ impl SledLog {
         })
     }
 
-    /// Reads the log of a stopped daemon and changes no record; it takes the same lock. A record written in part is left out.
+    /// Reads the log of a stopped daemon and changes no record, but it takes the lock and settles what a crash left: the folder must be
+    /// writable. A record written in part is left out.
     pub fn inspect(folder: impl AsRef<Path>) -> Result<Vec<Entry>, LogError> {
         let folder = folder.as_ref();
         if !folder.join("db").is_file() {
@@ -113,8 +109,11 @@ impl SledLog {
         }
         let options = Options::default();
         let engine = Engine::open(folder, options.cache, None)?;
-        catch_up(&engine, folder, &options, &Metrics::default())?;
-        Ok(engine.recover(folder)?.entries)
+        let (_, recovery) = engine.start(folder, |engine| {
+            let known = catch_up(engine, folder, &options, &Metrics::default())?;
+            read(engine, folder, known.is_some())
+        })?;
+        Ok(recovery.entries)
     }
 
     /// Its counters; they go on counting.
@@ -280,11 +279,13 @@ impl Files {
 
 /// Gives the engine what a crash kept from it. `None`: a log that has no write-ahead files yet.
 fn catch_up(engine: &Engine, folder: &Path, options: &Options, metrics: &Metrics) -> Result<Option<WriteAhead>, LogError> {
-    let Some(settled) = engine.settled(folder)? else { return Ok(None) };
+    let Some(settled) = engine.settled(folder)? else {
+        WriteAhead::refuse_begun(folder)?;
+        return Ok(None);
+    };
     let (ahead, left) = WriteAhead::open(folder, options.write_ahead, settled)?;
-    if left.torn {
-        let folder = folder.display();
-        tracing::warn!(%folder, "the decision log ends in a group that was written in part and never acknowledged: erased");
+    if let Some(lsn) = left.torn {
+        torn(folder, lsn);
     }
     if ahead.settled() != settled {
         let changes = Unsettled::after_crash(left.changes).into_changes();
@@ -293,11 +294,40 @@ fn catch_up(engine: &Engine, folder: &Path, options: &Options, metrics: &Metrics
     Ok(Some(ahead))
 }
 
-/// Makes the write-ahead files, and lets the engine know of them.
-fn begin(engine: &Engine, folder: &Path, options: &Options, metrics: &Metrics) -> io::Result<WriteAhead> {
-    let ahead = WriteAhead::create(folder, options.write_ahead)?;
-    engine.settle(Vec::new(), ahead.settled(), metrics, &options.fault)?;
+/// All records. In part only the last may be there, and only where records were not forced as a whole: before there were write-ahead files.
+fn read(engine: &Engine, folder: &Path, forced_whole: bool) -> Result<Recovery, LogError> {
+    let recovery = engine.recover(folder)?;
+    match recovery.torn {
+        Some(lsn) if forced_whole => {
+            let folder = folder.display();
+            return Err(LogError::Corrupt(format!("the decision log in {folder} is damaged: record {lsn} is there in part only")));
+        }
+        Some(lsn) => torn(folder, lsn),
+        None => {}
+    }
+    Ok(recovery)
+}
+
+/// Makes the write-ahead files if there are none yet, and lets the engine know of them; erases what was left over.
+fn begin(
+    engine: &Engine,
+    known: Option<WriteAhead>,
+    rests: Vec<Change>,
+    folder: &Path,
+    options: &Options,
+    metrics: &Metrics,
+) -> io::Result<WriteAhead> {
+    let new = known.is_none();
+    let ahead = known.map_or_else(|| WriteAhead::create(folder, options.write_ahead), Ok)?;
+    if new || !rests.is_empty() {
+        engine.settle(rests, ahead.settled(), metrics, &options.fault)?;
+    }
     Ok(ahead)
+}
+
+fn torn(folder: &Path, lsn: Lsn) {
+    let folder = folder.display();
+    tracing::warn!(%lsn, %folder, "the decision log ends in a write that was not finished and never acknowledged: erased");
 }
 
 /// Bytes that a folder takes on its disk.

@@ -1,6 +1,6 @@
 //! What is forced: frames of changes in two files of a fixed size that are written in place and in turn. A force is one write and one
-//! wait for the disk, because neither the length of a file nor its place on the disk changes. What is in a full file goes to the engine
-//! ([`super::settler`]) while the other file is written; a file is overwritten only when all of it is there.
+//! wait for the disk, because as a rule neither the length of a file nor its place on the disk changes. What is in a full file goes to
+//! the engine ([`super::settler`]) while the other file is written; a file is overwritten only when all of it is durable there.
 //!
 //! ```text
 //! frame   header · changes · zeros up to the next 4096
@@ -13,7 +13,7 @@
 
 use super::format::Settled;
 use super::index::Change;
-use super::{LogError, Step, StepFault, step};
+use super::{LogError, Step, StepFault, reread, step};
 use lockstep_core::Lsn;
 use sled::IVec;
 use std::collections::BTreeMap;
@@ -26,6 +26,8 @@ use std::path::{Path, PathBuf};
 pub const VERSION: u8 = 1;
 /// Frames begin at multiples of this: no block of a disk holds two of them, so that writing one cannot hurt the one before.
 const BLOCK: usize = 4096;
+/// Bytes of memory that are kept from frame to frame.
+const FRAME_KEPT: usize = 4 << 20;
 const MAGIC: [u8; 4] = *b"LSWA";
 const HEADER: usize = 44;
 const REMOVED: u32 = u32::MAX;
@@ -50,11 +52,24 @@ pub struct Left {
     pub changes: Vec<Change>,
     /// The newest frame that was begun.
     pub newest: u64,
-    /// That one was not finished, so never acknowledged.
-    pub torn: bool,
+    /// The first record of that one, if it was not finished: it was never acknowledged.
+    pub torn: Option<Lsn>,
 }
 
 impl WriteAhead {
+    /// Refuses a folder where files were written that its engine knows nothing of.
+    pub fn refuse_begun(folder: &Path) -> Result<(), LogError> {
+        for name in NAMES {
+            let mut bytes = [0; HEADER];
+            let begun = File::open(folder.join(name)).and_then(|file| file.read_exact_at(&mut bytes, 0));
+            if begun.is_ok() && Header::read(&bytes).is_some() {
+                let path = folder.join(name);
+                return Err(damaged(folder, &format!("{} holds records, and the rest of the log knows nothing of it", path.display())));
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the files, of so many bytes each.
     pub fn create(folder: &Path, capacity: u64) -> io::Result<WriteAhead> {
         let zeros = vec![0; 1 << 20];
@@ -84,6 +99,10 @@ impl WriteAhead {
             })
         };
         let files = [open(NAMES[0])?, open(NAMES[1])?];
+        for file in &files {
+            // What is read is what is on the disk: a frame whose force a crash cut short would else be followed, and then be gone.
+            reread(file).map_err(|error| LogError::Io(format!("cannot force the write-ahead files in {}: {error}", folder.display())))?;
+        }
         let left = read(folder, &files, settled)?;
         let Settled { nonce, .. } = settled;
         Ok((WriteAhead { files, current: 0, offset: 0, capacity, nonce, last: left.newest, frame: Vec::new() }, left))
@@ -115,6 +134,8 @@ impl WriteAhead {
         file.sync_data()?;
         self.offset += self.frame.len() as u64;
         self.last += 1;
+        self.frame.clear();
+        self.frame.shrink_to(FRAME_KEPT);
         Ok(())
     }
 
@@ -153,15 +174,13 @@ fn read(folder: &Path, files: &[File; 2], settled: Settled) -> Result<Left, LogE
     let mut found: BTreeMap<u64, Vec<Found>> = BTreeMap::new();
     for (file, name) in files.iter().zip(NAMES) {
         let path = folder.join(name);
-        for frame in frames(file, &path, settled.nonce)? {
-            if frame.header.sequence > settled.sequence {
-                found.entry(frame.header.sequence).or_default().push(frame);
-            }
+        for frame in frames(file, &path, settled)? {
+            found.entry(frame.header.sequence).or_default().push(frame);
         }
     }
     let mut left = Left { newest: settled.sequence, ..Left::default() };
     for (sequence, twins) in found {
-        if left.torn || sequence != left.newest + 1 {
+        if left.torn.is_some() || sequence != left.newest + 1 {
             let Found { path, header, .. } = &twins[0];
             let (path, next) = (path.display(), header.next);
             return Err(damaged(
@@ -170,9 +189,10 @@ fn read(folder: &Path, files: &[File; 2], settled: Settled) -> Result<Left, LogE
             ));
         }
         left.newest = sequence;
+        let next = twins[0].header.next;
         match twins.into_iter().find_map(|frame| frame.changes) {
             Some(changes) => left.changes.extend(changes),
-            None => left.torn = true,
+            None => left.torn = Some(next),
         }
     }
     Ok(left)
@@ -185,15 +205,15 @@ struct Found {
     changes: Option<Vec<Change>>,
 }
 
-/// All blocks of a file that are the beginning of a frame of ours.
-fn frames(file: &File, path: &Path, nonce: u64) -> Result<Vec<Found>, LogError> {
+/// All frames of ours in a file that are not settled, wherever a block begins one.
+fn frames(file: &File, path: &Path, settled: Settled) -> Result<Vec<Found>, LogError> {
     let io = |error: io::Error| LogError::Io(format!("cannot read {}: {error}", path.display()));
     let length = file.metadata().map_err(io)?.len();
     let (mut found, mut bytes) = (Vec::new(), [0; HEADER]);
     for at in (0..length.saturating_sub(HEADER as u64)).step_by(BLOCK) {
         file.read_exact_at(&mut bytes, at).map_err(io)?;
         let Some((version, header)) = Header::read(&bytes) else { continue };
-        if header.nonce != nonce {
+        if header.nonce != settled.nonce {
             // Elsewhere it is content that somebody made up.
             if at == 0 {
                 return Err(LogError::Corrupt(format!(
@@ -208,6 +228,9 @@ fn frames(file: &File, path: &Path, nonce: u64) -> Result<Vec<Found>, LogError> 
             return Err(LogError::Newer(format!(
                 "{path} was written by a newer version: its frames have format {version}, known up to {VERSION}"
             )));
+        }
+        if header.sequence <= settled.sequence {
+            continue;
         }
         let mut content = vec![0; (header.length as u64).min(length - at - HEADER as u64) as usize];
         file.read_exact_at(&mut content, at + HEADER as u64).map_err(io)?;
