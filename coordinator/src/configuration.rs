@@ -940,7 +940,7 @@ impl Default for Retention {
 
 impl Default for Log {
     fn default() -> Log {
-        Log { reserve_bytes: 256 << 20, write_ahead_bytes: 8 << 20, loss_check: LossCheck::default(), loss_check_wait_ms: 30_000 }
+        Log { reserve_bytes: 256 << 20, write_ahead_bytes: 4 << 20, loss_check: LossCheck::default(), loss_check_wait_ms: 30_000 }
     }
 }
 

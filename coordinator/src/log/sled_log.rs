@@ -64,7 +64,7 @@ struct Files {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { cache: 16 << 20, write_ahead: 8 << 20, fault: None }
+        Options { cache: 4 << 20, write_ahead: 4 << 20, fault: None }
     }
 }
 
