@@ -58,15 +58,18 @@ impl Coordinator {
         }
         let again = now.after(self.config.inquiry);
         let follower = self.follower_mut(leader);
+        let first = matches!(follower.scan, Scan::Running | Scan::Checking);
         follower.scan = match follower.scan {
             Scan::Running | Scan::Checking | Scan::Complete if follower.exclusive => Scan::Complete,
             Scan::Running | Scan::Checking | Scan::Complete | Scan::Again(_) => Scan::Again(again),
             Scan::Needed | Scan::Waived | Scan::NotNeeded => return,
         };
-        let (opens, floor) = (follower.session.clone(), self.outcomes.floor());
-        if let Session::Welcomed(session) = opens {
-            self.follower_mut(leader).session = Session::Open(session);
-            self.send(leader, ToParticipant::Floor(floor), fx);
+        let welcomed = if let Session::Welcomed(session) = follower.session { Some(session) } else { None };
+        follower.session = welcomed.map_or(follower.session.clone(), Session::Open);
+        if first {
+            self.send(leader, ToParticipant::Floor(self.outcomes.floor()), fx);
+        }
+        if let Some(session) = welcomed {
             self.open(now, leader, session, fx);
             self.evidence_changed(now, fx);
         }
@@ -95,7 +98,10 @@ impl Coordinator {
         }
         let known = matches!(follower.scan, Scan::Complete | Scan::Checking) && follower.exclusive;
         match known {
-            true if follower.led.is_none() => follower.scan = Scan::Complete,
+            true if follower.led.is_none() => {
+                follower.scan = Scan::Complete;
+                self.send(participant, ToParticipant::Floor(self.outcomes.floor()), fx);
+            }
             true => self.begin_scan(participant, self.newest_known(participant), Scan::Checking, fx),
             false => self.begin_scan(participant, Csn::ZERO, Scan::Running, fx),
         }
