@@ -1,7 +1,7 @@
 //! Runs seeds of the simulator, replays one, or shows that every rule is needed:
 //! `simulate --seed 42 --trace`, `simulate --seeds 10000`, `simulate --mutations`.
 
-use lockstep_core::simulator::{Mutation, Options, simulate};
+use lockstep_core::simulator::{Mutation, Options, reached, simulate};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -81,6 +81,9 @@ fn some_seeds(arguments: &Arguments) -> bool {
         }
     }
     let pace = seeds as f64 / begun.elapsed().as_secs_f64();
+    if seeds > 1 {
+        reached().iter().for_each(|line| println!("{line}"));
+    }
     println!("{seeds} seeds, {failures} violations; {committed} transactions committed, {crashes} crashes; {pace:.0} seeds/s");
     failures == 0
 }

@@ -18,7 +18,7 @@ impl Coordinator {
     /// Why this message, of a session that is heard, must not be believed; `None` if it may.
     pub(crate) fn breach(&self, participant: ParticipantId, session: SessionId, message: &FromParticipant) -> Option<String> {
         let follower = self.follower(participant);
-        if matches!(follower.session, Session::Welcomed(_)) && follower.scan != Scan::Running {
+        if matches!(follower.session, Session::Welcomed(_)) && !matches!(follower.scan, Scan::Running | Scan::Checking) {
             return match message {
                 FromParticipant::Hello(hello) => self.hello_breach(participant, hello),
                 FromParticipant::Refused(_) => None,

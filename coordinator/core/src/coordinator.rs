@@ -101,9 +101,19 @@ pub(crate) enum Pending {
     Acked(Vec<(ParticipantId, Csn)>, Vec<Lsn>),
     Leads(ParticipantId),
     Followed(ParticipantId),
-    Scanned,
-    Operator { ticket: Ticket, operator: String, action: AdminAction, reason: String },
-    Skip { ticket: Ticket, participant: ParticipantId, csn: Csn },
+    /// Nobody waits for it.
+    Noted,
+    Operator {
+        ticket: Ticket,
+        operator: String,
+        action: AdminAction,
+        reason: String,
+    },
+    Skip {
+        ticket: Ticket,
+        participant: ParticipantId,
+        csn: Csn,
+    },
     SafeModeLeft(Ticket, Epoch),
 }
 
@@ -223,7 +233,7 @@ impl Coordinator {
                 Pending::Acked(acked, lsns) => self.acked_durable(acked, lsns, fx),
                 Pending::Leads(participant) => self.leads_durable(participant, fx),
                 Pending::Followed(participant) => self.followed_durable(now, participant, fx),
-                Pending::Scanned => {}
+                Pending::Noted => {}
                 Pending::Operator { ticket, operator, action, reason } => self.operate(now, ticket, operator, action, reason, fx),
                 Pending::Skip { ticket, participant, csn } => self.skipped(now, ticket, participant, csn, fx),
                 Pending::SafeModeLeft(ticket, epoch) => self.safe_mode_left(ticket, epoch, fx),

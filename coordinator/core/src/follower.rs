@@ -1,7 +1,7 @@
 //! A participant, as the coordinator sees it.
 
 use crate::config::Role;
-use crate::ids::{Csn, ParticipantId, SessionId, Ticket, Time};
+use crate::ids::{Csn, Epoch, ParticipantId, Position, SessionId, Ticket, Time};
 use crate::message::Progress;
 use crate::vote::{Abilities, Kind};
 use std::collections::BTreeMap;
@@ -58,6 +58,27 @@ pub struct Follower {
     pub has_led: bool,
     /// The last [`crate::ToParticipant::Acked`] in this session.
     pub acked_told: Csn,
+    /// The newest start in which it is known to have said Hello, and so to have kept that start as its owner (R-STORELOSS).
+    pub heard: Epoch,
+    /// The older owner that it has come back with in this start; it has overwritten that since, and is not let in (R-STORELOSS).
+    pub stale_owner: Option<Epoch>,
+    /// Whether the log was told in this start what it should hold, because it held less.
+    pub loss_noted: bool,
+    /// The newest transaction that it is known to have decided, while its marker is above the floor (R-STORELOSS).
+    pub led: Option<Led>,
+    /// Up to where the log was told of that.
+    pub led_noted: Csn,
+    /// The highest CSN among the markers of the scan under way.
+    pub scanned: Csn,
+}
+
+/// A transaction that a leader has decided: its marker stands until the floor passes it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Led {
+    /// Its place.
+    pub csn: Csn,
+    /// Where it began; of one that only the log tells of, a lower bound.
+    pub position: Position,
 }
 
 /// The stream to a participant.
@@ -112,6 +133,8 @@ pub enum Scan {
     Waived,
     /// Being read for the first time.
     Running,
+    /// Known; and no older session can add to it. A new session has to show the newest one that is known, before it takes Prepares.
+    Checking,
     /// Known; and no older session can add to it.
     Complete,
     /// Known, but older sessions may still commit: scanned again at this time.
@@ -160,6 +183,12 @@ impl Follower {
             abilities: Abilities::default(),
             has_led: false,
             acked_told: Csn::ZERO,
+            heard: Epoch(0),
+            stale_owner: None,
+            loss_noted: false,
+            led: None,
+            led_noted: Csn::ZERO,
+            scanned: Csn::ZERO,
         }
     }
 
@@ -171,6 +200,11 @@ impl Follower {
     /// Whether it decides new transactions that touch it alone.
     pub fn leads_alone(&self) -> bool {
         self.kind == Kind::Preparing && self.has_led && self.abilities.leads
+    }
+
+    /// Whether it has decided something that the log was not told of.
+    pub fn has_led_news(&self) -> bool {
+        self.kind == Kind::Leader && self.led.is_some_and(|led| led.csn > self.led_noted)
     }
 
     /// Whether it writes down how far it was acked, before the log forgets (R-STORELOSS). Before its Hello: whether it ever did. One that is

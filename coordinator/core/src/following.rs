@@ -41,11 +41,13 @@ impl Coordinator {
         let transaction = self.transactions.get_mut(&txid).expect("a deciding transaction is live");
         assert_eq!(transaction.state, State::Deciding(csn), "{txid} comes true from another state");
         transaction.state = State::Committing(csn);
-        if let Decider::Leader(leader) = txid.decider
-            && let Some(branch) = transaction.branch_mut(leader)
-        {
-            branch.state = BranchState::Finished;
+        if let Decider::Leader(leader) = txid.decider {
+            if let Some(branch) = transaction.branch_mut(leader) {
+                branch.state = BranchState::Finished;
+            }
+            self.note_led(leader, txid, csn);
         }
+        let transaction = self.transactions.get_mut(&txid).expect("just found");
         let branches = std::mem::take(&mut transaction.branches);
         self.release_keys(&branches, Some(csn));
         self.transactions.get_mut(&txid).expect("just found").branches = branches;
@@ -236,8 +238,8 @@ impl Coordinator {
         }
     }
 
-    /// Forces how far everyone has come, so that payloads, and leaders' markers below the floor, may be forgotten (R-STORELOSS).
-    pub(crate) fn force_acked(&mut self, fx: &mut Vec<Effect>) {
+    /// Records whose payloads may go now: the stores that keep such a row have written down that they were acked.
+    pub(crate) fn take_releasable(&mut self, fx: &mut Vec<Effect>) -> Vec<Lsn> {
         let written = |keeper: &ParticipantId, csn| {
             let follower = self.follower(*keeper);
             !follower.keeps_acked() || follower.progress.durable.max(follower.acked) >= csn
@@ -248,22 +250,17 @@ impl Coordinator {
             std::mem::take(&mut self.releasable).into_iter().partition(|_| releasable.next() == Some(true));
         self.tell_acked(&held, fx);
         self.releasable = held;
-        if ready.is_empty() {
-            return;
-        }
-        let lsns: Vec<_> = ready.into_iter().map(|releasable| releasable.lsn).collect();
-        self.append_acked(lsns, fx);
+        ready.into_iter().map(|releasable| releasable.lsn).collect()
     }
 
-    /// Forces how far everyone has come; then these payloads go.
+    /// Forces how far everyone has come, before payloads, or leaders' markers below the floor, go (R-STORELOSS); then these payloads go.
     pub(crate) fn append_acked(&mut self, lsns: Vec<Lsn>, fx: &mut Vec<Effect>) {
         if broken(Mutation::AckedNotForced) {
             return fx.extend(lsns.into_iter().map(Effect::ForgetPayload));
         }
         let acked: Vec<_> = self.followers.iter().filter(|f| f.progress.durable > f.acked).map(|f| (f.id, f.progress.durable)).collect();
         let Some((&(last, last_csn), others)) = acked.split_last() else {
-            fx.extend(lsns.into_iter().map(Effect::ForgetPayload));
-            return;
+            return fx.extend(lsns.into_iter().map(Effect::ForgetPayload));
         };
         for &(participant, csn) in others {
             self.append(Record::Acked { participant, csn }, None, fx);

@@ -42,7 +42,7 @@ impl Coordinator {
         if self.housekeeping_at.is_some_and(|armed| armed <= soon) || self.phase == Phase::Starting {
             return;
         }
-        let rescans = self.followers.iter().any(|follower| matches!(follower.scan, Scan::Again(_)));
+        let rescans = self.followers.iter().any(|follower| matches!(follower.scan, Scan::Again(_)) || follower.has_led_news());
         let busy = !self.decisions.is_empty() || !self.releasable.is_empty() || !self.ended.is_empty() || rescans;
         let crowded = self.outcomes.len() > self.config.outcomes_max;
         let at = match (busy || crowded, self.outcomes.iter().next()) {
@@ -90,8 +90,12 @@ impl Coordinator {
             self.append(Record::End { txids: txids.to_vec() }, None, fx);
         }
         self.raise_floor(now, fx);
-        if !self.releasable.is_empty() {
-            self.force_acked(fx);
+        if !self.floor_pending {
+            self.note_leaders(fx);
+        }
+        let releasable = self.take_releasable(fx);
+        if !releasable.is_empty() {
+            self.append_acked(releasable, fx);
         }
     }
 
@@ -126,14 +130,15 @@ impl Coordinator {
         if let Scan::Again(at) = self.follower(participant).scan
             && at <= now
         {
-            self.send(participant, ToParticipant::Scan(crate::ids::Csn::ZERO), fx);
-            self.follower_mut(participant).scan = Scan::Again(now.after(self.config.inquiry));
+            self.begin_scan(participant, crate::ids::Csn::ZERO, Scan::Again(now.after(self.config.inquiry)), fx);
         }
     }
 
     /// Outcomes are dropped only after a record says from where on they are known.
     fn raise_floor(&mut self, now: Time, fx: &mut Vec<Effect>) {
-        if self.floor_pending {
+        // A leader's markers below it would be dropped, with redos that nobody knows of.
+        let unscanned = self.unscanned_leader().is_some() && !broken(Mutation::FloorBeforeScan);
+        if self.floor_pending || unscanned {
             return;
         }
         let oldest = Time(now.0.saturating_sub(self.config.outcomes_keep));
@@ -146,7 +151,8 @@ impl Coordinator {
                 return self.floor_durable(now, floor, fx);
             }
             self.floor_pending = true;
-            self.force_acked(fx);
+            let releasable = self.take_releasable(fx);
+            self.append_acked(releasable, fx);
             self.append(Record::Floor { position: floor }, Some(Pending::Floor(floor)), fx);
         }
     }
@@ -155,6 +161,9 @@ impl Coordinator {
         self.floor_pending = false;
         self.answer_below(now, position, fx);
         self.outcomes.raise_floor(position);
+        self.led_below(position);
+        // What the log says of markers counts only after the floor: below it they are gone.
+        self.followers.iter_mut().for_each(|follower| follower.led_noted = crate::ids::Csn::ZERO);
         for i in 0..self.followers.len() {
             if self.followers[i].leads() {
                 self.send(self.followers[i].id, ToParticipant::Floor(position), fx);

@@ -45,19 +45,31 @@ impl Coordinator {
             if let Some(why) = self.marker_breach(leader, &marker) {
                 return self.distrust(now, leader, session, why, fx);
             }
+            let csn = marker.entry.csn;
             self.learn(now, marker, fx);
+            let follower = self.follower_mut(leader);
+            follower.scanned = follower.scanned.max(csn);
         }
         if !last {
             return;
         }
+        if let Some(how) = self.marker_lost(leader) {
+            return self.store_lost(now, leader, session, how, fx);
+        }
         let again = now.after(self.config.inquiry);
         let follower = self.follower_mut(leader);
+        let first = matches!(follower.scan, Scan::Running | Scan::Checking);
         follower.scan = match follower.scan {
-            Scan::Running | Scan::Complete if follower.exclusive => Scan::Complete,
-            Scan::Running | Scan::Complete | Scan::Again(_) => Scan::Again(again),
+            Scan::Running | Scan::Checking | Scan::Complete if follower.exclusive => Scan::Complete,
+            Scan::Running | Scan::Checking | Scan::Complete | Scan::Again(_) => Scan::Again(again),
             Scan::Needed | Scan::Waived | Scan::NotNeeded => return,
         };
-        if let Session::Welcomed(session) = follower.session {
+        let welcomed = if let Session::Welcomed(session) = follower.session { Some(session) } else { None };
+        follower.session = welcomed.map_or(follower.session.clone(), Session::Open);
+        if first {
+            self.send(leader, ToParticipant::Floor(self.outcomes.floor()), fx);
+        }
+        if let Some(session) = welcomed {
             self.open(now, leader, session, fx);
             self.evidence_changed(now, fx);
         }
@@ -80,18 +92,18 @@ impl Coordinator {
 
     /// What has a preparing store decided? It is open meanwhile: nobody else waits for the answer.
     pub(crate) fn ask_markers(&mut self, participant: ParticipantId, fx: &mut Vec<Effect>) {
-        let floor = self.outcomes.floor();
         let follower = self.follower_mut(participant);
         if follower.open_session().is_none() {
             return;
         }
-        let known = follower.scan == Scan::Complete && follower.exclusive;
-        if !known {
-            follower.scan = Scan::Running;
-        }
-        self.send(participant, ToParticipant::Floor(floor), fx);
-        if !known {
-            self.send(participant, ToParticipant::Scan(Csn::ZERO), fx);
+        let known = matches!(follower.scan, Scan::Complete | Scan::Checking) && follower.exclusive;
+        match known {
+            true if follower.led.is_none() => {
+                follower.scan = Scan::Complete;
+                self.send(participant, ToParticipant::Floor(self.outcomes.floor()), fx);
+            }
+            true => self.begin_scan(participant, self.newest_known(participant), Scan::Checking, fx),
+            false => self.begin_scan(participant, Csn::ZERO, Scan::Running, fx),
         }
         for txid in self.deciding_at(participant) {
             self.send(participant, ToParticipant::Settle(Settle::Txid(txid)), fx);
@@ -102,7 +114,7 @@ impl Coordinator {
     pub(crate) fn learn(&mut self, now: Time, marker: Marker, fx: &mut Vec<Effect>) {
         let (txid, csn) = (marker.entry.txid, marker.entry.csn);
         if txid.position() < self.outcomes.floor() {
-            return;
+            return self.below_the_floor(now, &marker, fx);
         }
         match self.outcomes.by_txid(txid).map(|known| &known.fate) {
             Some(Fate::Committed(_)) => {}

@@ -15,10 +15,10 @@
 //!    stream that loses nothing before it ends; `Tick` comes when [`Coordinator::next_deadline`] is due.
 //! 3. The coordinator: [`coordinator`] is its state and where each event goes. Then in the order of a transaction's life:
 //!    `requests` (clients), `voting` (phase one and **the decision**), `following` (phase two), `leading` (a database decides),
-//!    `sessions` (what a participant is told when it comes back), `breach` (what it may not say), `housekeeping` (time), `operator` (a person's hand), `waiver` (a leader that
-//!    a person does not wait for),
-//!    `recovery` (the start: replay fills the same tables, and then the ordinary resends run).
-//! 4. The participant's end: [`participant`].
+//!    `sessions` (what a participant is told when it comes back), `store_loss` (does it hold less than it once did?), `breach` (what it may
+//!    not say), `housekeeping` (time), `operator` (a person's hand), `waiver` (a leader that a person does not wait for), `recovery` (the
+//!    start: replay fills the same tables, and then the ordinary resends run).
+//! 4. The participant's end: [`participant`] (its `mod.rs` has an order of its own).
 //!
 //! Rule names (R-…) and invariants (I1–I12) are those of `docs/protocol.md`. Assertions of the protocol stay on in release builds: a
 //! coordinator that finds its own promise broken stops rather than goes on.
@@ -48,6 +48,7 @@ mod requests;
 mod sessions;
 #[cfg(any(test, feature = "simulator"))]
 pub mod simulator;
+mod store_loss;
 pub mod transaction;
 pub mod view;
 pub mod vote;

@@ -73,6 +73,7 @@ mutations! {
     FirstAckEnds, "all acks, not the first", "the first ack ends a transaction";
     SkipBeforeDamage, "R-SKIP", "a redo is given up before its Damage is durable";
     SettleReads, "R-LR", "recovery reads that there is no marker, and inserts none";
+    FloorBeforeScan, "R-LR: the floor", "the floor passes what a leader that has not been scanned may have decided";
     FloorApart, "R-LR", "markers below the floor go, and may be inserted again";
     // The log
     FailedAppendAborts, "R-UNKNOWN", "an append that fails is taken for not written: its clients are told aborted";
@@ -81,6 +82,8 @@ mutations! {
     LogLossUnseen, "R-LOGLOSS", "nobody looks whether stores know more than the log";
     PresumesUnheard, "R-LOGLOSS", "presumed abort does not wait for the stores' evidence";
     StoreLossUnseen, "R-STORELOSS", "a store that reports less than it has acked is let in";
+    OwnerLossUnseen, "R-STORELOSS", "a store that keeps an older owner than it has answered is let in";
+    MarkerLossUnseen, "R-STORELOSS", "a leader that has lost a marker is let in";
     AckedNotForced, "R-STORELOSS", "records are forgotten before Acked is durable";
     // Sessions and questions
     KeepsWorking, "R-SESSION", "a store keeps its open batch over the end of a session";

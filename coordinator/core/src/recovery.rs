@@ -4,7 +4,7 @@ use crate::config::Config;
 use crate::coordinator::{Coordinator, Counts, Pending, Phase, Timer, Waiver};
 use crate::decision::Decision;
 use crate::event::Effect;
-use crate::follower::{Follower, Item, Scan};
+use crate::follower::{Follower, Item, Led, Scan};
 use crate::ids::{CoordId, Csn, Decider, Epoch, LogId, Lsn, Owner, ParticipantId, Position, Time, Txid};
 use crate::keys::KeyTable;
 use crate::mutation::{Mutation, broken};
@@ -155,7 +155,16 @@ impl Coordinator {
         for (id, (name, kind)) in &facts.participants {
             assert_eq!(id.0 as usize, self.followers.len(), "participants are numbered from 0 without a gap");
             let mut follower = Follower::new(*id, name.clone(), *kind);
-            follower.acked = facts.acked.get(id).copied().unwrap_or(Csn::ZERO);
+            let acked = facts.acked.get(id).copied().unwrap_or(Csn::ZERO);
+            match kind {
+                Kind::Leader => {
+                    let marker = facts.led.get(id).filter(|csn| **csn > Csn::ZERO);
+                    follower.led = marker.map(|&csn| Led { csn, position: Position { epoch: csn.epoch(), n: 0 } });
+                    follower.led_noted = acked;
+                }
+                Kind::Preparing | Kind::Redo | Kind::Serial => follower.acked = acked,
+            }
+            follower.heard = facts.heard.get(id).copied().unwrap_or_default();
             if facts.leads.contains(id) {
                 (follower.has_led, follower.scan) = (true, Scan::Needed);
             }
@@ -293,6 +302,10 @@ struct Facts {
     epochs: Vec<(Epoch, u64)>,
     loss_accepted: Epoch,
     acked: BTreeMap<ParticipantId, Csn>,
+    /// Since the last Floor: what leaders have decided last.
+    led: BTreeMap<ParticipantId, Csn>,
+    /// The last start in which each has told something that stands in the log.
+    heard: BTreeMap<ParticipantId, Epoch>,
     leads: BTreeSet<ParticipantId>,
     ended: FxHashSet<Txid>,
     floor: Position,
@@ -331,6 +344,8 @@ impl Facts {
                 Record::Acked { participant, csn } => {
                     let acked = facts.acked.entry(*participant).or_default();
                     *acked = (*acked).max(*csn);
+                    facts.led.insert(*participant, *csn);
+                    facts.hear(*participant);
                 }
                 Record::Damage(damage) => {
                     if let (DamageKind::Skipped, Some(csn)) = (damage.kind, damage.csn) {
@@ -341,9 +356,16 @@ impl Facts {
                 Record::Admin { action, .. } => facts.take_action(action),
                 Record::Leads { participant } => {
                     facts.leads.insert(*participant);
+                    facts.hear(*participant);
                 }
-                Record::Floor { position } => facts.floor = facts.floor.max(*position),
-                Record::Followed { participant, csn } => drop(facts.followed.insert(*participant, *csn)),
+                Record::Floor { position } => {
+                    facts.floor = facts.floor.max(*position);
+                    facts.led.clear();
+                }
+                Record::Followed { participant, csn } => {
+                    facts.followed.insert(*participant, *csn);
+                    facts.hear(*participant);
+                }
                 Record::Scanned { participant } => {
                     facts.waived.remove(participant);
                     facts.waivers.retain(|waiver| waiver.leader != *participant);
@@ -352,6 +374,12 @@ impl Facts {
         }
         facts.end_of_start();
         facts
+    }
+
+    fn hear(&mut self, participant: ParticipantId) {
+        if let Some((epoch, _)) = self.epochs.last() {
+            self.heard.insert(participant, *epoch);
+        }
     }
 
     fn end_of_start(&mut self) {

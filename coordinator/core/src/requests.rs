@@ -288,7 +288,7 @@ impl Coordinator {
         let leads = |follower: &&Follower| follower.leads() && !broken(Mutation::KeyNotAskedAtLeader);
         for follower in self.followers.iter().filter(leads) {
             match (follower.scan, follower.open_session()) {
-                (Scan::NotNeeded | Scan::Complete, _) => {}
+                (Scan::NotNeeded | Scan::Complete | Scan::Checking, _) => {}
                 (Scan::Waived, _) if broken(Mutation::WaivedNotAsked) => {}
                 // A waiver lets stores go on; it settles no outcome.
                 (Scan::Needed | Scan::Waived | Scan::Running, _) | (Scan::Again(_), None) => {

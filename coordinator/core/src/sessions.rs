@@ -75,15 +75,9 @@ impl Coordinator {
             return;
         }
         self.examine_log(participant, &hello, fx);
-        let once = self.follower(participant).acked.max(self.follower(participant).progress.durable);
-        if hello.progress.durable < once && !broken(Mutation::StoreLossUnseen) {
-            let why = format!(
-                "it has lost changes (R-STORELOSS): it says it has followed up to CSN {}, but had acknowledged {once}; was an older copy restored?",
-                hello.progress.durable,
-            );
-            self.alarm(Alarm::StoreLoss(participant, why.clone()), fx);
-            self.follower_mut(participant).session = Session::Refused(session, why);
-            return;
+        self.note_stale_owner(participant, &hello);
+        if let Some(how) = self.store_loss(participant, &hello) {
+            return self.store_lost(now, participant, session, how, fx);
         }
         if self.follower(participant).has_led && !hello.abilities.leads {
             let why =
@@ -92,8 +86,9 @@ impl Coordinator {
             self.follower_mut(participant).session = Session::Refused(session, why);
             return;
         }
+        let epoch = self.owner.epoch;
         let follower = self.follower_mut(participant);
-        follower.abilities = hello.abilities;
+        (follower.abilities, follower.heard) = (hello.abilities, epoch);
         (follower.evidence, follower.progress, follower.prepared) = (true, hello.progress, hello.prepared.len());
         follower.exclusive = hello.exclusive;
         follower.followed_before.get_or_insert(hello.progress.durable);
@@ -168,23 +163,22 @@ impl Coordinator {
     }
 
     /// A leader, in this order: the owner row is updated and older backends are gone (its Hello says so), markers are scanned, and only
-    /// then it takes Prepares (R-OWNER, R-LR).
+    /// then it drops what is below the floor, and takes Prepares (R-OWNER, R-LR). One that is known shows its newest marker again (R-STORELOSS).
     fn take_over(&mut self, now: Time, participant: ParticipantId, session: SessionId, exclusive: bool, fx: &mut Vec<Effect>) {
-        let scan = match self.follower(participant).scan {
-            Scan::Complete if exclusive => Scan::Complete,
-            Scan::Needed | Scan::Waived | Scan::Running | Scan::NotNeeded | Scan::Complete | Scan::Again(_) => Scan::Running,
-        };
-        let known = scan == Scan::Complete;
         let follower = self.follower_mut(participant);
-        (follower.scan, follower.session) = (scan, Session::Open(session));
-        self.send(participant, ToParticipant::Floor(self.outcomes.floor()), fx);
-        if !known {
-            self.send(participant, ToParticipant::Scan(Csn::ZERO), fx);
+        let known = matches!(follower.scan, Scan::Complete | Scan::Checking) && exclusive;
+        let nothing_to_show = known && follower.led.is_none();
+        follower.session = Session::Open(session);
+        match known {
+            true if nothing_to_show => self.follower_mut(participant).scan = Scan::Complete,
+            true => self.begin_scan(participant, self.newest_known(participant), Scan::Checking, fx),
+            false => self.begin_scan(participant, Csn::ZERO, Scan::Running, fx),
         }
         for txid in self.deciding_at(participant) {
             self.send(participant, ToParticipant::Settle(Settle::Txid(txid)), fx);
         }
-        if known {
+        if nothing_to_show {
+            self.send(participant, ToParticipant::Floor(self.outcomes.floor()), fx);
             self.send(participant, ToParticipant::Open, fx);
             self.evidence_changed(now, fx);
         } else {
@@ -229,8 +223,10 @@ impl Coordinator {
         for item in follower.items.values_mut() {
             (item.sent, item.backoff) = (None, resend);
         }
-        if follower.scan == Scan::Running {
-            follower.scan = Scan::Needed;
+        match follower.scan {
+            Scan::Running => follower.scan = Scan::Needed,
+            Scan::Checking => follower.scan = Scan::Complete,
+            Scan::NotNeeded | Scan::Needed | Scan::Waived | Scan::Complete | Scan::Again(_) => {}
         }
         let name = follower.name.clone();
         let depends =

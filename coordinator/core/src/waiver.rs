@@ -5,7 +5,7 @@ use crate::coordinator::{Coordinator, Pending, Waiver};
 use crate::event::Effect;
 use crate::follower::{Follower, Noted, Scan};
 use crate::ids::{Csn, Decider, ParticipantId, Time, Txid};
-use crate::record::{DamageKind, Record};
+use crate::record::{DamageKind, Marker, Record};
 use crate::vote::Kind;
 use std::collections::BTreeMap;
 
@@ -63,14 +63,32 @@ impl Coordinator {
     /// store holds above may be built on its absence; a person has to mend it (I12).
     pub(crate) fn too_late(&mut self, now: Time, participant: ParticipantId, txid: Txid, csn: Csn, fx: &mut Vec<Effect>) {
         let follower = self.follower(participant);
-        let waived = |waiver: &&Waiver| txid.decider == Decider::Leader(waiver.leader) && txid.epoch < waiver.epoch;
-        let before = self.waivers.iter().filter(waived).filter_map(|waiver| waiver.followed.get(&participant).copied());
-        let before = before.chain(follower.followed_before).min();
+        let before = self.followed_before(participant, txid).chain(follower.followed_before).min();
         let passed = before.is_some_and(|before| before < csn && csn <= follower.progress.durable);
         if passed && follows_past(follower.kind) {
             let reason = "the store had followed past it when its leader told of it";
             self.record_damage(now, participant, txid, DamageKind::Hazard, None, reason.into(), None, fx);
         }
+    }
+
+    /// The floor has passed it while its leader was waived: nobody keeps its outcome, and what it had for others is not delivered any more.
+    pub(crate) fn below_the_floor(&mut self, now: Time, marker: &Marker, fx: &mut Vec<Effect>) {
+        let (txid, csn) = (marker.entry.txid, marker.entry.csn);
+        for &participant in &marker.entry.branches {
+            let undelivered = self.followed_before(participant, txid).any(|before| before < csn);
+            if undelivered && follows_past(self.follower(participant).kind) {
+                let reason = "the floor had passed it when its leader told of it";
+                self.record_damage(now, participant, txid, DamageKind::Hazard, None, reason.into(), None, fx);
+            }
+        }
+    }
+
+    /// How far a store had followed when it went on without the leader of this transaction, in each start that had waived that one.
+    fn followed_before(&self, participant: ParticipantId, txid: Txid) -> impl Iterator<Item = Csn> {
+        let waived = move |waiver: &&Waiver| txid.decider == Decider::Leader(waiver.leader) && txid.epoch < waiver.epoch;
+        let own = self.follower(participant).followed_before;
+        let of = move |waiver: &Waiver| if waiver.epoch == self.owner.epoch { own } else { waiver.followed.get(&participant).copied() };
+        self.waivers.iter().filter(waived).filter_map(of)
     }
 
     /// A waiver is over when its leader has been scanned and every store that may have followed past it has been heard.
@@ -85,7 +103,7 @@ impl Coordinator {
         over.dedup();
         for participant in over {
             self.waivers.retain(|waiver| waiver.leader != participant);
-            self.append(Record::Scanned { participant }, Some(Pending::Scanned), fx);
+            self.append(Record::Scanned { participant }, Some(Pending::Noted), fx);
         }
     }
 }

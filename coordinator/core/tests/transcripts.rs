@@ -74,22 +74,19 @@ fn led_film(n: u32) -> Vec<support::Part> {
 /// Voted, decided and forced: 1-1 at 1.1.
 fn decided(play: &mut Play) {
     play.asks("add film 1", film(1));
-    play.yes("index", "1-1");
-    play.yes("db", "1-1");
+    play.all_yes(&["index", "db"], "1-1");
     play.forced();
 }
 
 fn remote_decided(play: &mut Play) {
     play.asks("add film 1", remote_film(1));
-    play.yes("index", "1-1");
-    play.yes("pg", "1-1");
+    play.all_yes(&["index", "pg"], "1-1");
     play.forced();
 }
 
 fn led(play: &mut Play) {
     play.asks("add film 1", led_film(1));
-    play.yes("index", "1-1@p0");
-    play.yes("bank", "1-1@p0");
+    play.all_yes(&["index", "bank"], "1-1@p0");
 }
 
 // ---- no crash at all
@@ -97,8 +94,7 @@ fn led(play: &mut Play) {
 story!(life, "A transaction at a database and an index, from the question to the last trace in the log.", play = Play::new(EMBEDDED), {
     play.asks("add film 1", film(1));
     play.note("Redo participants are asked at once; the serial executor runs last, when nobody else can say No any more.");
-    play.yes("index", "1-1");
-    play.yes("db", "1-1");
+    play.all_yes(&["index", "db"], "1-1");
     play.note("The CSN is taken, and nobody has been told anything: the record is not durable yet.");
     play.forced();
     play.follows("db", "1.1", "1.1");
@@ -191,8 +187,7 @@ story!(
         play.note("Nothing is anywhere yet: no branch, no record.");
         play.inquires("add film 1", 1, 1);
         play.asks("add film 1", film(1));
-        play.yes("index", "1-1");
-        play.yes("db", "1-1");
+        play.all_yes(&["index", "db"], "1-1");
         play.forced();
         play.follows("db", "1.1", "1.1");
         play.note("A Begin that comes late is told the outcome.");
@@ -222,8 +217,7 @@ story!(begun_and_rolled_back, "A client gives up what it began; one that it has 
     play.begins("add film 2", None);
     play.asks("add film 2", film(2));
     play.rolls_back("add film 2", 1, 2);
-    play.yes("index", "1-2");
-    play.yes("db", "1-2");
+    play.all_yes(&["index", "db"], "1-2");
     play.forced();
     play.note("A roll-back that comes before its Begin: it never begins.");
     play.rolls_back("add film 3", 1, 3);
@@ -267,8 +261,7 @@ story!(
         play.note("The application runs its statements at pg, and prepares them under the name of 1-1.");
         play.actor("pg").prepared.push(txid("1-1"));
         play.asks("take one from stock", vec![enlisted("pg"), put("index", "film-1", None)]);
-        play.yes("index", "1-1");
-        play.yes("pg", "1-1");
+        play.all_yes(&["index", "pg"], "1-1");
         play.forced();
         play.acks("pg", "1-1");
     }
@@ -312,10 +305,10 @@ story!(
     {
         play.begins("take one from stock", None);
         play.actor("pg").prepared.push(txid("1-1"));
-        play.says("pg", FromParticipant::Inquiry(vec![txid("1-1")]));
+        play.asks_about("pg", "1-1");
         play.note("No answer while it is Active. The application dies.");
         play.passes(30_000);
-        play.says("pg", FromParticipant::Inquiry(vec![txid("1-1")]));
+        play.asks_about("pg", "1-1");
     }
 );
 
@@ -372,8 +365,7 @@ story!(
     play = Play::new(REMOTE),
     {
         play.asks("add film 1", remote_film(1));
-        play.yes("index", "1-1");
-        play.yes("pg", "1-1");
+        play.all_yes(&["index", "pg"], "1-1");
         play.coordinator_dies();
         play.recovers(&["index"]);
         play.connects("pg");
@@ -387,8 +379,7 @@ story!(
     play = Play::new(REMOTE),
     {
         play.asks("add film 1", remote_film(1));
-        play.yes("index", "1-1");
-        play.yes("pg", "1-1");
+        play.all_yes(&["index", "pg"], "1-1");
         play.coordinator_dies_log_survives();
         play.forced();
         play.connects("pg");
@@ -400,8 +391,7 @@ story!(
 
 story!(coordinator_after_force, "The coordinator dies after the force, before it has told anybody.", play = Play::new(EMBEDDED), {
     play.asks("add film 1", film(1));
-    play.yes("index", "1-1");
-    play.yes("db", "1-1");
+    play.all_yes(&["index", "db"], "1-1");
     play.note("The disk has it; the coordinator does not live to hear so.");
     play.coordinator_dies_log_survives();
     play.forced();
@@ -495,8 +485,7 @@ story!(
     play = Play::new(EMBEDDED),
     {
         play.asks("add film 1", film(1));
-        play.yes("index", "1-1");
-        play.yes("db", "1-1");
+        play.all_yes(&["index", "db"], "1-1");
         play.dies("index");
         play.note("There is no way back from here: neither a lost session nor a time-out aborts it (R-UNKNOWN).");
         play.connects("index");
@@ -525,8 +514,7 @@ story!(
     play = Play::new(REMOTE),
     {
         play.asks("add film 1", remote_film(1));
-        play.yes("index", "1-1");
-        play.yes("pg", "1-1");
+        play.all_yes(&["index", "pg"], "1-1");
         play.dies("pg");
         play.forced();
         play.note("Decided without it: its branch is durable and must not be rolled back, however long it is away.");
@@ -557,10 +545,10 @@ story!(
         play.yes("pg", "1-1");
         play.dies("pg");
         play.connects("pg");
-        play.says("pg", FromParticipant::Inquiry(vec![txid("1-1")]));
+        play.asks_about("pg", "1-1");
         play.note("Its Yes still holds: it is durable there.");
         play.yes("index", "1-1");
-        play.says("pg", FromParticipant::Inquiry(vec![txid("1-1")]));
+        play.asks_about("pg", "1-1");
         play.forced();
     }
 );
@@ -588,12 +576,12 @@ story!(
         play.coordinator_dies();
         play.forced();
         play.connects("pg");
-        play.says("pg", FromParticipant::Inquiry(vec![txid("1-1")]));
+        play.asks_about("pg", "1-1");
         play.note("The index does not come back.");
         play.passes(29_999);
         play.passes(1);
         play.note("A branch of a higher epoch than ours is not ours to answer: somebody newer is in charge.");
-        play.says("pg", FromParticipant::Inquiry(vec![txid("3-1")]));
+        play.asks_about("pg", "3-1");
     }
 );
 
@@ -639,7 +627,7 @@ story!(leader_lost_marker, "A leader's session is lost after Lead, and it had co
     play.passes(20_000);
     play.note("No time-out decides: only bank knows. It is asked, and the marker is the answer (R-LR).");
     play.connects("bank");
-    let marker = play.sent_markers()[&txid("1-1@p0")].clone();
+    let marker = play.marker("1-1@p0");
     play.says("bank", FromParticipant::Settled(Settle::Txid(txid("1-1@p0")), Some(Box::new(marker))));
 });
 
@@ -671,14 +659,14 @@ story!(
     play = Play::new(LED),
     {
         led(&mut play);
-        let marker = play.sent_markers()[&txid("1-1@p0")].clone();
+        let marker = play.marker("1-1@p0");
         play.coordinator_dies();
         play.forced();
         play.connects("index");
         play.note("Until bank's markers are read, nobody knows: no answer, no watermark.");
         play.retries("add film 1", 1, 1, led_film(1));
         play.connects("bank");
-        play.says("bank", FromParticipant::Markers { markers: vec![marker], last: true });
+        play.tells_markers("bank", &[marker]);
         play.retries("add film 1", 1, 1, led_film(1));
         play.follows("index", "1.1", "1.1");
     }
@@ -690,17 +678,17 @@ story!(
     play = Play::new(LED),
     {
         led(&mut play);
-        let late = play.sent_markers()[&txid("1-1@p0")].clone();
+        let late = play.marker("1-1@p0");
         play.coordinator_dies();
         play.recovers(&["index"]);
         play.actor("bank").exclusive = false;
         play.connects("bank");
-        play.says("bank", FromParticipant::Markers { markers: vec![], last: true });
+        play.tells_markers("bank", &[]);
         play.retries("another", 1, 2, led_film(2));
         play.says("bank", FromParticipant::Settled(Settle::Key(key("another"), lockstep_core::Position { epoch: Epoch(1), n: 2 }), None));
         play.note("And now the old session's commit comes through after all.");
         play.passes(2000);
-        play.says("bank", FromParticipant::Markers { markers: vec![late], last: true });
+        play.tells_markers("bank", &[late]);
         play.retries("add film 1", 1, 1, led_film(1));
     }
 );
@@ -711,7 +699,7 @@ story!(
     play = Play::new(LED),
     {
         led(&mut play);
-        let marker = play.sent_markers()[&txid("1-1@p0")].clone();
+        let marker = play.marker("1-1@p0");
         play.coordinator_dies();
         play.recovers(&["index"]);
         play.operator(AdminAction::Waive { participant: ParticipantId(0) }, "its machine is away for days");
@@ -722,7 +710,7 @@ story!(
         play.coordinator_dies();
         play.recovers(&["index"]);
         play.connects("bank");
-        play.says("bank", FromParticipant::Markers { markers: vec![marker], last: true });
+        play.tells_markers("bank", &[marker]);
         play.retries("add film 1", 1, 1, led_film(1));
     }
 );
@@ -733,9 +721,8 @@ story!(
     play = Play::new(&[("bank", Kind::Leader), ("db", Kind::Serial), ("index", Kind::Redo)]),
     {
         play.asks("add film 1", vec![row("bank"), put("index", "film-1", None)]);
-        play.yes("index", "1-1@p0");
-        play.yes("bank", "1-1@p0");
-        let marker = play.sent_markers()[&txid("1-1@p0")].clone();
+        play.all_yes(&["index", "bank"], "1-1@p0");
+        let marker = play.marker("1-1@p0");
         play.coordinator_dies();
         play.recovers(&["index", "db"]);
         play.operator(AdminAction::Waive { participant: ParticipantId(0) }, "its machine is away for days");
@@ -743,18 +730,50 @@ story!(
         play.note("How far the stores had come is forced before they may go further; the serial executor has waited for it.");
         play.forced();
         play.asks("add film 2", film(2));
-        play.yes("index", "2-1");
-        play.yes("db", "2-1");
+        play.all_yes(&["index", "db"], "2-1");
         play.forced();
         play.follows("db", "2.1", "2.1");
         play.follows("index", "2.1", "2.1");
         play.coordinator_dies();
         play.recovers(&["index", "db"]);
         play.connects("bank");
-        play.says("bank", FromParticipant::Markers { markers: vec![marker], last: true });
+        play.tells_markers("bank", &[marker]);
         play.forced();
         play.note("Once that is durable the waiver is over.");
         play.shows_status();
+    }
+);
+
+story!(
+    leader_lost_markers,
+    "A leader is put back to an older state: the newest marker that it is known to have written is looked for in every new session (R-STORELOSS).",
+    play = Play::new(LED),
+    {
+        led(&mut play);
+        play.says("bank", FromParticipant::Led(vec![txid("1-1@p0")]));
+        play.follows("index", "1.1", "1.1");
+        play.disconnects("bank");
+        play.note("An older backup of bank is put in its place.");
+        play.connects("bank");
+        play.tells_markers("bank", &[]);
+        play.asks("add film 2", led_film(2));
+        play.coordinator_dies_log_survives();
+        play.note("The next start knows of it, too.");
+        play.recovers(&["index"]);
+        play.connects("bank");
+        play.tells_markers("bank", &[]);
+    }
+);
+
+story!(
+    older_owner,
+    "A store of any kind that is put back to before this start does not know it for its owner: it has lost changes (R-STORELOSS).",
+    play = Play::new(REMOTE),
+    {
+        play.disconnects("pg");
+        play.actor("pg").owner = None;
+        play.connects("pg");
+        play.asks("add film 1", remote_film(1));
     }
 );
 
@@ -806,7 +825,7 @@ story!(
         play.connects("pg");
         play.asks("too early", vec![row("pg")]);
         play.forced();
-        play.says("pg", FromParticipant::Markers { markers: vec![], last: true });
+        play.tells_markers("pg", &[]);
         play.asks("rename", vec![row("pg")]);
         play.note("Once it has led it cannot stop: what it has decided could not be asked any more.");
         play.dies("pg");
@@ -823,8 +842,7 @@ story!(
         play.asks("rename", vec![row("pg")]);
         play.yes("pg", "1-1@p0");
         play.asks("add film 1", remote_film(1));
-        play.yes("index", "1-2");
-        play.yes("pg", "1-2");
+        play.all_yes(&["index", "pg"], "1-2");
         play.forced();
         play.dies("pg");
         play.follows("index", "1.2", "1.2");
@@ -840,14 +858,14 @@ story!(
     {
         play.asks("rename", vec![row("pg")]);
         play.yes("pg", "1-1@p0");
-        let marker = play.sent_markers()[&txid("1-1@p0")].clone();
+        let marker = play.marker("1-1@p0");
         play.coordinator_dies();
         play.forced();
         play.connects("index");
         play.note("Until pg's markers are read nobody knows.");
         play.retries("rename", 1, 1, vec![row("pg")]);
         play.connects("pg");
-        play.says("pg", FromParticipant::Markers { markers: vec![marker], last: true });
+        play.tells_markers("pg", &[marker]);
         play.retries("rename", 1, 1, vec![row("pg")]);
     }
 );
@@ -947,8 +965,7 @@ story!(
     {
         play.asks("add film 1", film(1));
         play.retries("add film 1", 1, 1, film(1));
-        play.yes("index", "1-1");
-        play.yes("db", "1-1");
+        play.all_yes(&["index", "db"], "1-1");
         play.retries("add film 1", 1, 1, film(1));
         play.forced();
         play.follows("db", "1.1", "1.1");
@@ -1032,8 +1049,7 @@ story!(
         play.asks("add film 1", film(1));
         play.log_full(true);
         play.asks("add film 2", film(2));
-        play.yes("index", "1-1");
-        play.yes("db", "1-1");
+        play.all_yes(&["index", "db"], "1-1");
         play.forced();
         play.log_full(false);
         play.asks("add film 3", film(3));
@@ -1043,8 +1059,7 @@ story!(
 story!(limits, "The limits on what may be under way.", play = Play::with(EMBEDDED, |config| (config.max_open, config.max_lag) = (1, 1)), {
     play.asks("add film 1", film(1));
     play.asks("add film 2", film(2));
-    play.yes("index", "1-1");
-    play.yes("db", "1-1");
+    play.all_yes(&["index", "db"], "1-1");
     play.forced();
     play.asks("add film 3", film(3));
 });
@@ -1063,8 +1078,7 @@ story!(
     play = Play::new(EMBEDDED),
     {
         play.asks_for("add film 1", film(1), Wait::Visible, 2_000);
-        play.yes("index", "1-1");
-        play.yes("db", "1-1");
+        play.all_yes(&["index", "db"], "1-1");
         play.forced();
         play.follows("db", "1.1", "1.1");
         play.passes(2_000);
@@ -1131,8 +1145,7 @@ story!(
     play = Play::new(REMOTE),
     {
         play.asks("add film 1", remote_film(1));
-        play.yes("index", "1-1");
-        play.yes("pg", "1-1");
+        play.all_yes(&["index", "pg"], "1-1");
         play.forced();
         play.follows("index", "1.1", "1.1");
         play.note("pg has not heard of it yet, and is still prepared.");
@@ -1220,8 +1233,7 @@ story!(stuck, "A decided write that a store cannot apply: shouted about, and not
     play.says("index", FromParticipant::Stuck(csn("1.1"), "the index is read-only".into()));
     play.says("index", FromParticipant::Stuck(csn("1.1"), "the index is read-only".into()));
     play.asks("add film 2", film(2));
-    play.yes("index", "1-2");
-    play.yes("db", "1-2");
+    play.all_yes(&["index", "db"], "1-2");
     play.forced();
     play.follows("db", "1.2", "1.2");
     play.follows("index", "1.2", "1.2");
@@ -1246,8 +1258,7 @@ story!(
         remote_decided(&mut play);
         play.says("pg", FromParticipant::NotPrepared(txid("1-1"), MarkerEvidence::Unknowable));
         play.asks("add film 2", remote_film(2));
-        play.yes("index", "1-2");
-        play.yes("pg", "1-2");
+        play.all_yes(&["index", "pg"], "1-2");
         play.forced();
         play.acks("pg", "1-2");
         play.says("pg", FromParticipant::NotPrepared(txid("1-2"), MarkerEvidence::Unknowable));
@@ -1301,7 +1312,7 @@ story!(
         play.passes(60_000);
         play.forced();
         play.connects("pg");
-        play.says("pg", FromParticipant::Inquiry(vec![txid("1-1")]));
+        play.asks_about("pg", "1-1");
     }
 );
 
@@ -1315,8 +1326,7 @@ story!(
         play.asks("add film 1", remote_film(1));
         play.note("A ballot for a transaction nobody knows, a second vote, and a late one are no harm.");
         play.yes("index", "1-9");
-        play.yes("index", "1-1");
-        play.yes("index", "1-1");
+        play.all_yes(&["index", "index"], "1-1");
         play.note("Finished before it was decided.");
         play.yes("pg", "1-1");
         play.says("pg", FromParticipant::Committed(txid("1-1")));
@@ -1334,7 +1344,7 @@ story!(
         play.says("pg", FromParticipant::Ballot(Ballot { votes: vec![(txid("1-2"), Vote::InGroup([].into()))], ..Ballot::default() }));
         play.note("It speaks before it has said what it holds.");
         play.arrives("pg");
-        play.says("pg", FromParticipant::Inquiry(vec![txid("1-1")]));
+        play.asks_about("pg", "1-1");
         play.note("A leader commits what it was never told to.");
         play.asks("rename", vec![row("bank")]);
         play.says("bank", FromParticipant::Led(vec![txid("1-3@p0")]));

@@ -1,5 +1,7 @@
 //! Participants with their stores, and the sessions to them.
 
+use super::checker::Evidence;
+use super::reached;
 use super::store::{Beside, Odds, Store};
 use super::world::{Happening, World};
 use crate::mutation::{Mutation, broken};
@@ -129,6 +131,7 @@ impl World {
     pub(super) fn end_session(&mut self, i: usize, reconnect: bool) {
         let Some(Link { host, session }) = self.actors[i].link.take() else { return };
         self.summary.sessions_lost += 1;
+        self.checker.session_ends(i);
         let (here, there) = (self.delay(), self.delay());
         let life = self.actors[i].life;
         self.after(there, Happening::SessionDownAtParticipant { to: i, life, session });
@@ -169,11 +172,30 @@ impl World {
         actor.life += 1;
         (actor.idle_at, actor.busy) = (None, false);
         actor.store.crash(&mut self.dice);
-        let detects = matches!(actor.store.kind, Kind::Redo | Kind::Serial);
-        if detects && !self.calm && self.dice.chance(0.3) && self.actors[i].store.restore() {
-            self.checker.store_restored(i);
+        let may_be = matches!(actor.store.kind, Kind::Redo | Kind::Serial) || self.climate.databases_restored;
+        if may_be && !self.calm && self.dice.chance(0.3) && self.actors[i].store.restore() {
+            let evidence = self.evidence_of_loss(i);
+            self.checker.store_restored(i, evidence);
         }
         self.end_session(i, false);
+    }
+
+    /// What shows, to the coordinator that runs, that this store was put back.
+    fn evidence_of_loss(&self, i: usize) -> Option<Evidence> {
+        let [host] = &self.hosts[..] else { return None };
+        let machine = host.machine.as_ref()?;
+        let (follower, store) = (&machine.followers()[i], &self.actors[i].store.durable);
+        let highest = store.markers.values().flatten().map(|marker| marker.entry.csn).max().unwrap_or_default();
+        let acked = follower.acked.max(follower.progress.durable);
+        match self.actors[i].store.kind {
+            Kind::Redo | Kind::Serial if store.watermark < acked => Some(Evidence::Kept),
+            Kind::Preparing if store.acked < acked => Some(Evidence::Kept),
+            _ if follower.led.is_some_and(|led| highest < led.csn) => Some(Evidence::Kept),
+            _ if follower.heard == machine.owner().epoch && store.owner != Some(machine.owner()) => {
+                Some(Evidence::Owner { recovered: false })
+            }
+            _ => None,
+        }
     }
 
     /// It dies after the store call under way, before anybody hears of it; or the call arrives when nobody thinks of it any more.
@@ -260,9 +282,10 @@ impl World {
             }
         };
         if let (StoreReport::Recovered { .. }, Some(link)) = (&report, self.actors[i].link) {
-            self.checker.followed(self.hosts[link.host].disk);
+            self.checker.followed(i, self.hosts[link.host].disk);
         }
         self.transcript.line(|| format!("             s{i}: {report:?}"));
+        reached::store_call(&command, &report);
         if let (StoreReport::Prepared(ballot), StoreCommand::Prepare(batch)) = (&report, &command)
             && ballot.votes.is_empty()
         {

@@ -43,6 +43,15 @@ struct Asked {
     ever_applied: BTreeSet<usize>,
 }
 
+/// What shows that a store was put back, as long as the coordinator that knows it runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Evidence {
+    /// It holds less than it has acked, or than it is known to have decided.
+    Kept,
+    /// It keeps an older owner than it has answered; that is overwritten when it has recovered, and told once.
+    Owner { recovered: bool },
+}
+
 /// Everything that was seen from outside.
 #[derive(Debug)]
 pub(crate) struct Checker {
@@ -56,6 +65,8 @@ pub(crate) struct Checker {
     damage: BTreeSet<(usize, Tag)>,
     /// Stores that were put back to an older state, and those of them that were found out.
     restored: BTreeSet<usize>,
+    /// Of those, what shows it.
+    evident: BTreeMap<usize, Evidence>,
     store_alarms: BTreeSet<usize>,
     /// Somebody has said that a log lost records, or that it is not the owner of a store.
     log_alarm: bool,
@@ -97,6 +108,7 @@ impl Checker {
             by_hand: BTreeSet::new(),
             damage: BTreeSet::new(),
             restored: BTreeSet::new(),
+            evident: BTreeMap::new(),
             store_alarms: BTreeSet::new(),
             log_alarm: false,
             cloned: false,
@@ -247,8 +259,28 @@ impl Checker {
     }
 
     /// A store follows the owner of this log.
-    pub(crate) fn followed(&mut self, log: usize) {
+    pub(crate) fn followed(&mut self, store: usize, log: usize) {
         self.followed.insert(log);
+        if let Some(Evidence::Owner { recovered }) = self.evident.get_mut(&store) {
+            *recovered = true;
+        }
+    }
+
+    /// What it has told on its way may be lost.
+    pub(crate) fn session_ends(&mut self, store: usize) {
+        if self.evident.get(&store) == Some(&(Evidence::Owner { recovered: true })) {
+            self.evident.remove(&store);
+        }
+    }
+
+    /// What was known in its memory alone is gone.
+    pub(crate) fn coordinator_ends(&mut self) {
+        self.evident.clear();
+    }
+
+    /// Whether no store was put back.
+    pub(crate) fn keeps_all(&self) -> bool {
+        self.restored.is_empty()
     }
 
     /// One of two copies is given up: what only it decided, or told, is lost.
@@ -271,8 +303,18 @@ impl Checker {
     }
 
     /// A store was put back to an older state.
-    pub(crate) fn store_restored(&mut self, store: usize) {
+    pub(crate) fn store_restored(&mut self, store: usize, evidence: Option<Evidence>) {
         self.restored.insert(store);
+        // A later one overwrites what was there before.
+        match evidence {
+            Some(evidence) => drop(self.evident.insert(store, evidence)),
+            None => drop(self.evident.remove(&store)),
+        }
+        // What a database has forgotten may be asked there again.
+        if matches!(self.kinds[store], Kind::Leader | Kind::Preparing) {
+            let there = self.asked.iter_mut().filter(|asked| asked.writes.iter().any(|w| w.store == store));
+            there.for_each(|asked| (asked.lost, asked.below) = (true, true));
+        }
     }
 
     /// Whether this transaction's decision was in a log that does not hold it any more.
@@ -289,6 +331,9 @@ impl Checker {
     pub(crate) fn alarm(&mut self, log: usize, alarm: &Alarm) {
         match alarm {
             Alarm::LogLoss(_) | Alarm::NotOwner(..) => self.log_alarm = true,
+            Alarm::StoreLoss(store, why) if !self.restored.contains(&(store.0 as usize)) => {
+                self.violation(format!("store {} has lost nothing, and is said to: {why}", store.0));
+            }
             Alarm::StoreLoss(store, _) => drop(self.store_alarms.insert(store.0 as usize)),
             Alarm::Damage(damage) => self.damaged(log, damage),
             Alarm::Stuck(..) => {}
@@ -390,6 +435,9 @@ impl Checker {
 
     /// Everything has come to rest: `stores` are what is durable. Whatever deviates from the decisions, somebody has said so (I12).
     pub(crate) fn at_rest(&mut self, stores: &[&State]) {
+        if let Some((store, evidence)) = self.evident.iter().find(|(store, _)| !self.store_alarms.contains(store)) {
+            return self.violation(format!("R-STORELOSS: store {store} was put back, and nobody was told: {evidence:?}"));
+        }
         let mut broken = None;
         for (i, asked) in self.asked.iter().enumerate() {
             let tag = Tag(i as u64);
@@ -401,17 +449,22 @@ impl Checker {
                 let shows = |log: &usize| !self.cloned || self.followed.contains(log);
                 let aborted = asked.told.iter().any(|(log, told)| *told == Told::Aborted && shows(log));
                 let agree = asked.below || !anywhere || (everywhere && !aborted);
-                let said = self.log_alarm || self.damage.iter().any(|(_, damaged)| *damaged == tag);
+                let store_lost = asked.writes.iter().any(|w| self.is_store_lost(w.store));
+                let said = self.log_alarm || store_lost || self.damage.iter().any(|(_, damaged)| *damaged == tag);
                 if !agree && !said {
                     broken.get_or_insert(format!("I12: {tag:?}, which a log has lost, is damaged, and nobody was told: {asked:?}"));
                 }
+                continue;
+            }
+            if self.database_lost(asked) {
                 continue;
             }
             for w in &asked.writes {
                 if there(w.store) == asked.decided_at().is_some() || self.damage.contains(&(w.store, tag)) {
                     continue;
                 }
-                if self.restored.contains(&w.store) && self.store_alarms.contains(&w.store) {
+                let database = matches!(self.kinds[w.store], Kind::Leader | Kind::Preparing);
+                if self.restored.contains(&w.store) && (self.store_alarms.contains(&w.store) || database) {
                     continue;
                 }
                 let by_hand = self.by_hand.contains(&(w.store, tag));
@@ -434,6 +487,11 @@ impl Checker {
         }
         self.one_order(stores);
         self.conditions();
+    }
+
+    /// Whether a database that may have decided it has lost changes, and everybody knows.
+    fn database_lost(&self, asked: &Asked) -> bool {
+        asked.writes.iter().any(|w| self.is_store_lost(w.store) && matches!(self.kinds[w.store], Kind::Leader | Kind::Preparing))
     }
 
     /// Whether nothing is promised of this write's place any more.

@@ -393,7 +393,7 @@ impl World {
             Reply::Begun(txid) => self.begun(client, tag, txid),
             Reply::Unknown(_) => {
                 self.clients[client].unknown += 1;
-                let memory = self.climate.log_backup.is_none() && self.disks.len() == 1;
+                let memory = self.climate.log_backup.is_none() && self.disks.len() == 1 && self.checker.keeps_all();
                 if self.calm && !memory && self.clients[client].unknown > UNKNOWN_MAX {
                     self.close(client);
                 }

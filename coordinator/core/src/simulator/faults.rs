@@ -84,6 +84,10 @@ pub(crate) struct Climate {
     /// How often the log is backed up; after a crash it may be put back.
     pub log_backup: Option<u64>,
     pub store_backup: Option<u64>,
+    /// Leaders and preparing stores are put back to it, too.
+    pub databases_restored: bool,
+    /// Of a crash of a leader: the coordinator dies with it.
+    pub together: f64,
     /// When a second coordinator appears.
     pub twin: Option<(Twin, u64)>,
     /// Until when anything goes wrong at all.
@@ -149,6 +153,8 @@ impl Climate {
             force_fails: if dice.chance(0.15) { 0.05 } else { 0.0 },
             log_backup: seldom(dice, 0.12, 50_000, SECOND),
             store_backup: seldom(dice, 0.06, 50_000, 2 * SECOND),
+            databases_restored: false,
+            together: 0.0,
             twin: draw_twin(dice),
             faults_until: dice.between(2, 10) * SECOND,
             abilities: Abilities { leads: dice.chance(0.6), keeps_acked: dice.chance(0.6) },
@@ -163,7 +169,10 @@ impl Climate {
     /// What is drawn apart, so that the rest of a seed stays as it is: how votes come, and now and then a world made for what meets too
     /// seldom by chance.
     pub(crate) fn widened(self, dice: &mut Dice) -> Climate {
-        let climate = Climate { beside: dice.chance(0.25), ..self };
+        let beside = dice.chance(0.25);
+        let restored = dice.chance(0.12) && !self.gentle;
+        let backup = restored.then(|| dice.log_between(50_000, SECOND));
+        let climate = Climate { beside, databases_restored: restored, store_backup: backup.or(self.store_backup), ..self };
         match dice.below(16) {
             0 | 1 if !climate.gentle => climate.led(dice),
             2 if !climate.gentle => climate.lost(dice),
@@ -182,7 +191,7 @@ impl Climate {
         let forgets = dice.chance(0.5);
         let config = Config {
             participants: participants_of(&kinds),
-            inquiry: dice.log_between(200_000, 2 * SECOND),
+            inquiry: if dice.chance(0.5) { 2 * SECOND } else { self.config.inquiry },
             outcomes_max: if forgets { dice.between(2, 8) as usize } else { 10_000 },
             ..self.config
         };
@@ -199,13 +208,13 @@ impl Climate {
             stores: kinds.iter().map(|_| dice.log_between(1_000, 60_000)).collect(),
             long_outage: if dice.chance(0.5) { 0.3 } else { 0.0 },
             conditions: if dice.chance(0.5) { 0.8 } else { 0.0 },
-            operator: often(dice, 0.4),
+            operator: often(dice, 0.6),
             waives: 0.8,
-            pooled: dice.chance(0.7),
+            pooled: dice.chance(0.6),
             left_behind: 0.9,
+            together: if dice.chance(0.7) { 0.7 } else { 0.0 },
             force_fails: 0.0,
             log_backup: None,
-            store_backup: None,
             twin: None,
             kinds,
             config,

@@ -1,13 +1,14 @@
 //! Coordinators: processes that own a log, or believe that they do.
 
 use super::faults::Twin;
+use super::reached;
 use super::world::{Happening, World};
 use crate::mutation::{Mutation, broken};
 use crate::request::Aborted;
 use crate::transaction::State;
 use crate::{
-    Alarm, CoordId, Coordinator, Decider, Effect, Entry, Event, Identity, LogId, Lsn, ParticipantId, Record, Refusal, RefusalKind, Reply,
-    Time, ToParticipant, Txid,
+    Alarm, CoordId, Coordinator, Decider, Effect, Entry, Event, Identity, Kind, LogId, Lsn, ParticipantId, Record, Refusal, RefusalKind,
+    Reply, Time, ToParticipant, Txid,
 };
 
 /// One process.
@@ -100,12 +101,24 @@ impl World {
         self.restart_later(Happening::StartCoordinator(host));
     }
 
+    /// A power cut takes a leader and the coordinator.
+    pub(super) fn crash_together(&mut self, i: usize) {
+        let together = self.climate.together > 0.0 && self.climate.kinds[i] == Kind::Leader;
+        if together
+            && self.dice.chance(self.climate.together)
+            && let Some(host) = self.a_host()
+        {
+            self.crash_coordinator(host);
+        }
+    }
+
     /// It dies, and with it what it had not forced.
     fn end_process(&mut self, host: usize) -> bool {
         if self.hosts[host].machine.take().is_none() {
             return false;
         }
         self.hosts[host].life += 1;
+        self.checker.coordinator_ends();
         (self.hosts[host].tick_at, self.hosts[host].supervised) = (None, false);
         let log = self.hosts[host].disk;
         if self.disks[log].appender == host {
@@ -216,6 +229,7 @@ impl World {
 
     pub(super) fn coordinate(&mut self, host: usize, event: Event) {
         let Some(machine) = &mut self.hosts[host].machine else { return };
+        reached::event(&event);
         machine.step(self.now, event, &mut self.effects);
         self.carry_out(host);
     }
@@ -224,6 +238,7 @@ impl World {
         let log = self.hosts[host].disk;
         for effect in std::mem::take(&mut self.effects) {
             self.transcript.line(|| format!("             C{host}: {effect:?}"));
+            reached::effect(&effect);
             match effect {
                 Effect::Append { lsn, record, force } => {
                     if !self.append(host, Entry { lsn, record }, force) {

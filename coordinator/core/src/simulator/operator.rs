@@ -3,7 +3,7 @@
 use super::clients::Asked;
 use super::world::{Happening, World};
 use crate::follower::{Scan, Session};
-use crate::{AdminAction, Event, Kind, ParticipantId, Phase};
+use crate::{AdminAction, Coordinator, Event, Kind, ParticipantId, Phase};
 
 impl World {
     pub(super) fn operator(&mut self) {
@@ -64,12 +64,19 @@ impl World {
         if let [host] = live[..]
             && let Some(machine) = &self.hosts[host].machine
         {
-            let lost = |f: &&crate::follower::Follower| matches!(f.session, Session::Refused(..)) && !f.evidence;
+            let untold = |f: &crate::follower::Follower| !f.evidence || f.scan == Scan::Needed;
+            let lost = |f: &&crate::follower::Follower| matches!(f.session, Session::Refused(..)) && untold(f);
             let waived: Vec<_> = machine.followers().iter().filter(lost).map(|follower| follower.id).collect();
             if matches!(machine.phase(), Phase::Safe(_)) {
                 self.order(host, AdminAction::LeaveSafeMode, Asked::Leave { host });
+            } else if self.calm && lost_leader_decides(machine) {
+                // What it was told to decide stays open until the coordinator is started again without it.
+                self.after(1, Happening::RestartCoordinator(host));
             } else if self.calm {
                 for participant in waived {
+                    if self.climate.kinds[participant.0 as usize] == Kind::Leader {
+                        self.checker.waived(participant.0 as usize);
+                    }
                     self.order(host, AdminAction::Waive { participant }, Asked::Operator);
                 }
             }
@@ -86,4 +93,9 @@ impl World {
         self.disks[log].loss_accepted = true;
         self.after(1, Happening::RestartCoordinator(host));
     }
+}
+
+fn lost_leader_decides(machine: &Coordinator) -> bool {
+    let lost = |f: &&crate::follower::Follower| matches!(f.session, Session::Refused(..));
+    machine.followers().iter().filter(lost).any(|f| !machine.deciding_at(f.id).is_empty())
 }

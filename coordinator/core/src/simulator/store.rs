@@ -61,7 +61,7 @@ pub(crate) struct State {
     aborted_keys: BTreeMap<RequestKey, Position>,
     floor: Position,
     /// Up to where a preparing store's branches are acked.
-    acked: Csn,
+    pub acked: Csn,
     /// Changes with every applied transaction.
     chain: u64,
     /// Prepared branches of somebody else's.
@@ -233,6 +233,10 @@ impl Store {
         }
         if !self.requests.is_empty() {
             let decided = self.requests.remove(0);
+            // What an index has seen it tells from its documents.
+            if decided.txids.iter().any(|txid| txid.decider == Decider::Log) {
+                self.live.highest = self.live.highest.max(decided.csn);
+            }
             self.commit_documents(&decided, checker);
             self.sync();
         }

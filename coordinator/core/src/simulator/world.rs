@@ -304,6 +304,7 @@ impl World {
                 self.plan(self.climate.participant_crash, Happening::CrashParticipant(i));
                 if !self.calm && !self.climate.embedded {
                     self.crash_participant(i);
+                    self.crash_together(i);
                     self.restart_participant_later(i);
                 }
             }

@@ -7,10 +7,9 @@ mod words;
 
 use lockstep_core::{
     Abilities, AdminAction, Ballot, BranchRequest, Condition, Config, CoordId, Coordinator, Csn, Decider, Effect, Entry, Epoch, Event,
-    FromParticipant, Hello, Identity, Kind, LogId, Lsn, Operation, Owner, ParticipantConfig, ParticipantId, Position, Progress, Record,
-    Refusal, RefusalKind, Request, RequestKey, Role, SessionId, Ticket, Time, ToParticipant, Token, Txid, Vote, Wait,
+    FromParticipant, Hello, Identity, Kind, LogId, Lsn, Marker, Operation, Owner, ParticipantConfig, ParticipantId, Position, Progress,
+    Record, Refusal, RefusalKind, Request, RequestKey, Role, SessionId, Ticket, Time, ToParticipant, Token, Txid, Vote, Wait,
 };
-use std::collections::BTreeMap;
 use words::Words;
 
 /// One play, and the text it has become.
@@ -35,7 +34,7 @@ pub struct Play {
 pub struct Actor {
     pub kind: Kind,
     session: SessionId,
-    owner: Option<Owner>,
+    pub owner: Option<Owner>,
     welcomed: Option<Owner>,
     pub progress: Progress,
     pub highest: Csn,
@@ -112,7 +111,7 @@ impl Play {
         play.forced();
         for &(name, _) in stores {
             if play.machine.followers()[play.id(name).0 as usize].has_led {
-                play.says(name, FromParticipant::Markers { markers: Vec::new(), last: true });
+                play.tells_markers(name, &[]);
             }
         }
         play.quiet = false;
@@ -266,6 +265,11 @@ impl Play {
         self.says(store, FromParticipant::Ballot(Ballot { votes, group_redo }));
     }
 
+    /// Yes from each, one after the other.
+    pub fn all_yes(&mut self, stores: &[&str], tx: &str) {
+        stores.iter().for_each(|store| self.yes(store, tx));
+    }
+
     /// Read-only there.
     pub fn read_only(&mut self, store: &str, tx: &str) {
         let votes = vec![(txid(tx), Vote::ReadOnly([].into()))];
@@ -297,6 +301,16 @@ impl Play {
         self.line(&format!("{store} {}", self.words.said(&message)));
         let (id, session) = (self.id(store), self.actor(store).session);
         self.step(Event::Message(id, session, message));
+    }
+
+    /// A leader's whole answer to a scan.
+    pub fn tells_markers(&mut self, store: &str, markers: &[Marker]) {
+        self.says(store, FromParticipant::Markers { markers: markers.to_vec(), last: true });
+    }
+
+    /// A preparing store asks what became of a branch.
+    pub fn asks_about(&mut self, store: &str, tx: &str) {
+        self.says(store, FromParticipant::Inquiry(vec![txid(tx)]));
     }
 
     /// The connection breaks; the store goes on.
@@ -352,7 +366,7 @@ impl Play {
         let leads = self.machine.followers()[self.id(store).0 as usize].leads();
         self.says(store, FromParticipant::Hello(hello));
         if self.quiet && leads {
-            self.says(store, FromParticipant::Markers { markers: Vec::new(), last: true });
+            self.tells_markers(store, &[]);
         }
     }
 
@@ -496,9 +510,9 @@ impl Play {
         }
     }
 
-    /// Commit records in the log, by their last CSN; to make markers and the like of them.
-    pub fn sent_markers(&self) -> BTreeMap<Txid, lockstep_core::Marker> {
-        self.words.markers.borrow().clone()
+    /// The marker that a leader was told to write.
+    pub fn marker(&self, tx: &str) -> Marker {
+        self.words.markers.borrow()[&txid(tx)].clone()
     }
 }
 

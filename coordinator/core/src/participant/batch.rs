@@ -1,0 +1,317 @@
+//! Phase one: Prepares wait, become a batch, and are voted on; an Abort takes back.
+
+use super::contract::{ParticipantEffect, StoreCommand};
+use super::limits::{BATCH_BYTES, BATCH_TRANSACTIONS, QUEUE_MAX, WORKING_MAX};
+use super::session::{Phase, Session};
+use super::{Command, Next};
+use crate::ids::{Decider, Time, Txid};
+use crate::message::{FromParticipant, Work};
+use crate::mutation::{Mutation, broken};
+use crate::operation::{Operation, Value};
+use crate::transaction::is_enlisted;
+use crate::vote::{Ballot, Kind, Refusal, RefusalKind, Vote};
+use std::sync::Arc;
+
+#[derive(Debug)]
+pub(super) enum Batch {
+    None,
+    /// The store runs it; these of it were aborted meanwhile.
+    Running {
+        aborted: Vec<Txid>,
+    },
+    /// Serial executor and leader: the votes are given, `yes` has one outcome for all, and nothing runs on top of it (R-SERIAL).
+    /// Votes of those that only read on top of it are withheld until it is committed: it may still be taken back.
+    Voted {
+        work: Arc<[Work]>,
+        yes: Vec<Txid>,
+        withheld: Vec<(Txid, Vote)>,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct Queued {
+    pub(super) work: Work,
+    pub(super) received: Time,
+}
+
+impl Session {
+    /// R-ONEPREP: one Prepare in a branch's life.
+    pub(super) fn enqueue(&mut self, now: Time, kind: Kind, leads: bool, work: Work, effects: &mut Vec<ParticipantEffect>) {
+        let refuse = |kind, why: String| Some(Refusal::new(kind, why));
+        let txid = work.txid;
+        let refusal = match self.phase {
+            Phase::Open { owner, me } => {
+                if txid.epoch != owner.epoch && !broken(Mutation::OldPreparesTaken) {
+                    refuse(
+                        RefusalKind::Unavailable,
+                        format!("R-ONEPREP: {txid} is of epoch {}, the owner is of {}", txid.epoch, owner.epoch),
+                    )
+                } else if !fits(kind, leads, txid.decider == Decider::Leader(me)) {
+                    refuse(RefusalKind::Invalid, format!("R-DECIDER: {txid} is not decided the way this store is configured ({kind:?})"))
+                } else if self.queue.len() >= QUEUE_MAX {
+                    refuse(RefusalKind::Busy, format!("{QUEUE_MAX} transactions wait for this store already"))
+                } else if !self.seen.insert(txid) && !is_enlisted(&work.operations) {
+                    // What was enlisted may stand in the list of this session already, and is only looked at: that may be repeated.
+                    return; // a second Prepare: the first one's vote stands
+                } else {
+                    None
+                }
+            }
+            _ => refuse(RefusalKind::Unavailable, "R-REDO: Prepare came before Open".into()),
+        };
+        match refusal {
+            Some(refusal) => self.vote_no(vec![(txid, refusal)], effects),
+            None => self.queue.push_back(Queued { work, received: now }),
+        }
+    }
+
+    /// R-ONEPREP, as [`Session::enqueue`] has it; the vote is given already.
+    pub(super) fn voted_beside(&mut self, txids: &[Txid]) {
+        // Open may still be on its way here; who gave the votes has seen it.
+        assert!(matches!(self.phase, Phase::HandingOver { .. } | Phase::Open { .. }), "R-REDO: a vote before Open");
+        for &txid in txids {
+            assert!(self.seen.insert(txid), "R-ONEPREP: a second Prepare for {txid}");
+            self.voted.insert(txid);
+        }
+    }
+
+    /// The next batch, if nothing is open that it would run on top of.
+    pub(super) fn phase_one(&mut self, now: Time, kind: Kind, effects: &mut Vec<ParticipantEffect>) -> Next {
+        let held = match kind {
+            Kind::Serial => !self.reserved.is_empty() || !self.deliveries.is_empty() || !self.stuck.is_empty(),
+            Kind::Preparing | Kind::Redo | Kind::Leader => false,
+        };
+        if held || !matches!(self.batch, Batch::None) || self.working.len() >= WORKING_MAX {
+            return None;
+        }
+        let (mut batch, mut late, mut bytes) = (Vec::new(), Vec::new(), 0);
+        while let Some(next) = self.queue.front() {
+            let led = next.work.txid.decider != Decider::Log;
+            let alone = kind == Kind::Serial && led && !broken(Mutation::LedSharesBatch);
+            if batch.len() >= BATCH_TRANSACTIONS || (!batch.is_empty() && (alone || bytes >= BATCH_BYTES)) {
+                break;
+            }
+            let Queued { mut work, received } = self.queue.pop_front().expect("looked at");
+            if !self.cancelled.is_empty() && self.cancelled.remove(&work.txid) {
+                continue;
+            }
+            let waited = now.0.saturating_sub(received.0);
+            if waited >= work.timeout {
+                late.push((
+                    work.txid,
+                    Refusal::new(RefusalKind::Timeout, format!("waited {waited} µs for the store, of {} allowed", work.timeout)),
+                ));
+                continue;
+            }
+            work.timeout -= waited;
+            bytes += work.operations.iter().map(size_of_operation).sum::<usize>();
+            batch.push(work);
+            if alone {
+                break; // R-SERIAL: nothing runs on top of what another database decides
+            }
+        }
+        if self.queue.is_empty() {
+            self.cancelled.clear();
+        }
+        if !late.is_empty() {
+            self.vote_no(late, effects);
+        }
+        if batch.is_empty() {
+            return None;
+        }
+        self.batch = Batch::Running { aborted: Vec::new() };
+        let batch: Arc<[Work]> = batch.into();
+        Some((StoreCommand::Prepare(batch.clone()), Command::Prepare(batch)))
+    }
+
+    pub(super) fn prepared(&mut self, now: Time, kind: Kind, work: Arc<[Work]>, mut ballot: Ballot, effects: &mut Vec<ParticipantEffect>) {
+        let Batch::Running { aborted } = std::mem::replace(&mut self.batch, Batch::None) else { panic!("votes for no batch") };
+        if ballot.votes.is_empty() && matches!(kind, Kind::Preparing | Kind::Leader) {
+            self.working.extend(work.iter().map(|w| w.txid).filter(|txid| !aborted.contains(txid)));
+            self.aborts.extend(aborted);
+            return;
+        }
+        assert!(
+            ballot.votes.len() == work.len() && ballot.votes.iter().zip(work.iter()).all(|(v, w)| v.0 == w.txid),
+            "one vote for each transaction of the batch, in its order"
+        );
+        let mut yes = Vec::new();
+        for (txid, vote) in &ballot.votes {
+            match (kind, vote) {
+                (_, Vote::No(_) | Vote::ReadOnly(_)) => {}
+                (Kind::Preparing, Vote::Prepared(_)) if !self.decides(*txid) => yes.push(*txid),
+                (Kind::Preparing, Vote::Ready(_)) if self.decides(*txid) => yes.push(*txid),
+                (Kind::Redo, Vote::Redo(..)) | (Kind::Serial, Vote::InGroup(_)) | (Kind::Leader, Vote::Ready(_)) => yes.push(*txid),
+                (kind, vote) => panic!("a {kind:?} store voted {vote:?}"),
+            }
+        }
+        match kind {
+            Kind::Preparing => {
+                for &txid in yes.iter().filter(|t| !aborted.contains(t)) {
+                    match self.decides(txid) {
+                        true => drop(self.voted.insert(txid)),
+                        false => self.doubts.insert(now, txid),
+                    }
+                }
+                self.aborts.extend(aborted);
+            }
+            Kind::Redo => {
+                self.voted.extend(yes.iter().filter(|t| !aborted.contains(t)));
+                self.aborts.extend(aborted);
+            }
+            Kind::Serial | Kind::Leader => {
+                if yes.iter().any(|t| aborted.contains(t)) {
+                    // Nobody has seen a vote of it: everything else runs again, and this ballot is never sent.
+                    self.aborts.extend(yes);
+                    self.run_again(work.iter().filter(|w| !aborted.contains(&w.txid)));
+                    return;
+                }
+                match yes.is_empty() {
+                    true => self.aborts.extend(work.iter().map(|w| w.txid)), // nothing is left of it: close what is open
+                    false => {
+                        let withheld = withhold_reads(&mut ballot);
+                        self.batch = Batch::Voted { work, yes, withheld };
+                    }
+                }
+            }
+        }
+        self.send(FromParticipant::Ballot(ballot), effects);
+    }
+
+    /// Votes of transactions that ran beside each other. Each goes by itself: at a leader each is decided by itself too. One that was
+    /// aborted meanwhile, or belongs to an older session, is the store's to take back.
+    pub(super) fn late_votes(&mut self, now: Time, kind: Kind, ballot: Ballot, effects: &mut Vec<ParticipantEffect>) {
+        for (txid, vote) in ballot.votes {
+            if !self.working.remove(&txid) {
+                continue;
+            }
+            match (kind, &vote) {
+                (_, Vote::No(_) | Vote::ReadOnly(_)) => {}
+                (Kind::Preparing, Vote::Prepared(_)) if !self.decides(txid) => self.doubts.insert(now, txid),
+                (Kind::Preparing, Vote::Ready(_)) if self.decides(txid) => drop(self.voted.insert(txid)),
+                (Kind::Leader, Vote::Ready(_)) => drop(self.ready.insert(txid)),
+                (kind, vote) => panic!("a {kind:?} store voted {vote:?} later"),
+            }
+            self.send(FromParticipant::Ballot(Ballot { votes: vec![(txid, vote)], ..Ballot::default() }), effects);
+        }
+    }
+
+    pub(super) fn vote_no(&self, refusals: Vec<(Txid, Refusal)>, effects: &mut Vec<ParticipantEffect>) {
+        let votes = refusals.into_iter().map(|(txid, refusal)| (txid, Vote::No(refusal))).collect();
+        self.send(FromParticipant::Ballot(Ballot { votes, ..Ballot::default() }), effects);
+    }
+
+    pub(super) fn abort(&mut self, kind: Kind, txid: Txid, effects: &mut Vec<ParticipantEffect>) -> Option<String> {
+        let waiting = self.stuck.values().filter_map(|s| s.waits.as_ref().map(|(_, decided)| decided));
+        if let Some(decided) = self.deliveries.values().chain(waiting).find(|d| d.txids.contains(&txid)) {
+            return Some(format!("I2: Abort for {txid}, which was decided as CSN {}", decided.csn));
+        }
+        self.reserved.retain(|_, txids| !txids.contains(&txid));
+        match &mut self.batch {
+            Batch::Running { aborted } => {
+                aborted.push(txid);
+                self.cancel_queued(txid);
+            }
+            Batch::Voted { yes, .. } if yes.contains(&txid) => self.take_back(txid, effects),
+            Batch::Voted { .. } | Batch::None => {
+                if let Batch::Voted { withheld, .. } = &mut self.batch {
+                    withheld.retain(|(t, _)| *t != txid);
+                }
+                self.cancel_queued(txid);
+                let at_work = (self.working.remove(&txid) || self.ready.remove(&txid)) && !broken(Mutation::AbortMissesWorking);
+                let known = match kind {
+                    _ if at_work => true,
+                    // Also what this session knows nothing of: an application may have prepared it.
+                    Kind::Preparing => {
+                        self.doubts.remove(txid);
+                        self.voted.remove(&txid);
+                        true
+                    }
+                    Kind::Redo => self.voted.remove(&txid),
+                    Kind::Serial | Kind::Leader => false,
+                };
+                if known {
+                    self.aborts.push(txid);
+                }
+            }
+        }
+        None
+    }
+
+    pub(super) fn cancel_queued(&mut self, txid: Txid) {
+        if !self.queue.is_empty() {
+            self.cancelled.insert(txid);
+        }
+    }
+
+    /// R-SERIAL: one of the open batch is taken back, so all of it is, and the others run again. Their first votes are void.
+    pub(super) fn take_back(&mut self, txid: Txid, effects: &mut Vec<ParticipantEffect>) {
+        let Batch::Voted { work, yes, withheld } = std::mem::replace(&mut self.batch, Batch::None) else {
+            panic!("nothing to take back for {txid}")
+        };
+        let unsettled = |t: Txid| yes.contains(&t) || withheld.iter().any(|(w, _)| *w == t);
+        match self.lead.take() {
+            None => self.run_again(work.iter().filter(|w| w.txid != txid && unsettled(w.txid))),
+            Some(markers) => {
+                let txids = markers.iter().map(|m| m.entry.txid).collect();
+                self.send(FromParticipant::NotLed(txids, Refusal::new(RefusalKind::Conflict, "the batch was taken back")), effects);
+                self.run_again(work.iter().filter(|w| !yes.contains(&w.txid) && unsettled(w.txid)));
+            }
+        }
+        self.aborts.extend(yes);
+    }
+
+    /// The open batch is closed: committed, or rolled back for certain.
+    pub(super) fn close_batch(&mut self, committed: bool, effects: &mut Vec<ParticipantEffect>) {
+        let Batch::Voted { work, withheld, .. } = std::mem::replace(&mut self.batch, Batch::None) else { return };
+        match committed {
+            true if withheld.is_empty() => {}
+            true => self.send(FromParticipant::Ballot(Ballot { votes: withheld, ..Ballot::default() }), effects),
+            false => self.run_again(work.iter().filter(|w| withheld.iter().any(|(t, _)| *t == w.txid))),
+        }
+    }
+
+    pub(super) fn run_again<'a>(&mut self, work: impl DoubleEndedIterator<Item = &'a Work>) {
+        for work in work.rev() {
+            // Their time runs from their first receipt, which is known only approximately: the coordinator's own time-out rules.
+            self.queue.push_front(Queued { work: work.clone(), received: Time(u64::MAX) });
+        }
+    }
+}
+
+/// Takes out the votes of those that only read, and read what is not decided yet.
+fn withhold_reads(ballot: &mut Ballot) -> Vec<(Txid, Vote)> {
+    let first_write = ballot.votes.iter().position(|(_, vote)| matches!(vote, Vote::InGroup(_) | Vote::Ready(_)));
+    let votes = std::mem::take(&mut ballot.votes).into_iter().enumerate();
+    let (withheld, sent): (Vec<_>, Vec<_>) =
+        votes.partition(|(i, (_, vote))| matches!(vote, Vote::ReadOnly(_)) && first_write.is_some_and(|first| *i > first));
+    ballot.votes = sent.into_iter().map(|(_, vote)| vote).collect();
+    withheld.into_iter().map(|(_, vote)| vote).collect()
+}
+
+/// R-DECIDER: whether a store takes what it is to decide (`ours`), or what others decide.
+fn fits(kind: Kind, leads: bool, ours: bool) -> bool {
+    match kind {
+        Kind::Leader => ours,
+        Kind::Preparing => leads || !ours,
+        Kind::Redo | Kind::Serial => !ours,
+    }
+}
+
+pub(super) fn same_transactions(a: &[Txid], b: &[Txid]) -> bool {
+    a == b || (a.len() == b.len() && a.iter().all(|t| b.contains(t)))
+}
+
+fn size_of_operation(operation: &Operation) -> usize {
+    let size_of_value = |value: &Value| match value {
+        Value::Null | Value::Integer(_) | Value::Real(_) | Value::Boolean(_) => 8,
+        Value::Text(text) => text.len(),
+        Value::Blob(bytes) => bytes.len(),
+    };
+    match operation {
+        Operation::Statement { sql, parameters, .. } => sql.len() + parameters.iter().map(size_of_value).sum::<usize>(),
+        Operation::Put { key, document, .. } => key.len() + document.len(),
+        Operation::Delete { key, .. } => key.len(),
+        Operation::Enlisted { .. } => 8,
+    }
+}

@@ -1,0 +1,28 @@
+//! How much a participant takes at a time, and how long it waits.
+
+/// Transactions in one Prepare of the store.
+pub const BATCH_TRANSACTIONS: usize = 256;
+/// Bytes of operations in one Prepare of the store, unless a single transaction is larger.
+pub const BATCH_BYTES: usize = 8 << 20;
+/// Prepares that may wait for the store; more are refused as busy.
+pub const QUEUE_MAX: usize = 65_536;
+/// Transactions that run at the store beside each other; more wait here.
+pub const WORKING_MAX: usize = 1_024;
+/// Decisions in one Commit of the store.
+pub const COMMIT_MAX: usize = 4_096;
+/// Bytes of redos in one Commit of the store, unless a single redo is larger.
+pub const COMMIT_BYTES: usize = 64 << 20;
+/// Markers in one piece of a scan.
+pub const SCAN_PIECE: usize = 256;
+/// Branches in one inquiry.
+pub const INQUIRY_MAX: usize = 1_024;
+/// First and longest interval between two inquiries about a branch, microseconds.
+pub const INQUIRY_INTERVAL: (u64, u64) = (2_000_000, 60_000_000);
+/// How often a store that holds prepared branches is asked for those that applications have prepared themselves, microseconds.
+pub const LIST_INTERVAL: u64 = 2_000_000;
+/// First and longest interval between two tries of a stuck redo or of a recovery, microseconds.
+pub const RETRY_INTERVAL: (u64, u64) = (100_000, 10_000_000);
+/// How long a migration waits for the store to come to rest, microseconds.
+pub const MIGRATION_PATIENCE: u64 = 30_000_000;
+/// Migrations that may wait; more are refused as busy.
+pub const MIGRATIONS_MAX: usize = 16;

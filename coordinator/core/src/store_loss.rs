@@ -1,0 +1,96 @@
+//! R-STORELOSS: does a store hold less than it once did? What it reports is compared with what the log, and this start, know of it.
+
+use crate::coordinator::{Coordinator, Pending};
+use crate::event::{Alarm, Effect};
+use crate::follower::{Led, Scan, Session};
+use crate::ids::{Csn, Epoch, ParticipantId, Position, SessionId, Time, Txid};
+use crate::message::{Hello, ToParticipant};
+use crate::mutation::{Mutation, broken};
+use crate::record::Record;
+use crate::vote::Kind;
+
+impl Coordinator {
+    /// Why this Hello shows that the store was put back to an older state; `None` if it does not.
+    pub(crate) fn store_loss(&self, participant: ParticipantId, hello: &Hello) -> Option<String> {
+        let follower = self.follower(participant);
+        let once = follower.acked.max(follower.progress.durable);
+        if hello.progress.durable < once && !broken(Mutation::StoreLossUnseen) {
+            return Some(format!("it says it has followed up to CSN {}, but had acknowledged {once}", hello.progress.durable));
+        }
+        let stale = follower.stale_owner.filter(|_| !broken(Mutation::OwnerLossUnseen));
+        stale.map(|kept| format!("it came with epoch {kept} as its last owner's, but has answered epoch {}", follower.heard))
+    }
+
+    /// What its Hello says of its owner is said once: it keeps this start now.
+    pub(crate) fn note_stale_owner(&mut self, participant: ParticipantId, hello: &Hello) {
+        let kept = hello.owner.map_or(Epoch(0), |owner| owner.epoch);
+        let follower = self.follower_mut(participant);
+        if kept < follower.heard {
+            follower.stale_owner.get_or_insert(kept);
+        }
+    }
+
+    /// It gets no Prepare and no decision any more. What it should hold is forced, for later starts.
+    pub(crate) fn store_lost(&mut self, now: Time, participant: ParticipantId, session: SessionId, how: String, fx: &mut Vec<Effect>) {
+        let why = format!("it has lost changes (R-STORELOSS): {how}; was an older copy restored?");
+        self.alarm(Alarm::StoreLoss(participant, why.clone()), fx);
+        let follower = self.follower(participant);
+        let csn = match follower.kind {
+            Kind::Leader => follower.led.map_or(Csn::ZERO, |led| led.csn),
+            Kind::Preparing | Kind::Redo | Kind::Serial => follower.acked.max(follower.progress.durable),
+        };
+        // Only what was heard in this start is this start's knowledge.
+        if follower.heard == self.owner.epoch && !follower.loss_noted {
+            self.follower_mut(participant).loss_noted = true;
+            self.append(Record::Acked { participant, csn }, Some(Pending::Noted), fx);
+        }
+        self.session_down(now, participant, session, fx);
+        self.follower_mut(participant).session = Session::Refused(session, why);
+    }
+
+    /// A leader has decided this: a marker that it has to hold until the floor has passed it.
+    pub(crate) fn note_led(&mut self, leader: ParticipantId, txid: Txid, csn: Csn) {
+        let follower = self.follower_mut(leader);
+        if follower.led.is_none_or(|led| led.csn < csn) {
+            follower.led = Some(Led { csn, position: txid.position() });
+        }
+    }
+
+    /// The floor has passed markers: they may be gone.
+    pub(crate) fn led_below(&mut self, floor: Position) {
+        for follower in &mut self.followers {
+            follower.led.take_if(|led| led.position < floor);
+        }
+    }
+
+    /// The log is told, unforced, what each leader has decided last: a later start compares it with the leader's markers.
+    pub(crate) fn note_leaders(&mut self, fx: &mut Vec<Effect>) {
+        for i in 0..self.followers.len() {
+            if self.followers[i].has_led_news() {
+                let follower = &mut self.followers[i];
+                let (participant, csn) = (follower.id, follower.led.map_or(Csn::ZERO, |led| led.csn));
+                follower.led_noted = csn;
+                self.append(Record::Acked { participant, csn }, None, fx);
+            }
+        }
+    }
+
+    /// From where on a leader's markers are to be told, of one of which all are known already.
+    pub(crate) fn newest_known(&self, leader: ParticipantId) -> Csn {
+        self.follower(leader).led.map_or(Csn::ZERO, |led| led.csn.before())
+    }
+
+    /// A scan has ended: whether the newest marker that is known was in it.
+    pub(crate) fn marker_lost(&self, leader: ParticipantId) -> Option<String> {
+        let follower = self.follower(leader);
+        let led = follower.led.filter(|led| follower.scanned < led.csn && !broken(Mutation::MarkerLossUnseen))?;
+        Some(format!("it had decided CSN {}, and tells nothing above {}", led.csn, follower.scanned))
+    }
+
+    /// A scan begins.
+    pub(crate) fn begin_scan(&mut self, leader: ParticipantId, above: Csn, scan: Scan, fx: &mut Vec<Effect>) {
+        let follower = self.follower_mut(leader);
+        (follower.scan, follower.scanned) = (scan, Csn::ZERO);
+        self.send(leader, ToParticipant::Scan(above), fx);
+    }
+}
