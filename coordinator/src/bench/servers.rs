@@ -114,6 +114,7 @@ async fn forces(arguments: &BenchArgs, report: &mut Report, clusters: &mut Clust
     let mut ratios = Row::new(what.clone());
     for round in 0..arguments.rounds {
         let url = clusters.database(0)?;
+        block_in_place(|| Blocking::connect(&url)?.run(TABLE))?;
         let before = clusters.wal_flushes()?;
         block_in_place(|| {
             let mut write = baseline::postgres_writer(&url)?;
