@@ -31,8 +31,8 @@ pub struct BenchArgs {
     /// How often each pair is measured
     #[arg(long, default_value_t = 3, value_name = "N")]
     rounds: usize,
-    /// Only these rows: coordinator, embedded, naive, latency, start, memory, curve; servers: PostgreSQL and OpenSearch,
-    /// which are measured only if asked for (repeatable)
+    /// Only these rows: coordinator, embedded, naive, latency, start, memory, curve (repeatable). PostgreSQL and
+    /// OpenSearch only if asked for: servers, or of these servers-wal, servers-recovery, servers-two, servers-dual
     #[arg(long, value_name = "ROW")]
     only: Vec<String>,
     /// Transactions after which memory and folder are measured
@@ -122,7 +122,7 @@ async fn measure(arguments: &BenchArgs) -> anyhow::Result<Report> {
     if wanted("memory") {
         memory(arguments, &mut report).await?;
     }
-    if arguments.only.iter().any(|only| only == "servers") {
+    if arguments.only.iter().any(|only| servers::has(only)) {
         servers::measure(arguments, &mut report).await?;
     }
     if wanted("curve") {

@@ -37,19 +37,40 @@ struct Clusters {
     made: u32,
 }
 
-/// Measures all rows.
+/// The names of these rows, for `--only`: all of them, or one.
+const ALL: &str = "servers";
+const WAL: &str = "servers-wal";
+const RECOVERY: &str = "servers-recovery";
+const TWO: &str = "servers-two";
+const DUAL: &str = "servers-dual";
+
+/// Whether this names rows of these.
+pub fn has(only: &str) -> bool {
+    [ALL, WAL, RECOVERY, TWO, DUAL].contains(&only)
+}
+
+/// Measures those that are asked for.
 pub async fn measure(arguments: &BenchArgs, report: &mut Report) -> anyhow::Result<()> {
     let settings = ["max_connections=200", "max_prepared_transactions=1100", "shared_buffers=128MB", "max_wal_size=4GB"];
     let start = || Cluster::try_start(&settings, Place::Disk);
     let mut clusters = block_in_place(|| anyhow::Ok(Clusters { clusters: [start()?, start()?], made: 0 }))?;
-    forces(arguments, report, &mut clusters).await?;
-    for decided in [true, false] {
-        recovery(arguments, report, &mut clusters, decided).await?;
+    let wanted = |row: &str| arguments.only.iter().any(|only| only == ALL || only == row);
+    if wanted(WAL) {
+        forces(arguments, report, &mut clusters).await?;
     }
-    two_clusters(arguments, report, &mut clusters).await?;
-    let node = block_in_place(|| opensearch::Node::try_start(&[], Life::Long))?;
-    for mode in [PostgresMode::DatabaseLed, PostgresMode::TwoPhase] {
-        dual_write(arguments, report, &mut clusters, &node.url(), mode).await?;
+    if wanted(RECOVERY) {
+        for decided in [true, false] {
+            recovery(arguments, report, &mut clusters, decided).await?;
+        }
+    }
+    if wanted(TWO) {
+        two_clusters(arguments, report, &mut clusters).await?;
+    }
+    if wanted(DUAL) {
+        let node = block_in_place(|| opensearch::Node::try_start(&[], Life::Long))?;
+        for mode in [PostgresMode::DatabaseLed, PostgresMode::TwoPhase] {
+            dual_write(arguments, report, &mut clusters, &node.url(), mode).await?;
+        }
     }
     Ok(())
 }
@@ -114,6 +135,7 @@ async fn forces(arguments: &BenchArgs, report: &mut Report, clusters: &mut Clust
     let mut ratios = Row::new(what.clone());
     for round in 0..arguments.rounds {
         let url = clusters.database(0)?;
+        block_in_place(|| Blocking::connect(&url)?.run(TABLE))?;
         let before = clusters.wal_flushes()?;
         block_in_place(|| {
             let mut write = baseline::postgres_writer(&url)?;
@@ -198,18 +220,6 @@ fn leave_in_doubt(log: &Path, urls: &[String; 2], decided: bool) -> anyhow::Resu
     }
     let coord_id: CoordId = coord_id.context("the log has no header")?;
     let txids: Vec<Txid> = (1..=IN_DOUBT).map(|n| Txid { epoch, n, decider: Decider::Log }).collect();
-    for (url, participant) in urls.iter().zip(participants) {
-        let connection = Blocking::connect(url)?;
-        for txid in &txids {
-            let (n, gid) = (txid.n, Gid { coord_id, participant, txid: *txid });
-            let place = Csn::new(epoch, n).to_u64();
-            connection.run(&format!(
-                "BEGIN; INSERT INTO item VALUES ({n}, '{}', 1); INSERT INTO lockstep.branch(place, owner) VALUES ({place}, 0);
-                PREPARE TRANSACTION '{gid}'",
-                baseline::BODY
-            ))?;
-        }
-    }
     if decided {
         let commit = |txid: &Txid| {
             let key = RequestKey { key: txid.to_string().as_bytes().into(), attempt: 1 };
@@ -228,6 +238,19 @@ fn leave_in_doubt(log: &Path, urls: &[String; 2], decided: bool) -> anyhow::Resu
             })
             .collect();
         log.append(&batch)?;
+    }
+    drop(log);
+    for (url, participant) in urls.iter().zip(participants) {
+        let connection = Blocking::connect(url)?;
+        for txid in &txids {
+            let (n, gid) = (txid.n, Gid { coord_id, participant, txid: *txid });
+            let place = Csn::new(epoch, n).to_u64();
+            connection.run(&format!(
+                "BEGIN; INSERT INTO item VALUES ({n}, '{}', 1); INSERT INTO lockstep.branch(place, owner) VALUES ({place}, 0);
+                PREPARE TRANSACTION '{gid}'",
+                baseline::BODY
+            ))?;
+        }
     }
     Ok(())
 }

@@ -27,7 +27,7 @@ const WRITE_ENTRY: &str = "INSERT INTO journal (entry, times) VALUES ($1, 1) ON 
 const COUNT: &str = "INSERT INTO tally (client, n) VALUES ($1, 1) ON CONFLICT (client) DO UPDATE SET n = tally.n + 1";
 
 /// Attempts of one transaction, while it is told that it may be tried again.
-const ATTEMPTS: u32 = 3;
+const ATTEMPTS: u32 = 8;
 /// How long a client waits after an abort.
 const AFTER_ABORT: Duration = Duration::from_millis(2);
 /// Clients that share a connection.
@@ -162,7 +162,8 @@ impl CrashReport {
         let CrashSize { clients, kills } = self.size;
         let servers = match self.server_kills {
             0 => String::new(),
-            kills => format!(", {kills} times of the servers too"),
+            1 => ", once the servers too".into(),
+            kills => format!(", {kills} times the servers too"),
         };
         format!("3 The crash: {clients} clients, {} films, {kills} times kill -9{servers}", self.films)
     }

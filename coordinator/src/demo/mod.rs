@@ -111,8 +111,8 @@ pub fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
 async fn play(stage: &Stage, films: &[catalogue::Film], quick: bool) -> anyhow::Result<Report> {
     let started = Instant::now();
     let (race, writes, crash) = match quick {
-        false => (RaceSize { clients: 32, keys: 16, writes: 320 }, 120, CrashSize { clients: 32, kills: 12 }),
-        true => (RaceSize { clients: 32, keys: 16, writes: 128 }, 40, CrashSize { clients: 16, kills: 4 }),
+        false => (RaceSize { clients: 32, keys: 10, writes: 320 }, 120, CrashSize { clients: 32, kills: 12 }),
+        true => (RaceSize { clients: 32, keys: 4, writes: 128 }, 40, CrashSize { clients: 16, kills: 4 }),
     };
     let race = race::run(stage, films, race).await?;
     let half_write = half_write::run(stage, films, writes).await?;
