@@ -13,7 +13,7 @@ use serde::Serialize;
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 /// A transaction about to begin; `.await` begins it, and gives a [`Begun`].
 #[derive(Clone, Debug)]
@@ -23,6 +23,8 @@ pub struct Begin {
     key: Option<Key>,
     attempt: u32,
     led_by: String,
+    /// Where an application's own transaction will be enlisted.
+    enlisting: Option<String>,
     timeout: Option<Duration>,
     deadline: Duration,
 }
@@ -52,7 +54,7 @@ struct Hold {
 impl Begin {
     pub(crate) fn new(client: Client) -> Begin {
         let deadline = client.shared.request_timeout;
-        Begin { client, key: None, attempt: 1, led_by: String::new(), timeout: None, deadline }
+        Begin { client, key: None, attempt: 1, led_by: String::new(), enlisting: None, timeout: None, deadline }
     }
 
     /// Names the transaction, so that it can be asked about later; 1 to 64 bytes. Default: a random UUID.
@@ -73,6 +75,13 @@ impl Begin {
         self
     }
 
+    /// The store at which an application's own transaction will be enlisted ([`Begun::enlist`]): its own commit will decide if it is
+    /// database-led. As [`Begin::led_by`] where that is needed, and nothing elsewhere; costs one more question.
+    pub fn enlisting(mut self, store: impl Into<String>) -> Begin {
+        self.enlisting = Some(store.into());
+        self
+    }
+
     /// How long it may wait for its commit; then the coordinator aborts it. Default: 30 s.
     pub fn timeout(mut self, timeout: Duration) -> Begin {
         self.timeout = Some(timeout);
@@ -85,8 +94,19 @@ impl Begin {
         self
     }
 
-    async fn begin(self) -> Result<Begun, CommitError> {
+    async fn begin(mut self) -> Result<Begun, CommitError> {
         let until = Instant::now() + self.deadline;
+        if let Some(store) = self.enlisting.take() {
+            let described = timeout_at(until, self.client.describe()).await;
+            let description = match described {
+                Ok(Ok(description)) => description,
+                Ok(Err(error)) => return Err(CommitError::NotSent(error.to_string())),
+                Err(_) => return Err(CommitError::NotSent("the coordinator did not answer in time".into())),
+            };
+            if description.stores.iter().any(|found| found.name == store && found.kind == "leader") {
+                self.led_by = store;
+            }
+        }
         let key = self.key.unwrap_or_else(Key::random);
         check_name(&key, self.attempt)?;
         let request = v1::BeginRequest {
@@ -132,40 +152,44 @@ impl IntoFuture for Begin {
     }
 }
 
-/// The same words as a [`Transaction`]'s.
+/// The same words as a [`Transaction`]'s, for what wraps one in this field.
 macro_rules! as_of_a_transaction {
-    ($($(#[$doc:meta])* $name:ident($($argument:ident: $type:ty),*);)*) => {$(
+    ($field:ident, $of:ty) => {
+        as_of_a_transaction! { @ $field, $of,
+            /// As [`crate::Transaction::sql`].
+            sql(store: &str, sql: impl Into<String>, parameters: impl IntoIterator<Item = Value>);
+            /// As [`crate::Transaction::expect_rows`].
+            expect_rows(rows: u64);
+            /// As [`crate::Transaction::put`].
+            put(store: &str, key: impl Into<String>, document: &(impl Serialize + ?Sized));
+            /// As [`crate::Transaction::put_raw`].
+            put_raw(store: &str, key: impl Into<String>, document: impl Into<String>);
+            /// As [`crate::Transaction::delete`].
+            delete(store: &str, key: impl Into<String>);
+            /// As [`crate::Transaction::if_csn`].
+            if_csn(csn: Csn);
+            /// As [`crate::Transaction::if_absent`].
+            if_absent();
+            /// As [`crate::Transaction::wait`].
+            wait(wait: Wait);
+            /// As [`crate::Transaction::timeout`], from the commit on.
+            timeout(timeout: Duration);
+            /// As [`crate::Transaction::traceparent`].
+            traceparent(traceparent: impl Into<String>);
+        }
+    };
+    (@ $field:ident, $of:ty, $($(#[$doc:meta])* $name:ident($($argument:ident: $type:ty),*);)*) => {$(
         $(#[$doc])*
-        pub fn $name(mut self, $($argument: $type),*) -> Begun {
-            self.transaction = self.transaction.$name($($argument),*);
+        pub fn $name(mut self, $($argument: $type),*) -> $of {
+            self.$field = self.$field.$name($($argument),*);
             self
         }
     )*};
 }
+pub(crate) use as_of_a_transaction;
 
 impl Begun {
-    as_of_a_transaction! {
-        /// As [`Transaction::sql`].
-        sql(store: &str, sql: impl Into<String>, parameters: impl IntoIterator<Item = Value>);
-        /// As [`Transaction::expect_rows`].
-        expect_rows(rows: u64);
-        /// As [`Transaction::put`].
-        put(store: &str, key: impl Into<String>, document: &(impl Serialize + ?Sized));
-        /// As [`Transaction::put_raw`].
-        put_raw(store: &str, key: impl Into<String>, document: impl Into<String>);
-        /// As [`Transaction::delete`].
-        delete(store: &str, key: impl Into<String>);
-        /// As [`Transaction::if_csn`].
-        if_csn(csn: Csn);
-        /// As [`Transaction::if_absent`].
-        if_absent();
-        /// As [`Transaction::wait`].
-        wait(wait: Wait);
-        /// As [`Transaction::timeout`], from the commit on.
-        timeout(timeout: Duration);
-        /// As [`Transaction::traceparent`].
-        traceparent(traceparent: impl Into<String>);
-    }
+    as_of_a_transaction! { transaction, Begun }
 
     /// The branch at this store is one that the application has prepared itself, on its own connection, under its [`crate::gid`]; `xid`
     /// is the transaction id that it had there. Committed with the rest, or rolled back; never half of it.

@@ -1,12 +1,12 @@
-//! An application's own PostgreSQL connection as a branch: it runs its own statements in its own transaction, and prepares it.
+//! An application's own PostgreSQL connection as a branch: it runs its own statements in its own transaction, and enlists it.
 
 use crate::begun::Begun;
 use crate::error::CallError;
 use crate::ids::gid;
 
-/// What an application runs at the end of its own PostgreSQL transaction, one statement after the other, in this order:
-/// [`Enlistment::barrier`], [`Enlistment::marker`], [`Enlistment::prepare`]. Any driver will do; for `tokio-postgres` there is
-/// `Begun::enlist` (feature `tokio-postgres`), which does it in one flight.
+/// What an application runs at the end of its own transaction at a PostgreSQL database in mode "two-phase", one statement after the other,
+/// in this order: [`Enlistment::barrier`], [`Enlistment::marker`], [`Enlistment::prepare`]. Any driver will do; for those of
+/// [`crate::OwnTransaction`] there is [`Begun::enlist`], which does it, and works in mode "database-led" too.
 ///
 /// Then [`Begun::enlisted`] with the number that the marker's statement returned, and [`Begun::commit`]. A driver's own transaction object
 /// is to be dropped or closed after that: the transaction is no longer this connection's. If anything fails, or the connection is lost at
@@ -21,7 +21,7 @@ pub struct Enlistment {
     prepare: String,
 }
 
-/// Why a branch was not enlisted. Its transaction is to be rolled back, and the [`Begun`] is.
+/// Why a branch was not enlisted. Its transaction is rolled back, and so is the [`Begun`].
 #[derive(Debug, thiserror::Error)]
 pub enum EnlistError {
     /// The call makes no sense, and why.
@@ -31,14 +31,28 @@ pub enum EnlistError {
     #[error(transparent)]
     Call(#[from] CallError),
     /// The application's own connection failed, or PostgreSQL refused; what its transaction did is undone.
-    #[cfg(feature = "tokio-postgres")]
-    #[error("the branch was not prepared: {0}")]
-    Postgres(#[from] tokio_postgres::Error),
+    #[error("the branch was not enlisted: {0}")]
+    Own(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// How a store takes an application's own transaction.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Mode {
+    /// Prepared at the end, under the branch's name.
+    TwoPhase {
+        /// The store's number.
+        number: u16,
+    },
+    /// Open until its own commit decides.
+    DatabaseLed {
+        /// The store's number.
+        number: u16,
+    },
 }
 
 /// Bits of the number inside an epoch.
 const N_BITS: u32 = 39;
-/// The lock by which a coordinator that takes the database over finds branches at work.
+/// The lock by which a coordinator that takes the database over finds transactions at work.
 const LOCK_CLASS: i32 = 0x4c6f_636b;
 
 impl Enlistment {
@@ -59,57 +73,59 @@ impl Enlistment {
     }
 }
 
+impl Mode {
+    /// Shows that a transaction is at work.
+    pub fn barrier(self) -> String {
+        let (Mode::TwoPhase { number } | Mode::DatabaseLed { number }) = self;
+        format!("SELECT pg_catalog.pg_advisory_xact_lock_shared({LOCK_CLASS}, {number})")
+    }
+}
+
 impl Begun {
     /// What prepares an application's own transaction at this store, a PostgreSQL database in mode "two-phase", as this transaction's
     /// branch.
     pub async fn enlistment(&self, store: &str) -> Result<Enlistment, EnlistError> {
+        match self.mode_of(store).await? {
+            (mode @ Mode::TwoPhase { number }, coordinator) => {
+                let txid = self.txid();
+                let place = (u64::from(txid.epoch) << N_BITS) | txid.n;
+                let name = gid(coordinator, number, txid);
+                Ok(Enlistment {
+                    barrier: mode.barrier(),
+                    marker: format!(
+                        "INSERT INTO lockstep.branch(place, owner) VALUES ({place}, (SELECT slot FROM lockstep.owner WHERE slot = 0 AND \
+                         epoch = {})) RETURNING pg_current_xact_id()::text",
+                        txid.epoch
+                    ),
+                    prepare: format!("PREPARE TRANSACTION '{name}'"),
+                })
+            }
+            (Mode::DatabaseLed { .. }, _) => Err(EnlistError::Invalid(format!(
+                "store `{store}` is database-led: a transaction on an application's own connection is not prepared there, it stays open; use \
+                 Begun::enlist"
+            ))),
+        }
+    }
+
+    pub(crate) async fn mode_of(&self, store: &str) -> Result<(Mode, crate::CoordinatorId), EnlistError> {
         let description = self.client().describe().await?;
         let found = description.stores.iter().find(|found| found.name == store);
         let found = found.ok_or_else(|| EnlistError::Invalid(format!("there is no store `{store}`")))?;
-        let number = match (found.r#type.as_str(), found.kind.as_str(), found.number) {
-            ("postgres", "preparing", Some(number)) => number,
+        let mode = match (found.r#type.as_str(), found.kind.as_str(), found.number) {
+            ("postgres", "preparing", Some(number)) => Mode::TwoPhase { number },
+            ("postgres", "leader", Some(number)) if self.txid().leader == Some(number.into()) => Mode::DatabaseLed { number },
+            ("postgres", "leader", Some(_)) => {
+                return Err(EnlistError::Invalid(format!(
+                    "store `{store}` is database-led, so its own commit decides: begin the transaction with Begin::enlisting or Begin::led_by"
+                )));
+            }
             (kind, vote, _) => {
                 return Err(EnlistError::Invalid(format!(
-                    "store `{store}` ({kind}, {vote}) cannot take a branch that is prepared by its application: that needs a PostgreSQL \
-                     database in mode \"two-phase\""
+                    "store `{store}` ({kind}, {vote}) cannot take a transaction on an application's own connection: that needs a PostgreSQL \
+                     database"
                 )));
             }
         };
-        let txid = self.txid();
-        let place = (u64::from(txid.epoch) << N_BITS) | txid.n;
-        let name = gid(description.coordinator, number, txid);
-        Ok(Enlistment {
-            barrier: format!("SELECT pg_advisory_xact_lock_shared({LOCK_CLASS}, {number})"),
-            marker: format!(
-                "INSERT INTO lockstep.branch(place, owner) VALUES ({place}, (SELECT slot FROM lockstep.owner WHERE slot = 0 AND epoch = {})) \
-                 RETURNING pg_current_xact_id()::text",
-                txid.epoch
-            ),
-            prepare: format!("PREPARE TRANSACTION '{name}'"),
-        })
-    }
-
-    /// Enlists an application's own open transaction as this transaction's branch at `store`: writes the marker and prepares it, in one
-    /// flight. What it did is committed with the rest, or rolled back.
-    #[cfg(feature = "tokio-postgres")]
-    pub async fn enlist(self, store: &str, transaction: tokio_postgres::Transaction<'_>) -> Result<Begun, EnlistError> {
-        let enlistment = self.enlistment(store).await?;
-        let (barrier, marker, prepared) = tokio::join!(
-            transaction.batch_execute(&enlistment.barrier),
-            transaction.simple_query(&enlistment.marker),
-            transaction.batch_execute(&enlistment.prepare)
-        );
-        barrier?;
-        let xid = marker?.iter().find_map(|message| match message {
-            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
-            _ => None,
-        });
-        prepared?;
-        // From here on it is no longer the connection's: dropped, it rolls back nothing.
-        drop(transaction);
-        match xid {
-            Some(xid) => Ok(self.enlisted(store, xid)),
-            None => Err(EnlistError::Invalid("the marker's statement returned no transaction number".into())),
-        }
+        Ok((mode, description.coordinator))
     }
 }

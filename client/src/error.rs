@@ -1,6 +1,7 @@
 //! Errors, split by what the caller must do.
 
 use crate::ids::{Csn, RequestId, Txid};
+use crate::receipt::Receipt;
 use lockstep_proto::v1;
 use std::fmt;
 
@@ -17,6 +18,11 @@ pub enum CommitError {
     /// It is aborted, for ever, under this key and attempt; nothing of it is anywhere.
     #[error("{0}")]
     Aborted(Box<Aborted>),
+    /// It is committed, but a person has undone its branch at a store, or given it up there: that store may not have it (heuristic mixed
+    /// or hazard). Tell an operator: `lockstep damage list` says what happened. Sending it again would do the rest of it twice.
+    #[error("committed as {txid}, but damaged at {stores}: it was finished there by hand against the decision, or given up",
+        txid = .0.txid, stores = .0.damaged.join(", "))]
+    Damaged(Box<Receipt>),
     /// Nobody here knows. Never send it as a new transaction; ask again with [`crate::Client::inquire`], or send the same
     /// transaction under the same key, attempt and position.
     #[error("unknown, ask again: {message}")]
@@ -160,6 +166,7 @@ impl CommitError {
             CommitError::Aborted(aborted) => aborted.retryable,
             CommitError::Invalid(_)
             | CommitError::NotSent(_)
+            | CommitError::Damaged(_)
             | CommitError::Unknown { .. }
             | CommitError::Expired { .. }
             | CommitError::KeyReused { .. } => false,
@@ -168,7 +175,7 @@ impl CommitError {
 
     /// Whether it is certain that this call has changed nothing and will not.
     pub fn is_definite(&self) -> bool {
-        !matches!(self, CommitError::Unknown { .. })
+        !matches!(self, CommitError::Unknown { .. } | CommitError::Damaged(_))
     }
 }
 

@@ -17,6 +17,8 @@ pub struct Receipt {
     pub results_gone: bool,
     /// Stores that had not followed when the wait ended. They will.
     pub pending: Vec<String>,
+    /// Stores where it is recorded as damaged: they may not have it. Empty but in [`crate::CommitError::Damaged`].
+    pub damaged: Vec<String>,
     results: Vec<(String, Vec<StatementResult>)>,
 }
 
@@ -59,6 +61,7 @@ impl From<v1::Committed> for Receipt {
             token: Token(committed.token),
             results_gone: committed.results_gone,
             pending: committed.pending,
+            damaged: committed.damaged,
             results: committed.results.into_iter().map(results).collect(),
         }
     }

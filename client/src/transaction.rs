@@ -398,7 +398,7 @@ pub(crate) fn settle(client: &Client, outcome: v1::outcome::Outcome, id: &Reques
             if receipt.has_results() {
                 client.shared.link.acknowledge(receipt.txid.into());
             }
-            Ok(receipt)
+            if receipt.damaged.is_empty() { Ok(receipt) } else { Err(CommitError::Damaged(Box::new(receipt))) }
         }
         Outcome::Aborted(aborted) => Err(CommitError::Aborted(Box::new(Aborted {
             reason: aborted.reason().into(),

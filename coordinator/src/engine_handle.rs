@@ -7,6 +7,7 @@ use lockstep_core::{
     CoordId, Epoch, Event, FromParticipant, Kind, LogId, ParticipantId, Position, Reply, Role, SessionId, Ticket, Time, ToParticipant,
     Vote, Work,
 };
+use lockstep_participants::applications::Applications;
 use lockstep_participants::{Reader, StoreError, WorkerHandle};
 use lockstep_proto::v1;
 use rustc_hash::FxHashMap;
@@ -166,6 +167,8 @@ pub struct Access {
     pub participant: ParticipantId,
     /// Concurrent reads.
     pub reader: Arc<dyn Reader>,
+    /// Where applications attend whose own open transactions are to decide, if it has that.
+    pub applications: Option<Applications>,
     /// Its schema.
     pub migrate: Migrate,
 }
@@ -331,6 +334,11 @@ impl EngineHandle {
     /// A store's concurrent reads; `None` if it is remote.
     pub fn reader(&self, participant: ParticipantId) -> Option<Arc<dyn Reader>> {
         self.access(participant).map(|access| Arc::clone(&access.reader))
+    }
+
+    /// Where applications attend whose own open transactions are to decide there; `None` if the store has no such thing.
+    pub fn applications(&self, participant: ParticipantId) -> Option<Applications> {
+        self.access(participant)?.applications.clone()
     }
 
     /// Concurrent reads of every store that the daemon drives, by name.

@@ -124,6 +124,10 @@ impl ResourceManager for FragileStore {
         self.store.reader()
     }
 
+    fn applications(&self) -> Option<lockstep_participants::applications::Applications> {
+        self.store.applications()
+    }
+
     fn migrate(&mut self, script: &str) -> Result<String, StoreError> {
         self.around("migrate", |store| store.migrate(script))
     }

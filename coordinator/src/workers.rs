@@ -91,13 +91,13 @@ impl Messages {
 }
 
 fn access_of(participant: ParticipantId, worker: &Arc<WorkerHandle>, engine: EngineHandle, migrations: Migrations) -> Access {
-    let (reader, worker) = (worker.reader(), Arc::clone(worker));
+    let (reader, applications, worker) = (worker.reader(), worker.applications(), Arc::clone(worker));
     let migrate = move |script: String, waiter| {
         let ticket = engine.ticket();
         migrations.lock().expect("no holder panics").insert(ticket, waiter);
         worker.migrate(ticket, script.into());
     };
-    Access { participant, reader, migrate: Box::new(migrate) }
+    Access { participant, reader, applications, migrate: Box::new(migrate) }
 }
 
 /// Opens a session that broke again: at once after a quiet time, with growing pauses while it keeps breaking.

@@ -1,4 +1,6 @@
 //! Resource managers.
+#[cfg(feature = "postgres")]
+pub mod applications;
 pub mod conformance;
 #[cfg(any(feature = "tantivy", feature = "opensearch"))]
 mod document_redo;

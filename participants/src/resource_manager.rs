@@ -118,6 +118,12 @@ pub trait ResourceManager: Send {
     /// Concurrent reads, from any thread, for as long as the store is open.
     fn reader(&self) -> Arc<dyn Reader>;
 
+    /// Where applications attend whose own open transactions are to decide here, if that is possible.
+    #[cfg(feature = "postgres")]
+    fn applications(&self) -> Option<crate::applications::Applications> {
+        None
+    }
+
     /// Sets up or changes the schema, outside transactions, when no batch is open. All that came before is durable without the log
     /// afterwards, and so is the change.
     fn migrate(&mut self, script: &str) -> Result<String, StoreError>;

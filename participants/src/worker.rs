@@ -41,6 +41,8 @@ pub enum FromWorker {
 pub struct WorkerHandle {
     kind: Kind,
     reader: Arc<dyn Reader>,
+    #[cfg(feature = "postgres")]
+    applications: Option<crate::applications::Applications>,
     inbox: Sender<ToWorker>,
     gate: Arc<Gate>,
     thread: Option<JoinHandle<Box<dyn ResourceManager>>>,
@@ -85,6 +87,8 @@ impl Worker {
         outbox: impl FnMut(&mut Vec<FromWorker>) + Send + 'static,
     ) -> Result<WorkerHandle, StoreError> {
         let (kind, reader) = (store.kind(), store.reader());
+        #[cfg(feature = "postgres")]
+        let applications = store.applications();
         let (sender, inbox) = channel();
         let late = sender.clone();
         store.vote_later(Arc::new(move |votes| drop(late.send(ToWorker::Votes(votes)))));
@@ -108,7 +112,15 @@ impl Worker {
             worker.store
         });
         let thread = thread.map_err(|e| StoreError::Refused(format!("cannot start a thread for the store: {e}")))?;
-        Ok(WorkerHandle { kind, reader, inbox: sender, gate, thread: Some(thread) })
+        Ok(WorkerHandle {
+            kind,
+            reader,
+            #[cfg(feature = "postgres")]
+            applications,
+            inbox: sender,
+            gate,
+            thread: Some(thread),
+        })
     }
 
     fn run(&mut self) {
@@ -318,6 +330,12 @@ impl WorkerHandle {
     /// Reads beside the transactions, from any thread.
     pub fn reader(&self) -> Arc<dyn Reader> {
         self.reader.clone()
+    }
+
+    /// Where applications attend whose own open transactions are to decide, if the store has that.
+    #[cfg(feature = "postgres")]
+    pub fn applications(&self) -> Option<crate::applications::Applications> {
+        self.applications.clone()
     }
 
     /// A session is up; every older one has ended. Numbers rise.

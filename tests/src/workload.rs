@@ -10,7 +10,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Rows of one page of a read.
 const PAGE: u32 = 1_000;
 /// The tables.
-const TABLES: &str = "CREATE TABLE journal (id TEXT PRIMARY KEY NOT NULL, item TEXT NOT NULL);
+pub const TABLES: &str = "CREATE TABLE journal (id TEXT PRIMARY KEY NOT NULL, item TEXT NOT NULL);
     CREATE TABLE item (name TEXT PRIMARY KEY NOT NULL, version INTEGER NOT NULL, last TEXT NOT NULL);";
 
 /// What a client was told of one transaction, for certain.

@@ -323,6 +323,11 @@ fn reply(out: &Out, id: u64, outcome: Outcome, position: v1::Position) {
 #[tonic::async_trait]
 impl TransactionService for Service {
     type TransactStream = UnboundedReceiverStream<Result<v1::TransactReplies, Status>>;
+    type LeadStream = UnboundedReceiverStream<Result<v1::LeadReply, Status>>;
+
+    async fn lead(&self, _: tonic::Request<Streaming<v1::LeadRequest>>) -> Result<Response<Self::LeadStream>, Status> {
+        Err(Status::unimplemented("no database leads here"))
+    }
 
     async fn transact(&self, request: tonic::Request<Streaming<v1::TransactRequests>>) -> Result<Response<Self::TransactStream>, Status> {
         let (out, replies) = mpsc::unbounded_channel();

@@ -95,6 +95,8 @@ pub struct Receipt {
     pub results: Option<Vec<(ParticipantId, Results)>>,
     /// Stores that had not followed when the wait's deadline passed.
     pub pending: Vec<ParticipantId>,
+    /// Stores where it is recorded as damaged: they may not have it (R-MARKER, R-SKIP).
+    pub damaged: Vec<ParticipantId>,
 }
 
 /// An aborted transaction, as its client sees it. Nothing of it is or will be anywhere.

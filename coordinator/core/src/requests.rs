@@ -7,7 +7,7 @@ use crate::ids::{Csn, Decider, ParticipantId, Position, Ticket, Time, Token, Txi
 use crate::message::{Settle, ToParticipant};
 use crate::mutation::{Mutation, broken};
 use crate::outcomes::{CommittedFate, Fate, Known};
-use crate::record::Marker;
+use crate::record::{DamageKind, Marker};
 use crate::request::{Aborted, BranchRequest, Receipt, Reply, Request, RequestKey, Wait};
 use crate::transaction::{Branch, BranchState, State, Transaction, Waiter, is_enlisted};
 use crate::vote::{Kind, Refusal, RefusalKind};
@@ -268,7 +268,9 @@ impl Coordinator {
 
     fn receipt(&self, txid: Txid, committed: &CommittedFate) -> Receipt {
         let token = Token { log_id: self.log_id, csn: committed.csn };
-        Receipt { txid, csn: committed.csn, token, results: committed.results.clone(), pending: Vec::new() }
+        let of_it = self.damage.iter().filter(|damage| damage.txid == txid && damage.kind != DamageKind::CommittedByHand);
+        let damaged = of_it.map(|damage| damage.participant).collect();
+        Receipt { txid, csn: committed.csn, token, results: committed.results.clone(), pending: Vec::new(), damaged }
     }
 
     /// A key of an earlier start that the log does not know: every database that may have decided it is asked (R-KEY, R-LR).
@@ -591,7 +593,7 @@ impl Coordinator {
         let sentence = match (is_enlisted(&branch.operations), begun) {
             (false, _) => return Ok(()),
             (true, false) => "an enlisted branch is prepared under the name of its transaction: begin the transaction first".into(),
-            (true, true) if follower.kind != Kind::Preparing => {
+            (true, true) if !matches!(follower.kind, Kind::Preparing | Kind::Leader) => {
                 format!("store `{}` holds no prepared branches: nothing can be enlisted there", follower.name)
             }
             (true, true) if branch.operations.len() > 1 => "an enlisted branch is prepared already: it takes no other operation".into(),

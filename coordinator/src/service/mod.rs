@@ -2,6 +2,7 @@
 
 pub mod admin;
 mod hash;
+mod lead;
 pub mod participant_messages;
 mod participants;
 mod stream;

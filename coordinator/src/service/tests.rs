@@ -91,7 +91,14 @@ impl Server {
 fn committed(n: u64) -> Reply {
     let csn = Csn::new(Epoch(3), n);
     let txid = Txid { epoch: Epoch(3), n, decider: Decider::Log };
-    Reply::Committed(Receipt { txid, csn, token: Token { log_id: IDENTITY.log_id, csn }, results: Some(vec![]), pending: vec![] })
+    Reply::Committed(Receipt {
+        txid,
+        csn,
+        token: Token { log_id: IDENTITY.log_id, csn },
+        results: Some(vec![]),
+        pending: vec![],
+        damaged: vec![],
+    })
 }
 
 fn commit(key: u64) -> v1::CommitRequest {

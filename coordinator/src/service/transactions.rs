@@ -10,6 +10,7 @@ use lockstep_proto::v1;
 use lockstep_proto::v1::transaction_service_server::TransactionService;
 use prost::Message;
 use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Response, Status, Streaming};
 
@@ -50,13 +51,17 @@ impl TransactionService for Transactions {
     type TransactStream = Writer;
 
     async fn transact(&self, request: Request<Streaming<v1::TransactRequests>>) -> Result<Response<Writer>, Status> {
-        let limit = self.0.configuration.limits.streams;
-        let slot = Arc::clone(&self.0.streams)
-            .try_acquire_owned()
-            .map_err(|_| Status::resource_exhausted(format!("there are {limit} open streams, as many as there may be (limits.streams)")))?;
+        let slot = self.slot()?;
         let (reader, writer) = stream::open(self.0.clone(), slot);
         tokio::spawn(reader.run(request.into_inner()));
         Ok(Response::new(writer))
+    }
+
+    type LeadStream = super::lead::Statements;
+
+    async fn lead(&self, request: Request<Streaming<v1::LeadRequest>>) -> Result<Response<Self::LeadStream>, Status> {
+        let slot = self.slot()?;
+        super::lead::attend(&self.0, request.into_inner(), slot).await.map(Response::new)
     }
 
     async fn commit(&self, request: Request<v1::CommitRequest>) -> Result<Response<v1::Outcome>, Status> {
@@ -121,6 +126,13 @@ impl TransactionService for Transactions {
 }
 
 impl Transactions {
+    /// A place among the open streams.
+    fn slot(&self) -> Result<OwnedSemaphorePermit, Status> {
+        let limit = self.0.configuration.limits.streams;
+        let full = |_| Status::resource_exhausted(format!("there are {limit} open streams, as many as there may be (limits.streams)"));
+        Arc::clone(&self.0.streams).try_acquire_owned().map_err(full)
+    }
+
     fn store(&self, name: &str) -> Result<&Registered, Status> {
         let names = self.0.engine.names();
         names.named(name).ok_or_else(|| Status::not_found(format!("store: {}", translate::unknown_store(name, names))))

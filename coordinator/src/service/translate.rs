@@ -519,6 +519,7 @@ fn committed_out(receipt: Receipt, names: &Registry) -> v1::Committed {
             .collect(),
         results_gone,
         pending: receipt.pending.iter().map(|participant| names.name(*participant)).collect(),
+        damaged: receipt.damaged.iter().map(|participant| names.name(*participant)).collect(),
     }
 }
 
@@ -790,6 +791,7 @@ mod tests {
             token: Token { log_id: LogId(1), csn: Csn::new(Epoch(3), 1) },
             results: Some(vec![(ParticipantId(1), vec![result].into()), (ParticipantId(2), vec![].into())]),
             pending: vec![ParticipantId(2)],
+            damaged: vec![],
         };
         let committed = committed_out(receipt, &names());
         assert_eq!((committed.results.len(), committed.results[0].store.as_str()), (1, "db"));

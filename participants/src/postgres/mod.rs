@@ -9,6 +9,7 @@
 //! values      parameters and results                  failure      what SQLSTATEs mean
 //! text_form   results that are told as text           examination  whether the server can keep the promise
 //! statement   what a statement may be                 reader       queries beside the transactions
+//! own         transactions on an application's own connection
 //! ```
 //!
 //! The store may be away when the daemon starts: nothing here connects before a session begins or a query comes.
@@ -18,6 +19,7 @@ mod connection;
 mod examination;
 mod failure;
 mod marker;
+mod own;
 mod reader;
 mod schema;
 mod session;
@@ -29,8 +31,9 @@ mod two_phase;
 mod values;
 mod work;
 
+use crate::applications::Applications;
 use crate::{Committed, LateVotes, Led, Reader, Recovered, ResourceManager, StoreError, Tended};
-use connection::{Connector, Lent};
+use connection::Connector;
 use failure::{Failure, sentence};
 use lockstep_core::{
     Abilities, Ballot, Csn, Decided, Decider, Kind, Marker, MarkerEvidence, Owner, ParticipantId, Position, Progress, Refusal, RefusalKind,
@@ -47,6 +50,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tokio_postgres::SimpleQueryMessage;
+use work::Open;
 
 /// How long the server may take over a step of our own; then the connection is not trusted any more, and a new session begins.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -62,6 +66,7 @@ pub struct Postgres {
     readers: Arc<Readers>,
     /// Who takes votes when they are there; without it `prepare` waits for them.
     late: Option<LateVotes>,
+    applications: Applications,
 }
 
 /// How to reach and use a database.
@@ -234,7 +239,7 @@ impl Postgres {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("postgres").enable_all().build();
         let runtime = runtime.expect("threads can be started");
         let readers = Arc::new(Readers::new(&connector, &options, runtime.handle().clone()));
-        Postgres { options, runtime: Some(runtime), connector, session: None, readers, late: None }
+        Postgres { options, runtime: Some(runtime), connector, session: None, readers, late: None, applications: Applications::default() }
     }
 
     fn runtime(&self) -> &Runtime {
@@ -303,18 +308,22 @@ impl ResourceManager for Postgres {
         }))
     }
 
+    fn applications(&self) -> Option<Applications> {
+        (self.options.mode == PostgresMode::DatabaseLed).then(|| self.applications.clone())
+    }
+
     fn vote_later(&mut self, late: LateVotes) {
         self.late = Some(late);
     }
 
     fn prepare(&mut self, batch: &[Work]) -> Result<Ballot, StoreError> {
-        let (options, late) = (Arc::clone(&self.options), self.late.clone());
+        let (options, late, applications) = (Arc::clone(&self.options), self.late.clone(), self.applications.clone());
         let (runtime, _, current) = self.current()?;
         while current.tasks.try_join_next().is_some() {}
         let (sender, receiver) = std::sync::mpsc::channel();
         for work in batch.iter().cloned() {
             let (txid, stop) = (work.txid, current.session.under_way().enter(work.txid));
-            let life = work::live(Arc::clone(&current.session), Arc::clone(&options), work, stop);
+            let life = work::live(Arc::clone(&current.session), Arc::clone(&options), applications.clone(), work, stop);
             let (late, sender) = (late.clone(), sender.clone());
             let task = async move {
                 let vote = life.await;
@@ -364,11 +373,11 @@ impl ResourceManager for Postgres {
         let (open, prepared) = {
             let mut under_way = current.session.under_way();
             let voted: Vec<Txid> = txids.iter().copied().filter(|txid| !under_way.stop(*txid)).collect();
-            let open: Vec<Lent> = voted.iter().filter_map(|txid| under_way.open.remove(txid)).collect();
+            let open: Vec<Open> = voted.iter().filter_map(|txid| under_way.open.remove(txid)).collect();
             (open, voted.into_iter().filter(|txid| txid.decider != Decider::Leader(me)).collect::<Vec<_>>())
         };
         runtime.block_on(bounded(async {
-            futures_util::future::join_all(open.into_iter().map(marker::take_back)).await;
+            futures_util::future::join_all(open.into_iter().map(work::take_back)).await;
             two_phase::roll_back(&current.session, &prepared, options.finishers).await.map_err(Failure::broken)
         }))?;
         Ok(())
@@ -376,8 +385,8 @@ impl ResourceManager for Postgres {
 
     fn lead(&mut self, markers: &[Marker]) -> Result<Led, StoreError> {
         let alone = self.late.is_some() || self.options.mode == PostgresMode::TwoPhase;
-        let (runtime, _, current) = self.current()?;
-        let session = Arc::clone(&current.session);
+        let (runtime, options, current) = self.current()?;
+        let (session, patience) = (Arc::clone(&current.session), options.lock_timeout);
         let (led, open) = {
             let mut under_way = session.under_way();
             let led: Vec<_> = markers.iter().map(|marker| (marker, under_way.open.remove(&marker.entry.txid))).collect();
@@ -385,8 +394,8 @@ impl ResourceManager for Postgres {
             (led, if alone { Vec::new() } else { under_way.open.drain().map(|(_, open)| open).collect() })
         };
         let outcomes = runtime.block_on(async {
-            let taken_back = futures_util::future::join_all(open.into_iter().map(marker::take_back));
-            let led = futures_util::future::join_all(led.into_iter().map(|(marker, open)| work::lead(&session, marker, open)));
+            let taken_back = futures_util::future::join_all(open.into_iter().map(work::take_back));
+            let led = futures_util::future::join_all(led.into_iter().map(|(marker, open)| work::lead(&session, marker, open, patience)));
             futures_util::future::join(taken_back, led).await.1
         });
         let mut each = Vec::with_capacity(markers.len());

@@ -3,8 +3,10 @@
 use super::connection::{Lent, lend};
 use super::failure::Failure;
 use super::marker::{self, Outcome};
+use super::own::{self, Own};
 use super::session::Session;
 use super::{PostgresOptions, branch, not_open, two_phase};
+use crate::applications::Applications;
 use lockstep_core::{Decider, Marker, Operation, RefusalKind, Settle, Txid, Vote, Work};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,10 +18,18 @@ use tokio::time::{Instant, timeout};
 /// How long it may take to find out what became of a branch whose connection was lost.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// A vote, and the connection that holds the transaction open if it is Ready.
+/// A vote, and what holds the transaction open if it is Ready.
 pub struct Voted {
     pub vote: Vote,
-    pub open: Option<Lent>,
+    pub open: Option<Open>,
+}
+
+/// What holds a transaction open that voted Ready.
+pub enum Open {
+    /// A connection of ours.
+    Ours(Lent),
+    /// An application's own.
+    Applications(Own),
 }
 
 impl From<Vote> for Voted {
@@ -33,8 +43,8 @@ impl From<Vote> for Voted {
 pub struct UnderWay {
     /// Those that have not voted yet.
     running: HashMap<Txid, Arc<Stop>>,
-    /// Those that voted Ready and hold their connection until their outcome.
-    pub open: HashMap<Txid, Lent>,
+    /// Those that voted Ready and stay open until their outcome.
+    pub open: HashMap<Txid, Open>,
 }
 
 /// How a running branch is told that it was aborted.
@@ -79,9 +89,15 @@ async fn within<T>(deadline: Instant, stop: &Stop, step: impl Future<Output = T>
 
 /// Runs a branch up to its vote, and enters what became of it. No vote if it was told to stop: then nothing of it is left. An error: what
 /// became of it cannot be found out now.
-pub async fn live(session: Arc<Session>, options: Arc<PostgresOptions>, work: Work, stop: Arc<Stop>) -> Result<Option<Vote>, String> {
+pub async fn live(
+    session: Arc<Session>,
+    options: Arc<PostgresOptions>,
+    applications: Applications,
+    work: Work,
+    stop: Arc<Stop>,
+) -> Result<Option<Vote>, String> {
     let txid = work.txid;
-    let voted = run(&session, &options, &work, &stop).await?;
+    let voted = run(&session, &options, &applications, &work, &stop).await?;
     let (vote, leftover) = {
         let mut under_way = session.under_way();
         under_way.running.remove(&txid);
@@ -96,7 +112,7 @@ pub async fn live(session: Arc<Session>, options: Arc<PostgresOptions>, work: Wo
         }
     };
     if let Some(open) = leftover {
-        marker::take_back(open).await;
+        take_back(open).await;
     }
     let prepared = match vote {
         Ok(vote) => return Ok(Some(vote)),
@@ -108,7 +124,7 @@ pub async fn live(session: Arc<Session>, options: Arc<PostgresOptions>, work: Wo
     Ok(None)
 }
 
-async fn run(session: &Session, options: &PostgresOptions, work: &Work, stop: &Stop) -> Result<Voted, String> {
+async fn run(session: &Session, options: &PostgresOptions, applications: &Applications, work: &Work, stop: &Stop) -> Result<Voted, String> {
     let deadline = Instant::now() + Duration::from_micros(work.timeout);
     let failed = |left: Left| match left {
         Left::Late => {
@@ -117,6 +133,14 @@ async fn run(session: &Session, options: &PostgresOptions, work: &Work, stop: &S
         Left::Stopped => Failure::refused(RefusalKind::Cancelled, "the transaction was aborted while it ran"),
     };
     let no = |failure: Failure| Ok(Vote::No(failure.refusal()).into());
+    let led = work.txid.decider == Decider::Leader(session.me);
+    if let ([Operation::Enlisted { xid }], true) = (&work.operations[..], led) {
+        return match within(deadline, stop, own::vote(session, applications, work.txid, *xid)).await {
+            Ok(Ok(own)) => Ok(Voted { vote: Vote::Ready([].into()), open: Some(Open::Applications(own)) }),
+            Ok(Err(failure)) => no(failure),
+            Err(left) => no(failed(left)),
+        };
+    }
     if let [Operation::Enlisted { xid }] = work.operations[..] {
         return match timeout(PATIENCE, enlisted(session, work.txid, xid)).await {
             Ok(Ok(())) => Ok(Vote::Prepared([].into()).into()),
@@ -135,7 +159,6 @@ async fn run(session: &Session, options: &PostgresOptions, work: &Work, stop: &S
         }
         Err(left) => return no(failed(left)),
     };
-    let led = work.txid.decider == Decider::Leader(session.me);
     let ran = match within(deadline, stop, branch::run(&mut connection, &work.operations, &options.limits, led)).await {
         Ok(Ok(ran)) => ran,
         Ok(Err(failure)) => {
@@ -148,7 +171,7 @@ async fn run(session: &Session, options: &PostgresOptions, work: &Work, stop: &S
         }
     };
     let xid = match (led, ran.xid) {
-        (true, _) => return Ok(Voted { vote: Vote::Ready(ran.results), open: Some(connection) }),
+        (true, _) => return Ok(Voted { vote: Vote::Ready(ran.results), open: Some(Open::Ours(connection)) }),
         (false, None) => {
             branch::roll_back(&mut connection).await;
             return Ok(Vote::ReadOnly(ran.results).into());
@@ -200,9 +223,28 @@ async fn enlisted(session: &Session, txid: Txid, xid: u64) -> Result<(), Failure
     }
 }
 
+/// Ends what is open without effect.
+pub async fn take_back(open: Open) {
+    match open {
+        Open::Ours(connection) => marker::take_back(connection).await,
+        // Its application is told by the end of its attendance, and ends it.
+        Open::Applications(own) => drop(own),
+    }
+}
+
 /// Commits what is open, with its marker. An answer that was lost is looked for at the marker: an 'A' in its place decides (R-LR).
-pub async fn lead(session: &Session, marker: &Marker, open: Option<Lent>) -> Outcome {
-    let Some(mut connection) = open else { return Outcome::RolledBack(not_open()) };
+/// `patience`: how long an application may take.
+pub async fn lead(session: &Session, marker: &Marker, open: Option<Open>, patience: Duration) -> Outcome {
+    let mut connection = match open {
+        None => return Outcome::RolledBack(not_open()),
+        Some(Open::Ours(connection)) => connection,
+        Some(Open::Applications(own)) => {
+            return match timeout(PATIENCE, own::lead(session, marker, own, patience)).await {
+                Ok(outcome) => outcome,
+                Err(_) => Outcome::Unknown("the server does not answer".into()),
+            };
+        }
+    };
     let why = match timeout(PATIENCE, marker::lead(&mut connection, session.owner, marker)).await {
         Ok(Outcome::Unknown(why)) => why,
         Ok(known) => return known,
