@@ -211,10 +211,10 @@ mod tests {
         check(22_285, &Options::default());
     }
 
-    /// A leader is away, waived, and the floor passes a marker of it that nobody has read.
+    /// A leader is away, waived, and the floor passes a marker of it that nobody has read; or an index is put back after the floor.
     #[test]
-    fn the_floor_and_a_leader_that_is_away() {
-        for seed in [1_095, 2_865] {
+    fn the_floor_and_what_it_forgets() {
+        for seed in [1_095, 2_865, 6_948] {
             check(seed, &Options::default());
         }
     }
