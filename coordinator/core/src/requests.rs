@@ -477,7 +477,7 @@ impl Coordinator {
     fn admit_new(&self) -> Result<(), Refused> {
         let sentence = match &self.phase {
             Phase::Safe(evidence) => format!("the coordinator is in safe mode: {evidence}"),
-            Phase::Starting | Phase::Serving | Phase::Stopped(_) if self.log_full => {
+            Phase::Starting | Phase::Serving | Phase::Stopped(_) if self.log_full && !broken(Mutation::FullLogRuns) => {
                 "the decision log's disk has less room than log.reserve_bytes keeps free: only what is under way is finished (R-FULL)"
                     .into()
             }
