@@ -6,7 +6,10 @@ mod node;
 #[path = "../../../participants/tests/servers/postgres.rs"]
 mod postgres;
 
+mod by_hand;
 mod gate;
 mod lab;
 mod load;
+mod own_connection;
 mod recovery;
+mod steps;
