@@ -186,7 +186,15 @@ impl State {
         let token = csn.to_be_bytes().to_vec().into();
         self.decide(
             request,
-            Outcome::Committed(v1::Committed { txid: Some(txid), csn, token, results, results_gone: false, pending: vec![], damaged: vec![] }),
+            Outcome::Committed(v1::Committed {
+                txid: Some(txid),
+                csn,
+                token,
+                results,
+                results_gone: false,
+                pending: vec![],
+                damaged: vec![],
+            }),
         )
     }
 

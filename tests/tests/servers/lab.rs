@@ -1,12 +1,17 @@
 //! Configurations, and short words for a daemon on them.
 
+use anyhow::{Context, ensure};
 use lockstep_proto::v1::StatusReply;
-use lockstepd::demo::daemon::Launch;
+use lockstep_servers::postgres::psql;
+use lockstepd::demo::daemon::{Daemon, Launch};
+use rustix::process::{Pid, Signal, kill_process};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long recovery may take. Far above what it does take: the point is that it ends.
 pub const MEND: Duration = Duration::from_secs(60);
+/// How long it may take to come to a place.
+pub const REACHED: Duration = Duration::from_secs(120);
 
 /// The embedded index.
 pub const INDEX: &str = "[[store]]\ntype = \"tantivy\"\nname = \"index\"\n";
@@ -40,4 +45,29 @@ pub fn launch(folder: &Path, failpoint: Option<&str>, configuration: &str) -> an
 pub fn mended(status: &StatusReply) -> bool {
     let followed = status.participants.iter().all(|store| store.session == "up" && store.lag == 0);
     status.mended_after_ms > 0 && status.in_doubt == 0 && status.active == 0 && followed
+}
+
+/// Every store has a session.
+pub fn all_up(status: &StatusReply) -> bool {
+    status.participants.iter().all(|store| store.session == "up")
+}
+
+/// Waits until the daemon stands still at its failpoint (`pause`).
+pub async fn wait_until_paused(daemon: &Daemon) -> anyhow::Result<()> {
+    let id = daemon.id().context("it runs")?;
+    let until = Instant::now() + REACHED;
+    loop {
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat"))?;
+        if stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T')) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < until, "the place was never reached");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// Lets a daemon that stands still go on.
+pub fn go_on(daemon: &Daemon) -> anyhow::Result<()> {
+    let id = daemon.id().and_then(|id| Pid::from_raw(id.cast_signed())).context("it runs")?;
+    Ok(kill_process(id, Signal::CONT)?)
 }

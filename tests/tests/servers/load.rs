@@ -1,6 +1,6 @@
 //! `kill -9` of the daemon and of the servers at random moments under load.
 
-use crate::lab::{INDEX, MEND, database, launch, mended, search};
+use crate::lab::{INDEX, MEND, all_up, database, launch, mended, search};
 use lockstep_servers::opensearch::Node;
 use lockstep_servers::postgres::Cluster;
 use lockstep_tests::workload::{self, Size};
@@ -58,7 +58,7 @@ async fn sqlite_and_opensearch() -> anyhow::Result<()> {
 async fn lives(mut servers: Servers, configuration: &str) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let mut daemon = Daemon::start(launch(folder.path(), None, configuration)?).await?;
-    daemon.wait_for(MEND, |status| status.participants.iter().all(|store| store.session == "up")).await?;
+    daemon.wait_for(MEND, all_up).await?;
     let client = workload::connect(&daemon.url()).await?;
     workload::prepare(&client).await?;
     let mut told = workload::run(&client, "before", Size { transactions: 3, ..SIZE }).await?;

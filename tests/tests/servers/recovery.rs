@@ -1,7 +1,7 @@
 //! A thousand transactions in doubt over two databases, two thousand prepared branches: how they end, and after how long.
 
 use crate::gate::Gate;
-use crate::lab::{MEND, launch, named_database};
+use crate::lab::{MEND, all_up, launch, named_database};
 use anyhow::ensure;
 use lockstep_client::{Client, CommitError, Wait, params};
 use lockstep_servers::postgres::{Cluster, psql};
@@ -45,7 +45,7 @@ async fn in_doubt(fate: Fate) -> anyhow::Result<()> {
     let failpoint = (fate == Fate::Decided).then_some("engine.before_send_commit:1:kill");
     let mut daemon = Daemon::start(launch(folder.path(), failpoint, &configuration)?).await?;
     let gate = Gate::attend(daemon.url());
-    daemon.wait_for(MEND, |status| status.participants.iter().all(|store| store.session == "up")).await?;
+    daemon.wait_for(MEND, all_up).await?;
 
     let mut clients = write(&daemon.url())?;
     tokio::select! {
