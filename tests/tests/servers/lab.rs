@@ -2,7 +2,6 @@
 
 use anyhow::{Context, ensure};
 use lockstep_proto::v1::StatusReply;
-use lockstep_servers::postgres::psql;
 use lockstepd::demo::daemon::{Daemon, Launch};
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::{Path, PathBuf};
