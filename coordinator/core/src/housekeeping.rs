@@ -162,8 +162,10 @@ impl Coordinator {
         self.answer_below(now, position, fx);
         self.outcomes.raise_floor(position);
         self.led_below(position);
-        // What the log says of markers counts only after the floor: below it they are gone.
-        self.followers.iter_mut().for_each(|follower| follower.led_noted = crate::ids::Csn::ZERO);
+        // What the log says of markers counts only after the floor: below it they are gone. Only this start's knowledge is told again.
+        let epoch = self.owner.epoch;
+        let heard = self.followers.iter_mut().filter(|follower| follower.heard == epoch);
+        heard.for_each(|follower| follower.led_noted = crate::ids::Csn::ZERO);
         for i in 0..self.followers.len() {
             if self.followers[i].leads() {
                 self.send(self.followers[i].id, ToParticipant::Floor(position), fx);

@@ -232,6 +232,28 @@ mod tests {
         check(3_906, &Options::default());
     }
 
+    /// The log has lost a floor that its leader has carried out, and an operator has accepted that: the leader has lost nothing.
+    #[test]
+    fn a_floor_is_lost_with_the_log() {
+        for seed in [50_800, 75_935] {
+            check(seed, &Options::default());
+        }
+    }
+
+    /// Safe mode is left, and the start that leaves it goes on writing: no store has answered the epoch that it leaves behind.
+    #[test]
+    fn nobody_has_answered_the_epoch_left_behind() {
+        check(67_501, &Options::default());
+    }
+
+    /// A leader is waived, and a store loses its session before it says that it has what another leader has decided in this start.
+    #[test]
+    fn decided_beside_a_waiver() {
+        for seed in [30_091, 54_031, 82_324, 84_102, 85_512] {
+            check(seed, &Options::default());
+        }
+    }
+
     /// R-ANSWER behind R-OWNER: a store that does not look at its owner lists a branch of a newer epoch. Whether it is told Abort.
     fn aborts_a_newer_epoch(mutation: Mutation) -> bool {
         use crate::*;
