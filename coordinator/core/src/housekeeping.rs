@@ -4,7 +4,6 @@ use crate::coordinator::{Coordinator, Pending, Phase, Timer};
 use crate::event::{Alarm, Effect};
 use crate::follower::Scan;
 use crate::ids::{Lsn, ParticipantId, Position, Time, Txid};
-use crate::message::ToParticipant;
 use crate::mutation::{Mutation, broken};
 use crate::outcomes::Fate;
 use crate::record::Record;
@@ -161,14 +160,13 @@ impl Coordinator {
         self.floor_pending = false;
         self.answer_below(now, position, fx);
         self.outcomes.raise_floor(position);
-        self.led_below(position);
         // What the log says of markers counts only after the floor: below it they are gone. Only this start's knowledge is told again.
         let epoch = self.owner.epoch;
         let heard = self.followers.iter_mut().filter(|follower| follower.heard == epoch);
         heard.for_each(|follower| follower.led_noted = crate::ids::Csn::ZERO);
         for i in 0..self.followers.len() {
             if self.followers[i].leads() {
-                self.send(self.followers[i].id, ToParticipant::Floor(position), fx);
+                self.tell_floor(self.followers[i].id, fx);
             }
         }
         fx.push(Effect::ForgetBelow(self.lowest_needed()));

@@ -3,7 +3,7 @@
 use crate::coordinator::{Coordinator, Pending};
 use crate::event::{Alarm, Effect};
 use crate::follower::{Led, Scan, Session};
-use crate::ids::{Csn, Epoch, ParticipantId, Position, SessionId, Time, Txid};
+use crate::ids::{Csn, Epoch, ParticipantId, SessionId, Time, Txid};
 use crate::message::{Hello, ToParticipant};
 use crate::mutation::{Mutation, broken};
 use crate::record::Record;
@@ -56,10 +56,13 @@ impl Coordinator {
         }
     }
 
-    /// The floor has passed markers: they may be gone.
-    pub(crate) fn led_below(&mut self, floor: Position) {
-        for follower in &mut self.followers {
+    /// A store that leads is told the floor, if it is there: markers below it may be gone from then on. One that is away has them still.
+    pub(crate) fn tell_floor(&mut self, leader: ParticipantId, fx: &mut Vec<Effect>) {
+        let floor = self.outcomes.floor();
+        let follower = self.follower_mut(leader);
+        if follower.open_session().is_some() {
             follower.led.take_if(|led| led.position < floor);
+            self.send(leader, ToParticipant::Floor(floor), fx);
         }
     }
 

@@ -89,8 +89,6 @@ impl World {
 
     /// It is to be started again.
     pub(super) fn safe_mode_left(&mut self, host: usize) {
-        let log = self.hosts[host].disk;
-        self.disks[log].loss_accepted = true;
         self.after(1, Happening::RestartCoordinator(host));
     }
 }
