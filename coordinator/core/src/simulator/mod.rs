@@ -240,6 +240,22 @@ mod tests {
         }
     }
 
+    /// The floor passes a leader's newest marker while the leader is away, and is put back; or it comes back as everything else rests.
+    #[test]
+    fn a_leader_is_put_back_below_the_floor() {
+        for seed in [46_882, 66_949, 72_847] {
+            check(seed, &Options::default());
+        }
+    }
+
+    /// The log holds that its loss is accepted, and the coordinator dies before anybody is told so.
+    #[test]
+    fn a_loss_is_accepted_and_nobody_is_told() {
+        for seed in [19_422, 51_275] {
+            check(seed, &Options::default());
+        }
+    }
+
     /// Safe mode is left, and the start that leaves it goes on writing: no store has answered the epoch that it leaves behind.
     #[test]
     fn nobody_has_answered_the_epoch_left_behind() {
