@@ -41,7 +41,7 @@ impl Coordinator {
         if self.housekeeping_at.is_some_and(|armed| armed <= soon) || self.phase == Phase::Starting {
             return;
         }
-        let rescans = self.followers.iter().any(|follower| matches!(follower.scan, Scan::Again(_)) || follower.has_led_news());
+        let rescans = self.followers.iter().any(|follower| matches!(follower.scan, Scan::Again(_)) || follower.has_answer_news());
         let busy = !self.decisions.is_empty() || !self.releasable.is_empty() || !self.ended.is_empty() || rescans;
         let crowded = self.outcomes.len() > self.config.outcomes_max;
         let at = match (busy || crowded, self.outcomes.iter().next()) {
@@ -160,10 +160,6 @@ impl Coordinator {
         self.floor_pending = false;
         self.answer_below(now, position, fx);
         self.outcomes.raise_floor(position);
-        // What the log says of markers counts only after the floor: below it they are gone. Only this start's knowledge is told again.
-        let epoch = self.owner.epoch;
-        let heard = self.followers.iter_mut().filter(|follower| follower.heard == epoch);
-        heard.for_each(|follower| follower.led_noted = crate::ids::Csn::ZERO);
         for i in 0..self.followers.len() {
             if self.followers[i].leads() {
                 self.tell_floor(self.followers[i].id, fx);

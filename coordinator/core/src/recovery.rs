@@ -158,11 +158,8 @@ impl Coordinator {
             let acked = facts.acked.get(id).copied().unwrap_or(Csn::ZERO);
             match kind {
                 Kind::Leader => {
-                    // With a log that has lost records, a floor may be lost that the leader has carried out.
-                    let may_be_gone = |csn: Csn| csn == Csn::ZERO || csn.epoch() < facts.loss_accepted;
-                    let marker = facts.led.get(id).filter(|csn| !may_be_gone(**csn));
+                    let marker = facts.led.get(id).filter(|csn| **csn > Csn::ZERO);
                     follower.led = marker.map(|&csn| Led { csn, position: Position { epoch: csn.epoch(), n: 0 } });
-                    follower.led_noted = acked;
                 }
                 Kind::Preparing | Kind::Redo | Kind::Serial => follower.acked = acked,
             }
@@ -306,7 +303,7 @@ struct Facts {
     start: Epoch,
     loss_accepted: Epoch,
     acked: BTreeMap<ParticipantId, Csn>,
-    /// Since the last Floor: what leaders have decided last.
+    /// Since the last Floor: the marker that a leader was found to have lost, or zero.
     led: BTreeMap<ParticipantId, Csn>,
     /// The last start in which each has told something that stands in the log.
     heard: BTreeMap<ParticipantId, Epoch>,

@@ -66,14 +66,15 @@ impl Coordinator {
         }
     }
 
-    /// The log is told, unforced, what each leader has decided last: a later start compares it with the leader's markers.
+    /// The log is told, unforced and once in a start, which leaders have answered it: a later start compares it with their owners. Not which
+    /// markers they hold: a log that is put back may have lost the floor that has dropped them.
     pub(crate) fn note_leaders(&mut self, fx: &mut Vec<Effect>) {
         for i in 0..self.followers.len() {
-            if self.followers[i].has_led_news() {
+            if self.followers[i].has_answer_news() {
                 let follower = &mut self.followers[i];
-                let (participant, csn) = (follower.id, follower.led.map_or(Csn::ZERO, |led| led.csn));
-                follower.led_noted = csn;
-                self.append(Record::Acked { participant, csn }, None, fx);
+                follower.answer_noted = true;
+                let record = Record::Acked { participant: follower.id, csn: Csn::ZERO };
+                self.append(record, None, fx);
             }
         }
     }
