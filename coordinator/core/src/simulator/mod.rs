@@ -256,6 +256,14 @@ mod tests {
         }
     }
 
+    /// A leader is put back, found out and refused; an operator ends the branches that only it could tell about.
+    #[test]
+    fn in_doubt_for_good() {
+        for seed in [95_904, 99_852] {
+            check(seed, &Options::default());
+        }
+    }
+
     /// Safe mode is left, and the start that leaves it goes on writing: no store has answered the epoch that it leaves behind.
     #[test]
     fn nobody_has_answered_the_epoch_left_behind() {
