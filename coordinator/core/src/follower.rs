@@ -64,10 +64,10 @@ pub struct Follower {
     pub stale_owner: Option<Epoch>,
     /// Whether the log was told in this start what it should hold, because it held less.
     pub loss_noted: bool,
-    /// The newest transaction that it is known to have decided, while its marker is above the floor (R-STORELOSS).
+    /// The newest transaction that it is known to have decided, until it is told a floor above it (R-STORELOSS).
     pub led: Option<Led>,
-    /// Up to where the log was told of that.
-    pub led_noted: Csn,
+    /// Whether the log was told that this leader has answered this start.
+    pub answer_noted: bool,
     /// The highest CSN among the markers of the scan under way.
     pub scanned: Csn,
 }
@@ -77,7 +77,7 @@ pub struct Follower {
 pub struct Led {
     /// Its place.
     pub csn: Csn,
-    /// Where it began; of one that only the log tells of, a lower bound.
+    /// Where it began; of one that an earlier start has missed, a lower bound.
     pub position: Position,
 }
 
@@ -187,7 +187,7 @@ impl Follower {
             stale_owner: None,
             loss_noted: false,
             led: None,
-            led_noted: Csn::ZERO,
+            answer_noted: false,
             scanned: Csn::ZERO,
         }
     }
@@ -202,9 +202,9 @@ impl Follower {
         self.kind == Kind::Preparing && self.has_led && self.abilities.leads
     }
 
-    /// Whether it has decided something that the log was not told of.
-    pub fn has_led_news(&self) -> bool {
-        self.kind == Kind::Leader && self.led.is_some_and(|led| led.csn > self.led_noted)
+    /// A leader that has decided something and was let in, which the log was not told in this start.
+    pub fn has_answer_news(&self) -> bool {
+        self.kind == Kind::Leader && self.led.is_some() && self.open_session().is_some() && !self.answer_noted
     }
 
     /// Whether it writes down how far it was acked, before the log forgets (R-STORELOSS). Before its Hello: whether it ever did. One that is

@@ -4,7 +4,6 @@ use crate::coordinator::{Coordinator, Pending, Phase, Timer};
 use crate::event::{Alarm, Effect};
 use crate::follower::Scan;
 use crate::ids::{Lsn, ParticipantId, Position, Time, Txid};
-use crate::message::ToParticipant;
 use crate::mutation::{Mutation, broken};
 use crate::outcomes::Fate;
 use crate::record::Record;
@@ -42,7 +41,7 @@ impl Coordinator {
         if self.housekeeping_at.is_some_and(|armed| armed <= soon) || self.phase == Phase::Starting {
             return;
         }
-        let rescans = self.followers.iter().any(|follower| matches!(follower.scan, Scan::Again(_)) || follower.has_led_news());
+        let rescans = self.followers.iter().any(|follower| matches!(follower.scan, Scan::Again(_)) || follower.has_answer_news());
         let busy = !self.decisions.is_empty() || !self.releasable.is_empty() || !self.ended.is_empty() || rescans;
         let crowded = self.outcomes.len() > self.config.outcomes_max;
         let at = match (busy || crowded, self.outcomes.iter().next()) {
@@ -161,12 +160,9 @@ impl Coordinator {
         self.floor_pending = false;
         self.answer_below(now, position, fx);
         self.outcomes.raise_floor(position);
-        self.led_below(position);
-        // What the log says of markers counts only after the floor: below it they are gone.
-        self.followers.iter_mut().for_each(|follower| follower.led_noted = crate::ids::Csn::ZERO);
         for i in 0..self.followers.len() {
             if self.followers[i].leads() {
-                self.send(self.followers[i].id, ToParticipant::Floor(position), fx);
+                self.tell_floor(self.followers[i].id, fx);
             }
         }
         fx.push(Effect::ForgetBelow(self.lowest_needed()));

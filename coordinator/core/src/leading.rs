@@ -67,7 +67,7 @@ impl Coordinator {
         let welcomed = if let Session::Welcomed(session) = follower.session { Some(session) } else { None };
         follower.session = welcomed.map_or(follower.session.clone(), Session::Open);
         if first {
-            self.send(leader, ToParticipant::Floor(self.outcomes.floor()), fx);
+            self.tell_floor(leader, fx);
         }
         if let Some(session) = welcomed {
             self.open(now, leader, session, fx);
@@ -100,7 +100,7 @@ impl Coordinator {
         match known {
             true if follower.led.is_none() => {
                 follower.scan = Scan::Complete;
-                self.send(participant, ToParticipant::Floor(self.outcomes.floor()), fx);
+                self.tell_floor(participant, fx);
             }
             true => self.begin_scan(participant, self.newest_known(participant), Scan::Checking, fx),
             false => self.begin_scan(participant, Csn::ZERO, Scan::Running, fx),

@@ -42,7 +42,8 @@ pub enum Record {
         /// The transactions.
         txids: Vec<Txid>,
     },
-    /// A participant has made everything up to `csn` durable; forced before records are forgotten (R-STORELOSS).
+    /// A participant has made everything up to `csn` durable; forced before records are forgotten (R-STORELOSS). Of a leader: it has answered
+    /// this start, and if `csn` is not zero, it does not hold its marker at `csn` any more.
     Acked {
         /// Who.
         participant: ParticipantId,

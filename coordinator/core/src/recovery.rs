@@ -160,7 +160,6 @@ impl Coordinator {
                 Kind::Leader => {
                     let marker = facts.led.get(id).filter(|csn| **csn > Csn::ZERO);
                     follower.led = marker.map(|&csn| Led { csn, position: Position { epoch: csn.epoch(), n: 0 } });
-                    follower.led_noted = acked;
                 }
                 Kind::Preparing | Kind::Redo | Kind::Serial => follower.acked = acked,
             }
@@ -300,9 +299,11 @@ struct Facts {
     header: Option<(CoordId, LogId)>,
     participants: BTreeMap<ParticipantId, (String, Kind)>,
     epochs: Vec<(Epoch, u64)>,
+    /// The start that is being read.
+    start: Epoch,
     loss_accepted: Epoch,
     acked: BTreeMap<ParticipantId, Csn>,
-    /// Since the last Floor: what leaders have decided last.
+    /// Since the last Floor: the marker that a leader was found to have lost, or zero.
     led: BTreeMap<ParticipantId, Csn>,
     /// The last start in which each has told something that stands in the log.
     heard: BTreeMap<ParticipantId, Epoch>,
@@ -333,7 +334,11 @@ impl Facts {
                     facts.participants.insert(*id, (name.clone(), *kind));
                 }
                 Record::Epoch { epoch, incarnation, .. } => {
-                    facts.end_of_start();
+                    // The start that leaves safe mode goes on writing: nobody has answered the epoch that it leaves behind.
+                    if facts.epochs.last().is_none_or(|(_, last)| last != incarnation) {
+                        facts.end_of_start();
+                        facts.start = *epoch;
+                    }
                     if std::mem::take(&mut leaving) {
                         facts.loss_accepted = *epoch;
                     }
@@ -377,14 +382,12 @@ impl Facts {
     }
 
     fn hear(&mut self, participant: ParticipantId) {
-        if let Some((epoch, _)) = self.epochs.last() {
-            self.heard.insert(participant, *epoch);
-        }
+        self.heard.insert(participant, self.start);
     }
 
     fn end_of_start(&mut self) {
         let followed = std::mem::take(&mut self.followed);
-        let Some(&(epoch, _)) = self.epochs.last() else { return };
+        let epoch = self.start;
         for leader in std::mem::take(&mut self.waived) {
             self.waivers.push(Waiver { leader, epoch, followed: followed.clone() });
         }

@@ -178,7 +178,7 @@ impl Coordinator {
             self.send(participant, ToParticipant::Settle(Settle::Txid(txid)), fx);
         }
         if nothing_to_show {
-            self.send(participant, ToParticipant::Floor(self.outcomes.floor()), fx);
+            self.tell_floor(participant, fx);
             self.send(participant, ToParticipant::Open, fx);
             self.evidence_changed(now, fx);
         } else {

@@ -3,7 +3,7 @@
 use crate::coordinator::{Coordinator, Pending};
 use crate::event::{Alarm, Effect};
 use crate::follower::{Led, Scan, Session};
-use crate::ids::{Csn, Epoch, ParticipantId, Position, SessionId, Time, Txid};
+use crate::ids::{Csn, Epoch, ParticipantId, SessionId, Time, Txid};
 use crate::message::{Hello, ToParticipant};
 use crate::mutation::{Mutation, broken};
 use crate::record::Record;
@@ -56,21 +56,25 @@ impl Coordinator {
         }
     }
 
-    /// The floor has passed markers: they may be gone.
-    pub(crate) fn led_below(&mut self, floor: Position) {
-        for follower in &mut self.followers {
+    /// A store that leads is told the floor, if it is there: markers below it may be gone from then on. One that is away has them still.
+    pub(crate) fn tell_floor(&mut self, leader: ParticipantId, fx: &mut Vec<Effect>) {
+        let floor = self.outcomes.floor();
+        let follower = self.follower_mut(leader);
+        if follower.open_session().is_some() {
             follower.led.take_if(|led| led.position < floor);
+            self.send(leader, ToParticipant::Floor(floor), fx);
         }
     }
 
-    /// The log is told, unforced, what each leader has decided last: a later start compares it with the leader's markers.
+    /// The log is told, unforced and once in a start, which leaders have answered it: a later start compares it with their owners. Not which
+    /// markers they hold: a log that is put back may have lost the floor that has dropped them.
     pub(crate) fn note_leaders(&mut self, fx: &mut Vec<Effect>) {
         for i in 0..self.followers.len() {
-            if self.followers[i].has_led_news() {
+            if self.followers[i].has_answer_news() {
                 let follower = &mut self.followers[i];
-                let (participant, csn) = (follower.id, follower.led.map_or(Csn::ZERO, |led| led.csn));
-                follower.led_noted = csn;
-                self.append(Record::Acked { participant, csn }, None, fx);
+                follower.answer_noted = true;
+                let record = Record::Acked { participant: follower.id, csn: Csn::ZERO };
+                self.append(record, None, fx);
             }
         }
     }

@@ -62,6 +62,10 @@ impl Coordinator {
     /// A store has followed past it without it: its leader was waived, in this start or an earlier one, and told of it too late. What the
     /// store holds above may be built on its absence; a person has to mend it (I12).
     pub(crate) fn too_late(&mut self, now: Time, participant: ParticipantId, txid: Txid, csn: Csn, fx: &mut Vec<Effect>) {
+        // What this start has decided, or left open, no watermark has passed.
+        if txid.epoch == self.owner.epoch {
+            return;
+        }
         let follower = self.follower(participant);
         let before = self.followed_before(participant, txid).chain(follower.followed_before).min();
         let passed = before.is_some_and(|before| before < csn && csn <= follower.progress.durable);

@@ -20,8 +20,6 @@ pub(crate) struct Disk {
     hollow: Option<Lsn>,
     /// Up to where durable decisions were shown to the checker.
     pub examined: Lsn,
-    /// An operator has accepted that records are lost.
-    pub loss_accepted: bool,
     pub full: bool,
 }
 
@@ -130,6 +128,11 @@ impl Disk {
 
     pub(crate) fn replay(&self) -> Vec<Entry> {
         self.entries.clone()
+    }
+
+    /// An operator has accepted that records are lost: a second Header stands in it, whether anybody was told or not.
+    pub(crate) fn loss_accepted(&self) -> bool {
+        self.entries.iter().filter(|entry| matches!(entry.record, Record::Header { .. })).count() > 1
     }
 
     pub(crate) fn entries(&self) -> &[Entry] {

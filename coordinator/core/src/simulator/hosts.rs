@@ -362,7 +362,7 @@ impl World {
         let log = self.hosts[host].disk;
         let Some(tag) = self.checker.tag_of(log, *txid).filter(|tag| self.checker.was_decided(*tag)) else { return };
         let Some(machine) = &self.hosts[host].machine else { return };
-        if self.disks[log].loss_accepted || !older(*txid, machine) {
+        if self.disks[log].loss_accepted() || !older(*txid, machine) {
             return;
         }
         let waits = self.climate.config.loss_strict || self.now < self.hosts[host].started.after(self.climate.config.loss_wait);

@@ -232,6 +232,52 @@ mod tests {
         check(3_906, &Options::default());
     }
 
+    /// The log has lost a floor that its leader has carried out: the leader has lost nothing.
+    #[test]
+    fn a_floor_is_lost_with_the_log() {
+        for seed in [7_227, 50_800, 75_935] {
+            check(seed, &Options::default());
+        }
+    }
+
+    /// The floor passes a leader's newest marker while the leader is away, and is put back; or it comes back as everything else rests.
+    #[test]
+    fn a_leader_is_put_back_below_the_floor() {
+        for seed in [46_882, 66_949, 72_847] {
+            check(seed, &Options::default());
+        }
+    }
+
+    /// The log holds that its loss is accepted, and the coordinator dies before anybody is told so.
+    #[test]
+    fn a_loss_is_accepted_and_nobody_is_told() {
+        for seed in [19_422, 51_275] {
+            check(seed, &Options::default());
+        }
+    }
+
+    /// A leader is put back, found out and refused; an operator ends the branches that only it could tell about.
+    #[test]
+    fn in_doubt_for_good() {
+        for seed in [95_904, 99_852] {
+            check(seed, &Options::default());
+        }
+    }
+
+    /// Safe mode is left, and the start that leaves it goes on writing: no store has answered the epoch that it leaves behind.
+    #[test]
+    fn nobody_has_answered_the_epoch_left_behind() {
+        check(67_501, &Options::default());
+    }
+
+    /// A leader is waived, and a store loses its session before it says that it has what another leader has decided in this start.
+    #[test]
+    fn decided_beside_a_waiver() {
+        for seed in [30_091, 54_031, 82_324, 84_102, 85_512] {
+            check(seed, &Options::default());
+        }
+    }
+
     /// R-ANSWER behind R-OWNER: a store that does not look at its owner lists a branch of a newer epoch. Whether it is told Abort.
     fn aborts_a_newer_epoch(mutation: Mutation) -> bool {
         use crate::*;

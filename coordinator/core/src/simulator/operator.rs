@@ -1,9 +1,10 @@
 //! The operator: what a person does by hand, at random, and what has to be done by hand.
 
+use super::actors::Actor;
 use super::clients::Asked;
 use super::world::{Happening, World};
 use crate::follower::{Scan, Session};
-use crate::{AdminAction, Coordinator, Event, Kind, ParticipantId, Phase};
+use crate::{AdminAction, Coordinator, Decider, Event, Kind, ParticipantId, Phase, Txid};
 
 impl World {
     pub(super) fn operator(&mut self) {
@@ -67,6 +68,7 @@ impl World {
             let untold = |f: &crate::follower::Follower| !f.evidence || f.scan == Scan::Needed;
             let lost = |f: &&crate::follower::Follower| matches!(f.session, Session::Refused(..)) && untold(f);
             let waived: Vec<_> = machine.followers().iter().filter(lost).map(|follower| follower.id).collect();
+            let in_doubt = self.in_doubt_for_good(machine);
             if matches!(machine.phase(), Phase::Safe(_)) {
                 self.order(host, AdminAction::LeaveSafeMode, Asked::Leave { host });
             } else if self.calm && lost_leader_decides(machine) {
@@ -79,6 +81,11 @@ impl World {
                     }
                     self.order(host, AdminAction::Waive { participant }, Asked::Operator);
                 }
+                for (txid, participant) in in_doubt {
+                    let action = AdminAction::Resolve { txid, participant, commit: false };
+                    self.expect(host, &action);
+                    self.order(host, action, Asked::Operator);
+                }
             }
         }
         let safe = self.hosts.iter().any(|host| host.machine.as_ref().is_some_and(|machine| matches!(machine.phase(), Phase::Safe(_))));
@@ -87,10 +94,22 @@ impl World {
         }
     }
 
+    /// Branches that are prepared, of which only a leader that has lost changes could tell the outcome.
+    fn in_doubt_for_good(&self, machine: &Coordinator) -> Vec<(Txid, ParticipantId)> {
+        let lost = |leader: ParticipantId| {
+            let refused = |f: &crate::follower::Follower| f.id == leader && matches!(f.session, Session::Refused(..));
+            machine.followers().iter().any(refused) && self.checker.is_store_lost(leader.0 as usize)
+        };
+        let of_lost = |txid: &&Txid| matches!(txid.decider, Decider::Leader(leader) if lost(leader));
+        let at = |(i, actor): (usize, &Actor)| {
+            let prepared = actor.store.durable.prepared.keys().filter(of_lost).copied().collect::<Vec<_>>();
+            prepared.into_iter().map(move |txid| (txid, ParticipantId(i as u16)))
+        };
+        self.actors.iter().enumerate().flat_map(at).collect()
+    }
+
     /// It is to be started again.
     pub(super) fn safe_mode_left(&mut self, host: usize) {
-        let log = self.hosts[host].disk;
-        self.disks[log].loss_accepted = true;
         self.after(1, Happening::RestartCoordinator(host));
     }
 }

@@ -9,7 +9,7 @@ use super::faults::Climate;
 use super::hosts::Host;
 use super::store::Store;
 use super::{Options, Summary, Transcript};
-use crate::follower::Session;
+use crate::follower::{Follower, Scan, Session};
 use crate::{
     Ballot, Effect, Event, FromParticipant, Kind, Lsn, ParticipantEffect, ParticipantEvent, Phase, Reply, SessionId, StoreCommand, Ticket,
     Time, ToParticipant, Txid,
@@ -395,11 +395,11 @@ impl World {
         let Some(machine) = &host.machine else { return false };
         // A store that has lost changes is refused, for good (R-STORELOSS).
         let refused = |i: usize| matches!(machine.followers()[i].session, Session::Refused(..)) && self.checker.is_store_lost(i);
-        let followed = machine
-            .followers()
-            .iter()
-            .enumerate()
-            .all(|(i, follower)| refused(i) || (follower.items.is_empty() && matches!(follower.session, Session::Open(_))));
+        // A preparing store is open while it is scanned.
+        let scanned = |follower: &Follower| !matches!(follower.scan, Scan::Running | Scan::Checking);
+        let followed = machine.followers().iter().enumerate().all(|(i, follower)| {
+            refused(i) || (follower.items.is_empty() && matches!(follower.session, Session::Open(_)) && scanned(follower))
+        });
         *machine.phase() == Phase::Serving
             && machine.status().open == 0
             && machine.transactions().all(|transaction| transaction.following().all(|participant| refused(participant.0 as usize)))
@@ -419,9 +419,7 @@ impl World {
                 let machine = host.machine.as_ref();
                 let followers: Vec<_> = machine
                     .map(|m| {
-                        let of = |f: &crate::follower::Follower| {
-                            (f.session.clone(), f.items.keys().copied().collect::<Vec<_>>(), f.progress, f.scan)
-                        };
+                        let of = |f: &Follower| (f.session.clone(), f.items.keys().copied().collect::<Vec<_>>(), f.progress, f.scan);
                         m.followers().iter().map(of).collect()
                     })
                     .unwrap_or_default();
