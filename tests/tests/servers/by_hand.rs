@@ -10,7 +10,7 @@ use lockstep_tests::workload;
 use lockstepd::demo::daemon::Daemon;
 
 /// Between the decision and COMMIT PREPARED.
-const PLACE: &str = "store.db.before_commit:1:pause";
+const PLACE: &str = "engine.before_send_commit:1:pause";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_branch_rolled_back_by_hand_after_the_decision_is_damage() -> anyhow::Result<()> {
