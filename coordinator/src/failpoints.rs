@@ -49,6 +49,8 @@ mod active {
             }
             Some(Action::Pause) => {
                 let _ = kill_process(getpid(), Signal::STOP);
+                // The signal may be taken by another thread: this one must not pass before all of them stand still.
+                std::thread::sleep(std::time::Duration::from_millis(200));
                 false
             }
         }
