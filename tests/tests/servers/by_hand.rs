@@ -1,11 +1,7 @@
 //! What a person does to a branch in psql against the decision is damage, and nobody is told that it succeeded (R-MARKER, I12).
 
-#[allow(dead_code)]
-#[path = "servers/lab.rs"]
-mod lab;
-
+use crate::lab::{INDEX, MEND, all_up, database, go_on, launch, mended, wait_until_paused};
 use anyhow::{bail, ensure};
-use lab::{INDEX, MEND, all_up, database, go_on, launch, mended, wait_until_paused};
 use lockstep_client::{CommitError, Receipt};
 use lockstep_proto::v1;
 use lockstep_proto::v1::admin_service_client::AdminServiceClient;
