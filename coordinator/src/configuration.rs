@@ -134,6 +134,9 @@ pub struct OpenSearchStore {
     /// How long after the last refresh the next one is made, milliseconds.
     #[serde(default = "default_refresh_every_ms")]
     pub refresh_every_ms: u64,
+    /// The same while somebody waits for it, milliseconds.
+    #[serde(default = "default_refresh_awaited_ms")]
+    pub refresh_awaited_ms: u64,
     /// How old what is known of the index may be at a vote, milliseconds.
     #[serde(default = "default_check_every_ms")]
     pub check_every_ms: u64,
@@ -751,7 +754,10 @@ fn default_request_timeout_ms() -> u64 {
     10_000
 }
 fn default_refresh_every_ms() -> u64 {
-    150
+    500
+}
+fn default_refresh_awaited_ms() -> u64 {
+    100
 }
 fn default_check_every_ms() -> u64 {
     2_000
@@ -772,6 +778,7 @@ fn check_opensearch(store: &OpenSearchStore) -> Result<(), String> {
         ("connect_timeout_ms", store.connect_timeout_ms),
         ("request_timeout_ms", store.request_timeout_ms),
         ("refresh_every_ms", store.refresh_every_ms),
+        ("refresh_awaited_ms", store.refresh_awaited_ms),
         ("check_every_ms", store.check_every_ms),
         ("bulk_parallel", store.bulk_parallel as u64),
     ] {

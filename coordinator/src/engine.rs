@@ -12,8 +12,8 @@ use crate::view::View;
 use crate::{failpoints, stores, workers};
 use lockstep_core::follower::Session;
 use lockstep_core::{
-    Alarm, Ballot, BranchRequest, CoordId, Coordinator, Effect, Entry, Event, FromParticipant, LogId, Lsn, ParticipantId, Reply, Request,
-    SessionId, Ticket, Time, ToParticipant, Wait,
+    Alarm, Ballot, CoordId, Coordinator, Effect, Entry, Event, FromParticipant, LogId, Lsn, ParticipantId, Reply, Request, SessionId,
+    Ticket, Time, ToParticipant, Wait,
 };
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
@@ -157,17 +157,26 @@ impl Engine {
         if let Some(ticket) = ticket {
             self.answers.insert(ticket, answer);
         }
-        if let Event::Commit(_, Request { wait: Wait::Visible, branches, .. }) = &event {
-            self.hurry(branches);
-        }
+        let read = match &event {
+            Event::Commit(_, Request { wait: Wait::Visible, branches, .. }) => {
+                branches.iter().for_each(|branch| self.hurry(branch.participant));
+                None
+            }
+            Event::AtLeast { ticket, participant, .. } => Some((*ticket, *participant)),
+            _ => None,
+        };
         self.step(event);
+        if let Some((ticket, participant)) = read
+            && self.answers.contains_key(&ticket)
+        {
+            self.hurry(participant);
+        }
     }
 
-    fn hurry(&self, branches: &[BranchRequest]) {
-        for branch in branches {
-            if let Some(Some((_, outbox))) = self.sessions.get(branch.participant.0 as usize) {
-                outbox.hurry();
-            }
+    /// Somebody waits to read there.
+    fn hurry(&self, participant: ParticipantId) {
+        if let Some(Some((_, outbox))) = self.sessions.get(participant.0 as usize) {
+            outbox.hurry();
         }
     }
 

@@ -28,6 +28,8 @@ const CLIENTS: usize = 32;
 const COUNTED: usize = 1_000;
 /// Transactions in doubt at a measured recovery.
 const IN_DOUBT: u64 = 1_000;
+/// How long each side loads the servers before it is measured: a Java server compiles itself for a minute or more, and takes a core for it.
+const WARM_UP: u64 = 40;
 /// Outcomes that are kept where their removal is measured, too.
 const KEPT: usize = 100;
 
@@ -68,6 +70,7 @@ pub async fn measure(arguments: &BenchArgs, report: &mut Report) -> anyhow::Resu
     }
     if wanted(DUAL) {
         let node = block_in_place(|| opensearch::Node::try_start(&[], Life::Long))?;
+        both(&mut clusters, &node.url(), PostgresMode::DatabaseLed, WARM_UP).await?;
         for mode in [PostgresMode::DatabaseLed, PostgresMode::TwoPhase] {
             dual_write(arguments, report, &mut clusters, &node.url(), mode).await?;
         }
@@ -88,13 +91,8 @@ async fn dual_write(
         Row::new(format!("{what} over the naive dual write, {CLIENTS} clients")),
         Row::new(format!("p99 of the index's lag, seconds, {what}, {CLIENTS} clients")),
     );
-    // The first round warms the servers up, and does not count.
-    for round in 0..=arguments.rounds {
-        let url = clusters.database(0)?;
-        let naive = block_in_place(|| naive_dual_write(&url, node, &clusters.name(), arguments.seconds))?;
-        let url = clusters.database(0)?;
-        let stores = database("db", &url, mode) + &index(node, &clusters.name());
-        let both = lockstep(&stores, true, arguments.seconds, Shape::RowAndDocument).await?;
+    for round in 0..arguments.rounds {
+        let (naive, both) = both(clusters, node, mode, arguments.seconds).await?;
         eprintln!(
             "{what}: round {round}: {:.0}/s over {:.0}/s; p50 {:.1} ms over {:.1} ms; lag p99 {:.0} ms",
             both.per_second(),
@@ -103,13 +101,20 @@ async fn dual_write(
             naive.p50_us / 1000.0,
             both.lag_p99_ms
         );
-        if round > 0 {
-            ratios.push(both.per_second() / naive.per_second());
-            lags.push(both.lag_p99_ms / 1000.0);
-        }
+        ratios.push(both.per_second() / naive.per_second());
+        lags.push(both.lag_p99_ms / 1000.0);
     }
     report.rows.extend([ratios, lags]);
     Ok(())
+}
+
+/// The naive dual write and Lockstep, one after the other.
+async fn both(clusters: &mut Clusters, node: &str, mode: PostgresMode, seconds: u64) -> anyhow::Result<(Measured, Loaded)> {
+    let url = clusters.database(0)?;
+    let naive = block_in_place(|| naive_dual_write(&url, node, &clusters.name(), seconds))?;
+    let url = clusters.database(0)?;
+    let stores = database("db", &url, mode) + &index(node, &clusters.name());
+    Ok((naive, lockstep(&stores, true, seconds, Shape::RowAndDocument).await?))
 }
 
 /// Two clusters in two-phase mode, over the same by hand with no coordinator log.

@@ -23,6 +23,7 @@ mod audit;
 mod bulk;
 mod document;
 mod fence;
+mod grounds;
 mod http;
 mod mapping;
 mod migration;
@@ -37,7 +38,8 @@ mod votes;
 pub use document::{MAX_DEPTH, MAX_KEY, MAX_NAME};
 pub use options::{Credentials, NewFields, OpenSearchOptions};
 
-use crate::{Committed, Reader, Recovered, ResourceManager, StoreError, Tended};
+use crate::{Committed, Reader, Recovered, ResourceManager, StoreError, Tended, Validator};
+use grounds::Grounds;
 use http::Http;
 use lockstep_core::{Ballot, Csn, Decided, Kind, Owner, ParticipantId, Txid, Work};
 use reader::{Reads, Topic};
@@ -51,6 +53,7 @@ pub struct OpenSearch {
     options: Arc<OpenSearchOptions>,
     http: Arc<Http>,
     reads: Arc<Reads>,
+    grounds: Arc<Grounds>,
     /// The owner that the index was last seen with.
     seen: Option<Owner>,
     /// `None` until recovered, and after an error.
@@ -63,7 +66,7 @@ impl OpenSearch {
         options.check()?;
         let http = Arc::new(Http::new(&options)?);
         let reads = Arc::new(Reads::new(http.clone(), &options));
-        Ok(OpenSearch { options: Arc::new(options), http, reads, seen: None, session: None })
+        Ok(OpenSearch { options: Arc::new(options), http, reads, grounds: Arc::default(), seen: None, session: None })
     }
 
     /// Runs one step of the session; an error that leaves it in doubt ends it.
@@ -72,9 +75,14 @@ impl OpenSearch {
         let result = step(session);
         if let Err(StoreError::Broken(why) | StoreError::Refused(why)) = &result {
             self.reads.note(Topic::Session, Some(why.clone()));
-            self.session = None;
+            self.end_session();
         }
         result
+    }
+
+    fn end_session(&mut self) {
+        self.grounds.set(None);
+        self.session = None;
     }
 }
 
@@ -85,8 +93,8 @@ impl ResourceManager for OpenSearch {
 
     /// Examines the server and the index, takes the index over, and lets no older coordinator's writes in any more.
     fn recover(&mut self, owner: Owner, _me: ParticipantId) -> Result<Recovered, StoreError> {
-        self.session = None;
-        let opened = Session::open(&self.options, &self.http, &self.reads, owner, self.seen);
+        self.end_session();
+        let opened = Session::open(&self.options, &self.http, &self.reads, &self.grounds, owner, self.seen);
         self.reads.note(Topic::Session, opened.as_ref().err().map(StoreError::to_string));
         let (session, recovered) = opened?;
         self.seen = Some(owner);
@@ -105,6 +113,10 @@ impl ResourceManager for OpenSearch {
         self.step(|session| session.prepare(batch))
     }
 
+    fn validator(&self) -> Option<Arc<dyn Validator>> {
+        Some(self.grounds.clone())
+    }
+
     fn commit(&mut self, decided: &[Decided], closed: Csn) -> Result<Committed, StoreError> {
         self.step(|session| session.commit(decided, closed))
     }
@@ -112,6 +124,12 @@ impl ResourceManager for OpenSearch {
     /// A vote holds nothing here: there is nothing to forget.
     fn abort(&mut self, _txids: &[Txid]) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    fn hurry(&mut self) {
+        if let Some(session) = &mut self.session {
+            session.hurry(Instant::now());
+        }
     }
 
     fn tend(&mut self, closed: Csn) -> Result<Tended, StoreError> {

@@ -23,8 +23,10 @@ pub struct OpenSearchOptions {
     pub connect_timeout: Duration,
     /// How long a request may take, with its answer and with another node's try.
     pub request_timeout: Duration,
-    /// While something waits to be seen: how long after the last refresh the next one is due. The lag of searches behind commits.
+    /// While something is to be seen: how long after the last refresh the next one is due. The lag of searches behind commits.
     pub refresh_every: Duration,
+    /// The same while somebody waits for it, if that is shorter.
+    pub refresh_awaited: Duration,
     /// How old what is known of the index may be at a vote: its mapping, its settings, where the alias points.
     pub check_every: Duration,
     /// How often tombstones that nothing needs any more are removed, and foreign writers looked for.
@@ -68,7 +70,7 @@ const MAX_NAME: usize = 150;
 
 impl OpenSearchOptions {
     /// The defaults for this alias at these nodes: its index is made if it is not there, new fields are mapped, a search lags by up to
-    /// 150 ms, documents up to 1 MiB.
+    /// 500 ms, or 100 ms where somebody waits; documents up to 1 MiB.
     pub fn new(nodes: Vec<String>, alias: impl Into<String>) -> OpenSearchOptions {
         let alias = alias.into();
         OpenSearchOptions {
@@ -80,7 +82,8 @@ impl OpenSearchOptions {
             certificates: None,
             connect_timeout: Duration::from_secs(2),
             request_timeout: Duration::from_secs(10),
-            refresh_every: Duration::from_millis(150),
+            refresh_every: Duration::from_millis(500),
+            refresh_awaited: Duration::from_millis(100),
             check_every: Duration::from_secs(2),
             upkeep_every: Duration::from_secs(30),
             bulk_bytes: 4 << 20,

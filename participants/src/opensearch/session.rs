@@ -2,6 +2,7 @@
 
 use super::bulk::{Became, Item, Way};
 use super::fence::Fence;
+use super::grounds::Grounds;
 use super::http::{Http, Payload, Purpose, segment};
 use super::options::OpenSearchOptions;
 use super::reader::{Reads, Topic, csn_of};
@@ -30,6 +31,7 @@ pub(super) struct Session {
     pub options: Arc<OpenSearchOptions>,
     pub http: Arc<Http>,
     pub reads: Arc<Reads>,
+    pub grounds: Arc<Grounds>,
     pub owner: Owner,
     pub survey: Survey,
     pub surveyed: Instant,
@@ -44,6 +46,8 @@ pub(super) struct Session {
     /// Something is applied that no refresh has taken in.
     unseen: bool,
     refreshed: Option<Instant>,
+    /// When somebody last said that he waits.
+    hurried: Option<Instant>,
     /// Applied, and not covered by the watermark yet.
     uncovered: BTreeMap<Csn, Vec<Txid>>,
     stuck: BTreeSet<Csn>,
@@ -80,6 +84,7 @@ impl Session {
         options: &Arc<OpenSearchOptions>,
         http: &Arc<Http>,
         reads: &Arc<Reads>,
+        grounds: &Arc<Grounds>,
         owner: Owner,
         seen: Option<Owner>,
     ) -> Result<(Session, Recovered), StoreError> {
@@ -107,6 +112,7 @@ impl Session {
             options: options.clone(),
             http: http.clone(),
             reads: reads.clone(),
+            grounds: grounds.clone(),
             owner,
             request_max: survey::request_max(http),
             survey,
@@ -117,6 +123,7 @@ impl Session {
             state,
             unseen: false,
             refreshed: None,
+            hurried: None,
             uncovered: BTreeMap::new(),
             stuck: BTreeSet::new(),
             tombstones: true,
@@ -125,6 +132,7 @@ impl Session {
             overwritten: 0,
         };
         session.note_shut();
+        session.publish();
         let recovered = Recovered { progress, highest, prepared: Vec::new(), heuristics: Vec::new(), exclusive: true };
         Ok((session, recovered))
     }
@@ -172,12 +180,17 @@ impl Session {
     /// Refreshes, writes the watermark, and does what else is due.
     pub fn tend(&mut self, closed: Csn, now: Instant) -> Result<Tended, StoreError> {
         self.closed = self.closed.max(closed);
-        let due = self.refreshed.map(|at| at + self.options.refresh_every).filter(|at| *at > now);
+        // Before votes have to wait for it.
+        if self.behind() && self.surveyed + self.options.check_every / 2 <= now {
+            self.look()?;
+        }
+        let every = self.refresh_every(now);
+        let due = self.refreshed.map(|at| at + every).filter(|at| *at > now);
         if self.behind() && due.is_none() {
             self.see(now)?;
             self.write_watermark()?;
         }
-        let mut next = self.behind().then(|| due.unwrap_or(now + self.options.refresh_every));
+        let mut next = self.behind().then(|| due.unwrap_or(now + every));
         if !self.behind() {
             if self.upkeep <= now {
                 self.upkeep = now + self.upkeep()?;
@@ -187,6 +200,20 @@ impl Session {
             }
         }
         Ok(Tended { progress: self.progress(), next })
+    }
+
+    /// Somebody waits to see what is about to be decided.
+    pub fn hurry(&mut self, now: Instant) {
+        self.hurried = Some(now);
+    }
+
+    /// Who waited longer than the usual time has seen it: what he waits for was not decided yet, or is waited for by another now.
+    fn refresh_every(&self, now: Instant) -> Duration {
+        let OpenSearchOptions { refresh_every, refresh_awaited, .. } = *self.options;
+        match self.hurried {
+            Some(at) if at + refresh_every > now => refresh_every.min(refresh_awaited),
+            Some(_) | None => refresh_every,
+        }
     }
 
     /// Looks at the index again; ends the session if it is another one.
@@ -223,6 +250,7 @@ impl Session {
             }
         }
         self.note_shut();
+        self.publish();
         Ok(())
     }
 

@@ -1,15 +1,15 @@
 //! Phase one: every document is checked, here and where that does not suffice by the server, before its Yes.
 
-use super::document::{self, Checked, check_key, shown};
+use super::document::{Checked, shown};
+use super::grounds::{Seen, check_put, invalid, writes_of};
 use super::http::{Payload, Purpose, reason_of, segment};
 use super::options::NewFields;
 use super::reader::csn_of;
 use super::session::{Session, multi_get, put_mapping};
-use super::state::STATE_KEY;
 use crate::StoreError;
 use crate::document_redo::{self as redo, Write, unmet};
 use lockstep_core::{Ballot, Csn, Operation, Refusal, RefusalKind, Vote, Work};
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -44,15 +44,24 @@ impl Session {
         }
         self.test_conditions(batch, &mut refusals)?;
         self.ask(&questions, &mut refusals)?;
-        let votes = batch.iter().zip(all_writes).zip(refusals).map(|((work, writes), refusal)| {
-            let vote = match refusal {
-                Some(refusal) => Vote::No(refusal),
-                None if writes.is_empty() => Vote::ReadOnly(Arc::from([])),
-                None => Vote::Redo(redo::encode(writes), Arc::from([])),
-            };
-            (work.txid, vote)
-        });
+        let votes = batch
+            .iter()
+            .zip(all_writes)
+            .zip(refusals)
+            .map(|((work, writes), refusal)| (work.txid, refusal.map_or_else(|| vote_of(writes), Vote::No)));
         Ok(Ballot { votes: votes.collect(), ..Ballot::default() })
+    }
+
+    /// What votes may rest on beside the store's thread, as of now.
+    pub fn publish(&self) {
+        let open = self.survey.shut_because.is_none().then_some(self.survey.mapping.as_ref().ok()).flatten();
+        let seen = open.map(|mapping| Seen::new(mapping.clone(), self.document_max(), self.surveyed, self.options.check_every));
+        self.grounds.set(seen);
+    }
+
+    /// Bytes of one document at most.
+    fn document_max(&self) -> usize {
+        self.options.document_bytes.min(self.request_max.saturating_sub(AROUND))
     }
 
     /// What can be told without the server.
@@ -65,41 +74,18 @@ impl Session {
         if let Some(why) = self.survey.shut_because.as_ref().or(self.survey.mapping.as_ref().err()).filter(|_| !operations.is_empty()) {
             return Ok(Err(Refusal::new(RefusalKind::Unavailable, why.clone())));
         }
-        let mut writes = Vec::with_capacity(operations.len());
-        let mut keys = FxHashSet::default();
-        for operation in operations {
-            let Some(write) = Write::of(operation) else {
-                return Ok(Err(Refusal::new(RefusalKind::Invalid, "an index takes no SQL: put and delete whole documents")));
-            };
-            let key = write.key();
-            let (verb, checked) = match &write {
-                Write::Put { document, .. } => ("put", self.check_put(key, document)?),
-                Write::Delete { .. } => ("delete", check_key(key, STATE_KEY).map(|()| Checked::default()).map_err(invalid)),
-            };
-            match checked {
-                Ok(checked) => {
-                    if let (Some(_), Write::Put { document, .. }) = (&checked.ask, &write) {
-                        questions.push(Question { work, key, document });
-                    }
+        writes_of(operations, |key, document| {
+            Ok(self.check_put(key, document)?.map(|checked| {
+                if checked.ask.is_some() {
+                    questions.push(Question { work, key, document });
                 }
-                Err(Refusal { kind, message }) => {
-                    return Ok(Err(Refusal::new(kind, format!("{verb} of `{}`: {message}", shown(key)))));
-                }
-            }
-            if !keys.insert(key) {
-                return Ok(Err(invalid(format!("the document `{}` is written twice in one transaction", shown(key)))));
-            }
-            writes.push(write);
-        }
-        Ok(Ok(writes))
+            }))
+        })
     }
 
     fn check_put(&mut self, key: &str, document: &str) -> Result<Result<Checked, Refusal>, StoreError> {
-        let most = self.options.document_bytes.min(self.request_max.saturating_sub(AROUND));
-        let check = |session: &Session| {
-            check_key(key, STATE_KEY)?;
-            document::check(session.survey.mapping.as_ref().map_err(String::clone)?, most, document)
-        };
+        let check =
+            |session: &Session| check_put(session.survey.mapping.as_ref().map_err(String::clone)?, session.document_max(), key, document);
         let checked = match check(self) {
             Ok(checked) => checked,
             Err(why) => return Ok(Err(invalid(why))),
@@ -217,6 +203,10 @@ impl Session {
     }
 }
 
-fn invalid(sentence: String) -> Refusal {
-    Refusal::new(RefusalKind::Invalid, sentence)
+/// The vote on writes that are all in order.
+pub(super) fn vote_of(writes: Vec<Write>) -> Vote {
+    match writes.is_empty() {
+        true => Vote::ReadOnly(Arc::from([])),
+        false => Vote::Redo(redo::encode(writes), Arc::from([])),
+    }
 }

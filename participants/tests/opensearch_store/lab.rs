@@ -39,6 +39,7 @@ pub fn alias() -> String {
 pub fn options(url: &str, alias: &str) -> OpenSearchOptions {
     OpenSearchOptions {
         refresh_every: Duration::ZERO,
+        refresh_awaited: Duration::ZERO,
         upkeep_every: Duration::ZERO,
         check_every: Duration::ZERO,
         request_timeout: Duration::from_secs(30),

@@ -1,0 +1,113 @@
+//! What votes rest on, as the store last saw it: for its own thread, and for votes beside it.
+
+use super::document::{self, Checked, check_key, shown};
+use super::mapping::Mapping;
+use super::state::STATE_KEY;
+use super::votes::vote_of;
+use crate::Validator;
+use crate::document_redo::Write;
+use lockstep_core::{Operation, Refusal, RefusalKind, Vote};
+use rustc_hash::FxHashSet;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+/// Bytes of documents that are checked beside the store's thread, at most: more would hold up everybody else's votes.
+const BESIDE_BYTES: usize = 16 << 10;
+
+/// Shared: the store's thread writes it after each look at the index, votes read it from any thread.
+#[derive(Default)]
+pub(super) struct Grounds(RwLock<Option<Seen>>);
+
+/// An index that takes writes.
+#[derive(Clone)]
+pub(super) struct Seen {
+    pub mapping: Arc<Mapping>,
+    /// Bytes of one document at most.
+    pub document_max: usize,
+    /// After this it must be looked at again.
+    pub until: Instant,
+}
+
+/// Only the server can tell, or the store's thread.
+struct Unclear;
+
+impl Grounds {
+    /// From now on votes rest on this; `None`: no vote is given beside the store's thread.
+    pub fn set(&self, seen: Option<Seen>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = seen;
+    }
+
+    fn fresh(&self) -> Option<Seen> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone().filter(|seen| Instant::now() < seen.until)
+    }
+}
+
+impl Seen {
+    /// As seen at this moment.
+    pub fn new(mapping: Arc<Mapping>, document_max: usize, at: Instant, good_for: Duration) -> Seen {
+        Seen { mapping, document_max, until: at + good_for }
+    }
+}
+
+impl Validator for Grounds {
+    fn validate(&self, operations: &[Operation]) -> Option<Vote> {
+        let size = |operation: &Operation| match operation {
+            Operation::Put { key, document, .. } => key.len() + document.len(),
+            Operation::Delete { key, .. } => key.len(),
+            Operation::Statement { sql, .. } => sql.len(),
+            Operation::Enlisted { .. } => 0,
+        };
+        let conditional = operations.iter().any(|operation| operation.condition().is_some());
+        if conditional || operations.iter().map(size).sum::<usize>() > BESIDE_BYTES {
+            return None;
+        }
+        let seen = self.fresh()?;
+        let writes = writes_of(operations, |key, document| match check_put(&seen.mapping, seen.document_max, key, document) {
+            Ok(Checked { ask: None, new_fields }) if new_fields.is_empty() => Ok(Ok(())),
+            Ok(_) => Err(Unclear),
+            Err(why) => Ok(Err(invalid(why))),
+        });
+        match writes {
+            Ok(Ok(writes)) => Some(vote_of(writes)),
+            Ok(Err(refusal)) => Some(Vote::No(refusal)),
+            Err(Unclear) => None,
+        }
+    }
+}
+
+/// A branch's writes, each checked by itself; `put` checks a document. The inner error says No.
+pub(super) fn writes_of<'a, E>(
+    operations: &'a [Operation],
+    mut put: impl FnMut(&'a str, &'a str) -> Result<Result<(), Refusal>, E>,
+) -> Result<Result<Vec<Write<'a>>, Refusal>, E> {
+    let mut writes = Vec::with_capacity(operations.len());
+    let mut keys = FxHashSet::default();
+    for operation in operations {
+        let Some(write) = Write::of(operation) else {
+            return Ok(Err(Refusal::new(RefusalKind::Invalid, "an index takes no SQL: put and delete whole documents")));
+        };
+        let (verb, key, checked) = match write {
+            Write::Put { key, document } => ("put", key, put(key, document)?),
+            Write::Delete { key } => ("delete", key, check_key(key, STATE_KEY).map_err(invalid)),
+        };
+        if let Err(Refusal { kind, message }) = checked {
+            return Ok(Err(Refusal::new(kind, format!("{verb} of `{}`: {message}", shown(key)))));
+        }
+        if !keys.insert(key) {
+            return Ok(Err(invalid(format!("the document `{}` is written twice in one transaction", shown(key)))));
+        }
+        writes.push(write);
+    }
+    Ok(Ok(writes))
+}
+
+/// What can be told of a put without the server.
+pub(super) fn check_put(mapping: &Mapping, document_max: usize, key: &str, document: &str) -> Result<Checked, String> {
+    check_key(key, STATE_KEY)?;
+    document::check(mapping, document_max, document)
+}
+
+/// The input is at fault.
+pub(super) fn invalid(sentence: String) -> Refusal {
+    Refusal::new(RefusalKind::Invalid, sentence)
+}
