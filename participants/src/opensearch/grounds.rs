@@ -111,3 +111,53 @@ pub(super) fn check_put(mapping: &Mapping, document_max: usize, key: &str, docum
 pub(super) fn invalid(sentence: String) -> Refusal {
     Refusal::new(RefusalKind::Invalid, sentence)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lockstep_core::Condition;
+    use serde_json::{Map, json};
+
+    const LONG: Duration = Duration::from_secs(3_600);
+
+    fn grounds(good_for: Duration) -> Grounds {
+        let mapping = Mapping::parse(&json!({"properties": {"n": {"type": "integer"}, "at": {"type": "date"}}}), &Map::new()).unwrap();
+        let grounds = Grounds::default();
+        grounds.set(Some(Seen::new(Arc::new(mapping), 100, Instant::now(), good_for)));
+        grounds
+    }
+
+    fn put(document: &str) -> Operation {
+        Operation::Put { key: "k".into(), document: document.into(), condition: None }
+    }
+
+    #[test]
+    fn what_the_mapping_alone_can_tell_is_voted_on() {
+        let grounds = grounds(LONG);
+        assert!(matches!(grounds.validate(&[put(r#"{"n":1}"#)]), Some(Vote::Redo(..))));
+        assert!(matches!(grounds.validate(&[]), Some(Vote::ReadOnly(_))));
+        assert!(matches!(grounds.validate(&[put(r#"{"n":{"a":1}}"#)]), Some(Vote::No(_))));
+        assert!(matches!(grounds.validate(&[put(r#"{"n":1}"#), put(r#"{"n":2}"#)]), Some(Vote::No(_))));
+        let large = format!("{{\"n\":1{}}}", " ".repeat(100));
+        assert!(matches!(grounds.validate(&[put(&large)]), Some(Vote::No(_))));
+    }
+
+    #[test]
+    fn what_needs_the_server_is_left_to_the_store() {
+        let grounds = grounds(LONG);
+        let conditional = Operation::Put { key: "k".into(), document: r#"{"n":1}"#.into(), condition: Some(Condition::Absent) };
+        for unclear in [put(r#"{"new":1}"#), put(r#"{"at":"some day"}"#), put(r#"{"n":"one"}"#), conditional] {
+            assert_eq!(grounds.validate(std::slice::from_ref(&unclear)), None, "{unclear:?}");
+        }
+    }
+
+    #[test]
+    fn no_vote_rests_on_what_is_too_old_or_gone() {
+        let operations = [put(r#"{"n":1}"#)];
+        assert_eq!(grounds(Duration::ZERO).validate(&operations), None);
+        let grounds = grounds(LONG);
+        grounds.set(None);
+        assert_eq!(grounds.validate(&operations), None);
+        assert_eq!(Grounds::default().validate(&operations), None);
+    }
+}
