@@ -2,11 +2,14 @@
 #![cfg(feature = "opensearch")]
 
 mod applying;
+#[path = "../certificates/authority.rs"]
+mod authority;
 mod checks;
 mod conforms;
 mod deletes;
 mod lab;
 mod proxy;
+mod secure;
 mod trouble;
 
 use lockstep_servers::opensearch as node;

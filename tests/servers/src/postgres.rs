@@ -58,18 +58,10 @@ impl Cluster {
     }
 
     fn made(settings: &[&str], place: Place, shared: bool) -> anyhow::Result<Cluster> {
-        let folder = match place {
-            Place::Memory => tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())?,
-            Place::Disk => tempfile::tempdir()?,
-        };
-        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o711))?;
+        let folder = new_folder(place)?;
         let data = folder.path().join("data");
         std::fs::create_dir(&data)?;
-        std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o700))?;
-        if let Some((uid, gid)) = other_user() {
-            chown(folder.path(), Some(uid), Some(gid))?;
-            chown(&data, Some(uid), Some(gid))?;
-        }
+        give_to_server(&data, 0o700)?;
         let made = as_user(Command::new(try_binary("initdb")?))
             .args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N", "-D"])
             .arg(&data)
@@ -81,6 +73,38 @@ impl Cluster {
         let mut cluster = Cluster { folder, port: crate::free_port()?, settings, shared, running: None };
         cluster.try_run()?;
         Ok(cluster)
+    }
+
+    /// A hot standby of it: another server, which follows it.
+    pub fn standby(&self) -> Cluster {
+        let folder = new_folder(Place::Memory).expect("a folder");
+        let copied = as_user(Command::new(binary("pg_basebackup")))
+            .args(["-R", "-c", "fast", "-N", "-X", "stream", "-d", &self.url("postgres"), "-D"])
+            .arg(folder.path().join("data"))
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        assert!(copied.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&copied.stderr));
+        let port = crate::free_port().expect("a free port");
+        let mut standby = Cluster { folder, port, settings: self.settings.clone(), shared: false, running: None };
+        standby.run();
+        standby
+    }
+
+    /// Switches TLS on, with this certificate and this key (PEM), and waits until it is.
+    pub fn encrypt(&self, certificate: &str, key: &str) {
+        for (name, pem) in [("server.crt", certificate), ("server.key", key)] {
+            let file = self.data().join(name);
+            std::fs::write(&file, pem).unwrap();
+            give_to_server(&file, 0o600).unwrap();
+        }
+        self.psql("postgres", "ALTER SYSTEM SET ssl = on");
+        self.psql("postgres", "SELECT pg_reload_conf()");
+        let until = Instant::now() + PATIENCE;
+        while self.psql("postgres", "SHOW ssl") != "on" {
+            assert!(Instant::now() < until, "TLS is not switched on: {}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Starts the server again, and waits until it takes connections.
@@ -233,6 +257,24 @@ fn try_binary(name: &str) -> anyhow::Result<PathBuf> {
     let folder =
         folder.as_ref().context("PostgreSQL's server is not installed: install it, for example with: apt-get install postgresql")?;
     Ok(folder.join(name))
+}
+
+/// A new folder of the server's user.
+fn new_folder(place: Place) -> anyhow::Result<tempfile::TempDir> {
+    let folder = match place {
+        Place::Memory => tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())?,
+        Place::Disk => tempfile::tempdir()?,
+    };
+    give_to_server(folder.path(), 0o711)?;
+    Ok(folder)
+}
+
+fn give_to_server(path: &Path, mode: u32) -> anyhow::Result<()> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
+    if let Some((uid, gid)) = other_user() {
+        chown(path, Some(uid), Some(gid))?;
+    }
+    Ok(())
 }
 
 /// PostgreSQL does not run as root.

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, ensure};
 use lockstep_proto::v1::StatusReply;
+use lockstep_servers::postgres::psql;
 use lockstepd::demo::daemon::{Daemon, Launch};
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::{Path, PathBuf};
@@ -69,4 +70,14 @@ pub async fn wait_until_paused(daemon: &Daemon) -> anyhow::Result<()> {
 pub fn go_on(daemon: &Daemon) -> anyhow::Result<()> {
     let id = daemon.id().and_then(|id| Pid::from_raw(id.cast_signed())).context("it runs")?;
     Ok(kill_process(id, Signal::CONT)?)
+}
+
+/// Looks in a database until it is so.
+pub async fn wait_for(url: &str, question: &str) -> anyhow::Result<()> {
+    let until = Instant::now() + MEND;
+    while psql(url, question) != "t" {
+        ensure!(Instant::now() < until, "never: {question}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
 }

@@ -4,7 +4,9 @@
 mod by_hand;
 mod gate;
 mod lab;
+mod leader;
 mod load;
 mod own_connection;
 mod recovery;
+mod relay;
 mod steps;

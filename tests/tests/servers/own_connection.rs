@@ -1,6 +1,6 @@
 //! A transaction on an application's own connection, enlisted: both modes, both drivers, and its end at every step.
 
-use crate::lab::{INDEX, MEND, all_up, database, launch, mended};
+use crate::lab::{INDEX, MEND, all_up, database, go_on, launch, mended, wait_until_paused};
 use anyhow::{bail, ensure};
 use lockstep_client::{Client, CommitError, EnlistError, Enlisted, Receipt, Wait};
 use lockstep_servers::postgres::{psql, shared};
@@ -16,7 +16,8 @@ const MODES: [&str; 2] = ["two-phase", "database-led"];
 
 /// A daemon with a stock of ten.
 struct Shop {
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
+    configuration: String,
     url: String,
     daemon: Daemon,
     client: Client,
@@ -31,7 +32,7 @@ impl Shop {
         let daemon = Daemon::start(launch(folder.path(), failpoint, &configuration)?).await?;
         let client = workload::connect(&daemon.url()).await?;
         daemon.wait_for(MEND, all_up).await?;
-        Ok(Shop { _folder: folder, url, daemon, client })
+        Ok(Shop { folder, configuration, url, daemon, client })
     }
 
     async fn connect(&self) -> anyhow::Result<tokio_postgres::Client> {
@@ -128,6 +129,103 @@ async fn a_connection_that_is_lost_at_any_step_leaves_nothing() -> anyhow::Resul
                 shop.holds(10, None).await?;
             }
         }
+        shop.daemon.kill();
+    }
+    Ok(())
+}
+
+/// Between the decision to commit and the commit, which is the application's to make.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_application_that_is_gone_when_it_is_to_decide_has_decided_against_it() -> anyhow::Result<()> {
+    let mut shop = Shop::open("database-led", Some("store.db.before_lead:1:pause")).await?;
+    let mut own = shop.connect().await?;
+    let enlisted = enlist(&shop, &mut own).await?;
+    let (told, struck) = tokio::join!(enlisted.commit(), async {
+        wait_until_paused(&shop.daemon).await?;
+        shop.end_application();
+        go_on(&shop.daemon)
+    });
+    struck?;
+    aborted(told)?;
+    shop.holds(10, None).await?;
+    ensure!(psql(&shop.url, "SELECT count(*) FROM lockstep.marker WHERE csn IS NULL") == "1", "an 'A' stands in its place");
+    shop.daemon.kill();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_daemon_dies_while_an_application_decides() -> anyhow::Result<()> {
+    for (mode, place, committed) in [
+        ("two-phase", "store.db.before_prepare:1:kill", false),
+        ("two-phase", "store.db.before_late_vote:1:kill", false),
+        ("two-phase", "store.db.before_commit:1:kill", true),
+        ("database-led", "store.db.before_prepare:1:kill", false),
+        ("database-led", "store.db.before_late_vote:1:kill", false),
+        ("database-led", "store.db.before_lead:1:kill", false),
+        ("database-led", "store.db.after_lead:1:kill", true),
+        ("database-led", "engine.before_send_commit:1:kill", true),
+    ] {
+        let lived = async {
+            let mut shop = Shop::open(mode, Some(place)).await?;
+            let again = launch(shop.folder.path(), None, &shop.configuration)?;
+            let mut own = shop.connect().await?;
+            let enlisted = enlist(&shop, &mut own).await?;
+            let daemon = &mut shop.daemon;
+            let (told, started) = tokio::join!(enlisted.commit(), async {
+                ensure!(daemon.wait_until_dead(MEND).await?.is_some(), "the place was never reached");
+                daemon.relaunch(again).await
+            });
+            started?;
+            match committed {
+                true => drop(told?),
+                false => drop(aborted(told)?),
+            }
+            let (n, document) = if committed { (9, Some(9)) } else { (10, None) };
+            shop.holds(n, document).await?;
+            shop.daemon.kill();
+            anyhow::Ok(())
+        };
+        lived.await.map_err(|error| error.context(format!("{mode}, {place}")))?;
+    }
+    Ok(())
+}
+
+/// Mistakes in the application's own transaction.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_has_failed_or_ended_is_not_committed() -> anyhow::Result<()> {
+    for mode in MODES {
+        let mut shop = Shop::open(mode, None).await?;
+        let mut own = shop.connect().await?;
+        // A statement of it has failed.
+        let begun = shop.client.begin().enlisting("db").await?;
+        let mine = own.transaction().await?;
+        mine.execute("UPDATE stock SET n = n - 1 WHERE id = 1", &[]).await?;
+        ensure!(mine.batch_execute("SELECT 1/0").await.is_err());
+        ensure!(matches!(begun.enlist("db", mine).await, Err(EnlistError::Own(_))));
+        shop.holds(10, None).await?;
+        // It was ended behind the driver's back: what it did is its own, and the rest does not follow.
+        let begun = shop.client.begin().enlisting("db").await?;
+        let mine = own.transaction().await?;
+        mine.batch_execute("UPDATE stock SET n = n - 1 WHERE id = 1; ROLLBACK").await?;
+        match begun.enlist("db", mine).await {
+            Ok(enlisted) => drop(aborted(enlisted.put("index", "1", &json!({ "left": 9 })).commit().await)?),
+            Err(EnlistError::Own(_)) => {}
+            Err(other) => bail!("{other}"),
+        }
+        shop.holds(10, None).await?;
+        // A constraint that waits for the end.
+        psql(&shop.url, "CREATE TABLE child(stock integer REFERENCES stock(id) DEFERRABLE INITIALLY DEFERRED)");
+        let begun = shop.client.begin().enlisting("db").await?;
+        let mine = own.transaction().await?;
+        mine.batch_execute("INSERT INTO child VALUES (77)").await?;
+        ensure!(matches!(begun.enlist("db", mine).await, Err(EnlistError::Own(_))));
+        // Begun without a word of whose commit decides.
+        if mode == "database-led" {
+            let begun = shop.client.begin().await?;
+            let refused = begun.enlist("db", own.transaction().await?).await;
+            ensure!(matches!(refused, Err(EnlistError::Invalid(why)) if why.contains("Begin::enlisting")));
+        }
+        shop.holds(10, None).await?;
         shop.daemon.kill();
     }
     Ok(())
