@@ -6,7 +6,7 @@ use super::quiet_panics;
 use super::small::{STEPS_MAX, Setup, SmallWorld, Step, Write, name_of};
 use crate::follower::Noted;
 use crate::mutation::{Mutation, take_away_both};
-use crate::{AdminAction, Condition, Kind, ParticipantId, StoreCommand, ToParticipant, Txid, Wait};
+use crate::{AdminAction, Condition, Csn, Kind, ParticipantId, StoreCommand, ToParticipant, Txid, Wait};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// One schedule.
@@ -186,6 +186,11 @@ impl SmallWorld {
         })
     }
 
+    /// How far this one had come when it went on without a leader stands in the log.
+    fn noted(&self, store: usize) -> bool {
+        self.machine.as_ref().is_some_and(|machine| machine.followers()[store].noted == Noted::Durable)
+    }
+
     /// The leader's session ends while its last message is on its way, and its backend lives on.
     fn leave_a_backend(&mut self, leader: usize) -> Way {
         self.until("the leader is told to decide", |w| matches!(w.seats[leader].command, Some(StoreCommand::Lead(_))))?;
@@ -258,7 +263,7 @@ pub(super) const SCHEDULES: &[Schedule] = &[
         misses_both: None,
         setup: || {
             let absent = Write { condition: Some(Condition::Absent), ..Write::of(2, "k") };
-            let requests = vec![vec![Write::of(0, "a"), Write::of(2, "k")], vec![Write::of(1, "b"), absent]];
+            let requests = vec![vec![Write::of(0, "a"), Write::of(2, "k"), Write::of(2, "m")], vec![Write::of(1, "b"), absent]];
             Setup::new(&[Kind::Leader, Kind::Preparing, Kind::Redo], requests)
         },
         way: |w| {
@@ -291,23 +296,73 @@ pub(super) const SCHEDULES: &[Schedule] = &[
         name: "a waived leader is back in a later start",
         misses: &[Mutation::WaiverForgotten],
         misses_both: None,
-        setup: || {
-            let requests = vec![vec![Write::of(0, "a"), Write::of(2, "k")], vec![Write::of(1, "b"), Write::of(2, "m")]];
-            Setup::new(&[Kind::Leader, Kind::Preparing, Kind::Redo], requests)
-        },
+        setup: led_beside_another,
         way: |w| {
             w.hold(Step::Client(1));
             w.decided_and_unheard(0, 0)?;
             w.until("the others are there", |w| w.is_open(1) && w.is_open(2))?;
             w.waive(0)?;
-            w.until("it is written how far the index had come", |w| {
-                w.machine.as_ref().is_some_and(|machine| machine.followers()[2].noted == Noted::Durable)
-            })?;
+            w.until("it is written how far the index had come", |w| w.noted(2))?;
             w.go(Step::Client(1))?;
             let began = w.machine.as_ref().expect("it serves").owner().epoch;
             w.until("the index has followed past it", |w| w.seats[2].store.durable.watermark.epoch() == began)?;
             w.die()?;
             w.until("the index is there first", |w| w.is_open(2))?;
+            w.rest()
+        },
+    },
+    Schedule {
+        name: "a waived leader is back, and another index has not been heard",
+        misses: &[],
+        misses_both: None,
+        setup: || {
+            let requests = vec![vec![Write::of(0, "a"), Write::of(1, "k")]];
+            Setup::new(&[Kind::Leader, Kind::Redo, Kind::Redo], requests)
+        },
+        way: |w| {
+            w.hold(Step::Client(0));
+            w.until("all are there", |w| (0..3).all(|store| w.is_open(store)))?;
+            w.release(Step::Client(0));
+            w.decided_and_unheard(0, 0)?;
+            w.hold(Step::Connect(2));
+            w.end_session(2);
+            w.until("the index is there", |w| w.is_open(1))?;
+            w.waive(0)?;
+            w.until("it is written how far the index had come", |w| w.noted(1))?;
+            w.release(Step::Connect(0));
+            w.until("the leader has told", |w| w.is_open(0))?;
+            w.hold(Step::Back(1));
+            w.until("the index has followed it", |w| w.seats[1].store.durable.watermark > Csn::ZERO)?;
+            w.go(Step::CrashParticipant(1))?;
+            w.release(Step::Back(1));
+            w.rest()?;
+            match w.machine.as_ref().is_some_and(|machine| machine.damage.is_empty()) {
+                true => Ok(()),
+                false => Err(Stop::Broken("I12: damage is recorded, and there is none".into())),
+            }
+        },
+    },
+    Schedule {
+        name: "what a waived leader tells crosses what an index says",
+        misses: &[],
+        misses_both: None,
+        setup: led_beside_another,
+        way: |w| {
+            w.hold(Step::Client(1));
+            w.decided_and_unheard(0, 0)?;
+            w.until("the others are there", |w| w.is_open(1) && w.is_open(2))?;
+            w.waive(0)?;
+            w.until("it is written how far the index had come", |w| w.noted(2))?;
+            w.go(Step::Client(1))?;
+            w.until("the index is to apply the second", |w| matches!(w.seats[2].command, Some(StoreCommand::Commit { .. })))?;
+            w.hold(Step::Back(2));
+            w.until("it has followed past the first", |w| w.seats[2].store.durable.watermark.n() > 0)?;
+            w.release(Step::Connect(0));
+            w.hold(Step::There(2));
+            w.until("the leader has told", |w| w.is_open(0))?;
+            w.release(Step::Back(2));
+            w.until("the index is heard", |w| w.seats[2].back.is_empty())?;
+            w.go(Step::CrashParticipant(2))?;
             w.rest()
         },
     },
@@ -507,6 +562,11 @@ pub(super) const SCHEDULES: &[Schedule] = &[
 
 fn led_over_serial() -> Setup {
     Setup::new(&[Kind::Leader, Kind::Serial], vec![vec![Write::of(0, "a"), Write::of(1, "b")], vec![Write::of(1, "b")]])
+}
+
+fn led_beside_another() -> Setup {
+    let requests = vec![vec![Write::of(0, "a"), Write::of(2, "k")], vec![Write::of(1, "b"), Write::of(2, "m")]];
+    Setup::new(&[Kind::Leader, Kind::Preparing, Kind::Redo], requests)
 }
 
 fn led_and_refused() -> Setup {
