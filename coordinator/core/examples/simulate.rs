@@ -1,7 +1,7 @@
 //! Runs seeds of the simulator, replays one, or shows that every rule is needed:
 //! `simulate --seed 42 --trace`, `simulate --seeds 10000`, `simulate --mutations`.
 
-use lockstep_core::simulator::{Mutation, Options, reached, simulate};
+use lockstep_core::simulator::{Directed, Mutation, Options, directed, reached, simulate};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -93,29 +93,38 @@ fn every_mutation(arguments: &Arguments) -> bool {
     let (first, seeds) = (arguments.seed.unwrap_or(1), arguments.seeds.unwrap_or(20_000));
     let mut all = true;
     if !arguments.json {
-        println!("{:<34}{:<26}{:>7}  what the simulator found", "rule", "taken away", "seeds");
+        println!("{:<34}{:<26}{:>7}  what was found", "rule", "taken away", "seeds");
     }
     for &mutation in Mutation::ALL {
         let options = Options { mutation, trace: false };
         let caught = (first..first.saturating_add(seeds)).find_map(|seed| simulate(seed, &options).err());
-        all &= caught.is_some() || mutation.held_by().is_some();
+        let schedule = directed(mutation);
+        all &= caught.is_some() || schedule.as_ref().is_some_and(|schedule| schedule.found.is_some());
         let name = format!("{mutation:?}");
-        let tried = caught.as_ref().map_or(seeds, |failure| failure.seed - first + 1);
+        let tried = caught.as_ref().map_or(format!("> {seeds}"), |failure| (failure.seed - first + 1).to_string());
+        let found = caught.map(|failure| failure.what);
         if arguments.json {
-            let what = caught.as_ref().map_or("null".into(), |failure| quoted(&failure.what));
-            let (rule, instead) = (quoted(mutation.rule()), quoted(mutation.what()));
-            let held_by = mutation.held_by().map_or("null".into(), quoted);
-            println!(r#"{{"rule":{rule},"mutation":"{name}","what":{instead},"seeds":{tried},"found":{what},"held_by":{held_by}}}"#);
-        } else {
-            let what = match (caught, mutation.held_by()) {
-                (Some(failure), _) => shortened(&failure.what),
-                (None, Some(rule)) => format!("nothing: {rule} holds alone"),
-                (None, None) => "NOTHING".into(),
-            };
-            println!("{:<34}{name:<26}{tried:>7}  {what}", mutation.rule());
+            println!("{}", json(mutation, &name, &tried, found, schedule));
+            continue;
+        }
+        println!("{:<34}{name:<26}{tried:>7}  {}", mutation.rule(), found.map_or("nothing".into(), |what| shortened(&what)));
+        if let Some(Directed { name, with, found }) = schedule {
+            let with = with.map_or(String::new(), |with| format!(", {with:?} too"));
+            println!("{:>67}  {}", format!("schedule: {name}{with}"), found.map_or("NOTHING".into(), |what| shortened(&what)));
         }
     }
     all
+}
+
+fn json(mutation: Mutation, name: &str, tried: &str, found: Option<String>, schedule: Option<Directed>) -> String {
+    let text = |text: Option<&str>| text.map_or("null".into(), quoted);
+    let (rule, instead, found) = (quoted(mutation.rule()), quoted(mutation.what()), text(found.as_deref()));
+    let schedule = schedule.map_or("null".into(), |schedule| {
+        let with = text(schedule.with.map(|with| format!("{with:?}")).as_deref());
+        format!(r#"{{"name":{},"with":{with},"found":{}}}"#, quoted(schedule.name), text(schedule.found.as_deref()))
+    });
+    let tried = quoted(tried);
+    format!(r#"{{"rule":{rule},"mutation":"{name}","what":{instead},"seeds":{tried},"found":{found},"schedule":{schedule}}}"#)
 }
 
 fn shortened(what: &str) -> String {

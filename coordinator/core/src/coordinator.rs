@@ -310,6 +310,10 @@ impl Coordinator {
 
     /// A leader that may have decided transactions nobody here knows of, with redos for others.
     pub(crate) fn unscanned_leader(&self) -> Option<&Follower> {
+        let scanned = |follower: &Follower| follower.kind == Kind::Leader && matches!(follower.scan, Scan::Complete | Scan::Again(_));
+        if broken(Mutation::OneScanIsEnough) && self.followers.iter().any(scanned) {
+            return None;
+        }
         let unscanned = |follower: &&Follower| matches!(follower.scan, Scan::Needed | Scan::Running);
         self.followers.iter().find(|follower| follower.kind == Kind::Leader && unscanned(follower))
     }

@@ -39,6 +39,8 @@ pub struct Follower {
     pub first_unapplied: Csn,
     /// The last [`crate::ToParticipant::Closed`] in this session.
     pub closed_told: Csn,
+    /// How far it may have followed: what its Hello said, and what it was told since; the serial executor by each decision.
+    pub let_pass: Csn,
     /// What is known of its markers, if it leads. Others wait for that only where it is of [`Kind::Leader`]: what a preparing store decides
     /// touches nobody else.
     pub scan: Scan,
@@ -114,6 +116,8 @@ pub struct Item {
     pub entry: Option<usize>,
     /// Whether it can be read there.
     pub applied: bool,
+    /// It was found when its participant may have followed past it, without it.
+    pub missed: bool,
     /// When it was sent last in this session.
     pub sent: Option<Time>,
     /// The pause before it is sent again.
@@ -174,6 +178,7 @@ impl Follower {
             items: BTreeMap::new(),
             first_unapplied: Csn::ZERO,
             closed_told: Csn::ZERO,
+            let_pass: Csn::ZERO,
             scan: if kind == Kind::Leader { Scan::Needed } else { Scan::NotNeeded },
             exclusive: false,
             evidence: false,

@@ -73,8 +73,12 @@ impl Coordinator {
         let told = decision.told(participant, item.entry);
         let message = if decision.decided { ToParticipant::Commit(told) } else { ToParticipant::Reserve(told) };
         self.send(participant, message, fx);
-        let item = self.follower_mut(participant).items.get_mut(&csn).expect("just found");
-        item.sent = Some(now);
+        let decided = decision.decided;
+        let follower = self.follower_mut(participant);
+        follower.items.get_mut(&csn).expect("just found").sent = Some(now);
+        if decided && follower.kind == Kind::Serial {
+            follower.let_pass = follower.let_pass.max(csn);
+        }
     }
 
     /// Watermarks: everything up to `applied` can be read there, everything up to `durable` needs the log no more.
@@ -96,13 +100,20 @@ impl Coordinator {
             }
             self.move_first_unapplied(participant, progress.applied);
         }
+        let mut missed = Vec::new();
         while let Some((csn, item)) = self.follower(participant).items.first_key_value()
             && *csn <= progress.durable
             && item.applied
         {
             let (csn, key) = (*csn, item.decision);
+            if item.missed && !broken(Mutation::CrossingUnseen) {
+                missed.push((csn, self.decisions[&key].entries[0].txid));
+            }
             self.follower_mut(participant).items.remove(&csn);
             self.item_durable(key);
+        }
+        if !missed.is_empty() {
+            self.passed_unheard(now, participant, missed, fx);
         }
         self.answer_readers(participant, fx);
     }
@@ -233,6 +244,7 @@ impl Coordinator {
             // Who is owed nothing between the two need not hear of it yet.
             if follower.items.range(follower.closed_told.next()..=closed).next().is_some() {
                 follower.closed_told = closed;
+                follower.let_pass = follower.let_pass.max(closed);
                 fx.push(Effect::Send(follower.id, session, ToParticipant::Closed(closed)));
             }
         }

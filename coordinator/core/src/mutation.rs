@@ -56,6 +56,8 @@ mutations! {
     LedSharesBatch, "R-SERIAL", "a led transaction shares a batch with others";
     VoteOutlivesSession, "R-REDO", "a redo vote holds after its session has ended";
     NoHandover, "R-REDO", "a new session does not learn of what is still being decided";
+    ReadOnlyFollows, "read-only: released", "a branch that only read takes part in phase two";
+    ReadsUncommitted, "R-SERIAL", "what only reads in an open batch is answered before the batch is decided";
     NotListed, "R-ANSWER", "what applications have prepared is not looked for";
     MarkersUntold, "R-LR", "a preparing store does not tell the markers that it wrote";
     HandoverBeforeScan, "R-REDO, R-LR", "a serial executor is handed its redos before the leaders are scanned";
@@ -67,12 +69,16 @@ mutations! {
     WatermarkPassesOpen, "R-WATERMARK", "an index's watermark goes up to the newest CSN that it has applied";
     ClosedPassesOpen, "R-WATERMARK", "stores are told that the watermark may pass CSNs whose outcome is open";
     WaiverForgotten, "R-WATERMARK", "the next start does not know that a leader was waived";
+    CrossingUnseen, "R-WATERMARK", "nobody looks whether a store had followed past what a waived leader tells, while both were on their way";
     ClosedBeforeScan, "R-WATERMARK", "the watermark does not wait for a leader that has not been scanned";
     WatermarkApart, "R-WATERMARK", "a serial executor's watermark is not in the local commit that it stands for";
+    IndexWatermarkApart, "R-WATERMARK", "an index's watermark is durable before the documents that it stands for";
     LateRequests, "an index's fence", "an index applies what a session that has ended sent it";
+    UnansweredArrives, "an index's fence, R-SKIP", "an index applies a request that it never answered, after its redo was given up";
     FirstAckEnds, "all acks, not the first", "the first ack ends a transaction";
     SkipBeforeDamage, "R-SKIP", "a redo is given up before its Damage is durable";
     SettleReads, "R-LR", "recovery reads that there is no marker, and inserts none";
+    OneScanIsEnough, "R-LR: several leaders", "what waits for leaders to be scanned waits for one of them";
     FloorBeforeScan, "R-LR: the floor", "the floor passes what a leader that has not been scanned may have decided";
     FloorApart, "R-LR", "markers below the floor go, and may be inserted again";
     // The log
@@ -116,21 +122,10 @@ mutations! {
     NoSuchBranchIsSuccess, "R-MARKER", "a Commit that finds no branch counts as done";
 }
 
-impl Mutation {
-    /// Where another rule stands before this one and holds alone, as far as the simulator can see: that rule.
-    pub fn held_by(self) -> Option<&'static str> {
-        match self {
-            // A coordinator hears of a newer epoch's branch only from a store that the newer one owns, and that store refuses it.
-            Mutation::NewerEpochAborts => Some("R-OWNER"),
-            _ => None,
-        }
-    }
-}
-
 /// Whether this rule is taken away in this run.
 #[cfg(any(test, feature = "simulator"))]
 pub(crate) fn broken(mutation: Mutation) -> bool {
-    TAKEN_AWAY.get() == mutation
+    TAKEN_AWAY.get().contains(&mutation)
 }
 
 /// Whether this rule is taken away in this run: never, outside the simulator.
@@ -141,11 +136,17 @@ pub(crate) const fn broken(_: Mutation) -> bool {
 
 #[cfg(any(test, feature = "simulator"))]
 thread_local! {
-    static TAKEN_AWAY: std::cell::Cell<Mutation> = const { std::cell::Cell::new(Mutation::None) };
+    static TAKEN_AWAY: std::cell::Cell<[Mutation; 2]> = const { std::cell::Cell::new([Mutation::None; 2]) };
 }
 
 /// Takes a rule away in this thread; `None` gives all back.
 #[cfg(any(test, feature = "simulator"))]
 pub(crate) fn take_away(mutation: Mutation) {
-    TAKEN_AWAY.set(mutation);
+    take_away_both([mutation, Mutation::None]);
+}
+
+/// Takes two rules away: where one stands before the other, neither is missed alone.
+#[cfg(any(test, feature = "simulator"))]
+pub(crate) fn take_away_both(mutations: [Mutation; 2]) {
+    TAKEN_AWAY.set(mutations);
 }

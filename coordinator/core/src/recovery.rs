@@ -285,7 +285,8 @@ impl Coordinator {
         places.retain(|(participant, csn, _)| *csn > self.follower(*participant).acked.max(self.follower(*participant).progress.durable));
         for &(participant, csn, entry) in &places {
             let follower = self.follower_mut(participant);
-            let item = Item { decision: key, entry, applied: false, sent: None, backoff, since: now };
+            let missed = csn <= follower.let_pass;
+            let item = Item { decision: key, entry, applied: false, missed, sent: None, backoff, since: now };
             follower.items.insert(csn, item);
             follower.first_unapplied = follower.first_unapplied.min(csn);
         }

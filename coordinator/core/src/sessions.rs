@@ -91,8 +91,9 @@ impl Coordinator {
         (follower.abilities, follower.heard) = (hello.abilities, epoch);
         (follower.evidence, follower.progress, follower.prepared) = (true, hello.progress, hello.prepared.len());
         follower.exclusive = hello.exclusive;
+        let first = follower.followed_before.is_none();
         follower.followed_before.get_or_insert(hello.progress.durable);
-        self.heard_beside_waivers(now, participant, fx);
+        self.heard_beside_waivers(now, participant, first, fx);
         self.take_back_applied(participant, hello.progress.applied);
         for (txid, commit) in hello.heuristics {
             self.by_hand.insert((txid, participant), commit);

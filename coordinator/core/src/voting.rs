@@ -272,6 +272,7 @@ impl Coordinator {
                     entry.branches.push(branch.participant);
                     payload.redos.push(BranchRedo { participant: branch.participant, redo, keys: keys_of(&branch.operations) });
                 }
+                Vote::ReadOnly(_) if broken(Mutation::ReadOnlyFollows) => entry.branches.push(branch.participant),
                 Vote::ReadOnly(_) => branch.state = BranchState::Finished,
                 Vote::No(_) => panic!("I3: {txid} is decided against the vote of {}", branch.participant),
             }

@@ -18,16 +18,22 @@ impl Coordinator {
         }
     }
 
-    /// A store has said how far it has come: perhaps past what a waived leader had decided.
-    pub(crate) fn heard_beside_waivers(&mut self, now: Time, participant: ParticipantId, fx: &mut Vec<Effect>) {
-        if self.waivers.is_empty() {
-            return;
-        }
+    /// A store has said how far it has come: perhaps past what a waived leader had decided. What it has not passed by now it is handed before
+    /// anything is closed above it; what it was handed before in this start, and has, it has not missed.
+    pub(crate) fn heard_beside_waivers(&mut self, now: Time, participant: ParticipantId, first: bool, fx: &mut Vec<Effect>) {
         self.note_followed(participant, fx);
         let follower = self.follower(participant);
-        let passed = follower.items.range(..=follower.progress.durable).map(|(csn, item)| (*csn, &self.decisions[&item.decision]));
-        let led: Vec<_> =
-            passed.filter(|(_, decision)| decision.lsn.is_none()).map(|(csn, decision)| (csn, decision.entries[0].txid)).collect();
+        let passed = follower.items.range(..=follower.progress.durable).filter(|(_, item)| first || item.missed);
+        let led = passed.map(|(csn, item)| (*csn, &self.decisions[&item.decision])).filter(|(_, decision)| decision.lsn.is_none());
+        let led = led.map(|(csn, decision)| (csn, decision.entries[0].txid)).collect();
+        let follower = self.follower_mut(participant);
+        follower.let_pass = follower.progress.durable;
+        follower.items.values_mut().for_each(|item| item.missed = false);
+        self.passed_unheard(now, participant, led, fx);
+    }
+
+    /// A store has come to where it holds, or has missed, these.
+    pub(crate) fn passed_unheard(&mut self, now: Time, participant: ParticipantId, led: Vec<(Csn, Txid)>, fx: &mut Vec<Effect>) {
         for (csn, txid) in led {
             self.too_late(now, participant, txid, csn, fx);
         }
@@ -95,9 +101,11 @@ impl Coordinator {
         self.waivers.iter().filter(waived).filter_map(of)
     }
 
-    /// A waiver is over when its leader has been scanned and every store that may have followed past it has been heard.
+    /// A waiver is over when its leader has been scanned and every store that may have followed past it has been heard, of what it may have
+    /// missed too.
     pub(crate) fn end_waivers(&mut self, fx: &mut Vec<Effect>) {
-        let awaited = |follower: &Follower| follower.configured && follows_past(follower.kind) && follower.followed_before.is_none();
+        let unheard = |follower: &Follower| follower.followed_before.is_none() || follower.items.values().any(|item| item.missed);
+        let awaited = |follower: &Follower| follower.configured && follows_past(follower.kind) && unheard(follower);
         if self.waivers.is_empty() || self.followers.iter().any(awaited) {
             return;
         }

@@ -281,6 +281,9 @@ impl Session {
 
 /// Takes out the votes of those that only read, and read what is not decided yet.
 fn withhold_reads(ballot: &mut Ballot) -> Vec<(Txid, Vote)> {
+    if broken(Mutation::ReadsUncommitted) {
+        return Vec::new();
+    }
     let first_write = ballot.votes.iter().position(|(_, vote)| matches!(vote, Vote::InGroup(_) | Vote::Ready(_)));
     let votes = std::mem::take(&mut ballot.votes).into_iter().enumerate();
     let (withheld, sent): (Vec<_>, Vec<_>) =

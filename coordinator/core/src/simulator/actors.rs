@@ -281,8 +281,12 @@ impl World {
                 StoreReport::Broken("an input/output error".into())
             }
         };
-        if let (StoreReport::Recovered { .. }, Some(link)) = (&report, self.actors[i].link) {
-            self.checker.followed(i, self.hosts[link.host].disk);
+        if let (StoreReport::Recovered { .. }, StoreCommand::Recover { owner, .. }, Some(link)) = (&report, &command, self.actors[i].link) {
+            self.checker.followed(i, self.hosts[link.host].disk, *owner);
+        }
+        if broken(Mutation::UnansweredArrives) && self.actors[i].store.has_left_behind() {
+            let later = self.dice.log_between(10_000, 8_000_000);
+            self.after(later, Happening::LeftBehind(i));
         }
         self.transcript.line(|| format!("             s{i}: {report:?}"));
         reached::store_call(&command, &report);

@@ -3,7 +3,9 @@
 
 use super::store::State;
 use crate::vote::Kind;
-use crate::{Alarm, CommitEntry, Condition, Csn, Damage, Entry, ParticipantId, Receipt, Record, RequestKey, Txid, Wait};
+use crate::{
+    Alarm, CommitEntry, Condition, Csn, Damage, Entry, Epoch, Owner, ParticipantId, Receipt, Record, RequestKey, Txid, Value, Wait,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// In the place of a log's number: decisions that stand in leaders' markers.
@@ -75,6 +77,8 @@ pub(crate) struct Checker {
     two_logs: bool,
     /// Logs whose owner some store has followed since they went apart: only what these did can show.
     followed: BTreeSet<usize>,
+    /// Every start that a store has kept durably as its owner.
+    kept: BTreeSet<(usize, Epoch, u64)>,
     pub violation: Option<String>,
 }
 
@@ -114,6 +118,7 @@ impl Checker {
             cloned: false,
             two_logs: false,
             followed: BTreeSet::new(),
+            kept: BTreeSet::new(),
             violation: None,
         }
     }
@@ -185,6 +190,9 @@ impl Checker {
     /// A store has applied it.
     pub(crate) fn applied(&mut self, store: usize, tag: Tag, state: &State) {
         let times = state.history.iter().filter(|applied| applied.tag == tag).count();
+        if let Some(newer) = self.overwritten(store, tag, state) {
+            self.violation(format!("I6: store {store} applied {tag:?} over {newer:?}, which is newer"));
+        }
         let asked = &mut self.asked[tag.0 as usize];
         asked.ever_applied.insert(store);
         if self.by_hand.contains(&(store, tag)) || asked.lost {
@@ -197,6 +205,18 @@ impl Checker {
         } else if times > 1 {
             self.violation(format!("I8: store {store} applied {tag:?} {times} times"));
         }
+    }
+
+    /// A later write of one of its documents that this one, just applied, has taken the place of. Of what was given up (R-SKIP), too, nothing
+    /// more is promised than that.
+    fn overwritten(&self, store: usize, tag: Tag, state: &State) -> Option<Tag> {
+        if self.kinds[store] != Kind::Redo || self.cloned || self.restored.contains(&store) {
+            return None;
+        }
+        let place = |tag: Tag| self.asked[tag.0 as usize].decided_at().filter(|_| !self.asked[tag.0 as usize].lost);
+        let (own, now) = (place(tag)?, state.history.last()?);
+        let earlier = state.history.iter().filter(|applied| applied.tag != tag && applied.keys.iter().any(|key| now.keys.contains(key)));
+        earlier.map(|applied| applied.tag).find(|earlier| place(*earlier).is_some_and(|place| place > own))
     }
 
     /// An operator finished a branch by hand, or gave a redo up.
@@ -259,8 +279,9 @@ impl Checker {
     }
 
     /// A store follows the owner of this log.
-    pub(crate) fn followed(&mut self, store: usize, log: usize) {
+    pub(crate) fn followed(&mut self, store: usize, log: usize, owner: Owner) {
         self.followed.insert(log);
+        self.kept.insert((store, owner.epoch, owner.incarnation));
         if let Some(Evidence::Owner { recovered }) = self.evident.get_mut(&store) {
             *recovered = true;
         }
@@ -270,6 +291,13 @@ impl Checker {
     pub(crate) fn session_ends(&mut self, store: usize) {
         if self.evident.get(&store) == Some(&(Evidence::Owner { recovered: true })) {
             self.evident.remove(&store);
+        }
+    }
+
+    /// Its Hello has come: whoever hears it knows by now whether it came with an older owner.
+    pub(crate) fn said_hello(&mut self, store: usize) {
+        if matches!(self.evident.get(&store), Some(Evidence::Owner { .. })) && !self.store_alarms.contains(&store) {
+            self.violation(format!("R-STORELOSS: store {store} was put back, its Hello shows it by its owner, and nobody was told"));
         }
     }
 
@@ -361,6 +389,9 @@ impl Checker {
 
     /// The coordinator answers a client: committed. From this moment it is a promise, whether the answer arrives or not.
     pub(crate) fn told_committed(&mut self, log: usize, tag: Tag, receipt: &Receipt, wait: Wait) {
+        if let Some(seen) = seen_in(receipt).find(|seen| !self.may_be_seen(*seen)) {
+            self.violation(format!("I11: {tag:?} is told what {seen:?} wrote, which is not durably decided"));
+        }
         let (kinds, by_hand, restored, cloned) = (&self.kinds, &self.by_hand, &self.restored, self.cloned);
         let asked = &mut self.asked[tag.0 as usize];
         if asked.writes.is_empty() {
@@ -391,6 +422,12 @@ impl Checker {
         if let Some(problem) = problem.filter(|_| !lost) {
             self.violation(format!("{problem}: {tag:?} ({}) is told committed at {} ({wait:?})", receipt.txid, receipt.csn));
         }
+    }
+
+    /// Whether what it wrote may be shown to clients.
+    fn may_be_seen(&self, tag: Tag) -> bool {
+        let asked = &self.asked[tag.0 as usize];
+        asked.lost || !asked.decided.is_empty() || self.by_hand.iter().any(|(_, by_hand)| *by_hand == tag)
     }
 
     /// The coordinator answers a client: aborted.
@@ -433,8 +470,9 @@ impl Checker {
 
     // ---- the end ----
 
-    /// Everything has come to rest: `stores` are what is durable. Whatever deviates from the decisions, somebody has said so (I12).
-    pub(crate) fn at_rest(&mut self, stores: &[&State]) {
+    /// Everything has come to rest: `stores` are what is durable, `starts` what the log holds that is followed now. Whatever deviates from the
+    /// decisions, somebody has said so (I12).
+    pub(crate) fn at_rest(&mut self, stores: &[&State], starts: &[(Epoch, u64)]) {
         if let Some((store, evidence)) = self.evident.iter().find(|(store, _)| !self.store_alarms.contains(store)) {
             return self.violation(format!("R-STORELOSS: store {store} was put back, and nobody was told: {evidence:?}"));
         }
@@ -448,7 +486,11 @@ impl Checker {
                 // What a copy told its clients, and no store has ever heard of it, shows nowhere.
                 let shows = |log: &usize| !self.cloned || self.followed.contains(log);
                 let aborted = asked.told.iter().any(|(log, told)| *told == Told::Aborted && shows(log));
-                let agree = asked.below || !anywhere || (everywhere && !aborted);
+                // A store that has followed a start which the log does not hold can tell, and is asked.
+                let promised = asked.told.iter().any(|(_, told)| matches!(told, Told::Committed(_)));
+                let provable = asked.writes.iter().any(|w| self.has_kept_another(w.store, starts));
+                let nowhere = !anywhere && !(promised && provable);
+                let agree = asked.below || nowhere || (everywhere && !aborted);
                 let store_lost = asked.writes.iter().any(|w| self.is_store_lost(w.store));
                 let said = self.log_alarm || store_lost || self.damage.iter().any(|(_, damaged)| *damaged == tag);
                 if !agree && !said {
@@ -487,6 +529,12 @@ impl Checker {
         }
         self.one_order(stores);
         self.conditions();
+    }
+
+    /// Whether this store has kept a start for its owner that is not among these, and has not lost it.
+    fn has_kept_another(&self, store: usize, starts: &[(Epoch, u64)]) -> bool {
+        let another = |(at, epoch, incarnation): &(usize, Epoch, u64)| *at == store && !starts.contains(&(*epoch, *incarnation));
+        !self.restored.contains(&store) && self.kept.iter().any(another)
     }
 
     /// Whether a database that may have decided it has lost changes, and everybody knows.
@@ -581,4 +629,10 @@ impl Checker {
         let aborted = self.asked.iter().filter(|a| a.told_aborted()).count();
         (self.asked.len(), committed, aborted)
     }
+}
+
+/// Whose writes a client is shown: a played database answers with the newest.
+fn seen_in(receipt: &Receipt) -> impl Iterator<Item = Tag> {
+    let rows = receipt.results.iter().flatten().flat_map(|(_, results)| results.iter()).flat_map(|result| &result.rows);
+    rows.flatten().filter_map(|value| if let Value::Integer(tag) = value { Some(Tag(*tag as u64)) } else { None })
 }

@@ -112,7 +112,6 @@ impl Disk {
     }
 
     /// Power loss, and nothing of what was not forced survives.
-    #[cfg(test)]
     pub(crate) fn lose_unforced(&mut self) {
         self.entries.retain(|entry| entry.lsn <= self.durable);
         (self.forcing, self.wanted) = (None, false);

@@ -8,7 +8,7 @@ use crate::participant::{StoreCommand, StoreReport};
 use crate::vote::{Kind, Refusal, RefusalKind};
 use crate::{
     Abilities, Ballot, Condition, Csn, Decided, Decider, Epoch, Marker, MarkerEvidence, Operation, Owner, ParticipantId, Position,
-    Progress, RequestKey, Settle, Time, Txid, Value, Vote, Work,
+    Progress, RequestKey, Results, Settle, StatementResult, Time, Txid, Value, Vote, Work,
 };
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -114,6 +114,8 @@ pub(crate) struct Store {
     backup: Option<State>,
     /// How long redos stay stuck.
     pub calm: bool,
+    /// It syncs nothing by itself.
+    pub lazy: bool,
 }
 
 /// How it stands with a transaction that runs beside others.
@@ -162,20 +164,34 @@ impl Store {
             voted: Vec::new(),
             backup: None,
             calm: false,
+            lazy: false,
         }
     }
 
-    /// Power loss.
+    /// Power loss: any of its states since the last sync survives.
     pub(crate) fn crash(&mut self, dice: &mut Dice) {
+        // Kinds that ack one by one have synced everything they acked: their list is always of one.
+        let survivor = dice.below(self.unsynced.len() as u64 + 1) as usize;
+        self.crash_to(survivor);
+    }
+
+    /// Power loss; nothing survives that was not synced.
+    pub(crate) fn lose_unsynced(&mut self) {
+        self.crash_to(0);
+    }
+
+    fn crash_to(&mut self, survivor: usize) {
         self.open = None;
         self.voted.clear();
         self.ready.clear();
         self.running.clear();
+        let watermark = self.live.watermark;
         self.unsynced.insert(0, std::mem::take(&mut self.durable));
-        // Kinds that ack one by one have synced everything they acked: their list is always of one.
-        let survivor = dice.below(self.unsynced.len() as u64) as usize;
         self.durable = self.unsynced.swap_remove(survivor);
         self.unsynced.clear();
+        if self.kind == Kind::Redo && broken(Mutation::IndexWatermarkApart) {
+            self.durable.watermark = watermark;
+        }
         self.live = self.durable.clone();
     }
 
@@ -223,6 +239,20 @@ impl Store {
             }
             _ => 0,
         }
+    }
+
+    /// A Commit of an index gets no answer: nobody knows whether it arrives some day, unless it is fenced off.
+    pub(crate) fn leave_unanswered(&mut self, decided: &[Decided]) -> StoreReport {
+        if broken(Mutation::UnansweredArrives) {
+            self.requests.extend(decided.iter().cloned());
+        }
+        let stuck = decided.iter().map(|decision| (decision.csn, "no answer".into())).collect();
+        StoreReport::Committed { progress: self.progress(), done: Vec::new(), not_prepared: Vec::new(), stuck }
+    }
+
+    /// Whether something is still under way that an ended session, or an unanswered request, has left behind.
+    pub(crate) fn has_left_behind(&self) -> bool {
+        !self.ghosts.is_empty() || !self.requests.is_empty()
     }
 
     /// What an ended session has left behind arrives.
@@ -452,7 +482,7 @@ impl Store {
             let found = state.prepared.get(&work.txid).is_some_and(|prepared| prepared.0.tag.0 == xid);
             return if found { Vote::Prepared([].into()) } else { no(RefusalKind::Conflict, "there is no such prepared branch") };
         }
-        let Some(branch) = read_work(work) else { return Vote::ReadOnly([].into()) };
+        let Some(branch) = read_work(work) else { return Vote::ReadOnly(state.seen()) };
         match self.kind {
             Kind::Preparing => {
                 if (state.locked(&branch) || self.held(&branch)) && !broken(Mutation::NoLocks) {
@@ -528,8 +558,10 @@ impl Store {
         for decision in decided {
             if !self.calm && dice.chance(odds.stuck) || (self.kind == Kind::Serial && !stuck.is_empty()) {
                 stuck.push((decision.csn, "the disk is full".into()));
-                if self.kind == Kind::Serial {
-                    self.open = None;
+                match self.kind {
+                    Kind::Serial => self.open = None,
+                    Kind::Redo if broken(Mutation::UnansweredArrives) => self.requests.push(decision.clone()),
+                    Kind::Redo | Kind::Preparing | Kind::Leader => {}
                 }
                 continue;
             }
@@ -755,7 +787,7 @@ impl Store {
         assert!(self.open.is_none() || broken(Mutation::KeepsWorking), "no upkeep while a batch is open");
         self.live.watermark = self.live.watermark.max(closed);
         let next = match self.kind {
-            Kind::Redo | Kind::Serial if self.calm || dice.chance(0.4) => {
+            Kind::Redo | Kind::Serial if !self.lazy && (self.calm || dice.chance(0.4)) => {
                 // A tombstone goes once the watermark has passed it.
                 let watermark = self.live.watermark;
                 self.live.documents.retain(|_, d| !d.deleted || d.csn > watermark);
@@ -770,6 +802,12 @@ impl Store {
 }
 
 impl State {
+    /// What one who reads it sees: the newest write.
+    fn seen(&self) -> Results {
+        let newest = self.history.last().map(|applied| vec![Value::Integer(applied.tag.0 as i64)]);
+        [StatementResult { rows_affected: 0, columns: vec!["newest".into()], rows: newest.into_iter().collect() }].into()
+    }
+
     fn locked(&self, branch: &Branch) -> bool {
         let held = |key: &String| self.prepared.values().any(|p| p.0.writes.iter().any(|(k, _)| k == key));
         branch.writes.iter().any(|(key, _)| held(key))

@@ -214,7 +214,8 @@ impl World {
             }
         }
         let states: Vec<_> = self.actors.iter().map(|actor| &actor.store.durable).collect();
-        self.checker.at_rest(&states);
+        let starts = self.hosts.iter().filter(|host| !host.gone).find_map(|host| host.machine.as_ref()).map(|machine| &machine.epochs[..]);
+        self.checker.at_rest(&states, starts.unwrap_or_default());
         if let Some(violation) = self.checker.violation.take() {
             return Err(violation);
         }
@@ -281,7 +282,11 @@ impl World {
             }
             Happening::ToCoordinator { host, session, from, message } => {
                 if self.linked(from, host, session) {
+                    let is_hello = matches!(message, FromParticipant::Hello(_));
                     self.coordinate(host, Event::Message(crate::ParticipantId(from as u16), session, message));
+                    if is_hello && self.hosts.len() == 1 {
+                        self.checker.said_hello(from);
+                    }
                 }
             }
             Happening::SessionDownAtCoordinator { host, life, from, session } => {
