@@ -1,9 +1,10 @@
 //! The command line.
 
 use crate::output::Format;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use lockstep_client::{DEFAULT_ENDPOINT, Txid};
+use std::path::PathBuf;
 use std::time::Duration;
 
 const EXIT_CODES: &str = "\
@@ -13,13 +14,13 @@ Exit codes:
   2  the command line is wrong, or was not confirmed
   3  no daemon answers
   4  the daemon refuses it
-  5  status, doctor or damage list found something that needs a person
+  5  something needs a person: what was asked about, or, of wait, what is still in doubt
 
 Data goes to stdout, all else to stderr. NO_COLOR is honoured.";
 
 /// Looks at a Lockstep daemon, and mends what only a person may.
 #[derive(Parser)]
-#[command(name = "lockstep", version, after_help = EXIT_CODES, term_width = 100, disable_help_subcommand = true)]
+#[command(name = "lockstep", version, term_width = 100, disable_help_subcommand = true)]
 pub(crate) struct Arguments {
     /// Where the daemon listens
     #[arg(long, global = true, env = "LOCKSTEP_ENDPOINT", hide_env_values = true, default_value = DEFAULT_ENDPOINT)]
@@ -45,6 +46,12 @@ pub(crate) enum Command {
     Log(Log),
     /// Findings, each with its remedy
     Doctor,
+    /// Wait until nothing is in doubt: all that is decided is applied, and every prepared branch has its answer
+    Wait {
+        /// For so long at most, for example 30s, 5m; then it exits with 5
+        #[arg(long, value_name = "TIME", value_parser = duration)]
+        timeout: Option<Duration>,
+    },
     /// Give up a decided write at one store, for ever; recorded as damage
     Skip(Branch),
     /// Promises broken by hand, kept until they are forgotten by hand
@@ -67,14 +74,25 @@ pub(crate) enum Command {
         /// The shell
         shell: Shell,
     },
+    /// Manual pages, one a command, into a folder
+    #[command(hide = true)]
+    Man {
+        /// The folder; it is made if it is not there
+        folder: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
 pub(crate) enum Tx {
     /// Transactions that are not ended, or those in the states named
     List(List),
-    /// One transaction: its branches, why it is where it is, and what happens next
+    /// One transaction: its branches, and what happened when, in which store, by whose word
     Show {
+        /// EPOCH-N, as `tx list` shows it
+        txid: Txid,
+    },
+    /// Why it is not finished, what happens by itself and when, what you can do, and what each choice damages
+    Explain {
         /// EPOCH-N, as `tx list` shows it
         txid: Txid,
     },
@@ -85,6 +103,8 @@ pub(crate) enum Tx {
         #[command(flatten)]
         way: Way,
     },
+    /// The same as `damage forget`
+    Forget(Branch),
 }
 
 #[derive(Args)]
@@ -98,6 +118,9 @@ pub(crate) struct List {
     /// Only transactions at least so old, for example 30s, 5m, 2h
     #[arg(long, value_name = "AGE", value_parser = duration)]
     pub older_than: Option<Duration>,
+    /// Only the transaction under this idempotency key, or those that write the document under it
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
     /// So many at most
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub limit: u32,
@@ -113,27 +136,44 @@ pub(crate) struct Way {
     #[arg(long)]
     pub commit: bool,
     /// Roll the branch back
-    #[arg(long)]
-    pub rollback: bool,
+    #[arg(long, alias = "rollback")]
+    pub abort: bool,
 }
 
 #[derive(Subcommand)]
 pub(crate) enum Log {
     /// Its records, one a line, the oldest first
-    Dump {
-        /// The first record
-        #[arg(long, value_name = "LSN", default_value_t = 1)]
-        from: u64,
-        /// So many at most
-        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
-        limit: u32,
+    Dump(Dump),
+    /// Whether it is whole: every record there, unchanged and readable; and what in it is not ended
+    Verify {
+        /// The log's folder (DATA_DIR/log), when the daemon is down; nothing in it is changed
+        #[arg(long, value_name = "DIR")]
+        folder: Option<PathBuf>,
     },
+}
+
+#[derive(Args)]
+pub(crate) struct Dump {
+    /// The log's folder (DATA_DIR/log), when the daemon is down; nothing in it is changed
+    #[arg(long, value_name = "DIR")]
+    pub folder: Option<PathBuf>,
+    /// The first record
+    #[arg(long, value_name = "LSN", default_value_t = 1)]
+    pub from: u64,
+    /// So many at most
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub limit: u32,
 }
 
 #[derive(Subcommand)]
 pub(crate) enum Damage {
     /// All damage on record
     List,
+    /// The damage of one transaction, and how to mend it
+    Show {
+        /// EPOCH-N, as `damage list` shows it
+        txid: Txid,
+    },
     /// Take an entry off the record, once the data is mended
     Forget(Branch),
 }
@@ -154,14 +194,33 @@ pub(crate) struct Branch {
 #[derive(Args)]
 pub(crate) struct Order {
     /// Who you are, for the log
-    #[arg(long, env = "USER", hide_env_values = true)]
-    pub operator: String,
+    #[arg(long, env = "USER", hide_env_values = true, required_unless_present = "dry_run")]
+    pub operator: Option<String>,
     /// Why, for the log
-    #[arg(long)]
-    pub reason: String,
+    #[arg(long, required_unless_present = "dry_run")]
+    pub reason: Option<String>,
     /// Do it without asking
-    #[arg(long)]
+    #[arg(long, conflicts_with = "dry_run")]
     pub yes: bool,
+    /// Show what it would do and damage, and do nothing; exits with 4 if it would be refused
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+impl Order {
+    /// Who and why; a dry run needs neither.
+    pub(crate) fn signed(&self) -> (String, String) {
+        (self.operator.clone().unwrap_or_default(), self.reason.clone().unwrap_or_default())
+    }
+}
+
+/// The whole command line. Every command's help ends with the exit codes.
+pub(crate) fn command() -> clap::Command {
+    with_exit_codes(Arguments::command())
+}
+
+fn with_exit_codes(command: clap::Command) -> clap::Command {
+    command.after_help(EXIT_CODES).mut_subcommands(with_exit_codes)
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -170,6 +229,7 @@ pub(crate) enum State {
     Preparing,
     Deciding,
     Committing,
+    InDoubt,
     Committed,
     Aborted,
 }
@@ -181,6 +241,7 @@ impl State {
             State::Preparing => "preparing",
             State::Deciding => "deciding",
             State::Committing => "committing",
+            State::InDoubt => "in doubt",
             State::Committed => "committed",
             State::Aborted => "aborted",
         }
@@ -207,11 +268,10 @@ fn duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {
-        Arguments::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]

@@ -1,11 +1,10 @@
 //! Damage: promises broken by hand, never silent (I12).
 
-use crate::arguments::{Branch, Damage};
-use crate::confirm;
+use crate::arguments::Damage;
 use crate::daemon::Daemon;
 use crate::output::{self, Output};
-use crate::{Exit, Failure, Io};
-use lockstep_client::Csn;
+use crate::{Exit, Failure, Io, orders};
+use lockstep_client::{Csn, Txid};
 use lockstep_proto::v1;
 use serde::Serialize;
 
@@ -30,7 +29,8 @@ struct Entry {
 pub(crate) async fn run(command: Damage, daemon: &mut Daemon, output: &Output, io: &mut Io<'_>) -> Result<Exit, Failure> {
     match command {
         Damage::List => list(daemon, output, io).await,
-        Damage::Forget(branch) => forget(branch, daemon, output, io).await,
+        Damage::Show { txid } => show(txid, daemon, output, io).await,
+        Damage::Forget(branch) => orders::forget(branch, daemon, output, io).await,
     }
 }
 
@@ -41,14 +41,62 @@ async fn list(daemon: &mut Daemon, output: &Output, io: &mut Io<'_>) -> Result<E
     Ok(if data.damage.is_empty() { Exit::Ok } else { Exit::Attention })
 }
 
-async fn forget(branch: Branch, daemon: &mut Daemon, output: &Output, io: &mut Io<'_>) -> Result<Exit, Failure> {
-    let Branch { txid, participant, order } = branch;
-    let breaks = format!(
-        "Takes the damage of transaction {txid} at store `{participant}` off the record. Nothing is mended by it: mend the data first."
-    );
-    confirm::ask(io, &breaks, &txid.to_string(), order.yes)?;
-    let request = v1::ForgetDamageRequest { txid: txid.to_string(), participant, operator: order.operator, reason: order.reason };
-    confirm::report(Daemon::answer(&daemon.endpoint, daemon.service.forget_damage(request)).await?, output, io)
+async fn show(txid: Txid, daemon: &mut Daemon, output: &Output, io: &mut Io<'_>) -> Result<Exit, Failure> {
+    let reply = Daemon::answer(&daemon.endpoint, daemon.service.list_damage(v1::ListDamageRequest {})).await?;
+    let of_it = reply.damage.into_iter().filter(|entry| entry.txid == txid.to_string());
+    let data = Entries { damage: of_it.map(Entry::from).collect() };
+    if data.damage.is_empty() {
+        let hint = "`lockstep damage list` shows what there is; it may have been forgotten";
+        return Err(Failure::failed(format!("no damage of transaction {txid} is recorded"), hint));
+    }
+    output.write(io, &data, || data.damage.iter().map(screen).collect::<Vec<_>>().join("\n"))?;
+    Ok(Exit::Attention)
+}
+
+/// An entry, and what it means.
+fn screen(entry: &Entry) -> String {
+    let (means, mend) = meaning(&entry.kind);
+    let lines = [
+        ("transaction", entry.txid.clone()),
+        ("CSN", output::or_dash(entry.csn)),
+        ("store", entry.participant.clone()),
+        ("what", entry.kind.clone()),
+        ("by", output::or_dash(Some(&entry.operator).filter(|operator| !operator.is_empty()))),
+        ("reason", entry.reason.replace('\n', " ")),
+        ("at", output::utc(entry.at_ms)),
+        ("documents", output::joined(&entry.keys)),
+    ];
+    let forget = format!("lockstep damage forget {} --participant {} --reason WHY", entry.txid, entry.participant);
+    let steps = [
+        format!("It means: {means}"),
+        format!("To mend it: {mend}"),
+        "Then take it off the record; until then every client that asks for it is told of the damage:".to_string(),
+    ];
+    let steps: String = steps.iter().map(|step| output::wrapped(step, "")).collect();
+    format!("{}\n{steps}  $ {forget}\n", output::list(&lines))
+}
+
+/// What a kind of damage means, and how it is mended.
+fn meaning(kind: &str) -> (&'static str, &'static str) {
+    match kind {
+        "rolled back by hand" => (
+            "it was decided to commit, the other stores have it, and this one does not.",
+            "write here what is missing, by an ordinary transaction; the other stores and the application's own records say what it was.",
+        ),
+        "committed by hand" => (
+            "it was decided to abort, the other stores have nothing of it, and this one has.",
+            "undo here what is there too much, by an ordinary transaction; or write the same at the other stores, if it was to happen after all.",
+        ),
+        "skipped" => (
+            "it is committed, the other stores have it, and here its write was given up.",
+            "read the truth in the database, and put or delete each document anew in a transaction of its own.",
+        ),
+        "hazard" => (
+            "it is committed, and nobody can tell whether this store has it.",
+            "compare what it wrote here with the other stores, and write what is missing by an ordinary transaction.",
+        ),
+        _ => ("see docs/operations.md.", "see docs/operations.md."),
+    }
 }
 
 fn table(output: &Output, damage: &[Entry]) -> String {

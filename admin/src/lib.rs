@@ -1,26 +1,29 @@
 //! The recovery CLI's core: [`run`] takes arguments and streams and gives an exit code, so that tests can look at whole outputs.
 //!
-//! It talks to the daemon's `AdminService` and opens none of its files. One noun a file; data goes to stdout, all else to stderr.
+//! It talks to the daemon's `AdminService`; of its files it opens none, but for the log of a daemon that is down, of which it reads a copy. One noun a file; data goes to stdout, all else to stderr.
 
 mod arguments;
-mod confirm;
 mod daemon;
 mod damage;
 mod doctor;
+mod explanation;
 mod log;
+mod manual;
+mod orders;
 mod output;
 mod participants;
-mod safe_mode;
 mod status;
 mod transactions;
+mod wait;
 
 use arguments::{Arguments, Command};
-use clap::{CommandFactory, Parser};
+use clap::FromArgMatches;
 use daemon::Daemon;
 use output::Output;
 use std::ffi::OsString;
 use std::io::{BufRead, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Where a run reads and writes.
 pub struct Io<'a> {
@@ -50,7 +53,7 @@ pub enum Exit {
     Unreachable = 3,
     /// The daemon refuses it.
     Refused = 4,
-    /// `status`, `doctor` or `damage list` found something that needs a person.
+    /// Something needs a person: what was asked about, or what `wait` still found in doubt.
     Attention = 5,
 }
 
@@ -65,7 +68,8 @@ pub(crate) struct Failure {
 
 /// Runs one command line, the program's name first.
 pub fn run(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut Io<'_>) -> Exit {
-    let arguments = match Arguments::try_parse_from(arguments) {
+    let matches = arguments::command().try_get_matches_from(arguments);
+    let arguments = match matches.and_then(|matches| Arguments::from_arg_matches(&matches)) {
         Ok(arguments) => arguments,
         Err(error) => return show_usage(&error, io),
     };
@@ -86,24 +90,73 @@ pub fn run(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>, io:
 
 async fn dispatch(arguments: Arguments, io: &mut Io<'_>) -> Result<Exit, Failure> {
     let Arguments { endpoint, output: format, command } = arguments;
-    if let Command::Completions { shell } = command {
-        clap_complete::generate(shell, &mut Arguments::command(), "lockstep", &mut io.stdout);
-        return Ok(Exit::Ok);
-    }
-    let mut daemon = Daemon::connect(&endpoint).await?;
     let output = Output { format, color: io.color };
+    let command = match without_daemon(command, &output, io) {
+        Dispatched::Done(result) => return result,
+        Dispatched::AskDaemon(command) => command,
+    };
+    let mut daemon = Daemon::connect(&endpoint).await?;
     match command {
-        Command::Status => status::show(&mut daemon, &output, io).await,
-        Command::Tx(command) => transactions::run(command, &mut daemon, &output, io).await,
-        Command::Participants => participants::list(&mut daemon, &output, io).await,
-        Command::Log(arguments::Log::Dump { from, limit }) => log::dump(from, limit, &mut daemon, &output, io).await,
-        Command::Doctor => doctor::examine(&mut daemon, &output, io).await,
-        Command::Skip(branch) => transactions::skip(branch, &mut daemon, &output, io).await,
-        Command::Damage(command) => damage::run(command, &mut daemon, &output, io).await,
-        Command::Waive { participant, order } => safe_mode::waive(participant, order, &mut daemon, &output, io).await,
-        Command::LeaveSafeMode { order } => safe_mode::leave(order, &mut daemon, &output, io).await,
-        Command::Completions { .. } => unreachable!("needs no daemon"),
+        ToDaemon::Status => status::show(&mut daemon, &output, io).await,
+        ToDaemon::Tx(command) => transactions::run(command, &mut daemon, &output, io).await,
+        ToDaemon::Participants => participants::list(&mut daemon, &output, io).await,
+        ToDaemon::Dump(dump) => log::dump(&dump, &mut daemon, &output, io).await,
+        ToDaemon::Verify => log::verify(&mut daemon, &output, io).await,
+        ToDaemon::Doctor => doctor::examine(&mut daemon, &output, io).await,
+        ToDaemon::Wait(timeout) => wait::until_settled(timeout, &endpoint, &mut daemon, &output, io).await,
+        ToDaemon::Skip(branch) => orders::skip(branch, &mut daemon, &output, io).await,
+        ToDaemon::Damage(command) => damage::run(command, &mut daemon, &output, io).await,
+        ToDaemon::Waive(participant, order) => orders::waive(participant, order, &mut daemon, &output, io).await,
+        ToDaemon::LeaveSafeMode(order) => orders::leave_safe_mode(order, &mut daemon, &output, io).await,
     }
+}
+
+/// What needs a daemon.
+enum ToDaemon {
+    Status,
+    Tx(arguments::Tx),
+    Participants,
+    Dump(arguments::Dump),
+    Verify,
+    Doctor,
+    Wait(Option<Duration>),
+    Skip(arguments::Branch),
+    Damage(arguments::Damage),
+    Waive(String, arguments::Order),
+    LeaveSafeMode(arguments::Order),
+}
+
+enum Dispatched {
+    Done(Result<Exit, Failure>),
+    AskDaemon(ToDaemon),
+}
+
+/// Does what needs no daemon.
+fn without_daemon(command: Command, output: &Output, io: &mut Io<'_>) -> Dispatched {
+    Dispatched::AskDaemon(match command {
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut arguments::command(), "lockstep", &mut io.stdout);
+            return Dispatched::Done(Ok(Exit::Ok));
+        }
+        Command::Man { folder } => return Dispatched::Done(manual::write(&folder, io)),
+        Command::Log(arguments::Log::Dump(dump)) => match &dump.folder {
+            Some(folder) => return Dispatched::Done(log::dump_folder(folder, &dump, output, io)),
+            None => ToDaemon::Dump(dump),
+        },
+        Command::Log(arguments::Log::Verify { folder: Some(folder) }) => {
+            return Dispatched::Done(log::verify_folder(&folder, output, io));
+        }
+        Command::Log(arguments::Log::Verify { folder: None }) => ToDaemon::Verify,
+        Command::Status => ToDaemon::Status,
+        Command::Tx(command) => ToDaemon::Tx(command),
+        Command::Participants => ToDaemon::Participants,
+        Command::Doctor => ToDaemon::Doctor,
+        Command::Wait { timeout } => ToDaemon::Wait(timeout),
+        Command::Skip(branch) => ToDaemon::Skip(branch),
+        Command::Damage(command) => ToDaemon::Damage(command),
+        Command::Waive { participant, order } => ToDaemon::Waive(participant, order),
+        Command::LeaveSafeMode { order } => ToDaemon::LeaveSafeMode(order),
+    })
 }
 
 /// Help and version are data; a wrong command line is not.

@@ -28,6 +28,8 @@ pub(crate) enum Tone {
     Good,
     Warning,
     Bad,
+    /// A heading.
+    Strong,
 }
 
 impl Output {
@@ -58,6 +60,7 @@ impl Output {
             (true, Tone::Good) => format!("\x1b[32m{text}\x1b[0m"),
             (true, Tone::Warning) => format!("\x1b[33m{text}\x1b[0m"),
             (true, Tone::Bad) => format!("\x1b[31m{text}\x1b[0m"),
+            (true, Tone::Strong) => format!("\x1b[1m{text}\x1b[0m"),
         }
     }
 }
@@ -73,7 +76,7 @@ pub(crate) fn number(number: impl ToString) -> Cell {
 
 pub(crate) fn toned(content: &str, tone: Tone) -> Cell {
     match tone {
-        Tone::Plain => text(content),
+        Tone::Plain | Tone::Strong => text(content),
         Tone::Good => text(content).fg(Color::Green),
         Tone::Warning => text(content).fg(Color::Yellow),
         Tone::Bad => text(content).fg(Color::Red),
@@ -84,6 +87,29 @@ pub(crate) fn toned(content: &str, tone: Tone) -> Cell {
 pub(crate) fn list(lines: &[(&str, String)]) -> String {
     let width = lines.iter().map(|(label, _)| label.len()).max().unwrap_or(0);
     lines.iter().map(|(label, value)| format!("{label:width$}  {value}\n")).collect()
+}
+
+/// Sentences in lines of a width that is read easily; the first begins with the bullet, the others below its text.
+pub(crate) fn wrapped(text: &str, bullet: &str) -> String {
+    const WIDTH: usize = 100;
+    let indent = " ".repeat(bullet.chars().count());
+    let (mut lines, mut line, mut length) = (String::new(), bullet.to_owned(), bullet.chars().count());
+    let mut empty = true;
+    for word in text.split_whitespace() {
+        let size = word.chars().count();
+        if !empty && length + 1 + size > WIDTH {
+            lines += line.trim_end();
+            lines.push('\n');
+            (line, length, empty) = (indent.clone(), indent.len(), true);
+        }
+        if !empty {
+            line.push(' ');
+            length += 1;
+        }
+        line += word;
+        (length, empty) = (length + size, false);
+    }
+    lines + line.trim_end() + "\n"
 }
 
 pub(crate) fn json(data: &impl Serialize) -> Result<String, Failure> {
@@ -140,9 +166,22 @@ pub(crate) fn utc(ms: u64) -> String {
     format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC", second / 3600, second / 60 % 60, second % 60)
 }
 
+/// The same, to the millisecond.
+pub(crate) fn utc_ms(ms: u64) -> String {
+    utc(ms).replace(" UTC", &format!(".{:03} UTC", ms % 1000))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sentences_are_wrapped_below_their_beginning() {
+        assert_eq!(wrapped("one", "- "), "- one\n");
+        assert_eq!(wrapped(&"word ".repeat(25), "  - "), format!("  - {}\n    {}\n", ["word"; 19].join(" "), ["word"; 6].join(" ")));
+        let long = "w".repeat(200);
+        assert_eq!(wrapped(&format!("a {long} b"), ""), format!("a\n{long}\nb\n"));
+    }
 
     #[test]
     fn numbers_are_written_in_the_unit_that_fits() {

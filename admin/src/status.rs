@@ -29,6 +29,9 @@ struct Status {
     mended_after_ms: Option<u64>,
     active: u64,
     in_doubt: u64,
+    deciding: u64,
+    /// Branches that stores hold prepared, of which nobody can say the outcome yet.
+    unanswered: u64,
     oldest_in_doubt_ms: u64,
     committed: u64,
     aborted: u64,
@@ -105,6 +108,8 @@ impl Status {
             mended_after_ms: some(reply.mended_after_ms),
             active: reply.active,
             in_doubt: reply.in_doubt,
+            deciding: reply.deciding,
+            unanswered: reply.unanswered,
             oldest_in_doubt_ms: reply.oldest_in_doubt_ms,
             committed: reply.committed,
             aborted: reply.aborted,
@@ -135,6 +140,12 @@ fn attention(reply: &v1::StatusReply) -> Vec<String> {
         if store.stuck > 0 {
             lines.push(format!("{} decided writes are stuck at store `{name}`; see `lockstep tx list --participant {name}`", store.stuck));
         }
+    }
+    if reply.unanswered > 0 {
+        lines.push(format!(
+            "{} prepared branches wait for an answer that nobody can give yet; see `lockstep tx list --state in-doubt`",
+            reply.unanswered
+        ));
     }
     if reply.damage > 0 {
         lines.push(format!("{} entries of damage; see `lockstep damage list`", reply.damage));

@@ -1,10 +1,9 @@
-//! Transactions: listed, explained, and, where only a person may, finished by hand.
+//! Transactions: listed and shown.
 
-use crate::arguments::{Branch, List, State, Tx, Way};
-use crate::confirm;
+use crate::arguments::{List, State, Tx};
 use crate::daemon::Daemon;
 use crate::output::{self, Output, Tone};
-use crate::{Exit, Failure, Io};
+use crate::{Exit, Failure, Io, explanation, orders};
 use lockstep_client::{Csn, Txid};
 use lockstep_proto::v1;
 use serde::Serialize;
@@ -37,7 +36,17 @@ struct Detail {
     transaction: Transaction,
     source: String,
     branches: Vec<BranchDetail>,
+    timeline: Vec<Moment>,
     explanation: Vec<String>,
+}
+
+/// Something that happened, as JSON shows it.
+#[derive(Serialize)]
+struct Moment {
+    at_ms: u64,
+    sentence: String,
+    participant: String,
+    source: String,
 }
 
 #[derive(Serialize)]
@@ -54,19 +63,10 @@ pub(crate) async fn run(command: Tx, daemon: &mut Daemon, output: &Output, io: &
         Tx::List(list) if list.watch => watch(&list, daemon, output, io).await,
         Tx::List(list) => self::list(&list, daemon, output, io).await,
         Tx::Show { txid } => show(txid, daemon, output, io).await,
-        Tx::Resolve { branch, way } => resolve(branch, &way, daemon, output, io).await,
+        Tx::Explain { txid } => explanation::show(txid, daemon, output, io).await,
+        Tx::Resolve { branch, way } => orders::resolve(branch, way.commit, daemon, output, io).await,
+        Tx::Forget(branch) => orders::forget(branch, daemon, output, io).await,
     }
-}
-
-pub(crate) async fn skip(branch: Branch, daemon: &mut Daemon, output: &Output, io: &mut Io<'_>) -> Result<Exit, Failure> {
-    let Branch { txid, participant, order } = branch;
-    let breaks = format!(
-        "Gives up the decided write of transaction {txid} at store `{participant}`: the other stores have it or will, `{participant}` \
-         never. It is recorded as damage until you forget it by hand."
-    );
-    confirm::ask(io, &breaks, &txid.to_string(), order.yes)?;
-    let request = v1::SkipRequest { txid: txid.to_string(), participant, operator: order.operator, reason: order.reason };
-    confirm::report(Daemon::answer(&daemon.endpoint, daemon.service.skip(request)).await?, output, io)
 }
 
 async fn watch(list: &List, daemon: &mut Daemon, output: &Output, io: &mut Io<'_>) -> Result<Exit, Failure> {
@@ -86,6 +86,7 @@ async fn list(list: &List, daemon: &mut Daemon, output: &Output, io: &mut Io<'_>
         participant: list.participant.clone().unwrap_or_default(),
         older_than_ms: list.older_than.map_or(0, |age| age.as_millis() as u64),
         limit: list.limit,
+        key: list.key.clone().unwrap_or_default(),
     };
     let reply = Daemon::answer(&daemon.endpoint, daemon.service.list_transactions(request)).await?;
     let transactions = reply.transactions.into_iter().map(Transaction::from).collect();
@@ -103,19 +104,6 @@ async fn show(txid: Txid, daemon: &mut Daemon, output: &Output, io: &mut Io<'_>)
     let detail = Detail::from(reply);
     output.write(io, &detail, || screen(&detail, output))?;
     Ok(Exit::Ok)
-}
-
-async fn resolve(branch: Branch, way: &Way, daemon: &mut Daemon, output: &Output, io: &mut Io<'_>) -> Result<Exit, Failure> {
-    let Branch { txid, participant, order } = branch;
-    let verb = if way.commit { "Commits" } else { "Rolls back" };
-    let breaks = format!(
-        "{verb} the prepared branch of transaction {txid} at store `{participant}` by hand, without the coordinator's decision. If the \
-         decision is or was the other one, the stores disagree for ever: that is recorded as damage."
-    );
-    confirm::ask(io, &breaks, &txid.to_string(), order.yes)?;
-    let request =
-        v1::ResolveRequest { txid: txid.to_string(), participant, commit: way.commit, operator: order.operator, reason: order.reason };
-    confirm::report(Daemon::answer(&daemon.endpoint, daemon.service.resolve(request)).await?, output, io)
 }
 
 fn table(output: &Output, transactions: &[Transaction]) -> String {
@@ -160,17 +148,28 @@ fn screen(detail: &Detail, output: &Output) -> String {
     if !detail.branches.is_empty() {
         screen += &format!("\n{}\n", output.table(header, detail.branches.iter().map(row)));
     }
-    if !detail.explanation.is_empty() {
-        screen += &format!("\n{}\n", detail.explanation.join("\n"));
+    if !detail.timeline.is_empty() {
+        let header = ["AT", "STORE", "WHAT", "KNOWN FROM"];
+        let row = |moment: &Moment| {
+            [
+                output::text(output::utc_ms(moment.at_ms)),
+                output::text(output::or_dash(Some(&moment.participant).filter(|name| !name.is_empty()))),
+                output::text(&moment.sentence),
+                output::text(&moment.source),
+            ]
+        };
+        screen += &format!("\n{}\n", output.table(header, detail.timeline.iter().map(row)));
     }
-    screen
+    screen.push('\n');
+    screen.extend(detail.explanation.iter().map(|sentence| output::wrapped(sentence, "")));
+    screen + &output::wrapped(&format!("More: lockstep tx explain {}", tx.txid), "")
 }
 
 fn tone(state: &str) -> Tone {
     match state {
         "committed" => Tone::Good,
         "committing" | "deciding" => Tone::Warning,
-        "aborted" => Tone::Bad,
+        "aborted" | "in doubt" => Tone::Bad,
         _ => Tone::Plain,
     }
 }
@@ -199,10 +198,17 @@ impl From<v1::TransactionDetail> for Detail {
             keys: branch.keys,
             note: branch.note,
         };
+        let moment = |moment: v1::Moment| Moment {
+            at_ms: moment.at_ms,
+            sentence: moment.sentence,
+            participant: moment.participant,
+            source: moment.source,
+        };
         Detail {
             transaction: detail.summary.unwrap_or_default().into(),
             source: detail.source,
             branches: detail.branches.into_iter().map(branch).collect(),
+            timeline: detail.timeline.into_iter().map(moment).collect(),
             explanation: detail.explanation,
         }
     }

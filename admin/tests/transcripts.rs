@@ -48,8 +48,49 @@ fn transactions() {
         "tx show 3-1251 --output json",
         "tx show 3-9",
         "tx list --participant nowhere",
+        "tx list --state in-doubt",
+        "tx list --key order-17",
     ];
     assert_snapshot!("transactions", transcript(&daemon, &commands));
+}
+
+#[test]
+fn explanations() {
+    let daemon = fake::start(Health::Ill);
+    let commands = ["tx explain 3-1251", "tx explain 3-1251 --output json", "tx explain 3-9"];
+    assert_snapshot!("explanations", transcript(&daemon, &commands));
+}
+
+#[test]
+fn waiting() {
+    let (well, ill) = (fake::start(Health::Well), fake::start(Health::Ill));
+    let settled = transcript(&well, &["wait", "wait --output json"]);
+    let doubtful = transcript(&ill, &["wait --timeout 1ms", "wait --timeout 1ms --output json"]);
+    assert_snapshot!("waiting", [settled, doubtful].join("\n"));
+}
+
+#[test]
+fn the_log_is_verified() {
+    let (well, ill) = (fake::start(Health::Well), fake::start(Health::Ill));
+    let sound = transcript(&well, &["log verify", "log verify --output json"]);
+    let nothing = transcript("http://127.0.0.1:1", &["log verify --folder /nonexistent", "log dump --folder /nonexistent"]);
+    assert_snapshot!("verified", [sound, transcript(&ill, &["log verify"]), nothing].join("\n"));
+}
+
+#[test]
+fn manual_pages_have_their_exit_codes() {
+    let folder = std::env::temp_dir().join(format!("lockstep-man-{}", std::process::id()));
+    let (exit, text) = talk("http://127.0.0.1:1", &format!("man {}", folder.display()), "", false);
+    assert_eq!(exit, Exit::Ok, "{text}");
+    let mut pages: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|page| page.unwrap().path()).collect();
+    pages.sort();
+    for page in &pages {
+        let text = std::fs::read_to_string(page).unwrap();
+        assert!(text.contains("something needs a person"), "{}", page.display());
+    }
+    let names: Vec<_> = pages.iter().map(|page| page.file_name().unwrap().to_string_lossy().into_owned()).collect();
+    assert!(names.contains(&"lockstep-tx-explain.1".to_string()) && names.contains(&"lockstep.1".to_string()), "{names:?}");
+    std::fs::remove_dir_all(&folder).unwrap();
 }
 
 #[test]
@@ -69,16 +110,21 @@ fn orders() {
     let commands = [
         format!("skip 3-1251 --participant index {order}"),
         format!("skip 3-1251 --participant index {order} --yes"),
-        format!("tx resolve 3-1251 --participant db --rollback {order} --yes"),
+        "skip 3-1251 --participant index --dry-run".into(),
+        "skip 3-1251 --participant index --dry-run --output json".into(),
+        format!("tx resolve 3-1251 --participant db --abort {order} --yes"),
+        format!("tx resolve 3-1251 --participant db --rollback {order}"),
         format!("damage forget 3-900 --participant index {order} --yes --output json"),
         format!("waive index {order} --yes"),
         format!("leave-safe-mode {order} --yes"),
         "damage list".into(),
         "damage list --output json".into(),
+        "damage show 3-900".into(),
+        "damage show 3-901".into(),
     ];
     let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
     assert_snapshot!("orders", transcript(&ill, &commands));
-    assert_snapshot!("orders_refused", transcript(&well, &[commands[1], "damage list"]));
+    assert_snapshot!("orders_refused", transcript(&well, &[commands[1], commands[2], "damage list"]));
 }
 
 #[test]
@@ -99,6 +145,9 @@ fn usage() {
         "tx --help",
         "tx list --help",
         "tx resolve --help",
+        "tx explain --help",
+        "log verify --help",
+        "wait --help",
         "tx show three",
         "tx list --older-than soon",
         "tx resolve 3-1 --participant db --operator ann --reason r",

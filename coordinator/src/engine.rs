@@ -7,7 +7,7 @@ use crate::engine_handle::{
     Answer, EngineHandle, EngineMessage, HandleParts, Identity, Outbox, Phase, Question, Registered, Registry, RunningEngine, Shared,
     Stopped, Submission,
 };
-use crate::log::{DecisionLog, LogError, Metrics, Options, SledLog};
+use crate::log::{DecisionLog, LogError, Metrics, Options, Report, SledLog};
 use crate::view::View;
 use crate::{failpoints, stores, workers};
 use lockstep_core::follower::Session;
@@ -335,9 +335,11 @@ impl Engine {
     }
 
     fn answer(&mut self, question: Question) {
+        let breaks = self.shared.breaks();
         let view = View {
             machine: &self.machine,
             registry: self.shared.registry(),
+            breaks: &breaks,
             now: self.shared.now(),
             space: self.committer.space(),
             forces: self.metrics.forces.load(std::sync::atomic::Ordering::Relaxed),
@@ -350,9 +352,21 @@ impl Engine {
             Question::Status(answer) => drop(answer.send(view.status())),
             Question::ListTransactions(request, answer) => drop(answer.send(view.transactions(&request))),
             Question::ShowTransaction(txid, answer) => drop(answer.send(view.transaction(txid))),
+            Question::Explain(txid, answer) => drop(answer.send(view.explanation(txid))),
+            Question::Plan(action, answer) => drop(answer.send(view.plan(&action))),
             Question::ListParticipants(answer) => drop(answer.send(view.participants())),
             Question::Doctor(answer) => drop(answer.send(view.doctor())),
             Question::ListDamage(answer) => drop(answer.send(view.damage())),
+            Question::VerifyLog(answer) => {
+                let (read, entries) = oneshot::channel();
+                self.committer.tell(ToCommitter::Read(read));
+                std::thread::spawn(move || {
+                    let read = entries.blocking_recv().map_err(|_| "the daemon is stopping".to_string());
+                    let report =
+                        read.map(|read| read.map_or_else(|error| Report::unreadable(&error), |entries| Report::of(&entries, None)));
+                    let _ = answer.send(report.map(crate::view::log_report));
+                });
+            }
             Question::DumpLog(request, answer) => {
                 let (read, entries) = oneshot::channel();
                 self.committer.tell(ToCommitter::Read(read));

@@ -4,8 +4,8 @@
 //! phase, names) is published beside the queue, without locks on the hot path.
 
 use lockstep_core::{
-    CoordId, Epoch, Event, FromParticipant, Kind, LogId, ParticipantId, Position, Reply, Role, SessionId, Ticket, Time, ToParticipant,
-    Vote, Work,
+    AdminAction, CoordId, Epoch, Event, FromParticipant, Kind, LogId, ParticipantId, Position, Reply, Role, SessionId, Ticket, Time,
+    ToParticipant, Vote, Work,
 };
 use lockstep_participants::applications::Applications;
 use lockstep_participants::{Reader, StoreError, WorkerHandle};
@@ -83,10 +83,16 @@ pub enum Question {
     ListTransactions(v1::ListTransactionsRequest, oneshot::Sender<v1::ListTransactionsReply>),
     /// One transaction; `None` if nothing is known of it.
     ShowTransaction(lockstep_core::Txid, oneshot::Sender<Option<v1::TransactionDetail>>),
+    /// Why one is where it is; answers for any id.
+    Explain(lockstep_core::Txid, oneshot::Sender<v1::Explanation>),
+    /// What an order would do.
+    Plan(AdminAction, oneshot::Sender<v1::Choice>),
     /// All participants.
     ListParticipants(oneshot::Sender<v1::ListParticipantsReply>),
     /// A piece of the log, or why it can't be read.
     DumpLog(v1::DumpLogRequest, oneshot::Sender<Result<Vec<v1::LogRecord>, String>>),
+    /// The whole log, checked, or why it can't be read.
+    VerifyLog(oneshot::Sender<Result<v1::LogReport, String>>),
     /// What is wrong, and what to do about it.
     Doctor(oneshot::Sender<v1::DoctorReply>),
     /// Recorded damage.
@@ -158,6 +164,9 @@ pub struct Registry {
     by_id: FxHashMap<ParticipantId, usize>,
 }
 
+/// Why each store's last session ended, in its own words.
+pub type Breaks = FxHashMap<ParticipantId, String>;
+
 /// Sets up or changes a store's schema: hands the script to the store's thread, which answers when it is done.
 pub type Migrate = Box<dyn Fn(String, oneshot::Sender<Result<String, StoreError>>) + Send + Sync>;
 
@@ -184,6 +193,7 @@ pub struct EngineHandle {
 pub struct Shared {
     registry: Registry,
     access: OnceLock<FxHashMap<ParticipantId, Access>>,
+    breaks: RwLock<Breaks>,
     room: Arc<Semaphore>,
     room_limit: u32,
     origin: Instant,
@@ -221,6 +231,7 @@ impl EngineHandle {
         let shared = Shared {
             registry: parts.registry,
             access: OnceLock::new(),
+            breaks: RwLock::default(),
             room: Arc::new(Semaphore::new(parts.queue_events as usize)),
             room_limit: parts.queue_events,
             origin: Instant::now(),
@@ -367,6 +378,11 @@ impl EngineHandle {
         assert!(self.shared.access.set(access).is_ok(), "stores are installed once");
     }
 
+    /// A participant's session has ended, and it said why.
+    pub fn note_break(&self, participant: ParticipantId, why: String) {
+        self.shared.breaks.write().expect("nobody panics while holding them").insert(participant, why);
+    }
+
     /// What the engine publishes through.
     pub fn shared(&self) -> Arc<Shared> {
         Arc::clone(&self.shared)
@@ -415,6 +431,11 @@ impl Shared {
             *current = phase;
             changed
         });
+    }
+
+    /// Why each store's last session ended, as of now.
+    pub fn breaks(&self) -> Breaks {
+        self.breaks.read().expect("nobody panics while holding them").clone()
     }
 
     /// Publishes a new log identity (R-LOGLOSS).

@@ -8,10 +8,9 @@ pub mod daemon;
 pub mod demo;
 pub mod engine;
 pub mod engine_handle;
-pub mod failpoints;
+pub mod explanation;
 #[cfg(feature = "failpoints")]
 pub mod fragile_store;
-pub mod log;
 pub mod service;
 pub mod shutdown;
 pub mod stores;
@@ -20,6 +19,8 @@ pub mod view;
 pub mod workers;
 
 pub use cli::run;
+pub use lockstep_log as log;
+pub use lockstep_log::failpoints;
 
 /// Requests, votes and redos are made on one thread and freed on another.
 #[global_allocator]

@@ -1,13 +1,13 @@
 //! What operators see of the machine: `lockstep_core`'s state in the words of `admin.proto`.
 
-use crate::engine_handle::Registry;
-use crate::log::Space;
+use crate::engine_handle::{Breaks, Registry};
+use crate::log::{self, Space, key_text};
 use lockstep_core::follower::{Follower, Session};
 use lockstep_core::outcomes::{Fate, Known};
 use lockstep_core::transaction::{Branch, BranchState, State, Transaction};
-use lockstep_core::{Coordinator, DamageKind, Entry, Kind, Phase, Record, Time, Txid, Vote};
+use lockstep_core::{Coordinator, DamageKind, Decider, Entry, Kind, ParticipantId, Phase, Time, Txid, Vote};
 use lockstep_proto::v1;
-use serde_json::json;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Transactions in one list, at most.
@@ -19,6 +19,8 @@ pub struct View<'a> {
     pub machine: &'a Coordinator,
     /// Names.
     pub registry: &'a Registry,
+    /// Why stores' last sessions ended.
+    pub breaks: &'a Breaks,
     /// The moment.
     pub now: Time,
     /// The log's space.
@@ -64,6 +66,8 @@ impl View<'_> {
             serving_after_ms: self.serving_after.map_or(0, millis),
             mended_after_ms: self.mended_after.map_or(0, millis),
             last_lsn: status.last_lsn.0,
+            deciding: status.deciding as u64,
+            unanswered: status.asked as u64,
         }
     }
 
@@ -80,12 +84,16 @@ impl View<'_> {
                 && (request.participant.is_empty() || summary.participants.contains(&request.participant))
                 && summary.age_ms >= request.older_than_ms
         };
+        let named = |summary: &v1::TransactionSummary| request.key.is_empty() || summary.key == request.key;
         let mut live: Vec<_> = self.machine.transactions().collect();
         live.sort_by_key(|transaction| transaction.txid.position());
-        let mut all: Vec<_> = live.into_iter().map(|transaction| self.live(transaction)).filter(wanted).take(limit + 1).collect();
+        let live = live.into_iter().map(|transaction| (transaction, self.live(transaction)));
+        let live =
+            live.filter(|(transaction, summary)| named(summary) || self.writes_key(transaction, &request.key)).map(|(_, summary)| summary);
+        let mut all: Vec<_> = self.unanswered().filter(named).chain(live).filter(wanted).take(limit + 1).collect();
         if request.states.iter().any(|state| state == "committed" || state == "aborted") {
             let ended = self.machine.all_known().rev().filter(|known| self.machine.transaction(known.txid).is_none());
-            all.extend(ended.map(|known| self.ended(known)).filter(wanted).take((limit + 1).saturating_sub(all.len())));
+            all.extend(ended.map(|known| self.ended(known)).filter(named).filter(wanted).take((limit + 1).saturating_sub(all.len())));
         }
         let truncated = all.len() > limit;
         all.truncate(limit);
@@ -94,25 +102,22 @@ impl View<'_> {
 
     /// One transaction.
     pub fn transaction(&self, txid: Txid) -> Option<v1::TransactionDetail> {
+        let v1::Explanation { verdict, facts, ahead, .. } = self.explanation(txid);
+        let ahead = ahead.into_iter().map(|fact| fact.sentence);
+        let (explanation, timeline) = (std::iter::once(verdict).chain(ahead).collect(), self.timeline(txid));
         if let Some(transaction) = self.machine.transaction(txid) {
             return Some(v1::TransactionDetail {
                 summary: Some(self.live(transaction)),
-                branches: transaction.branches.iter().map(|branch| self.branch(branch)).collect(),
-                explanation: self.explain(transaction),
+                branches: transaction.branches.iter().map(|branch| self.branch(transaction, branch)).collect(),
+                explanation,
                 source: "memory".into(),
+                timeline,
             });
         }
-        let known = self.machine.known(txid)?;
-        let sentence = match &known.fate {
-            Fate::Running => "it is under way".to_string(),
-            Fate::Committed(committed) => format!("it is committed, at CSN {}, and every store has applied it", committed.csn),
-            Fate::Aborted(aborted) => format!("it is aborted, and nothing of it is anywhere: {}", aborted.refusal),
-        };
-        let source = match &known.fate {
-            Fate::Committed(committed) => committed.lsn.map_or("memory".to_string(), |lsn| format!("memory, and the log's record {lsn}")),
-            Fate::Running | Fate::Aborted(_) => "memory".to_string(),
-        };
-        Some(v1::TransactionDetail { summary: Some(self.ended(known)), branches: Vec::new(), explanation: vec![sentence], source })
+        let summary =
+            self.machine.known(txid).map(|known| self.ended(known)).or_else(|| self.unanswered().find(|tx| tx.txid == txid.to_string()))?;
+        let source = facts.into_iter().map(|fact| fact.source).next().unwrap_or_else(|| "memory".into());
+        Some(v1::TransactionDetail { summary: Some(summary), branches: Vec::new(), explanation, source, timeline })
     }
 
     /// Recorded damage.
@@ -165,7 +170,7 @@ impl View<'_> {
     }
 
     fn participant(&self, follower: &Follower) -> v1::ParticipantStatus {
-        let (session, why) = session_words(follower);
+        let (session, why) = self.session_words(follower);
         let oldest = follower.oldest_unapplied();
         v1::ParticipantStatus {
             name: follower.name.clone(),
@@ -178,9 +183,11 @@ impl View<'_> {
             durable_csn: follower.progress.durable.to_u64(),
             lag: follower.unapplied() as u64,
             lag_ms: oldest.map_or(0, |(_, item)| self.age(item.since)),
-            stuck: u64::from(follower.stuck.is_some()),
+            stuck: follower.stuck.len() as u64,
             prepared: follower.prepared as u64,
             forces: 0,
+            session_ms: self.age(follower.session_since),
+            reported_ms: self.age(follower.progress_at),
         }
     }
 
@@ -223,6 +230,42 @@ impl View<'_> {
         }
     }
 
+    /// Transactions that this start has no entry of, with branches that wait for an answer; one for each.
+    fn unanswered(&self) -> impl Iterator<Item = v1::TransactionSummary> {
+        let mut holders: BTreeMap<Txid, Vec<ParticipantId>> = BTreeMap::new();
+        for (holder, txid) in self.machine.asked().filter(|(_, txid)| self.machine.transaction(*txid).is_none()) {
+            holders.entry(txid).or_default().push(holder);
+        }
+        holders.into_iter().map(|(txid, holders)| {
+            let since = holders.iter().map(|holder| self.machine.followers()[holder.0 as usize].session_since).min();
+            let waiting_for = match txid.decider {
+                Decider::Leader(leader) => {
+                    self.machine.followers().get(leader.0 as usize).map_or_else(|| leader.to_string(), |f| f.name.clone())
+                }
+                Decider::Log => "evidence about the log".into(),
+            };
+            v1::TransactionSummary {
+                txid: txid.to_string(),
+                state: "in doubt".into(),
+                csn: 0,
+                age_ms: since.map_or(0, |since| self.age(since)),
+                participants: holders.iter().map(|holder| self.name(*holder)).collect(),
+                waiting_for: vec![waiting_for],
+                key: String::new(),
+                attempt: 0,
+            }
+        })
+    }
+
+    /// Whether it writes the document under this key, as far as that is kept.
+    fn writes_key(&self, transaction: &Transaction, key: &str) -> bool {
+        transaction.branches.iter().any(|branch| {
+            let asked = branch.operations.iter().filter_map(|operation| operation.key());
+            let decided = self.machine.writes(branch.participant, transaction.txid).unwrap_or_default();
+            asked.chain(decided.iter().map(|write| &*write.key)).any(|written| written == key)
+        })
+    }
+
     fn waiting_for(&self, transaction: &Transaction) -> Vec<String> {
         let waits = |branch: &&Branch| match (&branch.state, transaction.state) {
             (BranchState::Asked(_), State::Preparing) | (BranchState::Following, State::Committing(_)) => true,
@@ -232,14 +275,17 @@ impl View<'_> {
         };
         match transaction.state {
             State::Active => vec!["its client".into()],
-            State::Deciding(_) => vec!["the decision".into()],
+            State::Deciding(_) => match transaction.txid.decider {
+                Decider::Log => vec!["the log".into()],
+                Decider::Leader(leader) => vec![self.name(leader)],
+            },
             State::Preparing | State::Committing(_) => {
                 transaction.branches.iter().filter(waits).map(|branch| self.name(branch.participant)).collect()
             }
         }
     }
 
-    fn branch(&self, branch: &Branch) -> v1::BranchDetail {
+    fn branch(&self, transaction: &Transaction, branch: &Branch) -> v1::BranchDetail {
         let (state, vote) = match &branch.state {
             BranchState::Idle => ("not asked yet", ""),
             BranchState::Asked(_) => ("asked for its vote", ""),
@@ -247,49 +293,15 @@ impl View<'_> {
             BranchState::Following => ("not applied yet", "yes"),
             BranchState::Finished => ("applied", "yes"),
         };
-        let stuck = self.machine.followers()[branch.participant.0 as usize].stuck.as_ref();
+        let follower = &self.machine.followers()[branch.participant.0 as usize];
+        let owed = transaction.csn().and_then(|csn| self.machine.owed_item(branch.participant, csn));
+        let stuck = owed.and_then(|(at, _)| follower.stuck.get(&at));
         v1::BranchDetail {
             participant: self.name(branch.participant),
             state: state.into(),
             vote: vote.into(),
-            keys: branch.operations.iter().filter_map(|operation| operation.key().map(str::to_string)).collect(),
-            note: stuck.map_or(String::new(), |(csn, why)| format!("stuck at CSN {csn}: {why}")),
-        }
-    }
-
-    fn explain(&self, transaction: &Transaction) -> Vec<String> {
-        let waiting = self.waiting_for(transaction).join(", ");
-        match transaction.state {
-            State::Active => vec![
-                "It has begun: its client has its id, and has not asked to commit it.".into(),
-                "If that does not come before its deadline it is aborted, and nothing of it is anywhere.".into(),
-            ],
-            State::Preparing => vec![
-                format!("It is not decided: it waits for the vote of {waiting}."),
-                "If a vote does not come before its deadline it is aborted, and nothing of it is anywhere.".into(),
-            ],
-            State::Deciding(csn) => vec![
-                format!("All have voted Yes and it has CSN {csn}; the decision is being made durable."),
-                "It will be committed; only if the process dies now, the next start finds out whether the record got to the disk.".into(),
-            ],
-            State::Committing(csn) => {
-                let mut sentences = vec![format!("It is committed, at CSN {csn}, for ever. It is not applied at {waiting} yet.")];
-                for branch in transaction.branches.iter().filter(|branch| branch.state == BranchState::Following) {
-                    let follower = &self.machine.followers()[branch.participant.0 as usize];
-                    sentences.push(match (&follower.stuck, session_words(follower)) {
-                        (Some((at, why)), _) => format!("`{}` is stuck at CSN {at}: {why}. It is tried again by itself.", follower.name),
-                        (None, ("up", _)) => {
-                            format!("`{}` is up and {} decisions behind: it will follow by itself.", follower.name, follower.unapplied())
-                        }
-                        (None, (session, why)) => format!("`{}` is {session} ({why}): it will follow when it is back.", follower.name),
-                    });
-                }
-                sentences.push(
-                    "Giving it up at a store (`lockstep skip`) would leave that store without it, for ever, and is recorded as damage."
-                        .into(),
-                );
-                sentences
-            }
+            keys: self.written(transaction.txid, branch.participant),
+            note: stuck.map_or(String::new(), |stuck| format!("stuck: {}", stuck.reason)),
         }
     }
 
@@ -315,10 +327,10 @@ impl View<'_> {
     }
 
     fn examine_participant(&self, follower: &Follower) -> v1::Finding {
-        let (session, why) = session_words(follower);
+        let (session, why) = self.session_words(follower);
         let owed = follower.unapplied();
         let subject = format!("store {}", follower.name);
-        match (follower.configured, session, &follower.stuck) {
+        match (follower.configured, session, follower.stuck.first_key_value()) {
             (false, ..) if owed > 0 => finding(
                 "problem",
                 &subject,
@@ -327,10 +339,10 @@ impl View<'_> {
             ),
             (false, ..) => finding("ok", &subject, "it is not configured any more, and nothing is owed to it".into(), ""),
             (true, "up", None) => finding("ok", &subject, format!("it is up, and {owed} decisions behind"), ""),
-            (true, "up", Some((csn, why))) => finding(
+            (true, "up", Some((csn, stuck))) => finding(
                 "problem",
                 &subject,
-                format!("it is stuck at CSN {csn}: {why}"),
+                format!("{} decisions are stuck there, the first at CSN {csn}: {}", follower.stuck.len(), stuck.reason),
                 "mend what the sentence names; it is tried again by itself",
             ),
             (true, "refused", _) => finding("problem", &subject, why, "see docs/operations.md"),
@@ -343,11 +355,26 @@ impl View<'_> {
         }
     }
 
-    fn name(&self, participant: lockstep_core::ParticipantId) -> String {
+    fn session_words(&self, follower: &Follower) -> (&'static str, String) {
+        let broke = self.broke(follower).map_or(String::new(), |why| format!("; the last one ended: {why}"));
+        match &follower.session {
+            Session::Down => ("down", format!("it has no session{broke}")),
+            Session::Welcomed(_) => ("recovering", format!("it has not told yet what it holds{broke}")),
+            Session::Open(_) => ("up", String::new()),
+            Session::Refused(_, why) => ("refused", why.clone()),
+        }
+    }
+
+    /// Why its last session ended, if it said so.
+    pub(crate) fn broke(&self, follower: &Follower) -> Option<&str> {
+        self.breaks.get(&follower.id).map(String::as_str)
+    }
+
+    pub(crate) fn name(&self, participant: ParticipantId) -> String {
         self.machine.followers()[participant.0 as usize].name.clone()
     }
 
-    fn age(&self, since: Time) -> u64 {
+    pub(crate) fn age(&self, since: Time) -> u64 {
         self.now.0.saturating_sub(since.0) / 1000
     }
 }
@@ -355,63 +382,38 @@ impl View<'_> {
 /// Records for people: payloads by their sizes.
 pub fn log_records(entries: Vec<Entry>, request: &v1::DumpLogRequest) -> Vec<v1::LogRecord> {
     let limit = if request.limit == 0 { usize::MAX } else { request.limit as usize };
-    entries.into_iter().filter(|entry| entry.lsn.0 >= request.from_lsn).take(limit).map(|entry| log_record(&entry)).collect()
+    let wanted = entries.iter().filter(|entry| entry.lsn.0 >= request.from_lsn).take(limit);
+    wanted
+        .map(|entry| log::line(entry))
+        .map(|log::Line { lsn, kind, record }| v1::LogRecord { lsn, kind, json: record.to_string() })
+        .collect()
 }
 
-/// One record for people.
-pub fn log_record(entry: &Entry) -> v1::LogRecord {
-    let (kind, value) = match &entry.record {
-        Record::Header { coord_id, log_id } => ("header", json!({"coord_id": coord_id.to_string(), "log_id": log_id.to_string()})),
-        Record::Participant { id, name, kind } => ("participant", json!({"id": id.0, "name": name, "kind": kind_word(*kind)})),
-        Record::Epoch { epoch, incarnation, at_ms } => {
-            ("epoch", json!({"epoch": epoch.0, "incarnation": format!("{incarnation:016x}"), "at_ms": at_ms}))
-        }
-        Record::Commit(group) => {
-            let entries: Vec<_> =
-                group.entries.iter().enumerate().map(|(i, e)| commit_entry(e, group.payload.as_ref().map(|p| &p.entries[i]))).collect();
-            let groups = group.payload.as_ref().map(|payload| {
-                payload.groups.iter().map(|g| json!({"participant": g.participant.0, "redo_bytes": g.redo.len()})).collect::<Vec<_>>()
-            });
-            ("commit", json!({"transactions": entries, "groups": groups, "payload": group.payload.is_some()}))
-        }
-        Record::End { txids } => ("end", json!({"txids": txids.iter().map(Txid::to_string).collect::<Vec<_>>()})),
-        Record::Acked { participant, csn } => ("acked", json!({"participant": participant.0, "csn": csn.to_string()})),
-        Record::Damage(damage) => (
-            "damage",
-            json!({"txid": damage.txid.to_string(), "participant": damage.participant.0, "kind": format!("{:?}", damage.kind), "reason": damage.reason, "operator": damage.operator, "at_ms": damage.at_ms}),
-        ),
-        Record::Admin { operator, action, reason, at_ms } => {
-            ("admin", json!({"operator": operator, "action": format!("{action:?}"), "reason": reason, "at_ms": at_ms}))
-        }
-        Record::Leads { participant } => ("leads", json!({"participant": participant.0})),
-        Record::Followed { participant, csn } => ("followed", json!({"participant": participant.0, "csn": csn.to_string()})),
-        Record::Scanned { participant } => ("scanned", json!({"participant": participant.0})),
-        Record::Floor { position } => ("floor", json!({"epoch": position.epoch.0, "n": position.n})),
+/// What the log says of itself.
+pub fn log_report(report: log::Report) -> v1::LogReport {
+    let owed = |owed: log::Owed| v1::OwedTransaction {
+        txid: owed.txid.to_string(),
+        csn: owed.csn.to_u64(),
+        participants: owed.participants,
+        at_ms: owed.at_ms,
+        lsn: owed.lsn.0,
     };
-    v1::LogRecord { lsn: entry.lsn.0, kind: kind.into(), json: value.to_string() }
-}
-
-fn commit_entry(entry: &lockstep_core::CommitEntry, payload: Option<&lockstep_core::EntryPayload>) -> serde_json::Value {
-    let redos = payload.map(|payload| {
-        let redo = |redo: &lockstep_core::BranchRedo| {
-            let keys: Vec<_> = redo.keys.iter().map(|write| write.key.to_string()).collect();
-            json!({"participant": redo.participant.0, "redo_bytes": redo.redo.len(), "keys": keys})
-        };
-        payload.redos.iter().map(redo).collect::<Vec<_>>()
-    });
-    let branches: Vec<_> = entry.branches.iter().map(|participant| participant.0).collect();
-    json!({
-        "txid": entry.txid.to_string(), "csn": entry.csn.to_string(), "key": key_text(&entry.key.key), "attempt": entry.key.attempt,
-        "at_ms": entry.at_ms, "branches": branches, "redos": redos,
-    })
-}
-
-fn session_words(follower: &Follower) -> (&'static str, String) {
-    match &follower.session {
-        Session::Down => ("down", "it has no session".into()),
-        Session::Welcomed(_) => ("recovering", "it has not told yet what it holds".into()),
-        Session::Open(_) => ("up", String::new()),
-        Session::Refused(_, why) => ("refused", why.clone()),
+    v1::LogReport {
+        first_lsn: report.first.0,
+        last_lsn: report.last.0,
+        records: report.records,
+        coord_id: report.coord_id.map_or(String::new(), |id| id.to_string()),
+        log_id: report.log_id.map_or(String::new(), |id| id.to_string()),
+        epoch: report.epoch.0,
+        last_csn: report.last_csn.to_u64(),
+        floor: Some(v1::Position { epoch: report.floor.epoch.0, n: report.floor.n }),
+        commits: report.commits,
+        transactions: report.transactions,
+        owed: report.owed,
+        torn_lsn: report.torn.map_or(0, |lsn| lsn.0),
+        problems: report.problems,
+        damage: report.damage,
+        owed_transactions: report.oldest_owed.into_iter().map(owed).collect(),
     }
 }
 
@@ -432,14 +434,6 @@ fn kind_word(kind: Kind) -> &'static str {
         Kind::Redo => "redo",
         Kind::Serial => "serial",
         Kind::Leader => "leader",
-    }
-}
-
-fn key_text(key: &[u8]) -> String {
-    match (<[u8; 16]>::try_from(key), std::str::from_utf8(key)) {
-        (_, Ok(text)) if text.chars().all(|c| !c.is_control()) => text.to_string(),
-        (Ok(bytes), _) => uuid::Uuid::from_bytes(bytes).to_string(),
-        (Err(_), _) => key.iter().map(|byte| format!("{byte:02x}")).collect(),
     }
 }
 

@@ -55,6 +55,7 @@ fn outbox(
                 }
                 FromWorker::SessionDown(session, why) => {
                     messages.hand_over(&engine, participant);
+                    engine.note_break(participant, why.clone());
                     engine.tell(Event::SessionDown(participant, session));
                     let _ = broken.send((session, why));
                 }

@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 /// Who may depend on whom inside the workspace.
 const ARROWS: &[(&str, &[&str])] = &[
     ("coordinator/core", &[]),
+    ("coordinator/log", &["lockstep-core"]),
     ("proto", &[]),
     ("participants", &["lockstep-core"]),
     ("client", &["lockstep-proto"]),
-    ("admin", &["lockstep-proto", "lockstep-client"]),
+    // The log for when the daemon is down.
+    ("admin", &["lockstep-proto", "lockstep-client", "lockstep-log"]),
     ("tests/servers", &[]),
     // The client and the servers only for `demo` and `bench`, which are clients of a daemon in another process.
-    ("coordinator", &["lockstep-core", "lockstep-proto", "lockstep-participants", "lockstep-client", "lockstep-servers"]),
+    ("coordinator", &["lockstep-core", "lockstep-log", "lockstep-proto", "lockstep-participants", "lockstep-client", "lockstep-servers"]),
 ];
 
 /// What the machine may depend on at run time.

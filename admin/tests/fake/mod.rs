@@ -2,6 +2,7 @@
 
 use lockstep_proto::v1;
 use lockstep_proto::v1::admin_service_server::{AdminService, AdminServiceServer};
+use lockstep_proto::v1::plan_request::Order;
 use std::sync::mpsc;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
@@ -32,6 +33,24 @@ pub fn start(health: Health) -> String {
 }
 
 struct Daemon(Health);
+
+fn skipping() -> v1::Choice {
+    let everywhere = |sentence: &str| v1::Harm { participant: String::new(), sentence: sentence.into(), keys: vec![] };
+    let at_index = |sentence: &str, key: &str| v1::Harm { participant: "index".into(), sentence: sentence.into(), keys: vec![key.into()] };
+    v1::Choice {
+        command: "lockstep skip 3-1251 --participant index --reason WHY".into(),
+        effect: "Gives up its write at `index`, for ever, so that reads and tokens there go on. The other stores keep it.".into(),
+        harms: vec![
+            at_index(
+                "`index` never gets these documents: each stays there as it was before, or missing, while `db` has the change.",
+                "film-42",
+            ),
+            at_index("`index` goes on finding these documents, which were to be deleted.", "film-7"),
+            everywhere("It is recorded as damage with your name and reason, and stays in `lockstep status` until you forget it."),
+        ],
+        refused: String::new(),
+    }
+}
 
 fn csn(n: u64) -> u64 {
     3 << 39 | n
@@ -64,6 +83,8 @@ impl Daemon {
             stuck: 0,
             prepared: 0,
             forces: 0,
+            session_ms: 187_200_000,
+            reported_ms: 40,
         };
         let mut index = v1::ParticipantStatus {
             name: "index".into(),
@@ -136,6 +157,8 @@ impl AdminService for Daemon {
             serving_after_ms: 12,
             mended_after_ms: if self.ill() { 0 } else { 48 },
             last_lsn: 4021,
+            deciding: 0,
+            unanswered: if self.ill() { 2 } else { 0 },
         }))
     }
 
@@ -162,9 +185,20 @@ impl AdminService for Daemon {
             true => summary.state != "aborted",
             false => request.states.contains(&summary.state),
         };
-        let all = [self.summary(), aborted];
+        let in_doubt = v1::TransactionSummary {
+            txid: "2-77@p0".into(),
+            state: "in doubt".into(),
+            csn: 0,
+            age_ms: 61_000,
+            participants: vec!["ledger".into()],
+            waiting_for: vec!["db".into()],
+            key: String::new(),
+            attempt: 0,
+        };
+        let all = [in_doubt, self.summary(), aborted];
         let old = |summary: &v1::TransactionSummary| summary.age_ms >= request.older_than_ms;
-        let mut transactions: Vec<_> = all.into_iter().filter(wanted).filter(old).collect();
+        let named = |summary: &v1::TransactionSummary| request.key.is_empty() || summary.key == request.key;
+        let mut transactions: Vec<_> = all.into_iter().filter(wanted).filter(old).filter(named).collect();
         let truncated = transactions.len() > request.limit as usize;
         transactions.truncate(request.limit as usize);
         Ok(Response::new(v1::ListTransactionsReply { transactions, truncated }))
@@ -182,6 +216,12 @@ impl AdminService for Daemon {
             keys: keys.iter().map(|key| key.to_string()).collect(),
             note: note.into(),
         };
+        let moment = |after: u64, sentence: &str, participant: &str, source: &str| v1::Moment {
+            at_ms: 1_795_402_665_000 + after,
+            sentence: sentence.into(),
+            participant: participant.into(),
+            source: source.into(),
+        };
         Ok(Response::new(v1::TransactionDetail {
             summary: Some(self.summary()),
             branches: vec![
@@ -193,6 +233,112 @@ impl AdminService for Daemon {
                 "It waits for `index`, which is down; it is applied there as soon as `index` is back.".into(),
             ],
             source: "memory".into(),
+            timeline: vec![
+                moment(0, "it began", "", "memory"),
+                moment(2, "it was asked for its vote", "index", "memory"),
+                moment(3, "its vote came", "index", "store index"),
+                moment(9, "it was committed, at CSN 3.1199", "", "log, record 4013"),
+                moment(14, "it has applied it", "db", "store db"),
+                moment(20, "it could not be applied, first: no space\nleft on device", "index", "store index"),
+            ],
+        }))
+    }
+
+    async fn explain_transaction(&self, request: Request<v1::ExplainTransactionRequest>) -> Result<Response<v1::Explanation>, Status> {
+        let fact = |sentence: &str, source: &str, age_ms| v1::Fact { sentence: sentence.into(), source: source.into(), age_ms };
+        let txid = request.into_inner().txid;
+        if txid != "3-1251" {
+            return Ok(Response::new(v1::Explanation {
+                verdict: format!("{txid} was never begun: this start has not come to that number yet."),
+                txid,
+                state: "unknown".into(),
+                choices: vec![v1::Choice {
+                    command: "lockstep tx list".into(),
+                    effect: "This lists what there is.".into(),
+                    ..v1::Choice::default()
+                }],
+                ..v1::Explanation::default()
+            }));
+        }
+        Ok(Response::new(v1::Explanation {
+            txid,
+            state: "committing".into(),
+            csn: csn(1199),
+            verdict: "3-1251 is committed, at CSN 3.1199, and that does not change. It is not finished: `index` has not applied it yet."
+                .into(),
+            facts: vec![
+                fact("Its Commit record is durable: decided at CSN 3.1199.", "log, record 4013", 96_000),
+                fact("`db` has applied it.", "store db", 95_990),
+                fact("`index` cannot apply it: no space left on device. It has said so for 1 min.", "store index", 4_100),
+                fact("It writes at `index`: `film-42` (put), `film-7` (delete).", "memory", 0),
+            ],
+            ahead: vec![fact(
+                "`index`: tries again by itself; the daemon sends it again within 4 s, for as long as it takes.",
+                "memory",
+                0,
+            )],
+            choices: vec![
+                v1::Choice {
+                    command: "lockstep doctor".into(),
+                    effect: "Mend what `index` complains of. It is tried again by itself.".into(),
+                    ..v1::Choice::default()
+                },
+                skipping(),
+            ],
+            attention: true,
+        }))
+    }
+
+    async fn plan(&self, request: Request<v1::PlanRequest>) -> Result<Response<v1::Choice>, Status> {
+        let mut plan = match request.into_inner().order {
+            Some(Order::Resolve(resolve)) => v1::Choice {
+                effect: format!("{} its branch by hand.", if resolve.commit { "Commits" } else { "Rolls back" }),
+                harms: vec![v1::Harm {
+                    participant: resolve.participant,
+                    sentence: "If it is or will be committed, these rows are missing for ever.".into(),
+                    keys: vec!["UPDATE item SET n = n + 1 WHERE name = ?1 (1 row)".into()],
+                }],
+                ..v1::Choice::default()
+            },
+            Some(Order::Skip(_)) => skipping(),
+            Some(Order::ForgetDamage(_) | Order::Waive(_) | Order::LeaveSafeMode(_)) => {
+                v1::Choice { effect: "Goes on without it.".into(), ..v1::Choice::default() }
+            }
+            None => return Err(Status::invalid_argument("order is missing: name one")),
+        };
+        if self.0 == Health::Well {
+            (plan.refused, plan.harms) = ("nothing is stuck there".into(), Vec::new());
+        }
+        Ok(Response::new(plan))
+    }
+
+    async fn verify_log(&self, _: Request<v1::VerifyLogRequest>) -> Result<Response<v1::LogReport>, Status> {
+        if self.ill() {
+            let problem = "the decision log in /var/lib/lockstep/log is damaged: record 4012 is missing";
+            return Ok(Response::new(v1::LogReport { problems: vec![problem.into()], ..v1::LogReport::default() }));
+        }
+        Ok(Response::new(v1::LogReport {
+            first_lsn: 1,
+            last_lsn: 4021,
+            records: 4021,
+            coord_id: "0000000000000000000000000000000a".into(),
+            log_id: "0000000000000000000000000000000b".into(),
+            epoch: 3,
+            last_csn: csn(1204),
+            floor: Some(v1::Position { epoch: 1, n: 5 }),
+            commits: 3010,
+            transactions: 120_400,
+            owed: 1,
+            torn_lsn: 0,
+            problems: vec![],
+            damage: 0,
+            owed_transactions: vec![v1::OwedTransaction {
+                txid: "3-1251".into(),
+                csn: csn(1199),
+                participants: vec!["index".into()],
+                at_ms: 1_795_402_665_009,
+                lsn: 4013,
+            }],
         }))
     }
 

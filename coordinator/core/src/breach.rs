@@ -47,7 +47,7 @@ impl Coordinator {
         self.alarm(Alarm::Misbehaves(participant, why.clone()), fx);
         fx.push(Effect::Send(participant, session, ToParticipant::Close));
         self.session_down(now, participant, session, fx);
-        self.follower_mut(participant).session = Session::Refused(session, why);
+        self.follower_mut(participant).turn(now, Session::Refused(session, why));
     }
 
     /// The highest CSN that anybody can have followed to.

@@ -8,6 +8,7 @@ use crate::ids::{Csn, Epoch, LogId, Lsn, Owner, ParticipantId, Position, Session
 use crate::keys::KeyTable;
 use crate::message::{FromParticipant, ToParticipant};
 use crate::mutation::{Mutation, broken};
+use crate::operator::ByHand;
 use crate::outcomes::Outcomes;
 use crate::record::{AdminAction, Damage, Record};
 use crate::request::{Reply, RequestKey};
@@ -67,7 +68,7 @@ pub struct Coordinator {
     pub(crate) ended: Vec<Txid>,
     pub(crate) damage: Vec<Damage>,
     /// Branches that an operator resolved by hand.
-    pub(crate) by_hand: BTreeMap<(Txid, ParticipantId), bool>,
+    pub(crate) by_hand: BTreeMap<(Txid, ParticipantId), ByHand>,
     /// Leaders that an operator did not wait for, in this start or an earlier one, and that have not been scanned since.
     pub(crate) waivers: Vec<Waiver>,
     /// Presumed abort still waits for every participant's evidence (R-LOGLOSS).
@@ -206,12 +207,12 @@ impl Coordinator {
         }
         match message {
             FromParticipant::Hello(hello) => self.hello(now, participant, session, hello, fx),
-            FromParticipant::Refused(owner) => self.refused(participant, session, owner, fx),
+            FromParticipant::Refused(owner) => self.refused(now, participant, session, owner, fx),
             FromParticipant::Ballot(ballot) => self.ballot(now, participant, session, ballot, fx),
             FromParticipant::Committed(txid) => self.committed(now, participant, txid, fx),
             FromParticipant::NotPrepared(txid, evidence) => self.not_prepared(now, participant, txid, evidence, fx),
             FromParticipant::Progress(progress) => self.progress(now, participant, progress, fx),
-            FromParticipant::Stuck(csn, reason) => self.stuck(participant, csn, reason, fx),
+            FromParticipant::Stuck(csn, reason) => self.stuck(now, participant, csn, reason, fx),
             FromParticipant::Inquiry(txids) => self.inquiry(now, participant, txids, fx),
             FromParticipant::Led(txids) => self.led(now, txids, fx),
             FromParticipant::NotLed(txids, refusal) => self.not_led(now, participant, txids, refusal, fx),

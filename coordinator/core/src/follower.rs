@@ -21,12 +21,16 @@ pub struct Follower {
     pub standalone: bool,
     /// Whether it is configured now; one that is not keeps what it is owed.
     pub configured: bool,
-    /// The stream to it.
+    /// The stream to it; changed by [`Follower::turn`].
     pub session: Session,
+    /// When that changed last.
+    pub session_since: Time,
     /// Its Hello has come, and it waits for leaders to be scanned before anything is handed to it (R-LR).
     pub greeted: bool,
     /// How far it says it has followed.
     pub progress: Progress,
+    /// When it said so.
+    pub progress_at: Time,
     /// How far it had followed, durably, at its first Hello since this start.
     pub followed_before: Option<Csn>,
     /// Whether the log holds that, because a leader is waived (`Record::Followed`).
@@ -50,8 +54,8 @@ pub struct Follower {
     pub evidence: bool,
     /// Clients that wait to read here.
     pub readers: Vec<ReadWaiter>,
-    /// Why it was stuck last, and at what.
-    pub stuck: Option<(Csn, String)>,
+    /// What it cannot apply yet, by CSN: at most [`Follower::STUCK_MAX`].
+    pub stuck: BTreeMap<Csn, Stuck>,
     /// Prepared branches, as of its last Hello.
     pub prepared: usize,
     /// What it can do beside preparing, as of its last Hello.
@@ -126,6 +130,19 @@ pub struct Item {
     pub since: Time,
 }
 
+/// Why a decision is not applied at a participant.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stuck {
+    /// Its own words, or the coordinator's if it has said nothing.
+    pub reason: String,
+    /// Whether these are its own.
+    pub told: bool,
+    /// When it was stuck first.
+    pub since: Time,
+    /// When it was said last.
+    pub at: Time,
+}
+
 /// What is known of a leader's markers in this incarnation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Scan {
@@ -157,6 +174,9 @@ pub struct ReadWaiter {
 }
 
 impl Follower {
+    /// Decisions whose reasons are kept; of more than that, the first ones.
+    pub const STUCK_MAX: usize = 256;
+
     /// A participant before its first session.
     pub fn new(id: ParticipantId, name: String, kind: Kind) -> Follower {
         Follower {
@@ -170,8 +190,10 @@ impl Follower {
             standalone: false,
             configured: false,
             session: Session::Down,
+            session_since: Time(0),
             greeted: false,
             progress: Progress::default(),
+            progress_at: Time(0),
             followed_before: None,
             noted: Noted::No,
             acked: Csn::ZERO,
@@ -183,7 +205,7 @@ impl Follower {
             exclusive: false,
             evidence: false,
             readers: Vec::new(),
-            stuck: None,
+            stuck: BTreeMap::new(),
             prepared: 0,
             abilities: Abilities::default(),
             has_led: false,
@@ -225,6 +247,20 @@ impl Follower {
             Session::Open(session) => Some(session),
             Session::Down | Session::Welcomed(_) | Session::Refused(..) => None,
         }
+    }
+
+    /// Its session becomes another, or the same one gets on.
+    pub fn turn(&mut self, now: Time, session: Session) {
+        (self.session, self.session_since) = (session, now);
+    }
+
+    /// Notes why a decision is not applied here. Says whether that is news.
+    pub fn note_stuck(&mut self, now: Time, csn: Csn, reason: String, told: bool) -> bool {
+        let since = self.stuck.get(&csn).map(|stuck| stuck.since);
+        if since.is_some() || self.stuck.len() < Follower::STUCK_MAX {
+            self.stuck.insert(csn, Stuck { reason, told, since: since.unwrap_or(now), at: now });
+        }
+        since.is_none()
     }
 
     /// Whether a message of this session is to be heard.

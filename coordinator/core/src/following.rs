@@ -8,7 +8,7 @@ use crate::message::{Progress, ToParticipant};
 use crate::mutation::{Mutation, broken};
 use crate::outcomes::{CommittedFate, Fate};
 use crate::record::Record;
-use crate::transaction::{BranchState, State};
+use crate::transaction::State;
 use crate::vote::Kind;
 use std::collections::BTreeSet;
 
@@ -20,13 +20,14 @@ impl Coordinator {
         decision.decided = true;
         let lsn = decision.lsn;
         let fates: Vec<_> =
-            decision.entries.iter().zip(&decision.payload.entries).map(|(e, p)| (e.txid, e.csn, p.results.clone())).collect();
-        for (txid, csn, results) in &fates {
+            decision.entries.iter().zip(&decision.payload.entries).map(|(e, p)| (e.txid, e.csn, e.at_ms, p.results.clone())).collect();
+        for (txid, csn, at_ms, results) in &fates {
             assert!(self.is_open_no_more(*csn), "only an open CSN is decided: {csn}");
-            self.outcomes.settle(*txid, Fate::Committed(CommittedFate { csn: *csn, lsn, results: Some(results.clone()) }));
+            let fate = CommittedFate { csn: *csn, lsn, at_ms: *at_ms, results: Some(results.clone()) };
+            self.outcomes.settle(*txid, now, Fate::Committed(fate));
             self.counts.committed += 1;
             self.open -= 1;
-            self.enter_committing(*txid, *csn);
+            self.enter_committing(now, *txid, *csn);
             self.compare_by_hand(now, *txid, Some(true), fx);
         }
         self.deliver_decision(now, key, fx);
@@ -37,13 +38,13 @@ impl Coordinator {
         self.release_if_durable(key);
     }
 
-    fn enter_committing(&mut self, txid: Txid, csn: Csn) {
+    fn enter_committing(&mut self, now: Time, txid: Txid, csn: Csn) {
         let transaction = self.transactions.get_mut(&txid).expect("a deciding transaction is live");
         assert_eq!(transaction.state, State::Deciding(csn), "{txid} comes true from another state");
         transaction.state = State::Committing(csn);
         if let Decider::Leader(leader) = txid.decider {
             if let Some(branch) = transaction.branch_mut(leader) {
-                branch.state = BranchState::Finished;
+                branch.finish(now);
             }
             self.note_led(leader, txid, csn);
         }
@@ -87,9 +88,9 @@ impl Coordinator {
         let follower = self.follower_mut(participant);
         let progress =
             Progress { applied: progress.applied.max(follower.progress.applied), durable: progress.durable.max(follower.progress.durable) };
-        follower.progress = progress;
-        if follower.stuck.as_ref().is_some_and(|(csn, _)| *csn <= progress.applied) {
-            follower.stuck = None;
+        (follower.progress, follower.progress_at) = (progress, now);
+        if follower.stuck.first_key_value().is_some_and(|(csn, _)| *csn <= progress.applied) {
+            follower.stuck = follower.stuck.split_off(&progress.applied.next());
         }
         let from = follower.first_unapplied;
         if from <= progress.applied {
@@ -129,11 +130,10 @@ impl Coordinator {
     }
 
     /// A participant cannot apply a decision yet: it is shouted about, and holds up nothing else.
-    pub(crate) fn stuck(&mut self, participant: ParticipantId, csn: Csn, reason: String, fx: &mut Vec<Effect>) {
+    pub(crate) fn stuck(&mut self, now: Time, participant: ParticipantId, csn: Csn, reason: String, fx: &mut Vec<Effect>) {
         let Some(item) = self.follower(participant).items.get(&csn).filter(|item| !item.applied) else { return };
         let txid = self.decisions[&item.decision].entries.iter().find(|entry| entry.csn == csn).map(|entry| entry.txid);
-        let news = self.follower(participant).stuck.as_ref().is_none_or(|(at, _)| *at != csn);
-        self.follower_mut(participant).stuck = Some((csn, reason.clone()));
+        let news = self.follower_mut(participant).note_stuck(now, csn, reason.clone(), true);
         if let Some(txid) = txid.filter(|_| news) {
             self.alarm(Alarm::Stuck(participant, txid, reason), fx);
         }
@@ -149,7 +149,7 @@ impl Coordinator {
         assert!(self.decisions[&key].decided, "I11: {participant} applied {csn} before it was decided");
         let follower = self.follower_mut(participant);
         follower.items.get_mut(&csn).expect("just found").applied = true;
-        follower.stuck.take_if(|(at, _)| *at == csn);
+        follower.stuck.remove(&csn);
         let decision = &self.decisions[&key];
         let mut here = Vec::new();
         for (i, entry) in decision.covered(participant, entry) {
@@ -162,7 +162,7 @@ impl Coordinator {
         }
         for txid in here {
             if let Some(branch) = self.transactions.get_mut(&txid).and_then(|transaction| transaction.branch_mut(participant)) {
-                branch.state = BranchState::Finished;
+                branch.finish(now);
                 self.answer_waiters(now, txid, fx);
                 self.end_if_followed(txid);
             }

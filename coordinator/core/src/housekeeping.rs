@@ -110,12 +110,13 @@ impl Coordinator {
         }
         if let Some((csn, item)) = follower.oldest_unapplied()
             && item.since.after(stuck_after) <= now
-            && follower.stuck.is_none()
+            && !follower.stuck.contains_key(&csn)
             && let Some(entry) = self.decisions[&item.decision].entries.iter().find(|entry| entry.csn == csn)
         {
             let (txid, why) = (entry.txid, "it has been decided for long and is not applied".to_string());
-            self.follower_mut(participant).stuck = Some((csn, why.clone()));
-            self.alarm(Alarm::Stuck(participant, txid, why), fx);
+            if self.follower_mut(participant).note_stuck(now, csn, why.clone(), false) {
+                self.alarm(Alarm::Stuck(participant, txid, why), fx);
+            }
         }
         for csn in due {
             let item = self.follower_mut(participant).items.get_mut(&csn).expect("just found");

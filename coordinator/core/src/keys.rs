@@ -58,6 +58,12 @@ impl KeyTable {
         Err(Refusal::new(RefusalKind::Condition, sentence))
     }
 
+    /// The newest decided write of a document that its index has not applied, if there is one; whether it is a delete.
+    pub fn newest(&self, index: ParticipantId, key: &str) -> Option<(Csn, bool)> {
+        let (csn, write) = self.indices.get(&index)?.get(key)?.newest?;
+        Some((csn, write == Write::Delete))
+    }
+
     /// A writer is under way.
     pub fn begin(&mut self, index: ParticipantId, operation: &Operation) {
         let Some(key) = operation.key() else { return };

@@ -65,7 +65,9 @@ impl Coordinator {
             Scan::Needed | Scan::Waived | Scan::NotNeeded => return,
         };
         let welcomed = if let Session::Welcomed(session) = follower.session { Some(session) } else { None };
-        follower.session = welcomed.map_or(follower.session.clone(), Session::Open);
+        if let Some(session) = welcomed {
+            follower.turn(now, Session::Open(session));
+        }
         if first {
             self.tell_floor(leader, fx);
         }
@@ -140,9 +142,8 @@ impl Coordinator {
         let (txid, csn, everyone) = (entry.txid, entry.csn, entry.branches.clone());
         self.last_csn = self.last_csn.max(csn);
         let fate = Fate::Running;
-        self.outcomes.insert(Known { txid, key: entry.key.clone(), hash: entry.request_hash, since: now, fate });
-        let branches =
-            entry.branches.iter().map(|&participant| Branch { participant, operations: [].into(), state: BranchState::Following });
+        self.outcomes.insert(Known { txid, key: entry.key.clone(), hash: entry.request_hash, since: now, settled: None, fate });
+        let branches = entry.branches.iter().map(|&participant| Branch::following(participant, [].into()));
         let (state, branches) = (State::Deciding(csn), branches.collect());
         let transaction = Transaction { txid, began: now, state, branches, group_redo: None, waiters: Vec::new(), timer: None };
         self.transactions.insert(txid, transaction);

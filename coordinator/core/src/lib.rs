@@ -26,7 +26,7 @@
 mod breach;
 pub mod config;
 pub mod coordinator;
-mod decision;
+pub mod decision;
 pub mod event;
 pub mod follower;
 mod following;
@@ -62,6 +62,7 @@ pub use gid::{Gid, NotOurs};
 pub use ids::{CoordId, Csn, Decider, Epoch, LogId, Lsn, Owner, ParticipantId, Position, SessionId, Ticket, Time, Token, Txid};
 pub use message::{Decided, FromParticipant, Hello, MarkerEvidence, Progress, Settle, Starts, ToParticipant, Work};
 pub use operation::{Condition, KeyWrite, Operation, Results, StatementResult, Value};
+pub use operator::{ByHand, Order};
 pub use participant::{Participant, ParticipantEffect, ParticipantEvent, StoreCommand, StoreReport};
 pub use record::{
     AdminAction, BranchRedo, CommitEntry, CommitGroup, Damage, DamageKind, Entry, EntryPayload, GroupRedo, Marker, Payload, Record,

@@ -12,6 +12,26 @@ use crate::request::Reply;
 use crate::transaction::State;
 use crate::vote::{Kind, Refusal, RefusalKind};
 
+/// A branch that was finished by hand.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ByHand {
+    /// Committed, or rolled back.
+    pub commit: bool,
+    /// Who ordered it here; `None` if only the store tells of it.
+    pub order: Option<Order>,
+}
+
+/// An operator's order, as it stands in the log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Order {
+    /// Who.
+    pub operator: String,
+    /// Why.
+    pub reason: String,
+    /// Wall clock, milliseconds since 1970.
+    pub at_ms: u64,
+}
+
 impl Coordinator {
     #[allow(clippy::too_many_arguments)]
     pub(crate) fn admin(&mut self, now: Time, ticket: Ticket, operator: String, action: AdminAction, reason: String, fx: &mut Vec<Effect>) {
@@ -27,6 +47,11 @@ impl Coordinator {
         if operator.is_empty() || reason.is_empty() {
             return Err("operator and reason must be given: they are recorded for ever".into());
         }
+        self.allows(action)
+    }
+
+    /// Whether an operator's order makes sense now, whoever gives it; if not, why not.
+    pub fn allows(&self, action: &AdminAction) -> Result<(), String> {
         match action {
             AdminAction::Resolve { txid, participant, .. } => self.may_resolve(*txid, *participant),
             AdminAction::Skip { txid, participant } => {
@@ -113,7 +138,8 @@ impl Coordinator {
         }
         let done = match action {
             AdminAction::Resolve { txid, participant, commit } => {
-                self.by_hand.insert((txid, participant), commit);
+                let order = Order { operator, reason, at_ms: self.wall_ms(now) };
+                self.by_hand.insert((txid, participant), ByHand { commit, order: Some(order) });
                 self.asked.remove(&(participant, txid));
                 self.send(participant, ToParticipant::Resolve { txid, commit }, fx);
                 format!("{txid} is {} by hand at `{}`", if commit { "committed" } else { "rolled back" }, self.follower(participant).name)
@@ -216,7 +242,7 @@ impl Coordinator {
     pub(crate) fn resolved(&mut self, now: Time, participant: ParticipantId, txid: Txid, commit: bool, fx: &mut Vec<Effect>) {
         // What nobody asked for is the store's own doing, and comes with its next Hello.
         if let Some(by_hand) = self.by_hand.get_mut(&(txid, participant)) {
-            *by_hand = commit;
+            by_hand.commit = commit;
             self.compare_by_hand(now, txid, self.outcome(txid), fx);
             self.judge_by_hand(now, fx);
         }

@@ -21,6 +21,8 @@ pub struct Known {
     pub hash: u64,
     /// When it became known.
     pub since: Time,
+    /// When it got its fate, as far as this start has seen it.
+    pub settled: Option<Time>,
     /// How it stands.
     pub fate: Fate,
 }
@@ -43,6 +45,8 @@ pub struct CommittedFate {
     pub csn: Csn,
     /// Its Commit record, if the log decided it.
     pub lsn: Option<Lsn>,
+    /// Wall clock of the decision, milliseconds since 1970; for people only.
+    pub at_ms: u64,
     /// Its statement results, while kept.
     pub results: Option<ResultsByStore>,
 }
@@ -131,13 +135,13 @@ impl Outcomes {
     }
 
     /// A running request gets its fate, once and for ever (I2).
-    pub fn settle(&mut self, txid: Txid, fate: Fate) {
+    pub fn settle(&mut self, txid: Txid, now: Time, fate: Fate) {
         if let Fate::Committed(committed) = &fate {
             self.note_results(txid.position(), committed.results.as_ref().is_some_and(|results| !results.is_empty()));
         }
         let known = self.by_position_mut(txid.position()).expect("only a known request is settled");
         assert!(matches!(known.fate, Fate::Running), "I2: the outcome of {txid} would be reversed");
-        known.fate = fate;
+        (known.fate, known.settled) = (fate, Some(now));
         self.drop_excess_results();
     }
 

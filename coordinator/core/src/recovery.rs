@@ -8,9 +8,10 @@ use crate::follower::{Follower, Item, Led, Scan};
 use crate::ids::{CoordId, Csn, Decider, Epoch, LogId, Lsn, Owner, ParticipantId, Position, Time, Txid};
 use crate::keys::KeyTable;
 use crate::mutation::{Mutation, broken};
+use crate::operator::{ByHand, Order};
 use crate::outcomes::{CommittedFate, Fate, Known, Outcomes};
 use crate::record::{AdminAction, BranchRedo, CommitGroup, DamageKind, Entry, Payload, Record};
-use crate::transaction::{Branch, BranchState, State, Transaction};
+use crate::transaction::{Branch, State, Transaction};
 use crate::vote::Kind;
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -211,8 +212,15 @@ impl Coordinator {
         let floor = self.outcomes.floor();
         for (i, entry) in entries.iter().enumerate().filter(|(_, entry)| entry.txid.position() >= floor) {
             let results = results.as_ref().map(|results| results[i].clone());
-            let fate = Fate::Committed(CommittedFate { csn: entry.csn, lsn, results });
-            self.outcomes.insert(Known { txid: entry.txid, key: entry.key.clone(), hash: entry.request_hash, since: now, fate });
+            let fate = Fate::Committed(CommittedFate { csn: entry.csn, lsn, at_ms: entry.at_ms, results });
+            self.outcomes.insert(Known {
+                txid: entry.txid,
+                key: entry.key.clone(),
+                hash: entry.request_hash,
+                since: now,
+                settled: None,
+                fate,
+            });
         }
         let Some(payload) = payload else { return };
         let mut decision = Decision { entries, payload, lsn, decided: true, open_items: 0 };
@@ -233,7 +241,7 @@ impl Coordinator {
         if owed.is_empty() {
             return;
         }
-        let branches = owed.into_iter().map(|participant| Branch { participant, operations: [].into(), state: BranchState::Following });
+        let branches = owed.into_iter().map(|participant| Branch::following(participant, [].into()));
         let (state, branches) = (State::Committing(csn), branches.collect());
         let transaction = Transaction { txid, began: now, state, branches, group_redo: None, waiters: Vec::new(), timer: None };
         self.transactions.insert(txid, transaction);
@@ -313,7 +321,7 @@ struct Facts {
     floor: Position,
     damage: Vec<crate::record::Damage>,
     skipped: Vec<(ParticipantId, Csn)>,
-    by_hand: BTreeMap<(Txid, ParticipantId), bool>,
+    by_hand: BTreeMap<(Txid, ParticipantId), ByHand>,
     waivers: Vec<Waiver>,
     /// Of the start that is being read: how far stores had followed before it, and which leaders were waived in it.
     followed: BTreeMap<ParticipantId, Csn>,
@@ -359,7 +367,10 @@ impl Facts {
                     }
                     facts.damage.push(damage.clone());
                 }
-                Record::Admin { action, .. } => facts.take_action(action),
+                Record::Admin { operator, action, reason, at_ms } => {
+                    let order = Order { operator: operator.clone(), reason: reason.clone(), at_ms: *at_ms };
+                    facts.take_action(action, order);
+                }
                 Record::Leads { participant } => {
                     facts.leads.insert(*participant);
                     facts.hear(*participant);
@@ -394,10 +405,10 @@ impl Facts {
         }
     }
 
-    fn take_action(&mut self, action: &AdminAction) {
+    fn take_action(&mut self, action: &AdminAction, order: Order) {
         match action {
             AdminAction::Resolve { txid, participant, commit } => {
-                self.by_hand.insert((*txid, *participant), *commit);
+                self.by_hand.insert((*txid, *participant), ByHand { commit: *commit, order: Some(order) });
             }
             AdminAction::Forget { txid, participant } => {
                 self.damage.retain(|damage| (damage.txid, damage.participant) != (*txid, *participant));

@@ -9,7 +9,7 @@ use crate::mutation::{Mutation, broken};
 use crate::outcomes::{CommittedFate, Fate, Known};
 use crate::record::{DamageKind, Marker};
 use crate::request::{Aborted, BranchRequest, Receipt, Reply, Request, RequestKey, Wait};
-use crate::transaction::{Branch, BranchState, State, Transaction, Waiter, is_enlisted};
+use crate::transaction::{Branch, State, Transaction, Waiter, is_enlisted};
 use crate::vote::{Kind, Refusal, RefusalKind};
 use crate::{config::Role, follower::Scan};
 use std::collections::BTreeSet;
@@ -379,7 +379,7 @@ impl Coordinator {
         let txid = self.next_txid(Decider::Log);
         let aborted = Aborted { txid: Some(txid), participant: at, refusal };
         self.reply(waiter.ticket, Reply::Aborted(aborted.clone()), fx);
-        self.outcomes.insert(Known { txid, key, hash, since: now, fate: Fate::Aborted(Box::new(aborted)) });
+        self.outcomes.insert(Known { txid, key, hash, since: now, settled: Some(now), fate: Fate::Aborted(Box::new(aborted)) });
         self.counts.aborted += 1;
     }
 
@@ -456,7 +456,7 @@ impl Coordinator {
         deadline: Time,
     ) -> Txid {
         let txid = self.next_txid(decider);
-        self.outcomes.insert(Known { txid, key, hash, since: now, fate: Fate::Running });
+        self.outcomes.insert(Known { txid, key, hash, since: now, settled: None, fate: Fate::Running });
         let transaction = Transaction { txid, began: now, state, branches, group_redo: None, waiters, timer: None };
         self.transactions.insert(txid, transaction);
         self.open += 1;
@@ -665,6 +665,6 @@ impl Coordinator {
 
 impl Branch {
     fn idle(request: BranchRequest) -> Branch {
-        Branch { participant: request.participant, operations: request.operations, state: BranchState::Idle }
+        Branch::new(request.participant, request.operations)
     }
 }

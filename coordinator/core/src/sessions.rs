@@ -6,6 +6,7 @@ use crate::follower::{Follower, Scan, Session};
 use crate::ids::{Csn, Decider, Epoch, Owner, ParticipantId, SessionId, Time, Txid};
 use crate::message::{Decided, Hello, MarkerEvidence, Settle, Starts, ToParticipant};
 use crate::mutation::{Mutation, broken};
+use crate::operator::{ByHand, Order};
 use crate::outcomes::Fate;
 use crate::record::{Damage, DamageKind, Record};
 use crate::transaction::{Branch, State};
@@ -42,7 +43,7 @@ impl Coordinator {
             assert!(session > current, "session numbers rise");
             self.session_down(now, participant, current, fx);
         }
-        self.follower_mut(participant).session = Session::Welcomed(session);
+        self.follower_mut(participant).turn(now, Session::Welcomed(session));
         if self.phase != Phase::Starting {
             self.welcome(participant, fx);
         }
@@ -71,7 +72,7 @@ impl Coordinator {
             let logged = self.follower(participant).kind;
             self.alarm(Alarm::WrongKind(participant, logged, hello.kind), fx);
             let why = format!("it votes as {:?}, but the log knows it as {logged:?}", hello.kind);
-            self.follower_mut(participant).session = Session::Refused(session, why);
+            self.follower_mut(participant).turn(now, Session::Refused(session, why));
             return;
         }
         self.examine_log(participant, &hello, fx);
@@ -83,20 +84,21 @@ impl Coordinator {
             let why =
                 "it has decided transactions by itself (R-LR), and says now that it cannot: they could not be asked about".to_string();
             self.alarm(Alarm::Misbehaves(participant, why.clone()), fx);
-            self.follower_mut(participant).session = Session::Refused(session, why);
+            self.follower_mut(participant).turn(now, Session::Refused(session, why));
             return;
         }
         let epoch = self.owner.epoch;
         let follower = self.follower_mut(participant);
         (follower.abilities, follower.heard) = (hello.abilities, epoch);
         (follower.evidence, follower.progress, follower.prepared) = (true, hello.progress, hello.prepared.len());
+        follower.progress_at = now;
         follower.exclusive = hello.exclusive;
         let first = follower.followed_before.is_none();
         follower.followed_before.get_or_insert(hello.progress.durable);
         self.heard_beside_waivers(now, participant, first, fx);
         self.take_back_applied(participant, hello.progress.applied);
         for (txid, commit) in hello.heuristics {
-            self.by_hand.insert((txid, participant), commit);
+            self.by_hand.entry((txid, participant)).or_insert(ByHand { commit, order: None }).commit = commit;
             self.compare_by_hand(now, txid, self.outcome(txid), fx);
         }
         if self.follower(participant).kind == Kind::Leader {
@@ -153,7 +155,7 @@ impl Coordinator {
 
     /// Hands over every decided or deciding redo, in CSN order; only then may Prepares follow (R-REDO).
     pub(crate) fn open(&mut self, now: Time, participant: ParticipantId, session: SessionId, fx: &mut Vec<Effect>) {
-        self.follower_mut(participant).session = Session::Open(session);
+        self.follower_mut(participant).turn(now, Session::Open(session));
         let progress = self.follower(participant).progress;
         self.progress(now, participant, progress, fx);
         let owed: Vec<_> = self.follower(participant).items.iter().filter(|(_, item)| !item.applied).map(|(csn, _)| *csn).collect();
@@ -169,7 +171,7 @@ impl Coordinator {
         let follower = self.follower_mut(participant);
         let known = matches!(follower.scan, Scan::Complete | Scan::Checking) && exclusive;
         let nothing_to_show = known && follower.led.is_none();
-        follower.session = Session::Open(session);
+        follower.turn(now, Session::Open(session));
         match known {
             true if nothing_to_show => self.follower_mut(participant).scan = Scan::Complete,
             true => self.begin_scan(participant, self.newest_known(participant), Scan::Checking, fx),
@@ -183,7 +185,7 @@ impl Coordinator {
             self.send(participant, ToParticipant::Open, fx);
             self.evidence_changed(now, fx);
         } else {
-            self.follower_mut(participant).session = Session::Welcomed(session);
+            self.follower_mut(participant).turn(now, Session::Welcomed(session));
         }
     }
 
@@ -195,7 +197,7 @@ impl Coordinator {
         txids
     }
 
-    pub(crate) fn refused(&mut self, participant: ParticipantId, session: SessionId, owner: Owner, fx: &mut Vec<Effect>) {
+    pub(crate) fn refused(&mut self, now: Time, participant: ParticipantId, session: SessionId, owner: Owner, fx: &mut Vec<Effect>) {
         let why = if owner.coord_id != self.owner.coord_id {
             format!("it belongs to coordinator {} (R-OWNER)", owner.coord_id)
         } else {
@@ -209,7 +211,7 @@ impl Coordinator {
             self.log_lost(format!("store `{}` has seen epoch {}", self.follower(participant).name, owner.epoch), fx);
         }
         self.alarm(Alarm::NotOwner(participant, why.clone()), fx);
-        self.follower_mut(participant).session = Session::Refused(session, why);
+        self.follower_mut(participant).turn(now, Session::Refused(session, why));
     }
 
     pub(crate) fn session_down(&mut self, now: Time, participant: ParticipantId, session: SessionId, fx: &mut Vec<Effect>) {
@@ -219,7 +221,8 @@ impl Coordinator {
         }
         let resend = self.config.resend.0;
         let follower = self.follower_mut(participant);
-        (follower.session, follower.greeted) = (Session::Down, false);
+        follower.turn(now, Session::Down);
+        follower.greeted = false;
         (follower.closed_told, follower.acked_told) = (Csn::ZERO, Csn::ZERO);
         for item in follower.items.values_mut() {
             (item.sent, item.backoff) = (None, resend);
@@ -312,11 +315,11 @@ impl Coordinator {
             (_, _, Some(Fate::Committed(committed))) => Answer::Commit(committed.csn),
             (_, Some(State::Active | State::Preparing | State::Deciding(_)), _) if broken(Mutation::InProgressAborts) => Answer::Abort,
             (_, Some(State::Active | State::Preparing | State::Deciding(_)), _) | (_, _, Some(Fate::Running)) => {
-                by_hand.map_or(Answer::Nothing, |commit| Answer::ByHand(*commit))
+                by_hand.map_or(Answer::Nothing, |by_hand| Answer::ByHand(by_hand.commit))
             }
             (Ordering::Equal, None, Some(Fate::Aborted(_)) | None) => Answer::Abort,
             (Ordering::Less, None, Some(Fate::Aborted(_)) | None) => {
-                by_hand.map_or_else(|| self.presume(participant, txid), |commit| Answer::ByHand(*commit))
+                by_hand.map_or_else(|| self.presume(participant, txid), |by_hand| Answer::ByHand(by_hand.commit))
             }
         }
     }
@@ -457,10 +460,16 @@ impl Coordinator {
     pub(crate) fn compare_by_hand(&mut self, now: Time, txid: Txid, outcome: Option<bool>, fx: &mut Vec<Effect>) {
         let Some(committed) = outcome else { return };
         let everywhere = (txid, ParticipantId(0))..=(txid, ParticipantId(u16::MAX));
-        let by_hand: Vec<_> = self.by_hand.range(everywhere).map(|((_, participant), commit)| (*participant, *commit)).collect();
-        for (participant, commit) in by_hand.into_iter().filter(|(_, commit)| *commit != committed) {
+        let against = |(_, by_hand): &(_, &ByHand)| by_hand.commit != committed;
+        let by_hand: Vec<_> = self.by_hand.range(everywhere).filter(against).map(|((_, at), by_hand)| (*at, by_hand.clone())).collect();
+        for (participant, ByHand { commit, order }) in by_hand {
             let kind = if commit { DamageKind::CommittedByHand } else { DamageKind::RolledBackByHand };
-            self.record_damage(now, participant, txid, kind, None, "an operator finished the branch against the decision".into(), None, fx);
+            let found = "an operator finished the branch against the decision";
+            let (operator, reason) = match order {
+                Some(Order { operator, reason, .. }) => (Some(operator), format!("{found}: {reason}")),
+                None => (None, found.to_string()),
+            };
+            self.record_damage(now, participant, txid, kind, operator, reason, None, fx);
         }
     }
 

@@ -45,7 +45,7 @@ impl Coordinator {
             self.append(Record::Acked { participant, csn }, Some(Pending::Noted), fx);
         }
         self.session_down(now, participant, session, fx);
-        self.follower_mut(participant).session = Session::Refused(session, why);
+        self.follower_mut(participant).turn(now, Session::Refused(session, why));
     }
 
     /// A leader has decided this: a marker that it has to hold until the floor has passed it.

@@ -49,6 +49,19 @@ pub struct Branch {
     pub operations: Arc<[Operation]>,
     /// How far.
     pub state: BranchState,
+    /// When it came so far.
+    pub times: BranchTimes,
+}
+
+/// When a branch came how far, as far as this start has seen it.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct BranchTimes {
+    /// Prepare was sent.
+    pub asked: Option<Time>,
+    /// Its vote came.
+    pub voted: Option<Time>,
+    /// It was applied.
+    pub finished: Option<Time>,
 }
 
 /// How far a branch is.
@@ -108,6 +121,21 @@ impl Transaction {
 }
 
 impl Branch {
+    /// One that nobody was asked about.
+    pub fn new(participant: ParticipantId, operations: Arc<[Operation]>) -> Branch {
+        Branch { participant, operations, state: BranchState::Idle, times: BranchTimes::default() }
+    }
+
+    /// One that is decided already.
+    pub fn following(participant: ParticipantId, operations: Arc<[Operation]>) -> Branch {
+        Branch { state: BranchState::Following, ..Branch::new(participant, operations) }
+    }
+
+    /// It is applied.
+    pub fn finish(&mut self, now: Time) {
+        (self.state, self.times.finished) = (BranchState::Finished, Some(now));
+    }
+
     /// Whether an application has prepared it already, before it is asked for.
     pub fn enlisted(&self) -> bool {
         is_enlisted(&self.operations)

@@ -1,11 +1,16 @@
 //! Looking at the machine, without touching it.
 
-use crate::coordinator::{Coordinator, Counts, Phase};
-use crate::follower::Follower;
+use crate::config::Config;
+use crate::coordinator::{Coordinator, Counts, Phase, Timer};
+use crate::decision::Decision;
+use crate::follower::{Follower, Item};
 use crate::ids::{Csn, LogId, Lsn, Owner, ParticipantId, Position, Time, Txid};
+use crate::operation::KeyWrite;
+use crate::operator::ByHand;
 use crate::outcomes::Known;
 use crate::record::Damage;
 use crate::transaction::{State, Transaction};
+use crate::vote::Kind;
 
 /// The machine at a glance.
 #[derive(Clone, Debug)]
@@ -22,6 +27,10 @@ pub struct Status {
     pub active: usize,
     /// Transactions that are decided and not applied everywhere.
     pub committing: usize,
+    /// CSNs whose outcome is open.
+    pub deciding: usize,
+    /// Prepared branches that cannot be answered yet.
+    pub asked: usize,
     /// When the oldest of those not ended came.
     pub oldest: Option<Time>,
     /// Since the start.
@@ -50,6 +59,8 @@ impl Coordinator {
             open: self.open,
             active: self.transactions.values().filter(|transaction| transaction.state == State::Active).count(),
             committing: self.transactions.len() - self.open,
+            deciding: self.deciding.len() + self.deciding_alone.len(),
+            asked: self.asked.len(),
             oldest: self.transactions.values().map(|transaction| transaction.began).min(),
             counts: self.counts,
             outcomes: self.outcomes.len(),
@@ -104,6 +115,75 @@ impl Coordinator {
     /// Every request that is still known, oldest first.
     pub fn all_known(&self) -> impl DoubleEndedIterator<Item = &Known> {
         self.outcomes.iter()
+    }
+
+    /// The decision of a transaction that some participant has not made durable yet.
+    pub fn decision(&self, txid: Txid) -> Option<&Decision> {
+        let csn = self.transactions.get(&txid)?.csn()?;
+        // A decision stands under its last CSN, and those are as many as are decided together.
+        let (_, decision) = self.decisions.range(csn..).next()?;
+        decision.entries.iter().any(|entry| entry.txid == txid).then_some(decision)
+    }
+
+    /// What a transaction wrote at an index, while its decision is kept: the documents, and whether each is deleted.
+    pub fn writes(&self, participant: ParticipantId, txid: Txid) -> Option<&[KeyWrite]> {
+        let decision = self.decision(txid)?;
+        let at = decision.entries.iter().position(|entry| entry.txid == txid)?;
+        let redo = decision.payload.entries[at].redos.iter().find(|redo| redo.participant == participant)?;
+        Some(&redo.keys)
+    }
+
+    /// The newest decided write of a document that its index has not applied, and whether it is a delete.
+    pub fn newest_write(&self, index: ParticipantId, key: &str) -> Option<(Csn, bool)> {
+        self.keys.newest(index, key)
+    }
+
+    /// Under which CSN a participant owes this transaction, and how far that is.
+    pub fn owed_item(&self, participant: ParticipantId, csn: Csn) -> Option<(Csn, &Item)> {
+        let follower = self.follower(participant);
+        let found = match follower.kind {
+            // Its item stands under the last CSN of the group.
+            Kind::Serial => follower.items.range(csn..).next(),
+            Kind::Preparing | Kind::Redo | Kind::Leader => follower.items.get_key_value(&csn),
+        };
+        found.map(|(csn, item)| (*csn, item))
+    }
+
+    /// Prepared branches that cannot be answered yet: who holds them, and of which transaction.
+    pub fn asked(&self) -> impl Iterator<Item = (ParticipantId, Txid)> {
+        self.asked.iter().copied()
+    }
+
+    /// Branches of a transaction that were finished by hand.
+    pub fn by_hand(&self, txid: Txid) -> impl Iterator<Item = (ParticipantId, &ByHand)> {
+        let everywhere = (txid, ParticipantId(0))..=(txid, ParticipantId(u16::MAX));
+        self.by_hand.range(everywhere).map(|((_, participant), by_hand)| (*participant, by_hand))
+    }
+
+    /// Why a branch of an earlier start, of which the log is silent, cannot be presumed aborted now; `None` if it can.
+    pub fn why_not_presumed(&self, holder: ParticipantId) -> Option<String> {
+        self.no_presumption(Some(holder))
+    }
+
+    /// Until when presumed abort waits for the stores' evidence about the log (R-LOGLOSS); `None` if it does not, or for as long as it takes.
+    pub fn evidence_until(&self) -> Option<Time> {
+        let of_evidence = |(at, timer): &(Time, Timer)| (*timer == Timer::Evidence).then_some(*at);
+        self.timers.iter().find_map(of_evidence).filter(|_| self.evidence_awaited && !self.config.loss_strict)
+    }
+
+    /// The highest CSN at and below which no outcome is open; `None` while a leader has not been scanned.
+    pub fn closed_up_to(&self) -> Option<Csn> {
+        self.closed()
+    }
+
+    /// Its limits and time-outs.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Wall clock of a moment, milliseconds since 1970; for people only.
+    pub fn wall_clock(&self, at: Time) -> u64 {
+        self.wall_ms(at)
     }
 
     /// Damage not forgotten.

@@ -117,7 +117,7 @@ impl Coordinator {
         let left = transaction.timer.map_or(timeout, |deadline| deadline.0.saturating_sub(now.0));
         let branch = transaction.branch_mut(participant).expect("only branches are asked");
         assert_eq!(branch.state, BranchState::Idle, "R-ONEPREP: a second Prepare for {txid}");
-        branch.state = BranchState::Asked(session);
+        (branch.state, branch.times.asked) = (BranchState::Asked(session), Some(now));
         let work = Work { txid, operations: branch.operations.clone(), timeout: timeout.min(left) };
         fx.push(Effect::Send(participant, session, ToParticipant::Prepare(work)));
     }
@@ -141,7 +141,8 @@ impl Coordinator {
                 _ => &mut others,
             };
             let transaction = self.transactions.get_mut(&txid).expect("awaited");
-            transaction.branch_mut(participant).expect("awaited").state = BranchState::Voted(session, vote);
+            let branch = transaction.branch_mut(participant).expect("awaited");
+            (branch.state, branch.times.voted) = (BranchState::Voted(session, vote), Some(now));
             match refusal {
                 Some(refusal) => self.abort(now, txid, Some(participant), refusal, fx),
                 None => voted.push(txid),
@@ -205,7 +206,8 @@ impl Coordinator {
     fn commit_read_only(&mut self, now: Time, txid: Txid, fx: &mut Vec<Effect>) {
         let csn = self.closed().unwrap_or(Csn::ZERO);
         let results = Some(results_of(&self.transactions[&txid]));
-        self.outcomes.settle(txid, Fate::Committed(CommittedFate { csn, lsn: None, results }));
+        let at_ms = self.wall_ms(now);
+        self.outcomes.settle(txid, now, Fate::Committed(CommittedFate { csn, lsn: None, at_ms, results }));
         self.counts.committed += 1;
         self.open -= 1;
         self.set_timer(txid, None);
@@ -338,7 +340,7 @@ impl Coordinator {
         for waiter in waiters {
             self.reply(waiter.ticket, Reply::Aborted(aborted.clone()), fx);
         }
-        self.outcomes.settle(txid, Fate::Aborted(Box::new(aborted)));
+        self.outcomes.settle(txid, now, Fate::Aborted(Box::new(aborted)));
         self.open -= 1;
         self.counts.aborted += 1;
         self.compare_by_hand(now, txid, Some(false), fx);

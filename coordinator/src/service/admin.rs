@@ -6,6 +6,7 @@ use lockstep_core::{AdminAction, Event, ParticipantId, Reply, Txid};
 use lockstep_participants::Finding;
 use lockstep_proto::v1;
 use lockstep_proto::v1::admin_service_server::AdminService;
+use lockstep_proto::v1::plan_request::Order;
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context as Poller, Poll};
@@ -25,7 +26,9 @@ const LIST_DEFAULT: u32 = 100;
 /// Who and why are kept in the log: at most so many bytes each.
 const TEXT_BYTES: usize = 1024;
 
-const STATES: [&str; 6] = ["active", "preparing", "deciding", "committing", "committed", "aborted"];
+const STATES: [&str; 7] = ["active", "preparing", "deciding", "committing", "in doubt", "committed", "aborted"];
+/// A key of a list is at most so long, bytes.
+const KEY_BYTES: usize = 1024;
 
 impl Stream for Records {
     type Item = Result<v1::LogRecord, Status>;
@@ -57,6 +60,9 @@ impl AdminService for Admin {
         if let Some(state) = request.states.iter().find(|state| !STATES.contains(&state.as_str())) {
             return Err(Status::invalid_argument(format!("states: `{state}` is none of {}", STATES.join(", "))));
         }
+        if request.key.len() > KEY_BYTES {
+            return Err(Status::invalid_argument(format!("key has {} bytes: at most {KEY_BYTES}", request.key.len())));
+        }
         if !request.participant.is_empty() {
             self.participant(&request.participant)?;
         }
@@ -70,6 +76,11 @@ impl AdminService for Admin {
         Ok(Response::new(detail.ok_or_else(unknown)?))
     }
 
+    async fn explain_transaction(&self, request: Request<v1::ExplainTransactionRequest>) -> Result<Response<v1::Explanation>, Status> {
+        let txid = txid(&request.get_ref().txid)?;
+        Ok(Response::new(self.0.engine.ask(|answer| Question::Explain(txid, answer)).await?))
+    }
+
     async fn list_participants(&self, _: Request<v1::ListParticipantsRequest>) -> Result<Response<v1::ListParticipantsReply>, Status> {
         Ok(Response::new(self.0.engine.ask(Question::ListParticipants).await?))
     }
@@ -79,6 +90,16 @@ impl AdminService for Admin {
         request.limit = limit(request.limit, DUMP_RECORDS)?;
         let records = self.0.engine.ask(|answer| Question::DumpLog(request, answer)).await?.map_err(Status::unavailable)?;
         Ok(Response::new(Records(records.into())))
+    }
+
+    async fn verify_log(&self, _: Request<v1::VerifyLogRequest>) -> Result<Response<v1::LogReport>, Status> {
+        Ok(Response::new(self.0.engine.ask(Question::VerifyLog).await?.map_err(Status::unavailable)?))
+    }
+
+    async fn plan(&self, request: Request<v1::PlanRequest>) -> Result<Response<v1::Choice>, Status> {
+        let order = request.into_inner().order.ok_or_else(|| Status::invalid_argument("order is missing: name one"))?;
+        let action = self.action(order)?;
+        Ok(Response::new(self.0.engine.ask(|answer| Question::Plan(action, answer)).await?))
     }
 
     async fn doctor(&self, _: Request<v1::DoctorRequest>) -> Result<Response<v1::DoctorReply>, Status> {
@@ -104,14 +125,14 @@ impl AdminService for Admin {
 
     async fn resolve(&self, request: Request<v1::ResolveRequest>) -> Result<Response<v1::AdminReply>, Status> {
         let request = request.into_inner();
-        let (txid, participant) = (txid(&request.txid)?, self.participant(&request.participant)?);
-        self.act(request.operator, request.reason, AdminAction::Resolve { txid, participant, commit: request.commit }).await
+        let (operator, reason) = (request.operator.clone(), request.reason.clone());
+        self.act(operator, reason, self.action(Order::Resolve(request))?).await
     }
 
     async fn skip(&self, request: Request<v1::SkipRequest>) -> Result<Response<v1::AdminReply>, Status> {
         let request = request.into_inner();
-        let (txid, participant) = (txid(&request.txid)?, self.participant(&request.participant)?);
-        self.act(request.operator, request.reason, AdminAction::Skip { txid, participant }).await
+        let (operator, reason) = (request.operator.clone(), request.reason.clone());
+        self.act(operator, reason, self.action(Order::Skip(request))?).await
     }
 
     async fn list_damage(&self, _: Request<v1::ListDamageRequest>) -> Result<Response<v1::ListDamageReply>, Status> {
@@ -120,14 +141,14 @@ impl AdminService for Admin {
 
     async fn forget_damage(&self, request: Request<v1::ForgetDamageRequest>) -> Result<Response<v1::AdminReply>, Status> {
         let request = request.into_inner();
-        let (txid, participant) = (txid(&request.txid)?, self.participant(&request.participant)?);
-        self.act(request.operator, request.reason, AdminAction::Forget { txid, participant }).await
+        let (operator, reason) = (request.operator.clone(), request.reason.clone());
+        self.act(operator, reason, self.action(Order::ForgetDamage(request))?).await
     }
 
     async fn waive(&self, request: Request<v1::WaiveRequest>) -> Result<Response<v1::AdminReply>, Status> {
         let request = request.into_inner();
-        let participant = self.participant(&request.participant)?;
-        self.act(request.operator, request.reason, AdminAction::Waive { participant }).await
+        let (operator, reason) = (request.operator.clone(), request.reason.clone());
+        self.act(operator, reason, self.action(Order::Waive(request))?).await
     }
 
     async fn leave_safe_mode(&self, request: Request<v1::LeaveSafeModeRequest>) -> Result<Response<v1::AdminReply>, Status> {
@@ -137,6 +158,22 @@ impl AdminService for Admin {
 }
 
 impl Admin {
+    fn action(&self, order: Order) -> Result<AdminAction, Status> {
+        Ok(match order {
+            Order::Resolve(v1::ResolveRequest { txid: of, participant, commit, .. }) => {
+                AdminAction::Resolve { txid: txid(&of)?, participant: self.participant(&participant)?, commit }
+            }
+            Order::Skip(v1::SkipRequest { txid: of, participant, .. }) => {
+                AdminAction::Skip { txid: txid(&of)?, participant: self.participant(&participant)? }
+            }
+            Order::ForgetDamage(v1::ForgetDamageRequest { txid: of, participant, .. }) => {
+                AdminAction::Forget { txid: txid(&of)?, participant: self.participant(&participant)? }
+            }
+            Order::Waive(v1::WaiveRequest { participant, .. }) => AdminAction::Waive { participant: self.participant(&participant)? },
+            Order::LeaveSafeMode(_) => AdminAction::LeaveSafeMode,
+        })
+    }
+
     fn participant(&self, name: &str) -> Result<ParticipantId, Status> {
         let names = self.0.engine.names();
         let unknown = || Status::not_found(format!("participant: {}", translate::unknown_store(name, names)));

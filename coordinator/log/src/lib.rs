@@ -1,17 +1,24 @@
 //! The decision log: the one place where a decision becomes durable (PROTOCOL §4).
 
 mod engine;
+pub mod failpoints;
 mod format;
 mod index;
+mod inspection;
 mod lock;
 mod recovery;
+mod report;
 mod settler;
 mod sled_log;
 #[cfg(test)]
 mod tests;
+mod words;
 mod write_ahead;
 
+pub use inspection::Inspection;
+pub use report::{Owed, Report};
 pub use sled_log::{Options, SledLog};
+pub use words::{Line, key_text, line};
 
 use lockstep_core::{Entry, Lsn};
 use std::fs::File;
@@ -64,6 +71,20 @@ pub enum LogError {
     /// The disk said no; what was being written is unknown.
     #[error("{0}")]
     Io(String),
+}
+
+impl LogError {
+    /// The same, said of another folder: what was read is a copy of that one.
+    fn about(self, copy: &Path, folder: &Path) -> LogError {
+        let (from, to) = (copy.display().to_string(), folder.display().to_string());
+        let said = |sentence: String| sentence.replace(&from, &to);
+        match self {
+            LogError::Locked(sentence) => LogError::Locked(said(sentence)),
+            LogError::Corrupt(sentence) => LogError::Corrupt(said(sentence)),
+            LogError::Newer(sentence) => LogError::Newer(said(sentence)),
+            LogError::Io(sentence) => LogError::Io(said(sentence)),
+        }
+    }
 }
 
 /// Counters since open.

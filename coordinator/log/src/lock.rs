@@ -26,6 +26,22 @@ impl Lock {
         file.rewind().map_err(io)?;
         Ok(Lock { _file: file })
     }
+
+    /// Takes the lock of a log that is only read, and leaves no trace in its folder. A log that was never opened has none to take.
+    pub fn take_unchanged(folder: &Path) -> Result<Option<Lock>, LogError> {
+        let path = folder.join("lock");
+        let io = |error: std::io::Error| LogError::Io(format!("cannot lock the decision log by {}: {error}", path.display()));
+        let mut file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io(error)),
+        };
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Lock { _file: file })),
+            Err(TryLockError::WouldBlock) => Err(LogError::Locked(held(folder, &mut file))),
+            Err(TryLockError::Error(error)) => Err(io(error)),
+        }
+    }
 }
 
 fn held(folder: &Path, file: &mut File) -> String {

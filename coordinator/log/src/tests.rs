@@ -550,7 +550,7 @@ fn everything_acknowledged_survives_kill_9() {
     let mut acknowledged = 0;
     for round in 0..20 {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "log::tests::appender", "--ignored", "--nocapture", "--test-threads=1"])
+            .args(["--exact", "tests::appender", "--ignored", "--nocapture", "--test-threads=1"])
             .env(APPENDER, folder.path())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

@@ -77,8 +77,11 @@ impl SledLog {
         std::fs::create_dir_all(&folder).map_err(|error| failure(&folder, "make the folder of", &error))?;
         let engine = Engine::open(&folder, options.cache, Some(FLUSH_EVERY_MS))?;
         let (engine, (ahead, Recovery { entries, index, .. })) = engine.start(&folder, |engine| {
-            let known = catch_up(engine, &folder, &options, &metrics)?;
+            let (known, unfinished) = catch_up(engine, &folder, &options, &metrics)?;
             let mut recovery = read(engine, &folder, known.is_some())?;
+            if let Some(lsn) = unfinished.or(recovery.torn) {
+                torn(&folder, lsn);
+            }
             let rests = std::mem::take(&mut recovery.rests);
             let ahead = begin(engine, known, rests, &folder, &options, &metrics).map_err(|error| failure(&folder, "make", &error))?;
             Ok((ahead, recovery))
@@ -100,20 +103,9 @@ impl SledLog {
         })
     }
 
-    /// Reads the log of a stopped daemon and changes no record, but it takes the lock and settles what a crash left: the folder must be
-    /// writable. A record written in part is left out.
+    /// Reads the log of a stopped daemon and changes nothing in its folder ([`crate::Inspection`]). A record written in part is left out.
     pub fn inspect(folder: impl AsRef<Path>) -> Result<Vec<Entry>, LogError> {
-        let folder = folder.as_ref();
-        if !folder.join("db").is_file() {
-            return Err(LogError::Io(format!("there is no decision log in {}", folder.display())));
-        }
-        let options = Options::default();
-        let engine = Engine::open(folder, options.cache, None)?;
-        let (_, recovery) = engine.start(folder, |engine| {
-            let known = catch_up(engine, folder, &options, &Metrics::default())?;
-            read(engine, folder, known.is_some())
-        })?;
-        Ok(recovery.entries)
+        Ok(crate::Inspection::of(folder.as_ref())?.entries)
     }
 
     /// Its counters; they go on counting.
@@ -277,21 +269,29 @@ impl Files {
     }
 }
 
-/// Gives the engine what a crash kept from it. `None`: a log that has no write-ahead files yet.
-fn catch_up(engine: &Engine, folder: &Path, options: &Options, metrics: &Metrics) -> Result<Option<WriteAhead>, LogError> {
+/// Reads everything, and settles what a crash left: in a copy.
+pub fn inspect(folder: &Path, options: &Options) -> Result<(Vec<Entry>, Option<Lsn>), LogError> {
+    let engine = Engine::open(folder, options.cache, None)?;
+    let (_, found) = engine.start(folder, |engine| {
+        let (known, torn) = catch_up(engine, folder, options, &Metrics::default())?;
+        let recovery = read(engine, folder, known.is_some())?;
+        Ok((recovery.entries, torn.or(recovery.torn)))
+    })?;
+    Ok(found)
+}
+
+/// Gives the engine what a crash kept from it, and says which record was not finished. `None`: a log that has no write-ahead files yet.
+fn catch_up(engine: &Engine, folder: &Path, options: &Options, metrics: &Metrics) -> Result<(Option<WriteAhead>, Option<Lsn>), LogError> {
     let Some(settled) = engine.settled(folder)? else {
         WriteAhead::refuse_begun(folder)?;
-        return Ok(None);
+        return Ok((None, None));
     };
     let (ahead, left) = WriteAhead::open(folder, options.write_ahead, settled)?;
-    if let Some(lsn) = left.torn {
-        torn(folder, lsn);
-    }
     if ahead.settled() != settled {
         let changes = Unsettled::after_crash(left.changes).into_changes();
         engine.settle(changes, ahead.settled(), metrics, &options.fault).map_err(|error| failure(folder, "mend", &error))?;
     }
-    Ok(Some(ahead))
+    Ok((Some(ahead), left.torn))
 }
 
 /// All records. In part only the last may be there, and only where records were not forced as a whole: before there were write-ahead files.
@@ -302,8 +302,7 @@ fn read(engine: &Engine, folder: &Path, forced_whole: bool) -> Result<Recovery, 
             let folder = folder.display();
             return Err(LogError::Corrupt(format!("the decision log in {folder} is damaged: record {lsn} is there in part only")));
         }
-        Some(lsn) => torn(folder, lsn),
-        None => {}
+        Some(_) | None => {}
     }
     Ok(recovery)
 }
