@@ -5,6 +5,7 @@ use crate::engine::AbortOnPanic;
 use crate::engine_handle::EngineHandle;
 use crate::failpoints;
 use crate::log::{DecisionLog, LogError, Space};
+use crate::meters::Meters;
 use lockstep_core::{Entry, Event, Lsn};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -42,6 +43,7 @@ pub struct Committer {
 struct Thread {
     log: Box<dyn DecisionLog>,
     engine: EngineHandle,
+    meters: Meters,
     queue: Receiver<ToCommitter>,
     space: Arc<Mutex<Space>>,
     reserve: u64,
@@ -59,6 +61,7 @@ impl Committer {
     pub fn spawn(
         log: Box<dyn DecisionLog>,
         engine: EngineHandle,
+        meters: Meters,
         reserve: u64,
         failed: impl FnOnce(LogError) + Send + 'static,
     ) -> Committer {
@@ -67,6 +70,7 @@ impl Committer {
         let mut thread = Thread {
             log,
             engine,
+            meters,
             queue,
             space: space.clone(),
             reserve,
@@ -140,7 +144,9 @@ impl Thread {
     fn force(&mut self) -> Result<(), LogError> {
         let Some(last) = self.batch.last().filter(|_| self.forced).map(|entry| entry.lsn) else { return Ok(()) };
         failpoints::hit("log.before_force");
+        let began = Instant::now();
         self.log.append(&self.batch)?;
+        self.meters.forced(self.batch.len(), began.elapsed());
         failpoints::hit("log.after_force");
         self.batch.clear();
         self.forced = false;

@@ -33,6 +33,8 @@ pub struct Configuration {
     pub shutdown: Shutdown,
     /// What is told to people.
     pub logging: Logging,
+    /// What is told to machines that watch.
+    pub http: Http,
 }
 
 /// One store.
@@ -391,6 +393,14 @@ pub struct Logging {
     pub level: String,
 }
 
+/// What is told to machines that watch: metrics and probes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Http {
+    /// Where to listen; nowhere if absent.
+    pub listen: Option<SocketAddr>,
+}
+
 /// The form of a log line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -538,7 +548,7 @@ impl Configuration {
 
     /// Checks what types alone do not.
     fn checked(self) -> Result<Configuration, ConfigurationError> {
-        self.check_stores().and_then(|()| self.check_numbers()).map(|()| self).map_err(ConfigurationError)
+        self.check_stores().and_then(|()| self.check_http()).and_then(|()| self.check_numbers()).map(|()| self).map_err(ConfigurationError)
     }
 
     fn check_stores(&self) -> Result<(), String> {
@@ -579,6 +589,15 @@ impl Configuration {
             }
         }
         Ok(())
+    }
+
+    fn check_http(&self) -> Result<(), String> {
+        match self.http.listen {
+            Some(address) if !address.ip().is_loopback() => Err(format!(
+                "http.listen = \"{address}\" is not on loopback: metrics are served without TLS or authentication; put a proxy before it"
+            )),
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn check_numbers(&self) -> Result<(), String> {
@@ -894,6 +913,7 @@ impl Default for Configuration {
             log: Log::default(),
             shutdown: Shutdown::default(),
             logging: Logging::default(),
+            http: Http::default(),
         }
     }
 }
@@ -1019,6 +1039,13 @@ mod tests {
         assert!(refused("[limits]\ntransaction_bytes = 9000000").contains("limits.frame_bytes"));
         assert!(refused("[timeouts]\nresend_max_ms = 1").contains("timeouts.resend_max_ms"));
         assert!(refused("[limits]\nstreams = -1").contains("streams"));
+    }
+
+    #[test]
+    fn metrics_are_served_on_loopback_only() {
+        assert!(Source::default().apply("[http]\nlisten = \"127.0.0.1:0\"").is_ok());
+        assert!(Source::default().apply("[http]\nlisten = \"[::1]:7118\"").is_ok());
+        assert!(refused("[http]\nlisten = \"0.0.0.0:7118\"").contains("http.listen = \"0.0.0.0:7118\" is not on loopback"));
     }
 
     /// The stores that are not there by default stand in the example as comments.

@@ -3,7 +3,7 @@
 use crate::configuration::Configuration;
 use crate::engine_handle::{EngineHandle, RunningEngine, Stopped};
 use crate::shutdown::Signals;
-use crate::{engine, service};
+use crate::{engine, http, service};
 use anyhow::Context;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 /// What the process is asked to do beside its configuration.
@@ -49,23 +49,34 @@ pub async fn run(configuration: Arc<Configuration>, options: Options, began: Ins
     let listener =
         TcpListener::bind(configuration.listen).await.with_context(|| format!("cannot listen on {} (listen)", configuration.listen))?;
     let address = listener.local_addr()?;
+    let http = match configuration.http.listen {
+        Some(http) => Some(TcpListener::bind(http).await.with_context(|| format!("cannot listen on {http} (http.listen)"))?),
+        None => None,
+    };
     std::fs::create_dir_all(&configuration.data_dir)
         .with_context(|| format!("cannot make the data folder {} (data_dir)", configuration.data_dir.display()))?;
     let starting = Arc::clone(&configuration);
     let engine = tokio::task::spawn_blocking(move || engine::start(&starting, began));
-    let RunningEngine { handle, mut failed } = tokio::select! {
+    let RunningEngine { handle, mut failed, meters } = tokio::select! {
         engine = engine => engine.context("the engine's start panicked")??,
         signal = signals.next() => {
             info!(signal, "ends before it has started");
             return Ok(Exit::Clean);
         }
     };
-    let (close, closed) = oneshot::channel::<()>();
-    let ended = async {
-        let _ = closed.await;
+    let (close, closed) = watch::channel(());
+    let ended = |mut closed: watch::Receiver<()>| async move {
+        let _ = closed.changed().await;
     };
-    let server = tokio::spawn(service::serve(handle.clone(), Arc::clone(&configuration), listener, ended));
+    let watched_at = http.as_ref().map(TcpListener::local_addr).transpose()?;
+    if let Some(listener) = http {
+        tokio::spawn(http::serve(handle.clone(), meters, listener, ended(closed.clone())));
+    }
+    let server = tokio::spawn(service::serve(handle.clone(), Arc::clone(&configuration), listener, ended(closed)));
     announce(address, options.port_file.as_deref())?;
+    if let Some(address) = watched_at {
+        println!("metrics on http://{address}/metrics");
+    }
     let exit = tokio::select! {
         signal = signals.next() => {
             info!(signal, "ends");

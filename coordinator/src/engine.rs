@@ -8,6 +8,7 @@ use crate::engine_handle::{
     Stopped, Submission,
 };
 use crate::log::{DecisionLog, LogError, Metrics, Options, Report, SledLog};
+use crate::meters::Meters;
 use crate::view::View;
 use crate::{failpoints, stores, workers};
 use lockstep_core::follower::Session;
@@ -39,10 +40,11 @@ pub fn start(configuration: &Configuration, began: Instant) -> anyhow::Result<Ru
         identity: Identity { coord_id: machine.owner().coord_id, log_id: machine.log_id() },
         position: machine.position(),
     });
-    let stores = stores::open(configuration)?;
+    let meters = Meters::default();
+    let stores: Vec<_> = stores::open(configuration)?.into_iter().map(|store| store.measure(&meters)).collect();
     let (fail, failed) = oneshot::channel();
     let on_failure = move |error: LogError| drop(fail.send(error.to_string()));
-    let committer = Committer::spawn(Box::new(log), handle.clone(), configuration.log.reserve_bytes, on_failure);
+    let committer = Committer::spawn(Box::new(log), handle.clone(), meters.clone(), configuration.log.reserve_bytes, on_failure);
     let engine = Engine {
         sessions: machine.followers().iter().map(|_| None).collect(),
         machine,
@@ -50,6 +52,7 @@ pub fn start(configuration: &Configuration, began: Instant) -> anyhow::Result<Ru
         messages,
         committer,
         metrics,
+        meters: meters.clone(),
         answers: FxHashMap::default(),
         effects,
         outgoing: Vec::new(),
@@ -67,7 +70,7 @@ pub fn start(configuration: &Configuration, began: Instant) -> anyhow::Result<Ru
         engine.run();
     })?;
     workers::start(stores, &handle, &tokio::runtime::Handle::current())?;
-    Ok(RunningEngine { handle, failed })
+    Ok(RunningEngine { handle, failed, meters })
 }
 
 struct Engine {
@@ -76,7 +79,8 @@ struct Engine {
     messages: Receiver<EngineMessage>,
     committer: Committer,
     metrics: Arc<Metrics>,
-    answers: FxHashMap<Ticket, Answer>,
+    meters: Meters,
+    answers: FxHashMap<Ticket, Waiting>,
     sessions: Vec<Option<(SessionId, Outbox)>>,
     effects: Vec<Effect>,
     /// What goes to participants: of each session all together, in order. Every hand-over wakes a thread.
@@ -90,6 +94,12 @@ struct Engine {
     began: Instant,
     serving_after: Option<Duration>,
     mended_after: Option<Duration>,
+}
+
+/// Who waits for a reply, and since when, if it is that of a commit.
+struct Waiting {
+    answer: Answer,
+    since: Option<Instant>,
 }
 
 impl Engine {
@@ -155,7 +165,8 @@ impl Engine {
             return answer.give(Reply::Unknown("the daemon is stopping; ask the next one".into()));
         }
         if let Some(ticket) = ticket {
-            self.answers.insert(ticket, answer);
+            let since = matches!(event, Event::Commit(..)).then(Instant::now);
+            self.answers.insert(ticket, Waiting { answer, since });
         }
         let read = match &event {
             Event::Commit(_, Request { wait: Wait::Visible, branches, .. }) => {
@@ -231,7 +242,10 @@ impl Engine {
                 }
                 Effect::Send(participant, session, message) => self.address(participant, session, message),
                 Effect::Reply(ticket, reply) => {
-                    if let Some(answer) = self.answers.remove(&ticket) {
+                    if let Some(Waiting { answer, since }) = self.answers.remove(&ticket) {
+                        if let Some(since) = since {
+                            self.meters.answered(&reply, since.elapsed());
+                        }
                         failpoints::hit("engine.before_reply");
                         answer.give(reply);
                         failpoints::hit("engine.after_reply");

@@ -3,6 +3,7 @@
 //! One way in, an [`EngineMessage`]; one way out, an [`Answer`] given exactly once. What everybody may read at any time (position,
 //! phase, names) is published beside the queue, without locks on the hot path.
 
+use crate::meters::Meters;
 use lockstep_core::{
     AdminAction, CoordId, Epoch, Event, FromParticipant, Kind, LogId, ParticipantId, Position, Reply, Role, SessionId, Ticket, Time,
     ToParticipant, Vote, Work,
@@ -210,6 +211,8 @@ pub struct RunningEngine {
     pub handle: EngineHandle,
     /// Why it cannot go on (R-FSYNC). Nothing is sent when it ends because it was asked to.
     pub failed: oneshot::Receiver<String>,
+    /// What it measures.
+    pub meters: Meters,
 }
 
 /// What an [`EngineHandle`] is made from.

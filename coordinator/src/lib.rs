@@ -9,8 +9,12 @@ pub mod demo;
 pub mod engine;
 pub mod engine_handle;
 pub mod explanation;
+pub mod exposition;
 #[cfg(feature = "failpoints")]
 pub mod fragile_store;
+pub mod http;
+pub mod measured_store;
+pub mod meters;
 pub mod service;
 pub mod shutdown;
 pub mod stores;

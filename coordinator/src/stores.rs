@@ -3,6 +3,8 @@
 use crate::configuration::{
     Configuration, Mode, NewFields, OpenSearchStore, PostgresMode, PostgresStore, SqliteStore, SslMode, Store, TantivyStore,
 };
+use crate::measured_store::MeasuredStore;
+use crate::meters::Meters;
 use lockstep_participants::opensearch::{self, Credentials, OpenSearch, OpenSearchOptions};
 use lockstep_participants::postgres::{self, Password, Postgres, PostgresOptions};
 use lockstep_participants::sqlite::{Limits as SqliteLimits, Sqlite, SqliteMode, SqliteOptions};
@@ -17,6 +19,14 @@ pub struct OpenedStore {
     pub name: String,
     /// The store.
     pub resource_manager: Box<dyn ResourceManager>,
+}
+
+impl OpenedStore {
+    /// From now on its calls are timed.
+    pub fn measure(self, meters: &Meters) -> OpenedStore {
+        let store = MeasuredStore::new(&self.name, self.resource_manager, meters);
+        OpenedStore { name: self.name, resource_manager: Box::new(store) }
+    }
 }
 
 /// A store that cannot be opened, by name.

@@ -1,0 +1,140 @@
+//! Plain HTTP for machines that watch: `/metrics`, `/livez`, `/readyz`. Off unless configured (`[http] listen`).
+
+use crate::engine_handle::{EngineHandle, Phase, Question};
+use crate::exposition;
+use crate::meters::Meters;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use std::future::Future;
+use std::io;
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+/// How long the engine may take to say how it is: it is busy for longer only if something is wrong.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Serves until `ended` is over. Requests under way are answered.
+pub async fn serve(
+    engine: EngineHandle,
+    meters: Meters,
+    listener: TcpListener,
+    ended: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/livez", get(live))
+        .route("/readyz", get(ready))
+        .with_state(Watched { engine, meters });
+    axum::serve(listener, router).with_graceful_shutdown(ended).await
+}
+
+#[derive(Clone)]
+struct Watched {
+    engine: EngineHandle,
+    meters: Meters,
+}
+
+async fn metrics(State(watched): State<Watched>) -> Response {
+    match tokio::time::timeout(PATIENCE, watched.engine.ask(Question::Status)).await {
+        Ok(Ok(status)) => ([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], exposition::text(&status, &watched.meters)).into_response(),
+        Ok(Err(gone)) => unavailable(&gone.to_string()),
+        Err(_) => unavailable(&format!("the engine has not answered for {PATIENCE:?}")),
+    }
+}
+
+/// Restart the process if this is not 200.
+async fn live(State(watched): State<Watched>) -> Response {
+    match tokio::time::timeout(PATIENCE, watched.engine.ask(Question::Status)).await {
+        Ok(_) => "alive\n".into_response(),
+        Err(_) => unavailable(&format!("the engine has not answered for {PATIENCE:?}")),
+    }
+}
+
+/// Send it transactions only if this is 200.
+async fn ready(State(watched): State<Watched>) -> Response {
+    let phase = watched.engine.phase().borrow().clone();
+    match phase {
+        Phase::Serving => "serving\n".into_response(),
+        Phase::Starting => unavailable("starting: the log is read, or stores are waited for"),
+        Phase::SafeMode(why) => unavailable(&format!("safe mode: {why}")),
+        Phase::Stopping => unavailable("stopping"),
+    }
+}
+
+fn unavailable(why: &str) -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine_handle::{EngineMessage, HandleParts, Identity, Registry};
+    use lockstep_core::{CoordId, Epoch, LogId, Position};
+    use lockstep_proto::v1::StatusReply;
+    use std::sync::mpsc::Receiver;
+    use tokio::sync::oneshot;
+
+    fn engine() -> (EngineHandle, Receiver<EngineMessage>) {
+        EngineHandle::new(HandleParts {
+            registry: Registry::default(),
+            queue_events: 1,
+            identity: Identity { coord_id: CoordId(1), log_id: LogId(1) },
+            position: Position { epoch: Epoch(1), n: 0 },
+        })
+    }
+
+    async fn get(url: &str) -> (u16, String) {
+        let url = url.to_owned();
+        let asked = tokio::task::spawn_blocking(move || {
+            let agent = ureq::Agent::new_with_config(ureq::Agent::config_builder().http_status_as_error(false).build());
+            let mut answer = agent.get(&url).call().expect("an answer");
+            (answer.status().as_u16(), answer.body_mut().read_to_string().expect("a text"))
+        });
+        asked.await.expect("the request")
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn probes_and_metrics_say_what_the_engine_says() {
+        let (handle, messages) = engine();
+        std::thread::spawn(move || {
+            for message in messages {
+                if let EngineMessage::Ask(Question::Status(answer)) = message {
+                    let _ = answer.send(StatusReply { committed: 5, ..StatusReply::default() });
+                }
+            }
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (end, ended) = oneshot::channel::<()>();
+        let server = tokio::spawn(serve(handle.clone(), Meters::default(), listener, async {
+            let _ = ended.await;
+        }));
+
+        assert_eq!(get(&format!("{url}/readyz")).await.0, 503, "it is starting");
+        assert_eq!(get(&format!("{url}/livez")).await, (200, "alive\n".into()));
+        let (status, text) = get(&format!("{url}/metrics")).await;
+        assert_eq!(status, 200);
+        assert!(text.contains("lockstep_transactions_total{outcome=\"committed\"} 5"), "{text}");
+
+        handle.shared().publish_phase(Phase::Serving);
+        assert_eq!(get(&format!("{url}/readyz")).await, (200, "serving\n".into()));
+        handle.shared().publish_phase(Phase::SafeMode("the log lost a record".into()));
+        assert_eq!(get(&format!("{url}/readyz")).await, (503, "safe mode: the log lost a record\n".into()));
+        assert_eq!(get(&format!("{url}/etc/passwd")).await.0, 404);
+        drop(end);
+        server.await.unwrap().unwrap();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_engine_that_is_gone_gives_no_metrics() {
+        let (handle, messages) = engine();
+        drop(messages);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/metrics", listener.local_addr().unwrap());
+        tokio::spawn(serve(handle, Meters::default(), listener, std::future::pending()));
+        assert_eq!(get(&url).await, (503, "the daemon is stopping\n".into()));
+    }
+}

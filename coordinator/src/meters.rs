@@ -1,0 +1,80 @@
+//! What is measured on the way: how long requests, forces and store calls take, and how much one force serves.
+//!
+//! Whoever measures holds the meter itself; [`crate::exposition`] shows them all. What the machine counts anyway is not counted here again.
+
+use lockstep_core::Reply;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use std::time::Duration;
+
+/// All meters. A clone measures into the same ones.
+#[derive(Clone, Debug)]
+pub struct Meters {
+    /// From a commit's request to its answer, by outcome.
+    pub commits: Family<Answered, Histogram, fn() -> Histogram>,
+    /// One force of the log.
+    pub forces: Histogram,
+    /// Records that one force serves.
+    pub group: Histogram,
+    /// A store's calls.
+    pub calls: Family<Called, Histogram, fn() -> Histogram>,
+}
+
+/// How a commit was answered.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Answered {
+    /// "committed", "aborted", "unknown", or "refused": it was not looked at, its key is another request's or below the floor.
+    pub outcome: &'static str,
+}
+
+/// A call of a store.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Called {
+    /// Its configured name.
+    pub store: String,
+    /// "prepare", "commit", "lead", …
+    pub call: &'static str,
+}
+
+impl Default for Meters {
+    fn default() -> Meters {
+        Meters {
+            commits: Family::new_with_constructor(seconds),
+            forces: seconds(),
+            group: Histogram::new(exponential_buckets(1.0, 2.0, 13)),
+            calls: Family::new_with_constructor(seconds),
+        }
+    }
+}
+
+impl Meters {
+    /// A commit was answered, so long after its request.
+    pub fn answered(&self, reply: &Reply, after: Duration) {
+        let outcome = match reply {
+            Reply::Committed(_) => "committed",
+            Reply::Aborted(_) => "aborted",
+            Reply::Unknown(_) => "unknown",
+            Reply::Expired(_)
+            | Reply::KeyReused(_)
+            | Reply::Begun(_)
+            | Reply::Reached(_)
+            | Reply::Behind(_)
+            | Reply::ForeignToken(_)
+            | Reply::Done(_)
+            | Reply::Refused(_) => "refused",
+        };
+        self.commits.get_or_create(&Answered { outcome }).observe(after.as_secs_f64());
+    }
+
+    /// A force of so many records took so long.
+    pub fn forced(&self, records: usize, took: Duration) {
+        self.forces.observe(took.as_secs_f64());
+        self.group.observe(records as f64);
+    }
+}
+
+/// From 50 µs to 52 s, each twice the one before.
+fn seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.000_05, 2.0, 21))
+}
