@@ -1,6 +1,7 @@
 //! Configurations, and short words for a daemon on them.
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
+use lockstep_client::{CommitError, Reason, Receipt};
 use lockstep_proto::v1::StatusReply;
 use lockstep_servers::postgres::psql;
 use lockstepd::demo::daemon::{Daemon, Launch};
@@ -50,6 +51,19 @@ pub fn mended(status: &StatusReply) -> bool {
 /// Every store has a session.
 pub fn all_up(status: &StatusReply) -> bool {
     status.participants.iter().all(|store| store.session == "up")
+}
+
+/// This store has no session.
+pub fn is_away(status: &StatusReply, name: &str) -> bool {
+    status.participants.iter().any(|store| store.name == name && store.session != "up")
+}
+
+/// Why it is aborted: a store is not available, and it may be tried again.
+pub fn refused(told: Result<Receipt, CommitError>) -> anyhow::Result<String> {
+    match told {
+        Err(CommitError::Aborted(aborted)) if aborted.retryable && aborted.reason == Reason::Unavailable => Ok(aborted.message),
+        other => bail!("it is told as {other:?}"),
+    }
 }
 
 /// Waits until the daemon stands still at its failpoint (`pause`).

@@ -1,6 +1,8 @@
 //! The real daemon between real servers, PostgreSQL and OpenSearch, beside the embedded stores: what happens when any of them dies, is
 //! away or is interfered with; then everything that anybody was told is held against both stores.
 
+mod away;
+mod bad_input;
 mod by_hand;
 mod gate;
 mod lab;
