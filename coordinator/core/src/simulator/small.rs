@@ -124,6 +124,9 @@ pub(super) struct SmallWorld {
     pub held: Vec<Step>,
     /// Nothing goes wrong: whoever can commit does (I4).
     pub gentle: bool,
+    /// A fault beside what is told, and after which step.
+    pub fault: Option<(usize, Step)>,
+    pub steps: usize,
     sessions: u64,
     dice: Dice,
 }
@@ -166,6 +169,8 @@ impl SmallWorld {
             checker,
             held: Vec::new(),
             gentle: false,
+            fault: None,
+            steps: 0,
             sessions: 0,
             dice: Dice::new(1),
         }
@@ -213,7 +218,6 @@ impl SmallWorld {
         steps
     }
 
-    #[cfg(test)]
     pub(super) fn faults(&self) -> Vec<Step> {
         let mut faults = Vec::new();
         if self.machine.is_some() {
@@ -309,6 +313,7 @@ impl SmallWorld {
     /// The record under way is in the log, or not.
     fn crash(&mut self, keeps: bool) {
         self.machine = None;
+        self.checker.coordinator_ends();
         if keeps && self.forcing {
             self.disk.finish_force();
             self.examine();
