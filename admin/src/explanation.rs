@@ -69,8 +69,7 @@ fn numbered(n: usize, choice: &Choice, output: &Output) -> String {
 
 impl Fact {
     fn lines(&self) -> String {
-        let age = if self.age_ms < 1_000 { "now".to_string() } else { format!("{} ago", output::duration(self.age_ms)) };
-        output::wrapped(&format!("{} [{}, {age}]", self.sentence, self.source), "  - ")
+        output::wrapped(&format!("{} [{}, {}]", self.sentence, self.source, output::ago(self.age_ms)), "  - ")
     }
 }
 

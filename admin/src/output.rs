@@ -142,6 +142,11 @@ pub(crate) fn duration(ms: u64) -> String {
     }
 }
 
+/// How long ago something was, where less than a second is now.
+pub(crate) fn ago(ms: u64) -> String {
+    if ms < 1_000 { "now".into() } else { format!("{} ago", duration(ms)) }
+}
+
 /// Bytes in the unit that fits: `512 B`, `1.5 MiB`.
 pub(crate) fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];

@@ -16,8 +16,12 @@ pub(crate) struct Participant {
     kind: String,
     pub session: String,
     pub why: String,
+    /// For how long the session is so.
+    session_ms: u64,
     applied_csn: Csn,
     durable_csn: Csn,
+    /// How old what it last said of these two is.
+    reported_ms: u64,
     lag: u64,
     lag_ms: u64,
     pub stuck: u64,
@@ -39,7 +43,8 @@ pub(crate) async fn list(daemon: &mut Daemon, output: &Output, io: &mut Io<'_>) 
 }
 
 pub(crate) fn table(output: &Output, participants: &[Participant]) -> String {
-    let header = ["STORE", "ID", "TYPE", "KIND", "SESSION", "APPLIED", "DURABLE", "LAG", "OLDEST", "STUCK", "PREPARED", "WHY"];
+    let header =
+        ["STORE", "ID", "TYPE", "KIND", "SESSION", "FOR", "APPLIED", "DURABLE", "TOLD", "LAG", "OLDEST", "STUCK", "PREPARED", "WHY"];
     let row = |p: &Participant| {
         [
             output::text(&p.name),
@@ -47,8 +52,10 @@ pub(crate) fn table(output: &Output, participants: &[Participant]) -> String {
             output::text(&p.r#type),
             output::text(&p.kind),
             output::toned(&p.session, p.tone()),
+            output::number(output::duration(p.session_ms)),
             output::number(p.applied_csn),
             output::number(p.durable_csn),
+            output::number(output::ago(p.reported_ms)),
             output::number(p.lag),
             output::number(output::or_dash((p.lag > 0).then(|| output::duration(p.lag_ms)))),
             output::number(p.stuck),
@@ -78,8 +85,10 @@ impl From<v1::ParticipantStatus> for Participant {
             kind: status.kind,
             session: status.session,
             why: status.why,
+            session_ms: status.session_ms,
             applied_csn: Csn::from_u64(status.applied_csn),
             durable_csn: Csn::from_u64(status.durable_csn),
+            reported_ms: status.reported_ms,
             lag: status.lag,
             lag_ms: status.lag_ms,
             stuck: status.stuck,

@@ -70,7 +70,7 @@ fn screen(status: &Status, output: &Output) -> String {
                 after(status.mended_after_ms)
             ),
         ),
-        ("transactions", format!("{} active, {in_doubt}", status.active)),
+        ("transactions", format!("{} active, {} of them being decided; {in_doubt}", status.active, status.deciding)),
         (
             "since the start",
             format!("{} committed, {} aborted, {} forces ({per_force:.1} commits each)", status.committed, status.aborted, status.forces),

@@ -99,7 +99,7 @@ impl Daemon {
         };
         if self.ill() {
             (index.session, index.why) = ("down".into(), "its folder cannot be opened:\nno space left on device".into());
-            (index.stuck, index.lag_ms) = (1, 96_000);
+            (index.stuck, index.lag_ms, index.session_ms, index.reported_ms) = (1, 96_000, 95_000, 96_000);
         }
         vec![database, index]
     }

@@ -297,14 +297,13 @@ fn catch_up(engine: &Engine, folder: &Path, options: &Options, metrics: &Metrics
 /// All records. In part only the last may be there, and only where records were not forced as a whole: before there were write-ahead files.
 fn read(engine: &Engine, folder: &Path, forced_whole: bool) -> Result<Recovery, LogError> {
     let recovery = engine.recover(folder)?;
-    match recovery.torn {
-        Some(lsn) if forced_whole => {
+    match recovery.torn.filter(|_| forced_whole) {
+        Some(lsn) => {
             let folder = folder.display();
-            return Err(LogError::Corrupt(format!("the decision log in {folder} is damaged: record {lsn} is there in part only")));
+            Err(LogError::Corrupt(format!("the decision log in {folder} is damaged: record {lsn} is there in part only")))
         }
-        Some(_) | None => {}
+        None => Ok(recovery),
     }
-    Ok(recovery)
 }
 
 /// Makes the write-ahead files if there are none yet, and lets the engine know of them; erases what was left over.

@@ -3,6 +3,8 @@
 
 mod plan;
 mod strangers;
+#[cfg(test)]
+mod tests;
 mod timeline;
 mod words;
 
@@ -160,10 +162,13 @@ impl View<'_> {
         let txid = transaction.txid;
         let following: Vec<_> = transaction.following().collect();
         let names = listed(following.iter().map(|id| quoted(self.name(*id))));
+        let has = if following.len() == 1 { "has" } else { "have" };
         let verdict = match following.is_empty() {
             true => format!("{txid} is committed, at CSN {csn}, and every store has applied it."),
             false => {
-                format!("{txid} is committed, at CSN {csn}, and that does not change. It is not finished: {names} has not applied it yet.")
+                format!(
+                    "{txid} is committed, at CSN {csn}, and that does not change. It is not finished: {names} {has} not applied it yet."
+                )
             }
         };
         let mut story = Story::new("committing", verdict);

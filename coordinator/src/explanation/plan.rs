@@ -32,6 +32,7 @@ impl View<'_> {
         let others = self.others(transaction, participant);
         let (has, lack) = match others.is_empty() {
             true => ("the other stores have".to_string(), "no other store has".to_string()),
+            false if others.contains(" and ") => (format!("{others} have"), format!("{others} do not have")),
             false => (format!("{others} has"), format!("{others} does not have")),
         };
         let sentence = match commit {
@@ -89,10 +90,14 @@ impl View<'_> {
         }
         let mut harms = Vec::new();
         let others = self.others(self.machine.transaction(txid), participant);
-        let others = if others.is_empty() { "the other stores".to_string() } else { others };
+        let (others, have) = match others.is_empty() {
+            true => ("the other stores".to_string(), "have"),
+            false if others.contains(" and ") => (others, "have"),
+            false => (others, "has"),
+        };
         if !missing.is_empty() {
             let sentence = format!(
-                "`{name}` never gets these documents: each stays there as it was before, or missing, while {others} has the change."
+                "`{name}` never gets these documents: each stays there as it was before, or missing, while {others} {have} the change."
             );
             harms.push(self.harm(participant, sentence, missing));
         }

@@ -114,9 +114,10 @@ impl View<'_> {
     /// Stores hold branches of it prepared, and nobody can answer them.
     fn in_doubt(&self, txid: Txid, holders: &[ParticipantId]) -> Story {
         let names = listed(holders.iter().map(|holder| quoted(self.name(*holder))));
+        let hold = if holders.len() == 1 { "holds" } else { "hold" };
         let mut story = Story::new(
             "in doubt",
-            format!("{txid} is in doubt: {names} holds a branch of it prepared, and nobody can say yet how it was decided."),
+            format!("{txid} is in doubt: {names} {hold} a branch of it prepared, and nobody can say yet how it was decided."),
         );
         story.attention = true;
         for &holder in holders {
