@@ -163,8 +163,12 @@ impl Session {
     }
 
     fn ask_some(&self, questions: &[&Question], refusals: &mut [Option<Refusal>]) -> Result<(), StoreError> {
+        // Elasticsearch finds no analyzer for the field in which it notes that it ignored a malformed value, unless it is told one.
         let document = |question: &&Question| {
-            format!("{{\"positions\":false,\"offsets\":false,\"field_statistics\":false,\"doc\":{}}}", question.document)
+            format!(
+                "{{\"positions\":false,\"offsets\":false,\"field_statistics\":false,\"per_field_analyzer\":{{\"_ignored\":\"keyword\"}},\"doc\":{}}}",
+                question.document
+            )
         };
         let body = format!("{{\"docs\":[{}]}}", questions.iter().map(document).collect::<Vec<_>>().join(","));
         let path = format!("/{}/_mtermvectors?filter_path=docs._index,docs.error", segment(&self.survey.index));

@@ -1,6 +1,7 @@
 //! Phase one against the real mapping: what the server would refuse gets no Yes, and what gets a Yes is taken.
 
 use crate::lab::{Lab, alias, csn, delete, options, put, put_if, shared};
+use crate::node::Product;
 use lockstep_core::{Condition, Operation, RefusalKind, Vote};
 use lockstep_participants::ResourceManager;
 use lockstep_participants::opensearch::NewFields;
@@ -16,8 +17,20 @@ const STRICT: &str = r#"{"mappings":{"dynamic":"strict","properties":{
 /// Everything that gets a Yes is applied, everything else is refused with a sentence that names the field.
 #[test]
 fn a_yes_is_kept_and_a_no_names_the_field() {
-    let Some(mut lab) = Lab::new() else { return };
-    lab.store.migrate(STRICT).unwrap();
+    let Some(lab) = Lab::new() else { return };
+    all_kinds_of_fields(lab, Product::wanted());
+}
+
+/// The same, of this product.
+pub fn all_kinds_of_fields(mut lab: Lab, product: Product) {
+    let strict = match product {
+        Product::OpenSearch => STRICT.to_owned(),
+        // It has no such type.
+        Product::Elasticsearch => {
+            STRICT.replace(r#"{"type":"flat_object"}"#, r#"{"properties":{"a":{"properties":{"b":{"type":"keyword"}}}}}"#)
+        }
+    };
+    lab.store.migrate(&strict).unwrap();
     let fits = [
         r#"{"title":"a","sku":"b","n":1,"price":9.99,"at":"2026-01-31T10:00:00Z","day":"2026/01/31","ip":"10.0.0.1","flag":true}"#,
         r#"{"n":"7","at":1700000000000,"flag":"true","where":{"lat":1,"lon":2},"span":{"gte":1,"lt":5},"flat":{"a":{"b":"c"}}}"#,

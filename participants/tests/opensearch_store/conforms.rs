@@ -57,6 +57,13 @@ fn opensearch_conforms() {
     assert!(summary.committed > 80 && summary.aborted > 25 && summary.crashes > 30, "{summary:?}");
 }
 
+/// A part of the suite against this node.
+pub fn conform(url: &str) {
+    let part = |seed| run(&mut Index { url: url.into(), alias: alias(), node: None }, Schedule { seed, steps: 30, crash_after: Some(15) });
+    let all: Vec<_> = (1..=4).map(part).collect();
+    assert!(all.iter().map(|one| one.committed).sum::<u32>() > 8 && all.iter().all(|one| one.crashes > 0), "{all:?}");
+}
+
 #[test]
 fn opensearch_conforms_when_the_node_is_killed() {
     let Some(mut node) = own() else { return };

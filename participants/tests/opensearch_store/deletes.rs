@@ -1,6 +1,7 @@
 //! Deletes are as safe as puts: no late request of an older write brings a document back, whatever the server forgets meanwhile.
 
 use crate::lab::{Lab, alias, csn, delete, http, options, own, put, shared};
+use crate::node::Node;
 use crate::proxy::Proxy;
 use lockstep_participants::{ResourceManager, StoreError};
 use std::time::Duration;
@@ -9,6 +10,11 @@ use std::time::Duration;
 #[test]
 fn a_late_put_does_not_bring_a_document_back_after_a_restart() {
     let Some(mut node) = own() else { return };
+    a_late_put_finds_the_tombstone(&mut node);
+}
+
+/// The same, at this node.
+pub fn a_late_put_finds_the_tombstone(node: &mut Node) {
     let mut keeping = options(&node.url(), &alias());
     // Upkeep would remove the tombstone.
     keeping.upkeep_every = Duration::from_secs(3600);

@@ -7,6 +7,7 @@ mod authority;
 mod checks;
 mod conforms;
 mod deletes;
+mod elasticsearch;
 mod lab;
 mod proxy;
 mod secure;

@@ -3,14 +3,13 @@ import java.nio.file.Path;
 import java.util.Collections;
 import java.util.List;
 import org.opensearch.common.settings.Settings;
-import org.opensearch.common.unit.TimeValue;
 import org.opensearch.http.HttpServerTransport;
 import org.opensearch.node.InternalSettingsPreparer;
 import org.opensearch.node.Node;
 import org.opensearch.transport.Netty4Plugin;
 
 /**
- * A single OpenSearch node for tests, on loopback, on a free port or the one it is told.
+ * A single OpenSearch node for tests (`fetch` makes an Elasticsearch node of it, by the packages' names), on loopback, on a free port or the one it is told.
  *
  * Usage: TestNode FOLDER PORT [SETTING=VALUE ...]. Prints "listening on PORT" once it answers. It ends when its standard input does,
  * so that it never outlives the test that started it, however that test ends.
@@ -52,7 +51,7 @@ final class TestNode extends Node {
             .prepareHealth()
             .setWaitForYellowStatus()
             .setWaitForNoInitializingShards(true)
-            .setTimeout(TimeValue.timeValueSeconds(120))
+            .setTimeout("120s")
             .get();
         HttpServerTransport http = node.injector().getInstance(HttpServerTransport.class);
         System.out.println("listening on " + http.boundAddress().publishAddress().getPort());
