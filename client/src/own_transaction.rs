@@ -50,3 +50,26 @@ impl OwnTransaction for tokio_postgres::Transaction<'_> {
         severity == Some(tokio_postgres::error::Severity::Error)
     }
 }
+
+/// Dropped, it is rolled back when its connection is used next, or goes back to its pool: sqlx sends nothing before.
+#[cfg(feature = "sqlx")]
+impl OwnTransaction for sqlx::Transaction<'_, sqlx::Postgres> {
+    type Error = sqlx::Error;
+
+    async fn run(&mut self, messages: &[&str]) -> Result<Vec<Option<String>>, sqlx::Error> {
+        use sqlx::Row;
+        let mut answers = Vec::with_capacity(messages.len());
+        for message in messages {
+            // Composed here and by the coordinator, of numbers and hexadecimal digits.
+            let rows = sqlx::raw_sql(sqlx::AssertSqlSafe((*message).to_owned())).fetch_all(&mut **self).await?;
+            let first = rows.iter().find(|row| !row.is_empty());
+            answers.push(first.and_then(|row| row.try_get_unchecked::<Option<String>, _>(0).ok().flatten()));
+        }
+        Ok(answers)
+    }
+
+    fn is_refusal(error: &sqlx::Error) -> bool {
+        let of_server = error.as_database_error().and_then(|error| error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>());
+        of_server.is_some_and(|error| error.severity() == sqlx::postgres::PgSeverity::Error)
+    }
+}

@@ -2,13 +2,14 @@
 
 use crate::lab::{INDEX, MEND, all_up, database, go_on, is_away, launch, mended, named_database, refused, search, wait_until_paused};
 use anyhow::ensure;
-use lockstep_client::{Client, Wait, params};
+use lockstep_client::{Client, CommitError, Receipt, Wait, params};
 use lockstep_servers::opensearch::Node;
 use lockstep_servers::postgres::{Cluster, psql, shared};
 use lockstep_tests::workload::{self, Told};
 use lockstepd::demo::daemon::Daemon;
 use serde_json::json;
 use std::time::Duration;
+use tokio::task::JoinHandle;
 
 /// How long somebody waits who has no patience.
 const BRIEF: Duration = Duration::from_millis(300);
@@ -101,48 +102,72 @@ async fn what_was_decided_follows(cluster: &mut Cluster) -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn opensearch_is_down_and_comes_back() -> anyhow::Result<()> {
     let Some(mut node) = Node::start(&[]) else { return Ok(()) };
-    for mode in ["two-phase", "database-led"] {
-        let lived = opensearch_goes_and_comes(&mut node, mode).await;
-        lived.map_err(|error| error.context(mode))?;
+    // The server goes and comes once for both.
+    let mut indexed = [Indexed::open(&node, "two-phase").await?, Indexed::open(&node, "database-led").await?];
+    node.kill();
+    let mut patient = Vec::new();
+    for indexed in &mut indexed {
+        patient.push(indexed.goes_on_without().await.map_err(|error| error.context(indexed.mode))?);
+    }
+    node.run();
+    for (indexed, patient) in indexed.into_iter().zip(patient) {
+        let mode = indexed.mode;
+        indexed.is_whole_again(patient.await??).await.map_err(|error| error.context(mode))?;
     }
     Ok(())
 }
 
-async fn opensearch_goes_and_comes(node: &mut Node, mode: &str) -> anyhow::Result<()> {
-    let url = shared().database();
-    psql(&url, workload::TABLES);
-    psql(&url, "CREATE TABLE t(id integer PRIMARY KEY)");
-    let configuration = database(&url, mode) + &search(&node.url(), mode);
-    let folder = tempfile::tempdir()?;
-    let mut daemon = Daemon::start(launch(folder.path(), None, &configuration)?).await?;
-    let client = workload::connect(&daemon.url()).await?;
-    daemon.wait_for(MEND, all_up).await?;
-    let mut told = vec![write(&client, "before").await?];
-    ensure!(told[0].outcome.is_ok(), "{told:?}");
+/// A daemon on a database and an index at OpenSearch.
+struct Indexed {
+    mode: &'static str,
+    url: String,
+    daemon: Daemon,
+    client: Client,
+    told: Vec<Told>,
+    _folder: tempfile::TempDir,
+}
 
-    node.kill();
-    // A Yes may still rest on what is known of the mapping: then it is decided, and follows. Or it is refused.
-    for n in 0..5 {
-        told.push(write(&client, &format!("away{n}")).await?);
+impl Indexed {
+    async fn open(node: &Node, mode: &'static str) -> anyhow::Result<Indexed> {
+        let url = shared().database();
+        psql(&url, workload::TABLES);
+        psql(&url, "CREATE TABLE t(id integer PRIMARY KEY)");
+        let folder = tempfile::tempdir()?;
+        let configuration = database(&url, mode) + &search(&node.url(), mode);
+        let daemon = Daemon::start(launch(folder.path(), None, &configuration)?).await?;
+        let client = workload::connect(&daemon.url()).await?;
+        daemon.wait_for(MEND, all_up).await?;
+        let told = vec![write(&client, "before").await?];
+        ensure!(told[0].outcome.is_ok(), "{told:?}");
+        Ok(Indexed { mode, url, daemon, client, told, _folder: folder })
     }
-    daemon.wait_for(MEND, |status| is_away(status, "index")).await?;
-    let why = refused(workload::transaction(&client, "refused", "item").wait(Wait::Decided).commit().await)?;
-    ensure!(why.contains("store `index` is not available"), "{why}");
-    told.push(Told { id: "refused".into(), item: "item".into(), outcome: Err(why) });
-    // The database alone goes on.
-    client.transaction().sql("db", ADD, params![1]).commit().await?;
-    // One waits for it, because its client says so.
-    let patient = workload::transaction(&client, "patient", "item").retry(10_000).deadline(MEND);
-    let patient = tokio::spawn(patient.wait(Wait::Visible).commit());
-    node.run();
-    let receipt = patient.await??;
-    told.push(Told { id: "patient".into(), item: "item".into(), outcome: Ok(receipt.csn.to_u64()) });
-    let status = daemon.wait_for(MEND, mended).await?;
-    ensure!(status.damage == 0, "I12: {} damages", status.damage);
-    workload::check(&client, &told).await?;
-    ensure!(psql(&url, "SELECT count(*) FROM t") == "1");
-    daemon.kill();
-    Ok(())
+
+    /// The server has just died. Gives back a transaction that waits for it, because its client says so.
+    async fn goes_on_without(&mut self) -> anyhow::Result<JoinHandle<Result<Receipt, CommitError>>> {
+        let client = &self.client;
+        // A Yes may still rest on what is known of the mapping: then it is decided, and follows. Or it is refused.
+        for n in 0..5 {
+            self.told.push(write(client, &format!("away{n}")).await?);
+        }
+        self.daemon.wait_for(MEND, |status| is_away(status, "index")).await?;
+        let why = refused(workload::transaction(client, "refused", "item").wait(Wait::Decided).commit().await)?;
+        ensure!(why.contains("store `index` is not available"), "{why}");
+        self.told.push(Told { id: "refused".into(), item: "item".into(), outcome: Err(why) });
+        // The database alone goes on.
+        client.transaction().sql("db", ADD, params![1]).commit().await?;
+        let patient = workload::transaction(client, "patient", "item").retry(10_000).deadline(MEND);
+        Ok(tokio::spawn(patient.wait(Wait::Visible).commit()))
+    }
+
+    async fn is_whole_again(mut self, patient: Receipt) -> anyhow::Result<()> {
+        self.told.push(Told { id: "patient".into(), item: "item".into(), outcome: Ok(patient.csn.to_u64()) });
+        let status = self.daemon.wait_for(MEND, mended).await?;
+        ensure!(status.damage == 0, "I12: {} damages", status.damage);
+        workload::check(&self.client, &self.told).await?;
+        ensure!(psql(&self.url, "SELECT count(*) FROM t") == "1");
+        self.daemon.kill();
+        Ok(())
+    }
 }
 
 /// One transaction of the workload, decided or refused without waiting for the index.

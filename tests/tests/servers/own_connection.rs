@@ -1,12 +1,14 @@
 //! A transaction on an application's own connection, enlisted: both modes, both drivers, and its end at every step.
 
 use crate::lab::{INDEX, MEND, all_up, database, go_on, launch, mended, wait_until_paused};
-use anyhow::{bail, ensure};
+use anyhow::{Context, bail, ensure};
 use lockstep_client::{Client, CommitError, EnlistError, Enlisted, Receipt, Wait};
 use lockstep_servers::postgres::{psql, shared};
 use lockstep_tests::workload;
 use lockstepd::demo::daemon::Daemon;
 use serde_json::json;
+use std::path::Path;
+use tokio::process::Command;
 
 #[allow(dead_code)] // its main
 #[path = "../../../client/examples/enlist.rs"]
@@ -226,6 +228,39 @@ async fn what_has_failed_or_ended_is_not_committed() -> anyhow::Result<()> {
             ensure!(matches!(refused, Err(EnlistError::Invalid(why)) if why.contains("Begin::enlisting")));
         }
         shop.holds(10, None).await?;
+        shop.daemon.kill();
+    }
+    Ok(())
+}
+
+/// With the example as it was built last.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "sqlx takes minutes to compile: cargo build -p lockstep-client --example enlist_sqlx --features sqlx, then run this with --ignored"]
+async fn the_example_sells_on_a_connection_of_sqlx() -> anyhow::Result<()> {
+    let test = std::env::current_exe()?;
+    let built = test.parent().and_then(Path::parent).context("target/debug/deps/…")?.join("examples/enlist_sqlx");
+    for mode in MODES {
+        let mut shop = Shop::open(mode, None).await?;
+        let (port, database) = (shared().port(), psql(&shop.url, "SELECT current_database()"));
+        let own = format!("postgresql://postgres@127.0.0.1:{port}/{database}?sslmode=disable");
+        for left in [9, 8] {
+            let sold = Command::new(&built).args([&shop.daemon.url(), &own, "db", "index"]).output().await?;
+            ensure!(sold.status.success(), "{}", String::from_utf8_lossy(&sold.stderr));
+            ensure!(sold.stdout == format!("{left} left\n").as_bytes());
+            shop.holds(left, Some(left)).await?;
+        }
+        psql(&shop.url, "UPDATE stock SET n = 0");
+        let sold_out = Command::new(&built).args([&shop.daemon.url(), &own, "db", "index"]).output().await?;
+        ensure!(String::from_utf8_lossy(&sold_out.stderr).contains("sold out"));
+        // A constraint that is looked at in the end refuses it.
+        psql(
+            &shop.url,
+            "UPDATE stock SET n = 8; CREATE TABLE never(stock integer REFERENCES stock(id) DEFERRABLE INITIALLY DEFERRED);
+            CREATE RULE sold AS ON UPDATE TO stock DO ALSO INSERT INTO never VALUES (77)",
+        );
+        let refused = Command::new(&built).args([&shop.daemon.url(), &own, "db", "index"]).output().await?;
+        ensure!(String::from_utf8_lossy(&refused.stderr).contains("the branch was not enlisted"), "{refused:?}");
+        shop.holds(8, Some(8)).await?;
         shop.daemon.kill();
     }
     Ok(())
