@@ -558,7 +558,9 @@ pub(super) const SCHEDULES: &[Schedule] = &[
                 return Err(Stop::Lost("it has changed since"));
             }
             w.restart_participant(0);
-            w.checker.store_restored(0, Some(Evidence::Owner { recovered: false }));
+            // The start that has heard it knows.
+            let heard = w.machine.as_ref().is_some_and(|machine| machine.followers()[0].heard == machine.owner().epoch);
+            w.checker.store_restored(0, heard.then_some(Evidence::Owner { recovered: false }));
             w.drain()?;
             w.end()
         },
