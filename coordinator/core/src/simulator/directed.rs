@@ -1,5 +1,6 @@
-//! Schedules that chance meets once in thousands of seeds, told step by step: the shortest ones in which a rule is missed. Each holds as the
-//! protocol is written, and breaks something as soon as its rule is taken away. What goes on between two sentences goes on in the plain order.
+//! Schedules that chance meets once in thousands of seeds, told step by step: the shortest ones in which a rule is missed. Each holds as
+//! the protocol is written, and breaks something as soon as its rule is taken away. What goes on between two sentences goes on in the
+//! plain order.
 
 use super::checker::Evidence;
 use super::quiet_panics;
