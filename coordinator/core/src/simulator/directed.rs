@@ -15,7 +15,7 @@ pub(super) struct Schedule {
     pub name: &'static str,
     /// Each of these alone breaks something in it.
     pub misses: &'static [Mutation],
-    /// Where one rule stands before another: neither is missed alone, both are.
+    /// A rule, and another that it stands before: in this schedule neither is missed alone, both are.
     pub misses_both: Option<[Mutation; 2]>,
     setup: fn() -> Setup,
     way: fn(&mut SmallWorld) -> Way,
@@ -33,16 +33,12 @@ pub(super) enum Stop {
 type Way = Result<(), Stop>;
 
 impl Schedule {
-    /// The schedule that misses this rule, and which other one has to be taken away with it.
+    /// The schedule that misses this rule, and which other one that stands before it has to be taken away too.
     pub(super) fn of(mutation: Mutation) -> Option<(&'static Schedule, Option<Mutation>)> {
-        let other = |[first, second]: [Mutation; 2]| match mutation {
-            _ if mutation == first => Some(second),
-            _ if mutation == second => Some(first),
-            _ => None,
-        };
-        let of = |schedule: &'static Schedule| match schedule.misses.contains(&mutation) {
-            true => Some((schedule, None)),
-            false => Some((schedule, Some(schedule.misses_both.and_then(other)?))),
+        let of = |schedule: &'static Schedule| match schedule.misses_both {
+            _ if schedule.misses.contains(&mutation) => Some((schedule, None)),
+            Some([before, held]) if held == mutation => Some((schedule, Some(before))),
+            Some(_) | None => None,
         };
         SCHEDULES.iter().find_map(of)
     }
@@ -333,7 +329,7 @@ pub(super) const SCHEDULES: &[Schedule] = &[
         misses_both: None,
         setup: || {
             let absent = Write { condition: Some(Condition::Absent), ..Write::of(1, "k") };
-            let requests = vec![vec![Write::of(0, "a"), Write::of(1, "k")], vec![Write::of(0, "b"), absent]];
+            let requests = vec![vec![Write::of(0, "a"), Write::of(1, "k"), Write::of(1, "m")], vec![Write::of(0, "b"), absent]];
             Setup { wait: Wait::Applied, ..Setup::new(&[Kind::Preparing, Kind::Redo], requests) }
         },
         way: |w| {

@@ -175,6 +175,7 @@ mod tests {
 
     /// A seed for each rule that has no directed schedule. If the world has changed, `simulate --mutations` finds others.
     const SEEDS: &[(Mutation, u64)] = &[
+        (Mutation::OwnerUnchecked, 1),
         (Mutation::OwnerEpochOnly, 254),
         (Mutation::LeaderOwnerUnchecked, 72),
         (Mutation::LogSilenceDecides, 33),
