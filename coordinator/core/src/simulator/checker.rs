@@ -207,8 +207,7 @@ impl Checker {
         }
     }
 
-    /// A later write of one of its documents that this one, just applied, has taken the place of. Of what was given up (R-SKIP), too, nothing
-    /// more is promised than that.
+    /// A later write of one of its documents that this one, just applied, has taken the place of: not even what was given up (R-SKIP) may.
     fn overwritten(&self, store: usize, tag: Tag, state: &State) -> Option<Tag> {
         if self.kinds[store] != Kind::Redo || self.cloned || self.restored.contains(&store) {
             return None;
@@ -470,8 +469,8 @@ impl Checker {
 
     // ---- the end ----
 
-    /// Everything has come to rest: `stores` are what is durable, `starts` what the log holds that is followed now. Whatever deviates from the
-    /// decisions, somebody has said so (I12).
+    /// Everything has come to rest: `stores` are what is durable, `starts` those of the log that is followed now. Whatever deviates from
+    /// the decisions, somebody has said so (I12).
     pub(crate) fn at_rest(&mut self, stores: &[&State], starts: &[(Epoch, u64)]) {
         if let Some((store, evidence)) = self.evident.iter().find(|(store, _)| !self.store_alarms.contains(store)) {
             return self.violation(format!("R-STORELOSS: store {store} was put back, and nobody was told: {evidence:?}"));
@@ -489,8 +488,8 @@ impl Checker {
                 // A store that has followed a start which the log does not hold can tell, and is asked.
                 let promised = asked.told.iter().any(|(_, told)| matches!(told, Told::Committed(_)));
                 let provable = asked.writes.iter().any(|w| self.has_kept_another(w.store, starts));
-                let nowhere = !anywhere && !(promised && provable);
-                let agree = asked.below || nowhere || (everywhere && !aborted);
+                let deviates = anywhere || (promised && provable);
+                let agree = asked.below || !deviates || (everywhere && !aborted);
                 let store_lost = asked.writes.iter().any(|w| self.is_store_lost(w.store));
                 let said = self.log_alarm || store_lost || self.damage.iter().any(|(_, damaged)| *damaged == tag);
                 if !agree && !said {

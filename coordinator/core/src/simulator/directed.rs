@@ -1,5 +1,6 @@
-//! Schedules that chance meets once in thousands of seeds, told step by step: the shortest ones in which a rule is missed. Each holds as the
-//! protocol is written, and breaks something as soon as its rule is taken away. What goes on between two sentences goes on in the plain order.
+//! Schedules that chance meets once in thousands of seeds, told step by step: the shortest ones in which a rule is missed. Each holds as
+//! the protocol is written, and breaks something as soon as its rule is taken away. What goes on between two sentences goes on in the
+//! plain order.
 
 use super::checker::Evidence;
 use super::quiet_panics;
@@ -14,7 +15,7 @@ pub(super) struct Schedule {
     pub name: &'static str,
     /// Each of these alone breaks something in it.
     pub misses: &'static [Mutation],
-    /// Where one rule stands before another: neither is missed alone, both are.
+    /// A rule, and another that it stands before: in this schedule neither is missed alone, both are.
     pub misses_both: Option<[Mutation; 2]>,
     setup: fn() -> Setup,
     way: fn(&mut SmallWorld) -> Way,
@@ -32,16 +33,12 @@ pub(super) enum Stop {
 type Way = Result<(), Stop>;
 
 impl Schedule {
-    /// The schedule that misses this rule, and which other one has to be taken away with it.
+    /// The schedule that misses this rule, and which other one that stands before it has to be taken away too.
     pub(super) fn of(mutation: Mutation) -> Option<(&'static Schedule, Option<Mutation>)> {
-        let other = |[first, second]: [Mutation; 2]| match mutation {
-            _ if mutation == first => Some(second),
-            _ if mutation == second => Some(first),
-            _ => None,
-        };
-        let of = |schedule: &'static Schedule| match schedule.misses.contains(&mutation) {
-            true => Some((schedule, None)),
-            false => Some((schedule, Some(schedule.misses_both.and_then(other)?))),
+        let of = |schedule: &'static Schedule| match schedule.misses_both {
+            _ if schedule.misses.contains(&mutation) => Some((schedule, None)),
+            Some([before, held]) if held == mutation => Some((schedule, Some(before))),
+            Some(_) | None => None,
         };
         SCHEDULES.iter().find_map(of)
     }
@@ -227,6 +224,16 @@ impl SmallWorld {
         })
     }
 
+    /// An index is to apply something, and does not answer.
+    fn leave_unanswered(&mut self, index: usize) -> Way {
+        self.until("the index is to apply it", |w| matches!(w.seats[index].command, Some(StoreCommand::Commit { .. })))?;
+        let Some(command) = self.seats[index].command.take() else { return Err(Stop::Lost("a command")) };
+        let StoreCommand::Commit { decided, .. } = &command else { return Err(Stop::Lost("a commit")) };
+        let report = self.seats[index].store.leave_unanswered(decided);
+        self.reported(index, &command, report);
+        self.unbroken()
+    }
+
     /// How far this one had come when it went on without a leader stands in the log.
     fn noted(&self, store: usize) -> bool {
         self.machine.as_ref().is_some_and(|machine| machine.followers()[store].noted == Noted::Durable)
@@ -311,6 +318,47 @@ pub(super) const SCHEDULES: &[Schedule] = &[
             w.hold(Step::Client(1));
             w.decided_and_unheard(0, 0)?;
             w.until("the others are there", |w| w.is_open(1) && w.is_open(2))?;
+            w.go(Step::Client(1))?;
+            w.drain()?;
+            w.rest()
+        },
+    },
+    Schedule {
+        name: "a condition after a start, on what its index has not applied",
+        misses: &[Mutation::ConditionsNotRebuilt],
+        misses_both: None,
+        setup: || {
+            let absent = Write { condition: Some(Condition::Absent), ..Write::of(1, "k") };
+            let requests = vec![vec![Write::of(0, "a"), Write::of(1, "k"), Write::of(1, "m")], vec![Write::of(0, "b"), absent]];
+            Setup { wait: Wait::Applied, ..Setup::new(&[Kind::Preparing, Kind::Redo], requests) }
+        },
+        way: |w| {
+            w.hold(Step::Client(1));
+            w.leave_unanswered(1)?;
+            w.until("its database has it", |w| w.answered(0))?;
+            w.die()?;
+            w.leave_unanswered(1)?;
+            w.until("all are there", |w| w.is_open(0) && w.is_open(1))?;
+            w.go(Step::Client(1))?;
+            w.drain()?;
+            w.rest()
+        },
+    },
+    Schedule {
+        name: "a write without a condition beside one that has one",
+        misses: &[Mutation::OneSidedExclusion],
+        misses_both: None,
+        setup: || {
+            let absent = Write { condition: Some(Condition::Absent), ..Write::of(2, "k") };
+            let requests = vec![vec![Write::of(0, "a"), absent], vec![Write::of(1, "b"), Write::of(2, "k")]];
+            Setup::new(&[Kind::Preparing, Kind::Preparing, Kind::Redo], requests)
+        },
+        way: |w| {
+            w.held = vec![Step::Client(0), Step::Client(1)];
+            w.until("all are there", |w| (0..3).all(|store| w.is_open(store)))?;
+            w.hold(Step::There(0));
+            w.go(Step::Client(0))?;
+            w.drain()?;
             w.go(Step::Client(1))?;
             w.drain()?;
             w.rest()
@@ -507,7 +555,9 @@ pub(super) const SCHEDULES: &[Schedule] = &[
                 return Err(Stop::Lost("it has changed since"));
             }
             w.restart_participant(0);
-            w.checker.store_restored(0, Some(Evidence::Owner { recovered: false }));
+            // The start that has heard it knows.
+            let heard = w.machine.as_ref().is_some_and(|machine| machine.followers()[0].heard == machine.owner().epoch);
+            w.checker.store_restored(0, heard.then_some(Evidence::Owner { recovered: false }));
             w.drain()?;
             w.end()
         },
@@ -584,12 +634,8 @@ pub(super) const SCHEDULES: &[Schedule] = &[
         },
         way: |w| {
             w.hold(Step::Client(1));
-            w.until("the index is to apply it", |w| matches!(w.seats[1].command, Some(StoreCommand::Commit { .. })))?;
-            let command = w.seats[1].command.take().expect("just seen");
-            let StoreCommand::Commit { decided, .. } = &command else { return Err(Stop::Lost("a commit")) };
-            let report = w.seats[1].store.leave_unanswered(decided);
+            w.leave_unanswered(1)?;
             w.hold(Step::LeftBehind(1));
-            w.reported(1, &command, report);
             w.until("its database has it", |w| w.answered(0))?;
             let (txid, participant) = (w.txid_of(0)?, ParticipantId(1));
             w.checker.by_hand(1, super::checker::Tag(0));

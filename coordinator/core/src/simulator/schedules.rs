@@ -1,6 +1,6 @@
 //! Beside the random world a small one, and every way through it: two transactions on one row and its document, and all schedules that
-//! depart once from the plain order, and then perhaps lose the coordinator. A departure lets somebody else go first, or is a fault. Chance is not asked: what it would
-//! find once in a thousand seeds is found for certain, within these bounds.
+//! depart once from the plain order, and then perhaps lose the coordinator. A departure lets somebody else go first, or is a fault. Chance
+//! is not asked: what it would find once in a thousand seeds is found for certain, within these bounds.
 
 use super::small::{STEPS_MAX, Setup, SmallWorld, Step};
 use super::{SIMULATING, quiet_panics};

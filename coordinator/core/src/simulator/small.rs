@@ -1,5 +1,5 @@
-//! A small world, in which nothing is left to chance: both machines, a log, stores, and clients with one request each. Who goes next is said
-//! from outside: by `schedules`, which tries every way, or by `directed`, which knows one.
+//! A small world, in which nothing is left to chance: both machines, a log, stores, and clients with one request each. Who goes next is
+//! said from outside: by `schedules`, which tries every way, or by `directed`, which knows one.
 
 use super::checker::{Checker, Tag, Writes};
 use super::dice::Dice;
