@@ -105,7 +105,7 @@ impl View<'_> {
             harms.push(self.harm(participant, format!("`{name}` goes on finding these documents, which were to be deleted."), left));
         }
         if !overwritten.is_empty() {
-            let sentence = "A later transaction writes these again: they come right as soon as that one is applied.".to_string();
+            let sentence = format!("A later transaction writes these again: they come right at `{name}` as soon as that one is applied.");
             harms.push(self.harm(participant, sentence, overwritten));
         }
         harms.push(everywhere(&format!("Clients that wait for {txid}, or ask for it, are told: committed, but damaged at `{name}`.")));
