@@ -124,7 +124,13 @@ fn screen(verified: &Verified, output: &Output) -> String {
         ("verdict", sound),
         ("coordinator", format!("{}, epoch {}", verified.coord_id, verified.epoch)),
         ("log id", verified.log_id.clone()),
-        ("records", format!("{}, from {} to {}, without a gap", verified.records, verified.first_lsn, verified.last_lsn)),
+        (
+            "records",
+            format!(
+                "{} kept, the first {}, the last {}; none is missing that was not forgotten on purpose",
+                verified.records, verified.first_lsn, verified.last_lsn
+            ),
+        ),
         ("end", torn),
         (
             "decisions",

@@ -156,8 +156,7 @@ impl Choice {
             text += &format!("{}\n", output.toned("It damages, or may damage:", Tone::Bad));
         }
         for harm in &self.harms {
-            let at = if harm.participant.is_empty() { String::new() } else { format!("at `{}`: ", harm.participant) };
-            text += &output::wrapped(&format!("{at}{}", harm.sentence), "  - ");
+            text += &output::wrapped(&harm.sentence, "  - ");
             // Not wrapped: it is there to be looked for.
             text.extend(harm.keys.iter().map(|key| format!("      {}\n", key.replace(['\n', '\r', '\t'], " "))));
         }

@@ -343,10 +343,8 @@ impl View<'_> {
         for participant in at {
             story.attention = true;
             let name = self.name(participant);
-            let mend = format!(
-                "Compare what it wrote at `{name}` with the other stores, and put it right by an ordinary transaction: that is recorded nowhere as \
-                 mended until you forget the damage."
-            );
+            let mend =
+                format!("Compare what it wrote at `{name}` with the other stores, and put it right by an ordinary transaction. Then:");
             story.choices.push(nothing(&mend));
             story.choices.push(self.plan(&AdminAction::Forget { txid, participant }));
         }

@@ -166,8 +166,10 @@ impl View<'_> {
         let entries = decided.into_iter().flat_map(|decision| &decision.entries);
         let decided =
             entries.filter(|entry| transaction.is_some_and(|transaction| transaction.txid == entry.txid)).flat_map(|entry| &entry.branches);
-        let mut others: Vec<_> =
-            branches.map(|branch| branch.participant).chain(decided.copied()).filter(|other| *other != participant).collect();
+        let damaged: Vec<_> = transaction.map_or_else(Vec::new, |transaction| self.damaged_at(transaction.txid).collect());
+        let mut others: Vec<_> = branches.map(|branch| branch.participant).chain(decided.copied()).collect();
+        // Of a damaged one nobody knows what it has.
+        others.retain(|other| *other != participant && !damaged.contains(other));
         others.sort();
         others.dedup();
         if others.is_empty() { String::new() } else { listed(others.into_iter().map(|other| quoted(self.name(other)))) }

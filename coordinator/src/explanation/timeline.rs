@@ -50,11 +50,18 @@ impl View<'_> {
                 moments.push(self.decided(transaction.txid, decision.lsn, entry.at_ms, sentence));
             }
             moments.extend(settled.map(|at| self.durable(at)));
-            for branch in &transaction.branches {
+            for branch in transaction.branches.iter().filter(|_| matches!(transaction.state, State::Committing(_))) {
                 self.following_moments(branch.participant, csn, moments);
             }
         }
-        moments.extend(times().filter_map(|(id, times)| Some(self.said(times.finished?, id, "it has applied it".into()))));
+        let damaged: Vec<_> = self.damaged_at(transaction.txid).collect();
+        moments.extend(times().filter_map(|(id, times)| {
+            let at = times.finished?;
+            Some(match damaged.contains(&id) {
+                true => self.seen(at, Some(id), "from then on it counted as done there".into()),
+                false => self.said(at, id, "it has applied it".into()),
+            })
+        }));
     }
 
     fn following_moments(&self, participant: ParticipantId, csn: Csn, moments: &mut Vec<v1::Moment>) {

@@ -95,6 +95,9 @@ impl View<'_> {
     pub(super) fn applied_fact(&self, transaction: &Transaction, participant: ParticipantId) -> v1::Fact {
         let follower = self.follower(participant);
         let name = &follower.name;
+        if self.damaged_at(transaction.txid).any(|damaged| damaged == participant) {
+            return self.now_known(format!("`{name}` counts as done, and is damaged there: see below."));
+        }
         let finished = transaction.branch(participant).and_then(|branch| branch.times.finished);
         match finished {
             Some(at) => self.of_store(follower, at, format!("`{name}` has applied it.")),
