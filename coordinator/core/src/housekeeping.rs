@@ -111,6 +111,7 @@ impl Coordinator {
         if let Some((csn, item)) = follower.oldest_unapplied()
             && item.since.after(stuck_after) <= now
             && !follower.stuck.contains_key(&csn)
+            && self.decisions[&item.decision].decided
             && let Some(entry) = self.decisions[&item.decision].entries.iter().find(|entry| entry.csn == csn)
         {
             let (txid, why) = (entry.txid, "it has been decided for long and is not applied".to_string());

@@ -95,7 +95,24 @@ impl Coordinator {
         match self.outcomes.by_txid(txid).map(|known| &known.fate) {
             Some(Fate::Committed(_)) => Err(format!("{txid} is committed: its branches follow by themselves")),
             Some(Fate::Aborted(_)) => Err(format!("{txid} is aborted: its branches follow by themselves")),
-            Some(Fate::Running) | None => Ok(()),
+            Some(Fate::Running) | None => self.may_be_prepared(txid, participant),
+        }
+    }
+
+    /// A slip of the pen must not become a recorded decision: there was such a transaction, and the store may hold its branch.
+    fn may_be_prepared(&self, txid: Txid, participant: ParticipantId) -> Result<(), String> {
+        let follower = self.follower(participant);
+        if let Some(transaction) = self.transactions.get(&txid) {
+            let part = transaction.branch(participant).map(drop);
+            return part.ok_or_else(|| format!("{txid} has no branch at `{}`", follower.name));
+        }
+        if txid.position() >= self.position() {
+            return Err(format!("{txid} was never begun"));
+        }
+        let named = self.asked.contains(&(participant, txid)) || self.by_hand.contains_key(&(txid, participant));
+        match named || follower.open_session().is_none() {
+            true => Ok(()),
+            false => Err(format!("`{}` holds no prepared branch of {txid} that waits for its outcome", follower.name)),
         }
     }
 
