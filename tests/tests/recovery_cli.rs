@@ -10,6 +10,8 @@ use lockstep_tests::remote_participant::RemoteParticipant;
 use lockstep_tests::workload;
 use lockstepd::demo::daemon::{Daemon, Launch};
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,6 +29,17 @@ async fn a_document_is_refused() -> anyhow::Result<()> {
     lab.refuses.store(true, Ordering::SeqCst);
     let txid = lab.one("first", "item-1").await?;
     lab.daemon.wait_for(LIMIT, |status| status.participants.iter().any(|store| store.stuck == 1)).await?;
+
+    let metrics = lab.page("/metrics").await?;
+    for line in [
+        "lockstep_store_stuck_transactions{store=\"index\",type=\"remote\",kind=\"redo\"} 1",
+        "lockstep_transactions_in_doubt 1",
+        "lockstep_store_up{store=\"db\",type=\"sqlite\",kind=\"serial\"} 1",
+    ] {
+        ensure!(metrics.lines().any(|found| found == line), "`{line}` is not among:\n{metrics}");
+    }
+    ensure!(metrics.contains("lockstep_store_call_seconds_count{store=\"db\",call=\"commit\"}"), "{metrics}");
+    ensure!(lab.page("/readyz").await?.starts_with("HTTP/1.0 200"), "it serves, whatever is stuck");
 
     let said = lab.says(&["tx", "explain", &txid], Exit::Attention).await?;
     says(
@@ -149,6 +162,8 @@ async fn the_log_is_read_with_the_daemon_down() -> anyhow::Result<()> {
 /// A daemon with an index that is a process of its own, as far as the daemon can tell.
 struct Lab {
     folder: tempfile::TempDir,
+    /// Where its metrics are.
+    watched: String,
     daemon: Daemon,
     client: Client,
     remote: Arc<RemoteParticipant>,
@@ -160,7 +175,8 @@ impl Lab {
     async fn start() -> anyhow::Result<Lab> {
         let folder = tempfile::tempdir()?;
         let configuration = folder.path().join("lockstepd.toml");
-        std::fs::write(&configuration, STORES)?;
+        let watched = format!("127.0.0.1:{}", lockstep_servers::free_port()?);
+        std::fs::write(&configuration, format!("{STORES}\n[http]\nlisten = \"{watched}\"\n"))?;
         let program = PathBuf::from(env!("CARGO_BIN_EXE_lockstepd-with-failpoints"));
         let arguments = vec!["--config".into(), configuration.display().to_string()];
         let mut daemon =
@@ -178,13 +194,26 @@ impl Lab {
         daemon.kill();
         daemon.start_again().await?;
         daemon.wait_until_ready().await?;
-        Ok(Lab { folder, daemon, client, remote, refuses, attending })
+        Ok(Lab { folder, watched, daemon, client, remote, refuses, attending })
     }
 
     /// Commits one transaction; its id.
     async fn one(&self, id: &str, item: &str) -> anyhow::Result<String> {
         let receipt = workload::transaction(&self.client, id, item).wait(Wait::Applied).deadline(LIMIT).commit().await?;
         Ok(receipt.txid.to_string())
+    }
+
+    /// An answer of the daemon's plain HTTP, with its head.
+    async fn page(&self, path: &str) -> anyhow::Result<String> {
+        let (watched, request) = (self.watched.clone(), format!("GET {path} HTTP/1.0\r\n\r\n"));
+        let asked = tokio::task::spawn_blocking(move || -> anyhow::Result<String> {
+            let mut stream = TcpStream::connect(watched)?;
+            stream.write_all(request.as_bytes())?;
+            let mut page = String::new();
+            stream.read_to_string(&mut page)?;
+            Ok(page)
+        });
+        asked.await?
     }
 
     /// What the CLI writes, to either stream.
