@@ -65,7 +65,7 @@ fn explanations() {
 fn waiting() {
     let (well, ill) = (fake::start(Health::Well), fake::start(Health::Ill));
     let settled = transcript(&well, &["wait", "wait --output json"]);
-    let doubtful = transcript(&ill, &["wait --timeout 1ms", "wait --timeout 1ms --output json"]);
+    let doubtful = transcript(&ill, &["wait --timeout 0s", "wait --timeout 0s --output json"]);
     assert_snapshot!("waiting", [settled, doubtful].join("\n"));
 }
 

@@ -60,7 +60,7 @@ async fn a_document_is_refused() -> anyhow::Result<()> {
     let shown = lab.says(&["tx", "show", &txid], Exit::Ok).await?;
     says(&shown, &["its vote came", "store index", "it was committed, at CSN 2.1", "it could not be applied, first", "it has applied it"]);
     says(&lab.says(&["tx", "list", "--key", "item-1"], Exit::Ok).await?, &[&txid]);
-    says(&lab.says(&["wait", "--timeout", "1ms"], Exit::Attention).await?, &["1 decided and not applied everywhere", "index"]);
+    says(&lab.says(&["wait", "--timeout", "0s"], Exit::Attention).await?, &["1 decided and not applied everywhere", "index"]);
     let json = lab.says(&["tx", "explain", &txid, "--output", "json"], Exit::Attention).await?;
     let json: serde_json::Value = serde_json::from_str(&json)?;
     ensure!(
