@@ -430,7 +430,7 @@ fn shout(alarm: &Alarm, registry: &Registry) {
     }
 }
 
-#[cfg(feature = "failpoints")]
+#[cfg(any(debug_assertions, feature = "failpoints"))]
 fn hit_before_send(messages: &[ToParticipant]) {
     for message in messages {
         match message {
@@ -443,7 +443,7 @@ fn hit_before_send(messages: &[ToParticipant]) {
     }
 }
 
-#[cfg(not(feature = "failpoints"))]
+#[cfg(not(any(debug_assertions, feature = "failpoints")))]
 #[inline(always)]
 fn hit_before_send(_messages: &[ToParticipant]) {}
 

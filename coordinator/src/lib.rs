@@ -10,7 +10,7 @@ pub mod engine;
 pub mod engine_handle;
 pub mod explanation;
 pub mod exposition;
-#[cfg(feature = "failpoints")]
+#[cfg(any(debug_assertions, feature = "failpoints"))]
 pub mod fragile_store;
 pub mod http;
 pub mod measured_store;

@@ -58,9 +58,9 @@ fn open_one(configuration: &Configuration, store: &Store) -> Option<Result<Opene
     };
     let name = store.name().to_string();
     Some(match opened {
-        #[cfg(feature = "failpoints")]
+        #[cfg(any(debug_assertions, feature = "failpoints"))]
         Ok(store) => Ok(OpenedStore { resource_manager: Box::new(crate::fragile_store::FragileStore::new(&name, store)), name }),
-        #[cfg(not(feature = "failpoints"))]
+        #[cfg(not(any(debug_assertions, feature = "failpoints")))]
         Ok(resource_manager) => Ok(OpenedStore { name, resource_manager }),
         Err(error) => Err(OpenError { name, place, error }),
     })

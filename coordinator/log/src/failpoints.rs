@@ -1,24 +1,25 @@
-//! Places where a test may stop the daemon dead. Without the feature `failpoints` they are nothing at all.
+//! Places where a test may stop the daemon dead: in builds with debug assertions, or with the feature `failpoints`. In any other they are
+//! nothing at all.
 //!
 //! `LOCKSTEP_FAILPOINT=name:count:action` fires at the `count`th hit of `name` (from 1), once; several are separated by commas.
 //! Actions: `kill` (SIGKILL to the own process), `pause` (SIGSTOP; go on with SIGCONT), `error` (only where the place can fail).
 
-#[cfg(feature = "failpoints")]
+#[cfg(any(debug_assertions, feature = "failpoints"))]
 pub use active::{fails, hit};
 
 /// A place that was reached.
-#[cfg(not(feature = "failpoints"))]
+#[cfg(not(any(debug_assertions, feature = "failpoints")))]
 #[inline(always)]
 pub fn hit(_name: &str) {}
 
 /// A place that was reached and that can fail: whether it shall.
-#[cfg(not(feature = "failpoints"))]
+#[cfg(not(any(debug_assertions, feature = "failpoints")))]
 #[inline(always)]
 pub fn fails(_name: &str) -> bool {
     false
 }
 
-#[cfg(feature = "failpoints")]
+#[cfg(any(debug_assertions, feature = "failpoints"))]
 mod active {
     use super::plan::{Action, Plan};
     use rustix::process::{Signal, getpid, kill_process};
@@ -57,7 +58,7 @@ mod active {
     }
 }
 
-#[cfg(any(test, feature = "failpoints"))]
+#[cfg(any(test, debug_assertions, feature = "failpoints"))]
 mod plan {
     use std::sync::atomic::{AtomicU64, Ordering};
 
