@@ -11,6 +11,9 @@ enum Redo<'a> {
     V1(Vec<Write<'a>>),
 }
 
+/// Bytes of documents that are checked beside the store's thread, at most: more would hold up everybody else's votes.
+const BESIDE_BYTES: usize = 16 << 10;
+
 /// One write of a whole document.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub enum Write<'a> {
@@ -50,6 +53,18 @@ pub fn decode(redo: &[u8]) -> Result<Vec<Write<'_>>, String> {
         Ok((Redo::V1(_), rest)) => Err(format!("the redo has {} bytes too many: it is damaged or of a newer version", rest.len())),
         Err(e) => Err(format!("the redo cannot be read ({e}): it is damaged or of a newer version")),
     }
+}
+
+/// Whether a vote on these can be given beside the store's thread: it takes no long time, and does not depend on what the index holds.
+pub fn may_be_judged_beside(operations: &[Operation]) -> bool {
+    let size = |operation: &Operation| match operation {
+        Operation::Put { key, document, .. } => key.len() + document.len(),
+        Operation::Delete { key, .. } => key.len(),
+        Operation::Statement { sql, .. } => sql.len(),
+        Operation::Enlisted { .. } => 0,
+    };
+    let conditional = operations.iter().any(|operation| operation.condition().is_some());
+    !conditional && operations.iter().map(size).sum::<usize>() <= BESIDE_BYTES
 }
 
 /// Why the condition does not hold, if it does not. `found`: the CSN of the document, if there is one.

@@ -5,14 +5,11 @@ use super::mapping::Mapping;
 use super::state::STATE_KEY;
 use super::votes::vote_of;
 use crate::Validator;
-use crate::document_redo::Write;
+use crate::document_redo::{self as redo, Write};
 use lockstep_core::{Operation, Refusal, RefusalKind, Vote};
 use rustc_hash::FxHashSet;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
-
-/// Bytes of documents that are checked beside the store's thread, at most: more would hold up everybody else's votes.
-const BESIDE_BYTES: usize = 16 << 10;
 
 /// Shared: the store's thread writes it after each look at the index, votes read it from any thread.
 #[derive(Default)]
@@ -51,14 +48,7 @@ impl Seen {
 
 impl Validator for Grounds {
     fn validate(&self, operations: &[Operation]) -> Option<Vote> {
-        let size = |operation: &Operation| match operation {
-            Operation::Put { key, document, .. } => key.len() + document.len(),
-            Operation::Delete { key, .. } => key.len(),
-            Operation::Statement { sql, .. } => sql.len(),
-            Operation::Enlisted { .. } => 0,
-        };
-        let conditional = operations.iter().any(|operation| operation.condition().is_some());
-        if conditional || operations.iter().map(size).sum::<usize>() > BESIDE_BYTES {
+        if !redo::may_be_judged_beside(operations) {
             return None;
         }
         let seen = self.fresh()?;

@@ -8,9 +8,6 @@ use lockstep_core::{Csn, Operation, Refusal, RefusalKind, Vote};
 use rustc_hash::FxHashSet;
 use std::sync::Arc;
 
-/// Bytes of documents that are checked beside the store's thread, at most: more would hold up everybody else's votes.
-const BESIDE_BYTES: usize = 16 << 10;
-
 /// What documents have to look like.
 #[derive(Clone)]
 pub(super) struct Validation {
@@ -63,14 +60,7 @@ impl Validation {
 
 impl Validator for Validation {
     fn validate(&self, operations: &[Operation]) -> Option<Vote> {
-        let size = |operation: &Operation| match operation {
-            Operation::Put { key, document, .. } => key.len() + document.len(),
-            Operation::Delete { key, .. } => key.len(),
-            Operation::Statement { sql, .. } => sql.len(),
-            Operation::Enlisted { .. } => 0,
-        };
-        let conditional = operations.iter().any(|operation| operation.condition().is_some());
-        if conditional || operations.iter().map(size).sum::<usize>() > BESIDE_BYTES {
+        if !redo::may_be_judged_beside(operations) {
             return None;
         }
         self.vote(operations, |_| unreachable!("nothing is conditional")).ok()
