@@ -1,11 +1,11 @@
 //! What operators see of the machine: `lockstep_core`'s state in the words of `admin.proto`.
 
 use crate::engine_handle::{Breaks, Registry};
-use crate::log::{self, Space, key_text};
+use crate::log::{self, Space, key_text, kind_word};
 use lockstep_core::follower::{Follower, Session};
 use lockstep_core::outcomes::{Fate, Known};
 use lockstep_core::transaction::{Branch, BranchState, State, Transaction};
-use lockstep_core::{Coordinator, DamageKind, Decider, Entry, Kind, ParticipantId, Phase, Time, Txid, Vote};
+use lockstep_core::{Coordinator, DamageKind, Decider, Entry, ParticipantId, Phase, Time, Txid, Vote};
 use lockstep_proto::v1;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -425,15 +425,6 @@ fn vote_word(vote: &Vote) -> &'static str {
         Vote::Ready(_) => "yes (ready to lead)",
         Vote::ReadOnly(_) => "read-only",
         Vote::No(_) => "no",
-    }
-}
-
-fn kind_word(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Preparing => "preparing",
-        Kind::Redo => "redo",
-        Kind::Serial => "serial",
-        Kind::Leader => "leader",
     }
 }
 

@@ -18,7 +18,7 @@ mod write_ahead;
 pub use inspection::Inspection;
 pub use report::{Owed, Report};
 pub use sled_log::{Options, SledLog};
-pub use words::{Line, key_text, line};
+pub use words::{Line, key_text, kind_word, line};
 
 use lockstep_core::{Entry, Lsn};
 use std::fs::File;

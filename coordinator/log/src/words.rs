@@ -71,7 +71,8 @@ fn commit_entry(entry: &CommitEntry, payload: Option<&EntryPayload>) -> serde_js
     })
 }
 
-fn kind_word(kind: Kind) -> &'static str {
+/// How a store votes, in a word.
+pub fn kind_word(kind: Kind) -> &'static str {
     match kind {
         Kind::Preparing => "preparing",
         Kind::Redo => "redo",
