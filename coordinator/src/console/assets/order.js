@@ -60,6 +60,8 @@ async function look(order, body, done, complaint) {
   try {
     const session = await ask("session");
     const { plan, word, mark } = await post("plan", session.token, { order });
+    // What was shown before belongs to another plan.
+    body.replaceChildren();
     const shown = [complaint ? failure(complaint) : null, h("p", null, plan.effect), reservations(plan)];
     if (plan.refused) {
       fill(body, shown, buttons("Close"));

@@ -4,7 +4,7 @@ import { fill, h, s } from "./dom.js";
 import { asOf, ask, keep, place, watch } from "./live.js";
 import { button, listen } from "./order.js";
 import { draw, figure } from "./plots.js";
-import { bytes, clock, count, duration, micros, plural } from "./words.js";
+import { bytes, clock, count, duration, micros, plural, span } from "./words.js";
 
 const KEPT = 600;
 const AGES = ["below 1 s", "1 s to 10 s", "10 s to 1 min", "1 min to 10 min", "10 min to 1 h", "above 1 h"];
@@ -79,7 +79,7 @@ function tiles(last) {
       h(
         "div",
         { "data-key": `store-${store.name}`, class: store.session === "up" && !store.stuck ? null : "bad" },
-        h("dt", null, h("a", { href: `/console/participants#${encodeURIComponent(store.name)}` }, `Store ${store.name}`)),
+        h("dt", null, h("a", { href: `/console/participants#store-${store.name}` }, `Store ${store.name}`)),
         h("dd", null, h("strong", null, store.session), h("small", null, store.lag ? ` ${count(store.lag)} behind, ${duration(store.lag_ms)}${store.stuck ? `, ${count(store.stuck)} stuck` : ""}` : " has all")),
       ),
     ),
@@ -99,7 +99,7 @@ function redraw() {
   draw(plots.group, "Records a forced write", times, [{ name: "records a force", values: all((sample) => sample.group) }]);
   const names = samples.at(-1).stores.map((store) => store.name);
   const lag = (name) => all((sample) => sample.stores.find((store) => store.name === name)?.lag_ms ?? null);
-  draw(plots.lag, "Lag of each store", times, names.map((name) => ({ name, values: lag(name) })), duration);
+  draw(plots.lag, "Lag of each store", times, names.map((name) => ({ name, values: lag(name) })), span);
   draw(plots.doubt, "Transactions in doubt", times, [
     { name: "decided, not applied everywhere", values: all((sample) => sample.in_doubt) },
     { name: "branches without an answer", values: all((sample) => sample.unanswered) },

@@ -5,6 +5,7 @@ import { asOf, ask, keep, place, watch } from "./live.js";
 import { button, listen } from "./order.js";
 import { ago, count, duration, plural } from "./words.js";
 
+let first = true;
 /** Transactions that are named where a store holds them back. */
 const NAMED = 5;
 
@@ -24,6 +25,9 @@ watch(() => {});
 
 function show(answer, findings, held) {
   fill(place(), asOf(answer), answer.participants.map((store) => card(store, findings.filter((finding) => finding.subject === `store ${store.name}` && finding.level !== "ok"), held.get(store.name))));
+  // What the address points at was not there when the page was loaded.
+  if (first && location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
+  first = false;
 }
 
 function card(store, findings, held) {
@@ -32,7 +36,7 @@ function card(store, findings, held) {
   const all = `/console/transactions?participant=${encodeURIComponent(store.name)}`;
   return h(
     "section",
-    { class: "card", id: store.name, "aria-labelledby": id, "data-key": store.name },
+    { class: "card", id: `store-${store.name}`, "aria-labelledby": id, "data-key": store.name },
     h("h2", { id }, store.name, " ", h("span", { class: `state ${store.session === "up" ? "committed" : "in-doubt"}` }, store.session)),
     store.why ? h("p", null, `${store.why}.`) : null,
     findings.length ? h("ul", { class: "findings" }, findings.map((finding) => h("li", { class: finding.level }, h("strong", null, `${finding.level}: `), `${finding.sentence}.`, finding.remedy ? h("span", { class: "remedy" }, ` Remedy: ${finding.remedy}.`) : null))) : null,

@@ -10,6 +10,13 @@ export function duration(ms) {
   return `${whole(86_400_000)} d ${whole(3_600_000) % 24} h`;
 }
 
+/** `120 ms`, `95.2 s`, `12.5 min`: for an axis, where nothing may be cut off. */
+export function span(ms) {
+  const short = (n) => String(Math.round(n * 10) / 10);
+  if (ms < 1000) return `${short(ms)} ms`;
+  return ms < 600_000 ? `${short(ms / 1000)} s` : `${short(ms / 60_000)} min`;
+}
+
 /** Less than a second ago is now. */
 export function ago(ms) {
   return ms < 1000 ? "now" : `${duration(ms)} ago`;
