@@ -167,7 +167,7 @@ impl Choice {
 impl From<v1::Choice> for Choice {
     fn from(choice: v1::Choice) -> Choice {
         let harm = |harm: v1::Harm| Harm { participant: harm.participant, sentence: harm.sentence, keys: harm.keys };
-        let v1::Choice { command, effect, harms, refused } = choice;
+        let v1::Choice { command, effect, harms, refused, order: _ } = choice;
         Choice { command, effect, harms: harms.into_iter().map(harm).collect(), refused }
     }
 }

@@ -87,6 +87,7 @@ async fn list(list: &List, daemon: &mut Daemon, output: &Output, io: &mut Io<'_>
         older_than_ms: list.older_than.map_or(0, |age| age.as_millis() as u64),
         limit: list.limit,
         key: list.key.clone().unwrap_or_default(),
+        after: String::new(),
     };
     let reply = Daemon::answer(&daemon.endpoint, daemon.service.list_transactions(request)).await?;
     let transactions = reply.transactions.into_iter().map(Transaction::from).collect();

@@ -393,12 +393,16 @@ pub struct Logging {
     pub level: String,
 }
 
-/// What is told to machines that watch: metrics and probes.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// What is told over plain HTTP: metrics and probes to machines that watch, the console to people.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Http {
     /// Where to listen; nowhere if absent.
     pub listen: Option<SocketAddr>,
+    /// Whether the console is served there.
+    pub console: bool,
+    /// Names beside those of loopback that a browser may call it by, without ports.
+    pub hosts: Vec<String>,
 }
 
 /// The form of a log line.
@@ -592,6 +596,10 @@ impl Configuration {
     }
 
     fn check_http(&self) -> Result<(), String> {
+        let odd = |host: &&String| host.is_empty() || host.chars().any(|c| !c.is_ascii_alphanumeric() && !matches!(c, '.' | '-'));
+        if let Some(host) = self.http.hosts.iter().find(odd) {
+            return Err(format!("http.hosts has \"{host}\": expected names such as lockstep.example.com, without scheme and port"));
+        }
         match self.http.listen {
             Some(address) if !address.ip().is_loopback() => Err(format!(
                 "http.listen = \"{address}\" is not on loopback: metrics are served without TLS or authentication; put a proxy before it"
@@ -915,6 +923,12 @@ impl Default for Configuration {
             logging: Logging::default(),
             http: Http::default(),
         }
+    }
+}
+
+impl Default for Http {
+    fn default() -> Http {
+        Http { listen: None, console: true, hosts: Vec::new() }
     }
 }
 

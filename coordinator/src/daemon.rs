@@ -70,12 +70,15 @@ pub async fn run(configuration: Arc<Configuration>, options: Options, began: Ins
     };
     let watched_at = http.as_ref().map(TcpListener::local_addr).transpose()?;
     if let Some(listener) = http {
-        tokio::spawn(http::serve(handle.clone(), meters, listener, ended(closed.clone())));
+        tokio::spawn(http::serve(handle.clone(), meters, Arc::clone(&configuration), listener, ended(closed.clone())));
     }
     let server = tokio::spawn(service::serve(handle.clone(), Arc::clone(&configuration), listener, ended(closed)));
     announce(address, options.port_file.as_deref())?;
     if let Some(address) = watched_at {
         println!("metrics on http://{address}/metrics");
+        if configuration.http.console {
+            println!("console on http://{address}/console/");
+        }
     }
     let exit = tokio::select! {
         signal = signals.next() => {

@@ -364,6 +364,7 @@ impl Engine {
         };
         match question {
             Question::Status(answer) => drop(answer.send(view.status())),
+            Question::Pulse(answer) => drop(answer.send(view.pulse())),
             Question::ListTransactions(request, answer) => drop(answer.send(view.transactions(&request))),
             Question::ShowTransaction(txid, answer) => drop(answer.send(view.transaction(txid))),
             Question::Explain(txid, answer) => drop(answer.send(view.explanation(txid))),

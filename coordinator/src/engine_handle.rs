@@ -4,6 +4,7 @@
 //! phase, names) is published beside the queue, without locks on the hot path.
 
 use crate::meters::Meters;
+use crate::view::Pulse;
 use lockstep_core::{
     AdminAction, CoordId, Epoch, Event, FromParticipant, Kind, LogId, ParticipantId, Position, Reply, Role, SessionId, Ticket, Time,
     ToParticipant, Vote, Work,
@@ -80,6 +81,8 @@ pub struct SessionLost;
 pub enum Question {
     /// Who it is and how it is.
     Status(oneshot::Sender<v1::StatusReply>),
+    /// The same, and how old what is in doubt is.
+    Pulse(oneshot::Sender<Pulse>),
     /// Transactions by state.
     ListTransactions(v1::ListTransactionsRequest, oneshot::Sender<v1::ListTransactionsReply>),
     /// One transaction; `None` if nothing is known of it.

@@ -111,7 +111,7 @@ fn stores(registry: &mut Registry, stores: &[ParticipantStatus]) {
 }
 
 fn measured(registry: &mut Registry, meters: &Meters) {
-    let Meters { commits, forces, group, calls } = meters.clone();
+    let Meters { commits, forces, group, calls, recent: _ } = meters.clone();
     registry.register_with_unit("commit", "From a commit's request to its answer", Unit::Seconds, commits);
     registry.register_with_unit("log_force", "One force of the decision log", Unit::Seconds, forces);
     registry.register("log_group_records", "Records that one force served", group);

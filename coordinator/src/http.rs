@@ -1,5 +1,8 @@
-//! Plain HTTP for machines that watch: `/metrics`, `/livez`, `/readyz`. Off unless configured (`[http] listen`).
+//! Plain HTTP: `/metrics`, `/livez`, `/readyz` for machines that watch, the console for people. Off unless configured (`[http] listen`).
 
+use crate::configuration::Configuration;
+use crate::connections::Bounded;
+use crate::console;
 use crate::engine_handle::{EngineHandle, Phase, Question};
 use crate::exposition;
 use crate::meters::Meters;
@@ -10,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 
@@ -20,15 +24,19 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub async fn serve(
     engine: EngineHandle,
     meters: Meters,
+    configuration: Arc<Configuration>,
     listener: TcpListener,
     ended: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
-    let router = Router::new()
+    let mut router = Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(live))
         .route("/readyz", get(ready))
-        .with_state(Watched { engine, meters });
-    axum::serve(listener, router).with_graceful_shutdown(ended).await
+        .with_state(Watched { engine: engine.clone(), meters: meters.clone() });
+    if configuration.http.console {
+        router = router.merge(console::router(engine, meters, &configuration));
+    }
+    axum::serve(Bounded::new(listener), router).with_graceful_shutdown(ended).await
 }
 
 #[derive(Clone)]
@@ -109,7 +117,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (end, ended) = oneshot::channel::<()>();
-        let server = tokio::spawn(serve(handle.clone(), Meters::default(), listener, async {
+        let server = tokio::spawn(serve(handle.clone(), Meters::default(), Arc::default(), listener, async {
             let _ = ended.await;
         }));
 
@@ -134,7 +142,7 @@ mod tests {
         drop(messages);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/metrics", listener.local_addr().unwrap());
-        tokio::spawn(serve(handle, Meters::default(), listener, std::future::pending()));
+        tokio::spawn(serve(handle, Meters::default(), Arc::default(), listener, std::future::pending()));
         assert_eq!(get(&url).await, (503, "the daemon is stopping\n".into()));
     }
 }

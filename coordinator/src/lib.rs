@@ -4,6 +4,8 @@ pub mod bench;
 mod cli;
 pub mod committer;
 pub mod configuration;
+pub mod connections;
+pub mod console;
 pub mod daemon;
 pub mod demo;
 pub mod engine;

@@ -6,6 +6,7 @@ use lockstep_core::Reply;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// All meters. A clone measures into the same ones.
@@ -19,6 +20,23 @@ pub struct Meters {
     pub group: Histogram,
     /// A store's calls.
     pub calls: Family<Called, Histogram, fn() -> Histogram>,
+    /// The newest of it, for the console.
+    pub recent: Recent,
+}
+
+/// What was measured since it was last taken.
+#[derive(Clone, Debug, Default)]
+pub struct Recent(Arc<Mutex<Moment>>);
+
+/// What was measured in a short time.
+#[derive(Clone, Debug)]
+pub struct Moment {
+    /// Microseconds from a commit's request to its answer, of those that were committed.
+    pub commits: hdrhistogram::Histogram<u32>,
+    /// Forces of the log.
+    pub forces: u64,
+    /// Records that these served.
+    pub records: u64,
 }
 
 /// How a commit was answered.
@@ -44,6 +62,7 @@ impl Default for Meters {
             forces: seconds(),
             group: Histogram::new(exponential_buckets(1.0, 2.0, 13)),
             calls: Family::new_with_constructor(seconds),
+            recent: Recent::default(),
         }
     }
 }
@@ -52,7 +71,10 @@ impl Meters {
     /// A commit was answered, so long after its request.
     pub fn answered(&self, reply: &Reply, after: Duration) {
         let outcome = match reply {
-            Reply::Committed(_) => "committed",
+            Reply::Committed(_) => {
+                self.recent.answered(after);
+                "committed"
+            }
             Reply::Aborted(_) => "aborted",
             Reply::Unknown(_) => "unknown",
             Reply::Expired(_)
@@ -71,6 +93,33 @@ impl Meters {
     pub fn forced(&self, records: usize, took: Duration) {
         self.forces.observe(took.as_secs_f64());
         self.group.observe(records as f64);
+        self.recent.forced(records);
+    }
+}
+
+impl Recent {
+    /// What was measured since the last time; it begins anew.
+    pub fn take(&self) -> Moment {
+        std::mem::take(&mut self.0.lock().expect("no holder panics"))
+    }
+
+    fn answered(&self, after: Duration) {
+        let micros = u64::try_from(after.as_micros()).unwrap_or(u64::MAX);
+        self.0.lock().expect("no holder panics").commits.saturating_record(micros);
+    }
+
+    fn forced(&self, records: usize) {
+        let mut moment = self.0.lock().expect("no holder panics");
+        moment.forces += 1;
+        moment.records += records as u64;
+    }
+}
+
+impl Default for Moment {
+    /// Up to ten minutes, to two digits.
+    fn default() -> Moment {
+        let commits = hdrhistogram::Histogram::new_with_bounds(1, 600_000_000, 2).expect("these bounds are valid");
+        Moment { commits, forces: 0, records: 0 }
     }
 }
 

@@ -7,11 +7,37 @@ use lockstep_core::outcomes::{Fate, Known};
 use lockstep_core::transaction::{Branch, BranchState, State, Transaction};
 use lockstep_core::{Coordinator, DamageKind, Decider, Entry, ParticipantId, Phase, Time, Txid, Vote};
 use lockstep_proto::v1;
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 /// Transactions in one list, at most.
 const LIST_MAX: usize = 10_000;
+
+/// Ages by which what is in doubt is counted, milliseconds.
+pub const AGES: [u64; 5] = [1_000, 10_000, 60_000, 600_000, 3_600_000];
+
+/// How things are at one moment.
+pub struct Pulse {
+    /// One screen.
+    pub status: v1::StatusReply,
+    /// Transactions whose decision is under way, not applied everywhere, or not known to anybody here: younger than the first of
+    /// [`AGES`], than the second, …, older than the last.
+    pub ages: [u64; AGES.len() + 1],
+}
+
+/// Where a list ended: its three parts come one after the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cursor {
+    /// Among those that this start has no entry of.
+    Unanswered(Txid),
+    /// Among those that are not ended.
+    Live(Txid),
+    /// Among those that are, the newest first.
+    Ended(Reverse<Txid>),
+}
 
 /// A look at one moment.
 pub struct View<'a> {
@@ -85,19 +111,44 @@ impl View<'_> {
                 && summary.age_ms >= request.older_than_ms
         };
         let named = |summary: &v1::TransactionSummary| request.key.is_empty() || summary.key == request.key;
-        let mut live: Vec<_> = self.machine.transactions().collect();
-        live.sort_by_key(|transaction| transaction.txid.position());
-        let live = live.into_iter().map(|transaction| (transaction, self.live(transaction)));
-        let live =
-            live.filter(|(transaction, summary)| named(summary) || self.writes_key(transaction, &request.key)).map(|(_, summary)| summary);
-        let mut all: Vec<_> = self.unanswered().filter(named).chain(live).filter(wanted).take(limit + 1).collect();
+        // A malformed cursor is refused before it comes here.
+        let after: Option<Cursor> = request.after.parse().ok();
+        let unanswered = self.unanswered().filter(|(txid, _)| after.is_none_or(|after| after < Cursor::Unanswered(*txid)));
+        let unanswered = unanswered.filter(|(_, summary)| named(summary)).map(|(txid, summary)| (Cursor::Unanswered(txid), summary));
+        let live = self.machine.transactions().map(|transaction| (Cursor::Live(transaction.txid), transaction));
+        let mut live: Vec<_> = live.filter(|(cursor, _)| after.is_none_or(|after| after < *cursor)).collect();
+        live.sort_unstable_by_key(|(cursor, _)| *cursor);
+        let live = live.into_iter().map(|(cursor, transaction)| (cursor, transaction, self.live(transaction)));
+        let live = live.filter(|(_, transaction, summary)| named(summary) || self.writes_key(transaction, &request.key));
+        let live = live.map(|(cursor, _, summary)| (cursor, summary));
+        let of_interest = |(_, summary): &(Cursor, v1::TransactionSummary)| wanted(summary);
+        let mut all: Vec<_> = unanswered.chain(live).filter(of_interest).take(limit + 1).collect();
         if request.states.iter().any(|state| state == "committed" || state == "aborted") {
             let ended = self.machine.all_known().rev().filter(|known| self.machine.transaction(known.txid).is_none());
-            all.extend(ended.map(|known| self.ended(known)).filter(named).filter(wanted).take((limit + 1).saturating_sub(all.len())));
+            let ended = ended.map(|known| (Cursor::Ended(Reverse(known.txid)), known));
+            let ended = ended.filter(|(cursor, _)| after.is_none_or(|after| after < *cursor));
+            let ended = ended.map(|(cursor, known)| (cursor, self.ended(known))).filter(|(_, summary)| named(summary));
+            all.extend(ended.filter(of_interest).take((limit + 1).saturating_sub(all.len())));
         }
         let truncated = all.len() > limit;
         all.truncate(limit);
-        v1::ListTransactionsReply { transactions: all, truncated }
+        let next = all.last().filter(|_| truncated).map_or(String::new(), |(cursor, _)| cursor.to_string());
+        v1::ListTransactionsReply { transactions: all.into_iter().map(|(_, summary)| summary).collect(), truncated, next }
+    }
+
+    /// How things are at this moment, in numbers.
+    pub fn pulse(&self) -> Pulse {
+        let mut ages = [0; AGES.len() + 1];
+        let undone = |transaction: &&Transaction| match transaction.state {
+            State::Active | State::Preparing => false,
+            State::Deciding(_) | State::Committing(_) => true,
+        };
+        let decided = self.machine.transactions().filter(undone).map(|transaction| self.age(transaction.began));
+        for age in decided.chain(self.unanswered().map(|(_, summary)| summary.age_ms)) {
+            let older = |limit: &u64| age >= *limit;
+            ages[AGES.iter().take_while(|limit| older(limit)).count()] += 1;
+        }
+        Pulse { status: self.status(), ages }
     }
 
     /// One transaction.
@@ -114,8 +165,11 @@ impl View<'_> {
                 timeline,
             });
         }
-        let summary =
-            self.machine.known(txid).map(|known| self.ended(known)).or_else(|| self.unanswered().find(|tx| tx.txid == txid.to_string()))?;
+        let summary = self
+            .machine
+            .known(txid)
+            .map(|known| self.ended(known))
+            .or_else(|| self.unanswered().find(|(of, _)| *of == txid).map(|(_, summary)| summary))?;
         let source = facts.into_iter().map(|fact| fact.source).next().unwrap_or_else(|| "memory".into());
         Some(v1::TransactionDetail { summary: Some(summary), branches: Vec::new(), explanation, source, timeline })
     }
@@ -231,7 +285,7 @@ impl View<'_> {
     }
 
     /// Transactions that this start has no entry of, with branches that wait for an answer; one for each.
-    fn unanswered(&self) -> impl Iterator<Item = v1::TransactionSummary> {
+    fn unanswered(&self) -> impl Iterator<Item = (Txid, v1::TransactionSummary)> {
         let mut holders: BTreeMap<Txid, Vec<ParticipantId>> = BTreeMap::new();
         for (holder, txid) in self.machine.asked().filter(|(_, txid)| self.machine.transaction(*txid).is_none()) {
             holders.entry(txid).or_default().push(holder);
@@ -244,7 +298,7 @@ impl View<'_> {
                 }
                 Decider::Log => "evidence about the log".into(),
             };
-            v1::TransactionSummary {
+            let summary = v1::TransactionSummary {
                 txid: txid.to_string(),
                 state: "in doubt".into(),
                 csn: 0,
@@ -253,7 +307,8 @@ impl View<'_> {
                 waiting_for: vec![waiting_for],
                 key: String::new(),
                 attempt: 0,
-            }
+            };
+            (txid, summary)
         })
     }
 
@@ -376,6 +431,33 @@ impl View<'_> {
 
     pub(crate) fn age(&self, since: Time) -> u64 {
         self.now.0.saturating_sub(since.0) / 1000
+    }
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Cursor::Unanswered(txid) => write!(f, "in-doubt:{txid}"),
+            Cursor::Live(txid) => write!(f, "live:{txid}"),
+            Cursor::Ended(Reverse(txid)) => write!(f, "ended:{txid}"),
+        }
+    }
+}
+
+/// `live:3-17`: the form that `Display` gives.
+impl FromStr for Cursor {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Cursor, String> {
+        let bad = || format!("`{text}` is not where a list ended");
+        let (part, txid) = text.split_once(':').ok_or_else(bad)?;
+        let txid = txid.parse().map_err(|_| bad())?;
+        match part {
+            "in-doubt" => Ok(Cursor::Unanswered(txid)),
+            "live" => Ok(Cursor::Live(txid)),
+            "ended" => Ok(Cursor::Ended(Reverse(txid))),
+            _ => Err(bad()),
+        }
     }
 }
 

@@ -7,5 +7,8 @@ pub mod v1 {
     tonic::include_proto!("lockstep.v1");
 }
 
+/// Words of damage, for whoever shows it.
+pub mod damage;
+
 /// All descriptors, for the reflection service.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -48,7 +48,7 @@ fn skipping() -> v1::Choice {
             at_index("`index` goes on finding these documents, which were to be deleted.", "film-7"),
             everywhere("It is recorded as damage with your name and reason, and stays in `lockstep status` until you forget it."),
         ],
-        refused: String::new(),
+        ..v1::Choice::default()
     }
 }
 
@@ -201,7 +201,7 @@ impl AdminService for Daemon {
         let mut transactions: Vec<_> = all.into_iter().filter(wanted).filter(old).filter(named).collect();
         let truncated = transactions.len() > request.limit as usize;
         transactions.truncate(request.limit as usize);
-        Ok(Response::new(v1::ListTransactionsReply { transactions, truncated }))
+        Ok(Response::new(v1::ListTransactionsReply { transactions, truncated, next: String::new() }))
     }
 
     async fn show_transaction(&self, request: Request<v1::ShowTransactionRequest>) -> Result<Response<v1::TransactionDetail>, Status> {

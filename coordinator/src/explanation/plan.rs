@@ -5,6 +5,7 @@ use crate::view::View;
 use lockstep_core::transaction::{State, Transaction};
 use lockstep_core::{AdminAction, Csn, Decider, Kind, ParticipantId, Txid};
 use lockstep_proto::v1;
+use lockstep_proto::v1::plan_request::Order;
 
 impl View<'_> {
     /// What this order would do. Does nothing.
@@ -20,7 +21,33 @@ impl View<'_> {
         let refused = self.machine.allows(action).err().unwrap_or_default();
         // What is refused damages nothing.
         let harms = if refused.is_empty() { harms } else { Vec::new() };
-        v1::Choice { command, effect, harms, refused }
+        v1::Choice { command, effect, harms, refused, order: self.order(action) }
+    }
+
+    fn order(&self, action: &AdminAction) -> Option<v1::PlanRequest> {
+        let (operator, reason) = (String::new(), String::new());
+        let order = match action {
+            AdminAction::Resolve { txid, participant, commit } => Order::Resolve(v1::ResolveRequest {
+                txid: txid.to_string(),
+                participant: self.name(*participant),
+                commit: *commit,
+                operator,
+                reason,
+            }),
+            AdminAction::Skip { txid, participant } => {
+                Order::Skip(v1::SkipRequest { txid: txid.to_string(), participant: self.name(*participant), operator, reason })
+            }
+            AdminAction::Forget { txid, participant } => Order::ForgetDamage(v1::ForgetDamageRequest {
+                txid: txid.to_string(),
+                participant: self.name(*participant),
+                operator,
+                reason,
+            }),
+            AdminAction::Waive { participant } => Order::Waive(v1::WaiveRequest { participant: self.name(*participant), operator, reason }),
+            AdminAction::LeaveSafeMode => Order::LeaveSafeMode(v1::LeaveSafeModeRequest { operator, reason }),
+            AdminAction::Cancel { .. } => return None,
+        };
+        Some(v1::PlanRequest { order: Some(order) })
     }
 
     fn plan_resolve(&self, txid: Txid, participant: ParticipantId, commit: bool) -> (String, String, Vec<v1::Harm>) {

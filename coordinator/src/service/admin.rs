@@ -2,6 +2,7 @@
 
 use super::{Context, translate};
 use crate::engine_handle::Question;
+use crate::view::Cursor;
 use lockstep_core::{AdminAction, Event, ParticipantId, Reply, Txid};
 use lockstep_participants::Finding;
 use lockstep_proto::v1;
@@ -65,6 +66,9 @@ impl AdminService for Admin {
         }
         if !request.participant.is_empty() {
             self.participant(&request.participant)?;
+        }
+        if !request.after.is_empty() {
+            request.after.parse::<Cursor>().map_err(|sentence| Status::invalid_argument(format!("after: {sentence}")))?;
         }
         Ok(Response::new(self.0.engine.ask(|answer| Question::ListTransactions(request, answer)).await?))
     }

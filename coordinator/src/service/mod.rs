@@ -98,6 +98,12 @@ pub async fn serve(
     served
 }
 
+/// What operators may ask and order, for callers in this process.
+pub fn admin(engine: EngineHandle, configuration: Arc<Configuration>) -> admin::Admin {
+    let (streams, reads) = (Arc::new(Semaphore::new(configuration.limits.streams)), Arc::new(Semaphore::new(configuration.limits.reads)));
+    admin::Admin(Context { engine, configuration, streams, reads })
+}
+
 async fn report_health(mut phase: watch::Receiver<Phase>, reporter: HealthReporter) {
     loop {
         let status = match *phase.borrow_and_update() {
