@@ -14,7 +14,8 @@ Exit codes:
   2  the command line is wrong, or was not confirmed
   3  no daemon answers
   4  the daemon refuses it
-  5  something needs a person: what was asked about, or, of wait, what is still in doubt
+  5  something needs a person: what was asked about, or, of wait, what is still in doubt, or, of
+     verify, what differs
 
 Data goes to stdout, all else to stderr. NO_COLOR is honoured.";
 
@@ -69,6 +70,8 @@ pub(crate) enum Command {
         #[command(flatten)]
         order: Order,
     },
+    /// Whether rows and documents agree, by the [[verify]] of the daemon's configuration, while writes go on
+    Verify(Verify),
     /// Shell completions, to stdout
     Completions {
         /// The shell
@@ -80,6 +83,28 @@ pub(crate) enum Command {
         /// The folder; it is made if it is not there
         folder: PathBuf,
     },
+}
+
+#[derive(Args)]
+pub(crate) struct Verify {
+    /// Mappings by their names; all if none is named
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Write what the rows say into the documents that do not say it, after showing the plan
+    #[arg(long)]
+    pub repair: bool,
+    /// Repair without asking
+    #[arg(long, requires = "repair", conflicts_with = "dry_run")]
+    pub yes: bool,
+    /// Show what would be repaired, and do nothing
+    #[arg(long, requires = "repair")]
+    pub dry_run: bool,
+    /// How long what is being written is waited for, once all is read
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub patience: Duration,
+    /// So many differences of one mapping are shown, and repaired, at most; all are counted
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub limit: u32,
 }
 
 #[derive(Subcommand)]

@@ -14,6 +14,7 @@ mod output;
 mod participants;
 mod status;
 mod transactions;
+mod verify;
 mod wait;
 
 use arguments::{Arguments, Command};
@@ -105,6 +106,7 @@ async fn dispatch(arguments: Arguments, io: &mut Io<'_>) -> Result<Exit, Failure
         ToDaemon::Doctor => doctor::examine(&mut daemon, &output, io).await,
         ToDaemon::Wait(timeout) => wait::until_settled(timeout, &endpoint, &mut daemon, &output, io).await,
         ToDaemon::Skip(branch) => orders::skip(branch, &mut daemon, &output, io).await,
+        ToDaemon::CompareRows(arguments) => verify::run(arguments, &mut daemon, &output, io).await,
         ToDaemon::Damage(command) => damage::run(command, &mut daemon, &output, io).await,
         ToDaemon::Waive(participant, order) => orders::waive(participant, order, &mut daemon, &output, io).await,
         ToDaemon::LeaveSafeMode(order) => orders::leave_safe_mode(order, &mut daemon, &output, io).await,
@@ -121,6 +123,7 @@ enum ToDaemon {
     Doctor,
     Wait(Option<Duration>),
     Skip(arguments::Branch),
+    CompareRows(arguments::Verify),
     Damage(arguments::Damage),
     Waive(String, arguments::Order),
     LeaveSafeMode(arguments::Order),
@@ -153,6 +156,7 @@ fn without_daemon(command: Command, output: &Output, io: &mut Io<'_>) -> Dispatc
         Command::Doctor => ToDaemon::Doctor,
         Command::Wait { timeout } => ToDaemon::Wait(timeout),
         Command::Skip(branch) => ToDaemon::Skip(branch),
+        Command::Verify(arguments) => ToDaemon::CompareRows(arguments),
         Command::Damage(command) => ToDaemon::Damage(command),
         Command::Waive { participant, order } => ToDaemon::Waive(participant, order),
         Command::LeaveSafeMode { order } => ToDaemon::LeaveSafeMode(order),

@@ -113,7 +113,7 @@ async fn carry_out(
 }
 
 /// Goes on only with `--yes` or the word typed.
-fn confirm(io: &mut Io<'_>, word: &str, yes: bool) -> Result<(), Failure> {
+pub(crate) fn confirm(io: &mut Io<'_>, word: &str, yes: bool) -> Result<(), Failure> {
     if yes {
         return Ok(());
     }

@@ -139,6 +139,25 @@ fn an_order_is_carried_out_only_if_the_word_is_typed() {
 }
 
 #[test]
+fn rows_and_documents() {
+    let (well, ill) = (fake::start(Health::Well), fake::start(Health::Ill));
+    let agree = ["verify", "verify films --output json", "verify people", "verify --repair"];
+    let differ = [
+        "verify",
+        "verify --limit 2",
+        "verify --output json",
+        "verify --repair --dry-run",
+        "verify --repair",
+        "verify --repair --yes",
+        "verify --repair --yes --output json",
+        "verify --yes",
+    ];
+    assert_snapshot!("verify", [transcript(&well, &agree), transcript(&ill, &differ)].join("\n"));
+    let (exit, text) = talk(&ill, "verify --repair", "repair\n", true);
+    assert!(exit == Exit::Attention && text.contains("repaired: 2"), "{text}");
+}
+
+#[test]
 fn usage() {
     let commands = [
         "--help",
@@ -148,6 +167,7 @@ fn usage() {
         "tx explain --help",
         "log verify --help",
         "wait --help",
+        "verify --help",
         "tx show three",
         "tx list --older-than soon",
         "tx resolve 3-1 --participant db --operator ann --reason r",

@@ -1,6 +1,7 @@
 //! The daemon's configuration: one TOML file, overridden by the environment, overridden by flags. `lockstepd.example.toml` documents
 //! every key; a test holds it to these types and their defaults.
 
+use crate::verification::Mapping;
 use clap::Args;
 use lockstep_core::{Config, Kind, ParticipantConfig, Role};
 use serde::{Deserialize, Serialize};
@@ -35,6 +36,9 @@ pub struct Configuration {
     pub logging: Logging,
     /// What is told to machines that watch.
     pub http: Http,
+    /// Rows and documents that are to agree, for `lockstep verify`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub verify: Vec<Verify>,
 }
 
 /// One store.
@@ -405,6 +409,28 @@ pub struct Http {
     pub hosts: Vec<String>,
 }
 
+/// Rows and documents that are to agree.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Verify {
+    /// Its name.
+    pub name: String,
+    /// The store that holds the truth.
+    pub database: String,
+    /// One SELECT that gives a row for each document.
+    pub query: String,
+    /// The column of its result that names the row: unique, never NULL, an integer or a text.
+    pub key: String,
+    /// The store that follows.
+    pub index: String,
+    /// A document's key, with `{KEY}` in it; the row's key alone if absent.
+    pub document_key: Option<String>,
+    /// The table whose row every writer of such a document locks (R-COVER), for repairs.
+    pub table: Option<String>,
+    /// The document, with `{column}` in it.
+    pub document: serde_json::Value,
+}
+
 /// The form of a log line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -552,7 +578,12 @@ impl Configuration {
 
     /// Checks what types alone do not.
     fn checked(self) -> Result<Configuration, ConfigurationError> {
-        self.check_stores().and_then(|()| self.check_http()).and_then(|()| self.check_numbers()).map(|()| self).map_err(ConfigurationError)
+        self.check_stores()
+            .and_then(|()| self.check_verify())
+            .and_then(|()| self.check_http())
+            .and_then(|()| self.check_numbers())
+            .map(|()| self)
+            .map_err(ConfigurationError)
     }
 
     fn check_stores(&self) -> Result<(), String> {
@@ -591,6 +622,28 @@ impl Configuration {
                     }
                 },
             }
+        }
+        Ok(())
+    }
+
+    fn check_verify(&self) -> Result<(), String> {
+        let mut mappings: Vec<Mapping> = Vec::new();
+        for verify in &self.verify {
+            if !valid_name(&verify.name) {
+                return Err(format!("verify name `{}` is not allowed: [a-z][a-z0-9_-]{{0,62}}", verify.name));
+            }
+            let mapping = Mapping::of(verify, &self.stores)?;
+            if let Some(other) = mappings.iter().find(|other| other.name == mapping.name || other.overlaps(&mapping)) {
+                let name = &mapping.name;
+                return Err(match other.name == *name {
+                    true => format!("verify name `{name}` is used twice"),
+                    false => format!(
+                        "verify `{name}`: document_key: documents of `{}` and of `{}` in `{}` cannot be told apart by how their keys begin",
+                        other.name, name, mapping.index
+                    ),
+                });
+            }
+            mappings.push(mapping);
         }
         Ok(())
     }
@@ -922,6 +975,7 @@ impl Default for Configuration {
             shutdown: Shutdown::default(),
             logging: Logging::default(),
             http: Http::default(),
+            verify: Vec::new(),
         }
     }
 }
@@ -1060,6 +1114,51 @@ mod tests {
         assert!(Source::default().apply("[http]\nlisten = \"127.0.0.1:0\"").is_ok());
         assert!(Source::default().apply("[http]\nlisten = \"[::1]:7118\"").is_ok());
         assert!(refused("[http]\nlisten = \"0.0.0.0:7118\"").contains("http.listen = \"0.0.0.0:7118\" is not on loopback"));
+    }
+
+    #[test]
+    fn the_example_documents_every_key_of_a_mapping() {
+        let start = EXAMPLE.find("# [[verify]]").expect("its beginning");
+        let lines = EXAMPLE[start..].lines().take_while(|line| line.starts_with('#')).filter_map(|line| line.strip_prefix("# "));
+        let keys: Vec<&str> = lines.filter(|line| line.split_once(" = ").is_none_or(|(key, _)| !key.contains(' '))).collect();
+        let keys: Vec<&str> = keys.into_iter().filter(|line| line.contains(" = ") || line.starts_with("[[")).collect();
+        let configuration = Source::default().apply(&keys.join("\n")).expect("the example");
+        let [mapping] = &configuration.verify[..] else { panic!("{:?}", configuration.verify) };
+        assert!(mapping.document_key.is_some() && mapping.table.is_some());
+        assert_eq!(mapping.document["kind"], "film");
+    }
+
+    #[test]
+    fn mappings_are_checked() {
+        let mapping = |more: &str| {
+            format!("[[verify]]\nname = \"a\"\ndatabase = \"db\"\nindex = \"index\"\nkey = \"id\"\nquery = \"SELECT id FROM t\"\n{more}")
+        };
+        let fits = mapping("document = { id = \"{id}\" }");
+        assert!(Source::default().apply(&fits).is_ok());
+        for (more, words) in [
+            ("", "`document`"),
+            ("document = { id = \"{id\" }", "verify `a`: document: `{id` has a brace"),
+            ("document = \"{id}-\"", "it must be a table"),
+            ("document = {}\ndocument_key = \"x\"", "document_key: `x` must hold `{id}`"),
+            ("document = {}\ndocument_key = \"{id}{id}\"", "once"),
+            ("document = {}\ntable = \"t; DROP\"", "table: it must be a table's name"),
+            ("document = {}\ntabel = \"t\"", "`tabel`"),
+        ] {
+            assert!(refused(&mapping(more)).contains(words), "{more}: {}", refused(&mapping(more)));
+        }
+        for (from, to, words) in [
+            ("database = \"db\"", "database = \"index\"", "database: store `index` is an index"),
+            ("index = \"index\"", "index = \"db\"", "index: store `db` is a database"),
+            ("database = \"db\"", "database = \"x\"", "there is no store `x`"),
+            ("FROM t", "FROM t ORDER BY id", "query: it must not have ORDER"),
+            ("name = \"a\"", "name = \"A\"", "verify name `A` is not allowed"),
+        ] {
+            let error = refused(&fits.replacen(from, to, 1));
+            assert!(error.contains(words), "{to}: {error}");
+        }
+        let two = |prefix: &str| format!("{fits}\n{}\ndocument_key = \"{prefix}{{id}}\"", fits.replacen("\"a\"", "\"b\"", 1));
+        assert!(refused(&two("x-")).contains("cannot be told apart"));
+        assert!(refused(&format!("{fits}\n{fits}")).contains("`a` is used twice"));
     }
 
     /// The stores that are not there by default stand in the example as comments.

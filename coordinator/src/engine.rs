@@ -10,6 +10,7 @@ use crate::engine_handle::{
 use crate::log::{DecisionLog, LogError, Metrics, Options, Report, SledLog};
 use crate::meters::Meters;
 use crate::view::View;
+use crate::watches::Watches;
 use crate::{failpoints, stores, workers};
 use lockstep_core::follower::Session;
 use lockstep_core::{
@@ -60,6 +61,7 @@ pub fn start(configuration: &Configuration, began: Instant) -> anyhow::Result<Ru
         appends: Vec::new(),
         force: false,
         forget: Vec::new(),
+        watches: Watches::default(),
         stopping: None,
         began,
         serving_after: None,
@@ -90,6 +92,7 @@ struct Engine {
     appends: Vec<Entry>,
     force: bool,
     forget: Vec<Lsn>,
+    watches: Watches,
     stopping: Option<(Instant, oneshot::Sender<Stopped>)>,
     began: Instant,
     serving_after: Option<Duration>,
@@ -167,6 +170,9 @@ impl Engine {
         if let Some(ticket) = ticket {
             let since = matches!(event, Event::Commit(..)).then(Instant::now);
             self.answers.insert(ticket, Waiting { answer, since });
+        }
+        if let Event::Commit(_, request) = &event {
+            self.watches.note(request);
         }
         let read = match &event {
             Event::Commit(_, Request { wait: Wait::Visible, branches, .. }) => {
@@ -372,6 +378,16 @@ impl Engine {
             Question::ListParticipants(answer) => drop(answer.send(view.participants())),
             Question::Doctor(answer) => drop(answer.send(view.doctor())),
             Question::ListDamage(answer) => drop(answer.send(view.damage())),
+            Question::Watch(index, keys, answer) => {
+                let written = view.being_written(index, &keys);
+                let watch = self.watches.open(index, keys).map(|watch| (watch, written));
+                // Nobody would close it.
+                if let Err(Some((watch, _))) = answer.send(watch) {
+                    self.watches.close(watch);
+                }
+            }
+            Question::Unwatch(watch, answer) => drop(answer.send(self.watches.close(watch))),
+            Question::Lacking(index, keys, answer) => drop(answer.send(view.lacking(index, &keys))),
             Question::VerifyLog(answer) => {
                 let (read, entries) = oneshot::channel();
                 self.committer.tell(ToCommitter::Read(read));

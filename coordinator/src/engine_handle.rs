@@ -5,6 +5,7 @@
 
 use crate::meters::Meters;
 use crate::view::Pulse;
+use crate::verification::Lacking;
 use lockstep_core::{
     AdminAction, CoordId, Epoch, Event, FromParticipant, Kind, LogId, ParticipantId, Position, Reply, Role, SessionId, Ticket, Time,
     ToParticipant, Vote, Work,
@@ -13,6 +14,7 @@ use lockstep_participants::applications::Applications;
 use lockstep_participants::{Reader, StoreError, WorkerHandle};
 use lockstep_proto::v1;
 use rustc_hash::FxHashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, RwLock, mpsc};
@@ -101,6 +103,12 @@ pub enum Question {
     Doctor(oneshot::Sender<v1::DoctorReply>),
     /// Recorded damage.
     ListDamage(oneshot::Sender<v1::ListDamageReply>),
+    /// Note writes of these documents from now on: the watch, and which are being written already. `None`: there are too many watches.
+    Watch(ParticipantId, HashSet<String>, oneshot::Sender<Option<(u64, HashSet<String>)>>),
+    /// Which of them were written since; the watch is over.
+    Unwatch(u64, oneshot::Sender<HashSet<String>>),
+    /// Decided writes of these documents that the index lacks.
+    Lacking(ParticipantId, HashSet<String>, oneshot::Sender<HashMap<String, Lacking>>),
 }
 
 /// How the engine ended.

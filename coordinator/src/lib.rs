@@ -21,7 +21,9 @@ pub mod service;
 pub mod shutdown;
 pub mod stores;
 pub mod telemetry;
+pub mod verification;
 pub mod view;
+pub mod watches;
 pub mod workers;
 
 pub use cli::run;

@@ -211,6 +211,18 @@ pub trait Reader: Send + Sync {
         Err(StoreError::Invalid("this store is no search index; use query".into()))
     }
 
+    /// Some documents by their keys, in this order: of each what [`Reader::get`] would give.
+    fn get_all(&self, keys: &[String]) -> Result<Vec<Option<Document>>, StoreError> {
+        keys.iter().map(|key| self.get(key)).collect()
+    }
+
+    /// Keys of documents, a page of about `limit` at a time, each document that is there from the first page to the last exactly once.
+    /// `after`: what the page before gave as `next`; such a mark may be kept for two minutes.
+    fn keys(&self, after: Option<&str>, limit: usize) -> Result<KeyPage, StoreError> {
+        let _ = (after, limit);
+        Err(StoreError::Invalid("this store is no search index; use query".into()))
+    }
+
     /// What an operator should know of the store that its session does not show; nothing if all is well. May ask the store, and take as
     /// long as a query.
     fn examine(&self) -> Vec<Finding> {
@@ -259,6 +271,15 @@ pub struct SearchResult {
     pub total: u64,
     /// Those within the limits.
     pub documents: Vec<Document>,
+}
+
+/// A page of the keys of an index's documents.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct KeyPage {
+    /// The keys, in an order of the store's own.
+    pub keys: Vec<String>,
+    /// The mark of the next page; `None`: there is none.
+    pub next: Option<String>,
 }
 
 /// A document of an index.

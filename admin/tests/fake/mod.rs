@@ -417,4 +417,83 @@ impl AdminService for Daemon {
     async fn leave_safe_mode(&self, _: Request<v1::LeaveSafeModeRequest>) -> Result<Response<v1::AdminReply>, Status> {
         Err(Status::failed_precondition("it is not in safe mode"))
     }
+
+    type VerifyStream = tokio_stream::Iter<std::vec::IntoIter<Result<v1::VerifyReply, Status>>>;
+
+    async fn verify(&self, request: Request<v1::VerifyRequest>) -> Result<Response<Self::VerifyStream>, Status> {
+        if request.get_ref().names.iter().any(|name| name != "films") {
+            return Err(Status::not_found("there is no mapping `people`; there are films"));
+        }
+        Ok(Response::new(tokio_stream::iter(self.verified(request.get_ref().limit as usize))))
+    }
+
+    type RepairStream = tokio_stream::Iter<std::vec::IntoIter<Result<v1::RepairReply, Status>>>;
+
+    async fn repair(&self, request: Request<v1::RepairRequest>) -> Result<Response<Self::RepairStream>, Status> {
+        let reply = |key: String| {
+            let (outcome, csn, why) = match key.as_str() {
+                "film-7" => ("put", csn(1210), ""),
+                "film-8" => ("agrees", 0, ""),
+                "film-9" => ("deleted", csn(1211), ""),
+                _ => ("left", 0, "store `index` is down"),
+            };
+            Ok(v1::RepairReply { key, outcome: outcome.into(), csn, why: why.into() })
+        };
+        let replies: Vec<_> = request.into_inner().keys.into_iter().map(reply).collect();
+        Ok(Response::new(tokio_stream::iter(replies)))
+    }
+}
+
+impl Daemon {
+    fn verified(&self, limit: usize) -> Vec<Result<v1::VerifyReply, Status>> {
+        use v1::verify_reply::Reply;
+        let finding = |key: &str, what: &str, csn, differences: &[(&str, Option<&str>, Option<&str>)], note: &str| v1::VerifyFinding {
+            name: "films".into(),
+            key: key.into(),
+            what: what.into(),
+            csn,
+            differences: differences
+                .iter()
+                .map(|(path, row, document)| v1::FieldDifference {
+                    path: path.to_string(),
+                    row: row.map(str::to_owned),
+                    document: document.map(str::to_owned),
+                })
+                .collect(),
+            note: note.into(),
+        };
+        let ill = [
+            finding("film-7", "missing", 0, &[], ""),
+            finding(
+                "film-8",
+                "different",
+                csn(900),
+                &[("title", Some("\"Solaris\""), Some("\"Stalker\"")), ("cast.2", None, Some("\"\""))],
+                "",
+            ),
+            finding("film-42", "stale", csn(877), &[("year", Some("1972"), Some("1971"))], "the write of 3-900 (CSN 3.880) was given up"),
+            finding("film-9", "extra", csn(12), &[], ""),
+            finding("film-10", "moving", 0, &[], "it was written again and again"),
+        ];
+        let findings = if self.ill() { ill.into() } else { Vec::new() };
+        let bad = u64::from(self.ill());
+        let counts = v1::VerifyCounts {
+            name: "films".into(),
+            rows: 36_273,
+            documents: 36_273,
+            uncovered: 2 * bad,
+            pending: 0,
+            missing: bad,
+            extra: bad,
+            stale: bad,
+            different: bad,
+            moving: bad,
+        };
+        let progress = v1::VerifyCounts { rows: 500, documents: 0, pending: 3, ..counts.clone() };
+        let summary = v1::VerifySummary { counts: Some(counts), database: "db".into(), index: "index".into(), elapsed_ms: 4_200 };
+        let said = std::iter::once(Reply::Progress(progress))
+            .chain(findings.into_iter().take(limit).map(Reply::Finding))
+            .chain([Reply::Summary(summary)]);
+        said.map(|reply| Ok(v1::VerifyReply { reply: Some(reply) })).collect()
+    }
 }

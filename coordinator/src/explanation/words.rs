@@ -40,7 +40,7 @@ impl View<'_> {
         duration(self.age(since))
     }
 
-    pub(super) fn follower(&self, participant: ParticipantId) -> &Follower {
+    pub(crate) fn follower(&self, participant: ParticipantId) -> &Follower {
         &self.machine.followers()[participant.0 as usize]
     }
 

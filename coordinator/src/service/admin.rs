@@ -1,6 +1,6 @@
 //! `AdminService`: looks at the machine, and operators' commands. Names become numbers here; the engine knows the rest.
 
-use super::{Context, translate};
+use super::{Context, translate, verify};
 use crate::engine_handle::Question;
 use crate::view::Cursor;
 use lockstep_core::{AdminAction, Event, ParticipantId, Reply, Txid};
@@ -158,6 +158,18 @@ impl AdminService for Admin {
     async fn leave_safe_mode(&self, request: Request<v1::LeaveSafeModeRequest>) -> Result<Response<v1::AdminReply>, Status> {
         let request = request.into_inner();
         self.act(request.operator, request.reason, AdminAction::LeaveSafeMode).await
+    }
+
+    type VerifyStream = verify::Replies<v1::VerifyReply>;
+
+    async fn verify(&self, request: Request<v1::VerifyRequest>) -> Result<Response<Self::VerifyStream>, Status> {
+        verify::verify(&self.0, request.into_inner()).await.map(Response::new)
+    }
+
+    type RepairStream = verify::Replies<v1::RepairReply>;
+
+    async fn repair(&self, request: Request<v1::RepairRequest>) -> Result<Response<Self::RepairStream>, Status> {
+        verify::repair(&self.0, request.into_inner()).await.map(Response::new)
     }
 }
 

@@ -10,6 +10,7 @@ mod stream;
 mod tests;
 mod transactions;
 pub mod translate;
+mod verify;
 
 use crate::configuration::Configuration;
 use crate::engine_handle::{EngineGone, EngineHandle, Phase};
@@ -37,6 +38,7 @@ struct Context {
     configuration: Arc<Configuration>,
     streams: Arc<Semaphore>,
     reads: Arc<Semaphore>,
+    verifications: Arc<Semaphore>,
 }
 
 /// Serves until `ended` is over and the connections are closed, or its own grace has passed. Health says *serving* only while the
@@ -52,6 +54,7 @@ pub async fn serve(
         engine: engine.clone(),
         streams: Arc::new(Semaphore::new(limits.streams)),
         reads: Arc::new(Semaphore::new(limits.reads)),
+        verifications: verify::runs(),
         configuration: Arc::clone(&configuration),
     };
     let (reporter, health) = tonic_health::server::health_reporter();

@@ -1,15 +1,21 @@
 //! Reads: search and get, from any thread, through the alias that hides what is deleted.
 
-use super::http::{Answer, Fault, Http, segment};
+use super::http::{Answer, Fault, Http, Payload, Purpose, segment};
 use super::options::OpenSearchOptions;
 use super::state::STATE_KEY;
-use crate::{Document, Finding, ReadLimits, Reader, SearchResult, StoreError};
+use crate::{Document, Finding, KeyPage, ReadLimits, Reader, SearchResult, StoreError};
 use lockstep_core::Csn;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// For how long the server keeps the place of a scroll.
+const SCROLL: &str = "2m";
+/// How long the end of one may take.
+const SCROLL_END: Duration = Duration::from_secs(2);
 
 /// Reads beside the transactions, and what a person should know of the store.
 pub(super) struct Reads {
@@ -63,6 +69,42 @@ struct Hit<'a> {
     source: Option<&'a RawValue>,
 }
 
+#[derive(Deserialize)]
+struct Many<'a> {
+    #[serde(borrow)]
+    docs: Vec<One<'a>>,
+}
+
+#[derive(Deserialize)]
+struct One<'a> {
+    #[serde(rename = "_id")]
+    key: String,
+    #[serde(default)]
+    found: bool,
+    #[serde(rename = "_source", borrow, default)]
+    source: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    error: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Scrolled {
+    #[serde(rename = "_scroll_id")]
+    scroll: String,
+    hits: ScrolledHits,
+}
+
+#[derive(Deserialize)]
+struct ScrolledHits {
+    hits: Vec<ScrolledHit>,
+}
+
+#[derive(Deserialize)]
+struct ScrolledHit {
+    #[serde(rename = "_id")]
+    key: String,
+}
+
 impl Reads {
     pub fn new(http: Arc<Http>, options: &OpenSearchOptions) -> Reads {
         Reads { http, alias: options.alias.clone(), findings: Mutex::default() }
@@ -114,6 +156,54 @@ impl Reader for Reads {
             404 if answer.json()["found"] == Value::Bool(false) => Ok(None),
             _ => Err(self.refused(&answer)),
         }
+    }
+
+    fn get_all(&self, keys: &[String]) -> Result<Vec<Option<Document>>, StoreError> {
+        let known = |key: &String| !key.is_empty() && key.len() <= super::MAX_KEY && key != STATE_KEY;
+        if keys.is_empty() || !keys.iter().all(known) {
+            return keys.iter().map(|key| self.get(key)).collect();
+        }
+        let answer = self.http.ask(&format!("/{}/_mget", segment(&self.alias)), &json!({"ids": keys})).map_err(late)?;
+        if !answer.ok() {
+            return Err(self.refused(&answer));
+        }
+        let Many { docs } = serde_json::from_slice(&answer.body).map_err(|e| unreadable(&e))?;
+        if docs.len() != keys.len() {
+            return Err(StoreError::Broken(format!("the server was asked for {} documents and answers {}", keys.len(), docs.len())));
+        }
+        let read = |one: One<'_>| match (one.found, one.error) {
+            (true, _) => document(one.key, 0.0, one.source).transpose(),
+            (false, None) => Ok(None),
+            (false, Some(_)) => self.get(&one.key),
+        };
+        docs.into_iter().map(read).collect()
+    }
+
+    /// By a scroll: in an order of the server's own, as of the last refresh before the first page.
+    fn keys(&self, after: Option<&str>, limit: usize) -> Result<KeyPage, StoreError> {
+        let answer = match after {
+            None => {
+                let first = json!({"size": limit, "sort": ["_doc"], "_source": false, "query": {"match_all": {}}});
+                self.http.ask(&format!("/{}/_search?scroll={SCROLL}", segment(&self.alias)), &first)
+            }
+            Some(scroll) => self.http.ask("/_search/scroll", &json!({"scroll": SCROLL, "scroll_id": scroll})),
+        };
+        let answer = answer.map_err(late)?;
+        if !answer.ok() {
+            return Err(match (after, answer.status) {
+                (Some(_), 404) => StoreError::Timeout(format!("the server has given up the scroll: a page came later than {SCROLL}")),
+                _ => self.refused(&answer),
+            });
+        }
+        let page: Scrolled = serde_json::from_slice(&answer.body).map_err(|e| unreadable(&e))?;
+        let keys: Vec<_> = page.hits.hits.into_iter().map(|hit| hit.key).collect();
+        if keys.is_empty() {
+            let end = json!({"scroll_id": page.scroll});
+            // It ends by itself, later.
+            let _ = self.http.call(Purpose::Read, "DELETE", "/_search/scroll", Payload::Json(&end), SCROLL_END);
+            return Ok(KeyPage::default());
+        }
+        Ok(KeyPage { keys, next: Some(page.scroll) })
     }
 
     fn examine(&self) -> Vec<Finding> {

@@ -2,7 +2,7 @@
 
 use super::index::broken;
 use super::schema::{Body, Layout, VALUES};
-use crate::{Document, ReadLimits, Reader, SearchResult, StoreError};
+use crate::{Document, KeyPage, ReadLimits, Reader, SearchResult, StoreError};
 use lockstep_core::Csn;
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -48,6 +48,10 @@ impl Reader for IndexReads {
 
     fn get(&self, key: &str) -> Result<Option<Document>, StoreError> {
         self.current().get(key)
+    }
+
+    fn keys(&self, after: Option<&str>, limit: usize) -> Result<KeyPage, StoreError> {
+        self.current().keys(after, limit)
     }
 }
 
@@ -100,6 +104,36 @@ impl Snapshot {
         let searcher = self.reader.searcher();
         let address = self.find(&searcher, key)?;
         address.map(|address| self.document(&searcher, address, 0.0)).transpose()
+    }
+
+    /// In the order of the keys' bytes; the mark is the last key.
+    fn keys(&self, after: Option<&str>, limit: usize) -> Result<KeyPage, StoreError> {
+        let mut keys = Vec::new();
+        for segment in self.reader.searcher().segment_readers() {
+            let inverted = segment.inverted_index(self.layout.key).map_err(broken)?;
+            let terms = match after {
+                Some(after) => inverted.terms().range().gt(after.as_bytes()),
+                None => inverted.terms().range(),
+            };
+            let (mut terms, mut own) = (terms.into_stream().map_err(broken)?, 0);
+            // Of each segment as many as are wanted in all: the first of them are among these.
+            while own < limit && terms.advance() {
+                let mut postings = inverted.read_postings_from_terminfo(terms.value(), IndexRecordOption::Basic).map_err(broken)?;
+                while postings.doc() != TERMINATED && segment.is_deleted(postings.doc()) {
+                    postings.advance();
+                }
+                if postings.doc() != TERMINATED {
+                    let key = String::from_utf8(terms.key().to_vec());
+                    keys.push(key.map_err(|_| StoreError::Refused("a document's key is no text: another program wrote it".into()))?);
+                    own += 1;
+                }
+            }
+        }
+        keys.sort();
+        keys.dedup();
+        keys.truncate(limit);
+        let next = keys.last().filter(|_| keys.len() == limit).cloned();
+        Ok(KeyPage { keys, next })
     }
 
     fn find(&self, searcher: &Searcher, key: &str) -> Result<Option<DocAddress>, StoreError> {

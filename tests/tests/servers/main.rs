@@ -12,3 +12,4 @@ mod own_connection;
 mod recovery;
 mod relay;
 mod steps;
+mod verify;

@@ -1,0 +1,4 @@
+//! Operating a daemon with nothing but `lockstep`: do the stores agree, and making them; stores that go; backups.
+
+mod lab;
+mod verify;
