@@ -50,13 +50,7 @@ pub async fn serve(
     ended: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), tonic::transport::Error> {
     let limits = &configuration.limits;
-    let context = Context {
-        engine: engine.clone(),
-        streams: Arc::new(Semaphore::new(limits.streams)),
-        reads: Arc::new(Semaphore::new(limits.reads)),
-        verifications: verify::runs(),
-        configuration: Arc::clone(&configuration),
-    };
+    let context = Context::new(engine.clone(), Arc::clone(&configuration));
     let (reporter, health) = tonic_health::server::health_reporter();
     let watcher = tokio::spawn(report_health(engine.phase(), reporter));
     let reflection = tonic_reflection::server::Builder::configure()
@@ -103,8 +97,20 @@ pub async fn serve(
 
 /// What operators may ask and order, for callers in this process.
 pub fn admin(engine: EngineHandle, configuration: Arc<Configuration>) -> admin::Admin {
-    let (streams, reads) = (Arc::new(Semaphore::new(configuration.limits.streams)), Arc::new(Semaphore::new(configuration.limits.reads)));
-    admin::Admin(Context { engine, configuration, streams, reads })
+    admin::Admin(Context::new(engine, configuration))
+}
+
+impl Context {
+    fn new(engine: EngineHandle, configuration: Arc<Configuration>) -> Context {
+        let limits = &configuration.limits;
+        Context {
+            engine,
+            streams: Arc::new(Semaphore::new(limits.streams)),
+            reads: Arc::new(Semaphore::new(limits.reads)),
+            verifications: verify::runs(),
+            configuration,
+        }
+    }
 }
 
 async fn report_health(mut phase: watch::Receiver<Phase>, reporter: HealthReporter) {
