@@ -4,8 +4,8 @@
 //! phase, names) is published beside the queue, without locks on the hot path.
 
 use crate::meters::Meters;
-use crate::view::Pulse;
 use crate::verification::Lacking;
+use crate::view::Pulse;
 use lockstep_core::{
     AdminAction, CoordId, Epoch, Event, FromParticipant, Kind, LogId, ParticipantId, Position, Reply, Role, SessionId, Ticket, Time,
     ToParticipant, Vote, Work,
