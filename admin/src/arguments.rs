@@ -41,7 +41,10 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Tx(Tx),
     /// Every store: session, how far it has followed, what is stuck
-    Participants,
+    Participants {
+        #[command(subcommand)]
+        command: Option<Participants>,
+    },
     /// The decision log
     #[command(subcommand)]
     Log(Log),
@@ -72,6 +75,27 @@ pub(crate) enum Command {
     },
     /// Whether rows and documents agree, by the [[verify]] of the daemon's configuration, while writes go on
     Verify(Verify),
+    /// Copy the log and the embedded stores into a folder, all of one moment, while the daemon goes on
+    Backup {
+        /// A folder of the daemon's machine; not there yet, or empty
+        folder: PathBuf,
+        /// Where stores are servers: what backs them up, run by `sh -c` at the moment that it has to be; without it you are asked
+        #[arg(long, value_name = "COMMAND")]
+        server_command: Option<String>,
+    },
+    /// Put a backup into an empty data folder, with no daemon; every file is checked
+    Restore {
+        /// The backup's folder
+        folder: PathBuf,
+        /// The data folder; not there yet, or empty
+        #[arg(long, value_name = "DIR", required_unless_present = "check")]
+        data_dir: Option<PathBuf>,
+        /// Only check every file of the backup
+        #[arg(long, conflicts_with = "data_dir")]
+        check: bool,
+    },
+    /// Branches that a store holds prepared, listed straight from the store, with no daemon
+    Branches(Branches),
     /// Shell completions, to stdout
     Completions {
         /// The shell
@@ -105,6 +129,30 @@ pub(crate) struct Verify {
     /// So many differences of one mapping are shown, and repaired, at most; all are counted
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub limit: u32,
+}
+
+#[derive(Args)]
+pub(crate) struct Branches {
+    /// The PostgreSQL server, `postgresql://user@host:port/database`; its password comes from PGPASSWORD
+    #[arg(long, value_name = "URL")]
+    pub postgres: String,
+    /// The log's folder (DATA_DIR/log) of a daemon that is down: tells what the log says of each branch; nothing in it is changed
+    #[arg(long, value_name = "DIR")]
+    pub folder: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Participants {
+    /// The same as `participants` alone
+    List,
+    /// Do without a store for ever: what it is owed is given up and recorded as damage; then it may be taken out of the
+    /// configuration
+    Remove {
+        /// The store's name; also of one that is not configured any more
+        participant: String,
+        #[command(flatten)]
+        order: Order,
+    },
 }
 
 #[derive(Subcommand)]

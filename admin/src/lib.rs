@@ -3,6 +3,8 @@
 //! It talks to the daemon's `AdminService`; of its files it opens none, but for the log of a daemon that is down, of which it reads a copy. One noun a file; data goes to stdout, all else to stderr.
 
 mod arguments;
+mod backup;
+mod branches;
 mod daemon;
 mod damage;
 mod doctor;
@@ -23,6 +25,7 @@ use daemon::Daemon;
 use output::Output;
 use std::ffi::OsString;
 use std::io::{BufRead, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -94,6 +97,7 @@ async fn dispatch(arguments: Arguments, io: &mut Io<'_>) -> Result<Exit, Failure
     let output = Output { format, color: io.color };
     let command = match without_daemon(command, &output, io) {
         Dispatched::Done(result) => return result,
+        Dispatched::Branches(arguments) => return branches::list(&arguments, &output, io).await,
         Dispatched::AskDaemon(command) => command,
     };
     let mut daemon = Daemon::connect(&endpoint).await?;
@@ -106,9 +110,11 @@ async fn dispatch(arguments: Arguments, io: &mut Io<'_>) -> Result<Exit, Failure
         ToDaemon::Doctor => doctor::examine(&mut daemon, &output, io).await,
         ToDaemon::Wait(timeout) => wait::until_settled(timeout, &endpoint, &mut daemon, &output, io).await,
         ToDaemon::Skip(branch) => orders::skip(branch, &mut daemon, &output, io).await,
+        ToDaemon::Backup(folder, command) => backup::make(&folder, command.as_deref(), &mut daemon, &output, io).await,
         ToDaemon::CompareRows(arguments) => verify::run(arguments, &mut daemon, &output, io).await,
         ToDaemon::Damage(command) => damage::run(command, &mut daemon, &output, io).await,
         ToDaemon::Waive(participant, order) => orders::waive(participant, order, &mut daemon, &output, io).await,
+        ToDaemon::Remove(participant, order) => orders::remove(participant, order, &mut daemon, &output, io).await,
         ToDaemon::LeaveSafeMode(order) => orders::leave_safe_mode(order, &mut daemon, &output, io).await,
     }
 }
@@ -124,13 +130,17 @@ enum ToDaemon {
     Wait(Option<Duration>),
     Skip(arguments::Branch),
     CompareRows(arguments::Verify),
+    Backup(PathBuf, Option<String>),
     Damage(arguments::Damage),
     Waive(String, arguments::Order),
+    Remove(String, arguments::Order),
     LeaveSafeMode(arguments::Order),
 }
 
 enum Dispatched {
     Done(Result<Exit, Failure>),
+    /// Of a store, not of a daemon.
+    Branches(arguments::Branches),
     AskDaemon(ToDaemon),
 }
 
@@ -150,9 +160,18 @@ fn without_daemon(command: Command, output: &Output, io: &mut Io<'_>) -> Dispatc
             return Dispatched::Done(log::verify_folder(&folder, output, io));
         }
         Command::Log(arguments::Log::Verify { folder: None }) => ToDaemon::Verify,
+        Command::Restore { folder, data_dir: Some(data), check: _ } => {
+            return Dispatched::Done(backup::restore(&folder, &data, output, io));
+        }
+        Command::Restore { folder, data_dir: None, check: _ } => return Dispatched::Done(backup::check(&folder, output, io)),
+        Command::Backup { folder, server_command } => ToDaemon::Backup(folder, server_command),
+        Command::Branches(arguments) => return Dispatched::Branches(arguments),
         Command::Status => ToDaemon::Status,
         Command::Tx(command) => ToDaemon::Tx(command),
-        Command::Participants => ToDaemon::Participants,
+        Command::Participants { command: None | Some(arguments::Participants::List) } => ToDaemon::Participants,
+        Command::Participants { command: Some(arguments::Participants::Remove { participant, order }) } => {
+            ToDaemon::Remove(participant, order)
+        }
         Command::Doctor => ToDaemon::Doctor,
         Command::Wait { timeout } => ToDaemon::Wait(timeout),
         Command::Skip(branch) => ToDaemon::Skip(branch),

@@ -86,7 +86,7 @@ pub(crate) fn dump_folder(folder: &Path, dump: &Dump, output: &Output, io: &mut 
 }
 
 pub(crate) async fn verify(daemon: &mut Daemon, output: &Output, io: &mut Io<'_>) -> Result<Exit, Failure> {
-    writeln!(io.stderr, "lockstep: the daemon reads its whole log; commits of this moment wait for it")?;
+    writeln!(io.stderr, "lockstep: the daemon reads its whole log, beside the commits of this moment")?;
     let report = Daemon::answer(&daemon.endpoint, daemon.service.verify_log(v1::VerifyLogRequest {})).await?;
     show(Verified::of_daemon(daemon.endpoint.clone(), report), output, io)
 }
@@ -177,7 +177,7 @@ fn end(dump: &Dump, count: u32, last: u64, io: &mut Io<'_>) -> Result<Exit, Fail
 }
 
 /// Why a folder could not be read, and what to do.
-fn unread(error: LogError) -> Failure {
+pub(crate) fn unread(error: LogError) -> Failure {
     let message = error.to_string();
     let (exit, hint) = match error {
         LogError::Locked(_) => (Exit::Refused, "the daemon runs: leave --folder out, and it is asked"),

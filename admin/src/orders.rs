@@ -69,6 +69,20 @@ pub(crate) async fn waive(
     carry_out(Ordered::Waive(v1::WaiveRequest { participant, operator, reason }), &word, &order, daemon, output, io).await
 }
 
+/// Does without a store for ever.
+pub(crate) async fn remove(
+    participant: String,
+    order: Order,
+    daemon: &mut Daemon,
+    output: &Output,
+    io: &mut Io<'_>,
+) -> Result<Exit, Failure> {
+    let (operator, reason) = order.signed();
+    let word = participant.clone();
+    let request = v1::RemoveParticipantRequest { participant, operator, reason };
+    carry_out(Ordered::RemoveParticipant(request), &word, &order, daemon, output, io).await
+}
+
 /// Takes a log that has lost records back into use.
 pub(crate) async fn leave_safe_mode(order: Order, daemon: &mut Daemon, output: &Output, io: &mut Io<'_>) -> Result<Exit, Failure> {
     let (operator, reason) = order.signed();
@@ -102,6 +116,7 @@ async fn carry_out(
         Ordered::Skip(request) => Daemon::answer(endpoint, service.skip(request)).await?,
         Ordered::ForgetDamage(request) => Daemon::answer(endpoint, service.forget_damage(request)).await?,
         Ordered::Waive(request) => Daemon::answer(endpoint, service.waive(request)).await?,
+        Ordered::RemoveParticipant(request) => Daemon::answer(endpoint, service.remove_participant(request)).await?,
         Ordered::LeaveSafeMode(request) => Daemon::answer(endpoint, service.leave_safe_mode(request)).await?,
     };
     if !done {

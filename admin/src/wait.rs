@@ -95,7 +95,7 @@ impl Doubt {
 
 impl From<v1::StatusReply> for Doubt {
     fn from(status: v1::StatusReply) -> Doubt {
-        let waits = |store: &&v1::ParticipantStatus| store.session != "up" || store.lag > 0;
+        let waits = |store: &&v1::ParticipantStatus| !["up", "removed"].contains(&store.session.as_str()) || store.lag > 0;
         Doubt {
             phase: status.phase,
             committing: status.in_doubt,

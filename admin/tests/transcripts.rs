@@ -117,6 +117,9 @@ fn orders() {
         format!("damage forget 3-900 --participant index {order} --yes --output json"),
         format!("waive index {order} --yes"),
         format!("leave-safe-mode {order} --yes"),
+        "participants remove index --dry-run".into(),
+        format!("participants remove index {order}"),
+        format!("participants remove index {order} --yes"),
         "damage list".into(),
         "damage list --output json".into(),
         "damage show 3-900".into(),
@@ -124,7 +127,7 @@ fn orders() {
     ];
     let commands: Vec<&str> = commands.iter().map(String::as_str).collect();
     assert_snapshot!("orders", transcript(&ill, &commands));
-    assert_snapshot!("orders_refused", transcript(&well, &[commands[1], commands[2], "damage list"]));
+    assert_snapshot!("orders_refused", transcript(&well, &[commands[1], commands[2], commands[11], "damage list"]));
 }
 
 #[test]
@@ -136,6 +139,25 @@ fn an_order_is_carried_out_only_if_the_word_is_typed() {
         assert_eq!(talk(&daemon, skip, typed, true).0, Exit::Usage, "{typed:?}");
     }
     assert_eq!(talk(&daemon, skip, "3-1251\n", false).0, Exit::Usage);
+}
+
+#[test]
+fn backups() {
+    let (well, ill) = (fake::start(Health::Well), fake::start(Health::Ill));
+    let whole = ["backup /backups/monday", "backup /backups/monday --output json", "backup /backups/occupied", "backup backups/monday"];
+    let servers =
+        ["backup /backups/monday", "backup /backups/monday --server-command true", "backup /backups/monday --server-command false"];
+    let restores = ["restore /nonexistent --data-dir /nonexistent/data", "restore /nonexistent --check", "restore /nonexistent"];
+    let nobody = transcript("http://127.0.0.1:1", &restores);
+    assert_snapshot!("backups", [transcript(&well, &whole), transcript(&ill, &servers), nobody].join("\n"));
+    let (exit, text) = talk(&ill, "backup /backups/monday", "done\n", true);
+    assert!(exit == Exit::Ok && text.contains("Type `done`"), "{text}");
+}
+
+#[test]
+fn branches_of_a_server_that_is_not_there() {
+    let commands = ["branches", "branches --postgres nonsense", "branches --postgres postgresql://me@127.0.0.1:1/shop"];
+    assert_snapshot!("branches", transcript("http://127.0.0.1:1", &commands));
 }
 
 #[test]

@@ -4,11 +4,11 @@
 use crate::engine::AbortOnPanic;
 use crate::engine_handle::EngineHandle;
 use crate::failpoints;
-use crate::log::{DecisionLog, LogError, Space};
+use crate::log::{DecisionLog, LogError, Snapshot, Space};
 use crate::meters::Meters;
 use lockstep_core::{Entry, Event, Lsn};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -30,9 +30,13 @@ pub enum ToCommitter {
     ForgetPayloads(Vec<Lsn>),
     /// Forget what is below.
     ForgetBelow(Lsn),
-    /// Read the log, for people.
-    Read(oneshot::Sender<Result<Vec<Entry>, LogError>>),
+    /// Give the log as of now, to be read on another thread.
+    Snapshot(oneshot::Sender<Result<(Snapshot, Hold), LogError>>),
 }
+
+/// As long as one of these is held, nothing of the log is forgotten.
+#[derive(Clone, Debug)]
+pub struct Hold(#[allow(dead_code)] Arc<()>);
 
 /// The way to the committer. Dropping it ends the thread after what it was given is forced.
 pub struct Committer {
@@ -53,6 +57,8 @@ struct Thread {
     forced: bool,
     forget: Vec<Lsn>,
     below: Option<Lsn>,
+    /// Somebody reads the log.
+    hold: Weak<()>,
 }
 
 impl Committer {
@@ -80,6 +86,7 @@ impl Committer {
             forced: false,
             forget: Vec::new(),
             below: None,
+            hold: Weak::new(),
         };
         let body = move || {
             let _guard = AbortOnPanic;
@@ -136,7 +143,11 @@ impl Thread {
             }
             ToCommitter::ForgetPayloads(lsns) => self.forget.extend(lsns),
             ToCommitter::ForgetBelow(lsn) => self.below = Some(lsn),
-            ToCommitter::Read(answer) => drop(answer.send(self.log.replay())),
+            ToCommitter::Snapshot(answer) => {
+                let hold = self.hold.upgrade().unwrap_or_default();
+                self.hold = Arc::downgrade(&hold);
+                drop(answer.send(self.log.snapshot().map(|snapshot| (snapshot, Hold(hold)))));
+            }
         }
     }
 
@@ -155,6 +166,9 @@ impl Thread {
     }
 
     fn forget(&mut self) -> Result<(), LogError> {
+        if self.hold.strong_count() > 0 {
+            return Ok(());
+        }
         if !self.forget.is_empty() {
             failpoints::hit("log.before_forget");
             self.log.forget_payloads(&std::mem::take(&mut self.forget))?;

@@ -4,10 +4,10 @@
 use crate::committer::{Committer, ToCommitter};
 use crate::configuration::{self, Configuration};
 use crate::engine_handle::{
-    Answer, EngineHandle, EngineMessage, HandleParts, Identity, Outbox, Phase, Question, Registered, Registry, RunningEngine, Shared,
+    Answer, EngineHandle, EngineMessage, HandleParts, Held, Identity, Outbox, Phase, Question, Registered, Registry, RunningEngine, Shared,
     Stopped, Submission,
 };
-use crate::log::{DecisionLog, LogError, Metrics, Options, Report, SledLog};
+use crate::log::{DecisionLog, LogError, Metrics, Options, SledLog};
 use crate::meters::Meters;
 use crate::view::View;
 use crate::watches::Watches;
@@ -19,8 +19,8 @@ use lockstep_core::{
 };
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -62,6 +62,8 @@ pub fn start(configuration: &Configuration, began: Instant) -> anyhow::Result<Ru
         force: false,
         forget: Vec::new(),
         watches: Watches::default(),
+        hold: Weak::new(),
+        held: false,
         stopping: None,
         began,
         serving_after: None,
@@ -93,6 +95,9 @@ struct Engine {
     force: bool,
     forget: Vec<Lsn>,
     watches: Watches,
+    /// Somebody copies the stores and the log.
+    hold: Weak<()>,
+    held: bool,
     stopping: Option<(Instant, oneshot::Sender<Stopped>)>,
     began: Instant,
     serving_after: Option<Duration>,
@@ -122,6 +127,10 @@ impl Engine {
             }
             self.carry_out();
             self.note_progress();
+            if std::mem::take(&mut self.held) && self.hold.strong_count() == 0 {
+                self.machine.hold_forgetting(false);
+            }
+            self.held = self.hold.strong_count() > 0;
             if let Some(how) = self.ended() {
                 if let Some((_, answer)) = self.stopping.take() {
                     let _ = answer.send(how);
@@ -378,6 +387,7 @@ impl Engine {
             Question::ListParticipants(answer) => drop(answer.send(view.participants())),
             Question::Doctor(answer) => drop(answer.send(view.doctor())),
             Question::ListDamage(answer) => drop(answer.send(view.damage())),
+            Question::Participant(name, answer) => drop(answer.send(self.machine.participant(&name))),
             Question::Watch(index, keys, answer) => {
                 let written = view.being_written(index, &keys);
                 let watch = self.watches.open(index, keys).map(|watch| (watch, written));
@@ -388,24 +398,13 @@ impl Engine {
             }
             Question::Unwatch(watch, answer) => drop(answer.send(self.watches.close(watch))),
             Question::Lacking(index, keys, answer) => drop(answer.send(view.lacking(index, &keys))),
-            Question::VerifyLog(answer) => {
-                let (read, entries) = oneshot::channel();
-                self.committer.tell(ToCommitter::Read(read));
-                std::thread::spawn(move || {
-                    let read = entries.blocking_recv().map_err(|_| "the daemon is stopping".to_string());
-                    let report =
-                        read.map(|read| read.map_or_else(|error| Report::unreadable(&error), |entries| Report::of(&entries, None)));
-                    let _ = answer.send(report.map(crate::view::log_report));
-                });
-            }
-            Question::DumpLog(request, answer) => {
-                let (read, entries) = oneshot::channel();
-                self.committer.tell(ToCommitter::Read(read));
-                std::thread::spawn(move || {
-                    let entries = entries.blocking_recv().map_err(|_| "the daemon is stopping".to_string());
-                    let records = entries.and_then(|read| read.map_err(|error| error.to_string()));
-                    let _ = answer.send(records.map(|entries| crate::view::log_records(entries, &request)));
-                });
+            Question::ReadLog(answer) => self.committer.tell(ToCommitter::Snapshot(answer)),
+            Question::HoldForgetting(answer) => {
+                let hold = self.hold.upgrade().unwrap_or_default();
+                (self.hold, self.held) = (Arc::downgrade(&hold), true);
+                let status = self.machine.status();
+                drop(answer.send(Held { owner: status.owner, log_id: status.log_id, csn: status.last_csn, hold }));
+                self.machine.hold_forgetting(true);
             }
         }
     }

@@ -3,12 +3,14 @@
 //! One way in, an [`EngineMessage`]; one way out, an [`Answer`] given exactly once. What everybody may read at any time (position,
 //! phase, names) is published beside the queue, without locks on the hot path.
 
+use crate::committer::Hold;
+use crate::log::{LogError, Snapshot};
 use crate::meters::Meters;
 use crate::verification::Lacking;
 use crate::view::Pulse;
 use lockstep_core::{
-    AdminAction, CoordId, Epoch, Event, FromParticipant, Kind, LogId, ParticipantId, Position, Reply, Role, SessionId, Ticket, Time,
-    ToParticipant, Vote, Work,
+    AdminAction, CoordId, Csn, Epoch, Event, FromParticipant, Kind, LogId, Owner, ParticipantId, Position, Reply, Role, SessionId, Ticket,
+    Time, ToParticipant, Vote, Work,
 };
 use lockstep_participants::applications::Applications;
 use lockstep_participants::{Reader, StoreError, WorkerHandle};
@@ -95,20 +97,35 @@ pub enum Question {
     Plan(AdminAction, oneshot::Sender<v1::Choice>),
     /// All participants.
     ListParticipants(oneshot::Sender<v1::ListParticipantsReply>),
-    /// A piece of the log, or why it can't be read.
-    DumpLog(v1::DumpLogRequest, oneshot::Sender<Result<Vec<v1::LogRecord>, String>>),
-    /// The whole log, checked, or why it can't be read.
-    VerifyLog(oneshot::Sender<Result<v1::LogReport, String>>),
+    /// The log as of now, to be read on another thread while commits go on; nothing of it is forgotten meanwhile.
+    ReadLog(oneshot::Sender<Result<(Snapshot, Hold), LogError>>),
+    /// Nothing is forgotten as long as the answer is kept, and no store is noted in the log to have come further.
+    HoldForgetting(oneshot::Sender<Held>),
     /// What is wrong, and what to do about it.
     Doctor(oneshot::Sender<v1::DoctorReply>),
     /// Recorded damage.
     ListDamage(oneshot::Sender<v1::ListDamageReply>),
+    /// The number of a participant that the log knows, configured or not.
+    Participant(String, oneshot::Sender<Option<ParticipantId>>),
     /// Note writes of these documents from now on: the watch, and which are being written already. `None`: there are too many watches.
     Watch(ParticipantId, HashSet<String>, oneshot::Sender<Option<(u64, HashSet<String>)>>),
     /// Which of them were written since; the watch is over.
     Unwatch(u64, oneshot::Sender<HashSet<String>>),
     /// Decided writes of these documents that the index lacks.
     Lacking(ParticipantId, HashSet<String>, oneshot::Sender<HashMap<String, Lacking>>),
+}
+
+/// While this is kept the stores and the log can be copied, the log last.
+#[derive(Debug)]
+pub struct Held {
+    /// Whose log.
+    pub owner: Owner,
+    /// Which log.
+    pub log_id: LogId,
+    /// The highest CSN taken by then.
+    pub csn: Csn,
+    /// Until it is dropped.
+    pub hold: Arc<()>,
 }
 
 /// How the engine ended.

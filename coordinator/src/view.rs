@@ -99,7 +99,11 @@ impl View<'_> {
 
     /// Every participant that the log knows.
     pub fn participants(&self) -> v1::ListParticipantsReply {
-        v1::ListParticipantsReply { participants: self.machine.followers().iter().map(|follower| self.participant(follower)).collect() }
+        // One that was removed is nobody's concern any more, unless the configuration still names it.
+        let shown = |follower: &&Follower| !follower.removed || self.registry.numbered(follower.id).is_some();
+        v1::ListParticipantsReply {
+            participants: self.machine.followers().iter().filter(shown).map(|follower| self.participant(follower)).collect(),
+        }
     }
 
     /// Transactions by state.
@@ -385,12 +389,23 @@ impl View<'_> {
         let (session, why) = self.session_words(follower);
         let owed = follower.unapplied();
         let subject = format!("store {}", follower.name);
+        if follower.removed {
+            return match self.registry.numbered(follower.id) {
+                Some(_) => finding(
+                    "warning",
+                    &subject,
+                    "an operator has removed it, and it is still configured".into(),
+                    "take it out of the configuration",
+                ),
+                None => finding("ok", &subject, "an operator has removed it".into(), ""),
+            };
+        }
         match (follower.configured, session, follower.stuck.first_key_value()) {
             (false, ..) if owed > 0 => finding(
                 "problem",
                 &subject,
                 format!("it is not configured any more, and {owed} decisions are owed to it"),
-                "configure it again until it has followed",
+                "configure it again until it has followed, or give it up: `lockstep participants remove`",
             ),
             (false, ..) => finding("ok", &subject, "it is not configured any more, and nothing is owed to it".into(), ""),
             (true, "up", None) => finding("ok", &subject, format!("it is up, and {owed} decisions behind"), ""),
@@ -413,6 +428,7 @@ impl View<'_> {
     fn session_words(&self, follower: &Follower) -> (&'static str, String) {
         let broke = self.broke(follower).map_or(String::new(), |why| format!("; the last one ended: {why}"));
         match &follower.session {
+            _ if follower.removed => ("removed", "an operator has removed it: take it out of the configuration".into()),
             Session::Down => ("down", format!("it has no session{broke}")),
             Session::Welcomed(_) => ("recovering", format!("it has not told yet what it holds{broke}")),
             Session::Open(_) => ("up", String::new()),

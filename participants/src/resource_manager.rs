@@ -4,6 +4,7 @@ use lockstep_core::{
     Abilities, Ballot, Csn, Decided, Kind, Marker, MarkerEvidence, Operation, Owner, ParticipantId, Position, Progress, Settle,
     StatementResult, Txid, Value, Vote, Work,
 };
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -221,6 +222,13 @@ pub trait Reader: Send + Sync {
     fn keys(&self, after: Option<&str>, limit: usize) -> Result<KeyPage, StoreError> {
         let _ = (after, limit);
         Err(StoreError::Invalid("this store is no search index; use query".into()))
+    }
+
+    /// Copies the store whole, as of one moment, while it goes on, to a place of this name that is not there yet: a file or a folder, durable
+    /// on return, from which the same store can be opened. False where a server keeps the data: it has tools of its own.
+    fn back_up(&self, to: &Path) -> Result<bool, StoreError> {
+        let _ = to;
+        Ok(false)
     }
 
     /// What an operator should know of the store that its session does not show; nothing if all is well. May ask the store, and take as

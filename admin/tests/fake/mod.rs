@@ -5,7 +5,7 @@ use lockstep_proto::v1::admin_service_server::{AdminService, AdminServiceServer}
 use lockstep_proto::v1::plan_request::Order;
 use std::sync::mpsc;
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 /// How the daemon does.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -301,6 +301,15 @@ impl AdminService for Daemon {
                 ..v1::Choice::default()
             },
             Some(Order::Skip(_)) => skipping(),
+            Some(Order::RemoveParticipant(remove)) => v1::Choice {
+                effect: format!("Does without `{}`, for ever.", remove.participant),
+                harms: vec![v1::Harm {
+                    participant: remove.participant,
+                    sentence: "`index` never gets these 1 transactions, which the other stores have.".into(),
+                    keys: vec!["3-1251: film-42, film-7".into()],
+                }],
+                ..v1::Choice::default()
+            },
             Some(Order::ForgetDamage(_) | Order::Waive(_) | Order::LeaveSafeMode(_)) => {
                 v1::Choice { effect: "Goes on without it.".into(), ..v1::Choice::default() }
             }
@@ -416,6 +425,46 @@ impl AdminService for Daemon {
 
     async fn leave_safe_mode(&self, _: Request<v1::LeaveSafeModeRequest>) -> Result<Response<v1::AdminReply>, Status> {
         Err(Status::failed_precondition("it is not in safe mode"))
+    }
+
+    async fn remove_participant(&self, request: Request<v1::RemoveParticipantRequest>) -> Result<Response<v1::AdminReply>, Status> {
+        let v1::RemoveParticipantRequest { participant, operator, reason } = request.into_inner();
+        self.order(&operator, &reason, &format!("`{participant}` is removed, and 1 transactions that it was owed are recorded as damage"))
+    }
+
+    type BackupStream = tokio_stream::Iter<std::vec::IntoIter<Result<v1::BackupReply, Status>>>;
+
+    async fn backup(&self, request: Request<Streaming<v1::BackupRequest>>) -> Result<Response<Self::BackupStream>, Status> {
+        use v1::backup_reply::Reply;
+        let mut told = request.into_inner();
+        let Some(v1::backup_request::Request::Folder(folder)) = told.message().await?.and_then(|request| request.request) else {
+            return Err(Status::invalid_argument("folder is missing"));
+        };
+        if folder.ends_with("occupied") {
+            return Err(Status::failed_precondition(format!("folder: {folder} is not empty: it holds `log`")));
+        }
+        let servers = v1::BackupServers { servers: vec![v1::BackupServer { name: "pg".into(), r#type: "postgres".into() }] };
+        let summary = v1::BackupSummary {
+            folder,
+            coord_id: "0000000000000000000000000000000a".into(),
+            log_id: "0000000000000000000000000000000b".into(),
+            epoch: 3,
+            since_csn: csn(1200),
+            last_csn: csn(1204),
+            last_lsn: 4021,
+            stores: vec!["index".into(), "db".into()],
+            servers: if self.ill() { vec!["pg".into()] } else { vec![] },
+            files: 17,
+            bytes: 3 << 20,
+            elapsed_ms: 1_300,
+        };
+        let said = [
+            Some(Reply::Progress("store `index` is copied".into())),
+            self.ill().then_some(Reply::Servers(servers)),
+            Some(Reply::Summary(summary)),
+        ];
+        let said: Vec<_> = said.into_iter().flatten().map(|reply| Ok(v1::BackupReply { reply: Some(reply) })).collect();
+        Ok(Response::new(tokio_stream::iter(said)))
     }
 
     type VerifyStream = tokio_stream::Iter<std::vec::IntoIter<Result<v1::VerifyReply, Status>>>;

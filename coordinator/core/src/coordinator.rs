@@ -76,6 +76,7 @@ pub struct Coordinator {
     pub(crate) log_full: bool,
     /// A Floor record is on its way.
     pub(crate) floor_pending: bool,
+    pub(crate) forgetting_held: bool,
     pub(crate) housekeeping_at: Option<Time>,
     pub(crate) counts: Counts,
 }

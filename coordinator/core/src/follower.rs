@@ -21,6 +21,8 @@ pub struct Follower {
     pub standalone: bool,
     /// Whether it is configured now; one that is not keeps what it is owed.
     pub configured: bool,
+    /// Whether an operator has given it up, for ever: it counts as not configured, and is owed nothing.
+    pub removed: bool,
     /// The stream to it; changed by [`Follower::turn`].
     pub session: Session,
     /// When that changed last.
@@ -189,6 +191,7 @@ impl Follower {
             },
             standalone: false,
             configured: false,
+            removed: false,
             session: Session::Down,
             session_since: Time(0),
             greeted: false,
@@ -246,6 +249,14 @@ impl Follower {
         match self.session {
             Session::Open(session) => Some(session),
             Session::Down | Session::Welcomed(_) | Session::Refused(..) => None,
+        }
+    }
+
+    /// It is given up: nobody waits for what it knows, and what it has decided alone stays in doubt until the floor has passed it.
+    pub fn remove(&mut self) {
+        (self.removed, self.configured, self.evidence) = (true, false, true);
+        if self.leads() {
+            self.scan = Scan::Waived;
         }
     }
 

@@ -35,6 +35,12 @@ impl Coordinator {
         }
     }
 
+    /// While this is held nothing is forgotten, and no store is noted to have come further: a copy of all stores is being made, and of the
+    /// log at last, and a store must not be found behind what that says of it (R-STORELOSS).
+    pub fn hold_forgetting(&mut self, held: bool) {
+        self.forgetting_held = held;
+    }
+
     /// Keeps a round of housekeeping due while there is something to keep.
     pub(crate) fn arm_housekeeping(&mut self, now: Time) {
         let soon = now.after(ROUND);
@@ -87,6 +93,9 @@ impl Coordinator {
         }
         for txids in std::mem::take(&mut self.ended).chunks(ENDS) {
             self.append(Record::End { txids: txids.to_vec() }, None, fx);
+        }
+        if self.forgetting_held {
+            return;
         }
         self.raise_floor(now, fx);
         if !self.floor_pending {

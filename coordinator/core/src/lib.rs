@@ -16,7 +16,7 @@
 //! 3. The coordinator: [`coordinator`] is its state and where each event goes. Then in the order of a transaction's life:
 //!    `requests` (clients), `voting` (phase one and **the decision**), `following` (phase two), `leading` (a database decides),
 //!    `sessions` (what a participant is told when it comes back), `store_loss` (does it hold less than it once did?), `breach` (what it may
-//!    not say), `housekeeping` (time), `operator` (a person's hand), `waiver` (a leader that a person does not wait for), `recovery` (the
+//!    not say), `housekeeping` (time), `operator` (a person's hand), `removal` (a store that is given up), `waiver` (a leader that a person does not wait for), `recovery` (the
 //!    start: replay fills the same tables, and then the ordinary resends run).
 //! 4. The participant's end: [`participant`] (its `mod.rs` has an order of its own).
 //!
@@ -43,6 +43,7 @@ pub mod outcomes;
 pub mod participant;
 pub mod record;
 pub mod recovery;
+mod removal;
 pub mod request;
 mod requests;
 mod sessions;

@@ -38,6 +38,9 @@ impl Coordinator {
         if let Err(sentence) = self.may(&action, &operator, &reason) {
             return self.reply(ticket, Reply::Refused(Refusal::new(RefusalKind::Invalid, sentence)), fx);
         }
+        if let AdminAction::Remove { participant } = action {
+            self.begin_removal(now, participant, &operator, &reason, fx);
+        }
         let record = Record::Admin { operator: operator.clone(), action: action.clone(), reason: reason.clone(), at_ms: self.wall_ms(now) };
         self.append(record, Some(Pending::Operator { ticket, operator, action, reason }), fx);
     }
@@ -79,6 +82,7 @@ impl Coordinator {
                 Some(State::Deciding(_) | State::Committing(_)) => Err(format!("{txid} is being decided, or is: it cannot be cancelled")),
                 None => Err(format!("{txid} is not under way")),
             },
+            AdminAction::Remove { participant } => self.exists(*participant).and_then(|()| self.may_be_removed(*participant)),
         }
     }
 
@@ -150,7 +154,11 @@ impl Coordinator {
         reason: String,
         fx: &mut Vec<Effect>,
     ) {
-        if let Err(sentence) = self.may(&action, &operator, &reason) {
+        // A removal has begun with its record: every later start finds it done.
+        let begun = matches!(action, AdminAction::Remove { .. });
+        if let Err(sentence) = self.may(&action, &operator, &reason)
+            && !begun
+        {
             return self.reply(ticket, Reply::Refused(Refusal::new(RefusalKind::Invalid, format!("meanwhile: {sentence}"))), fx);
         }
         let done = match action {
@@ -180,6 +188,7 @@ impl Coordinator {
                 self.abort(now, txid, None, refusal, fx);
                 format!("{txid} is aborted")
             }
+            AdminAction::Remove { participant } => self.remove(now, participant, fx),
         };
         self.reply(ticket, Reply::Done(done), fx);
     }

@@ -88,6 +88,14 @@ pub enum Record {
         /// Which leader.
         participant: ParticipantId,
     },
+    /// This log was put back from a backup, by command: the tokens given under its older identity count no more, and a start presumes nothing
+    /// before every participant has been heard once (R-LOGLOSS). Kept for ever.
+    Restored {
+        /// Its new identity.
+        log_id: LogId,
+        /// Wall clock, milliseconds since 1970.
+        at_ms: u64,
+    },
 }
 
 /// Transactions decided by one record. The serial executor's batch is one group, because its redo belongs to all of them together.
@@ -236,6 +244,11 @@ pub enum AdminAction {
     Cancel {
         /// The transaction.
         txid: Txid,
+    },
+    /// Do without a participant for ever: what it is owed is given up, and it is not let in again.
+    Remove {
+        /// The participant.
+        participant: ParticipantId,
     },
 }
 

@@ -80,6 +80,11 @@ impl Coordinator {
         machine.take_facts(&facts);
         machine.next_lsn = machine.next_lsn.max(log.last().map_or(Lsn(1), |last| last.lsn.next()));
         machine.register(&facts, fx)?;
+        // Until each has been heard since: any of them may know of what came after the backup.
+        let unheard = |follower: &Follower, restored| follower.configured && follower.heard <= restored;
+        if facts.restored.is_some_and(|restored| machine.followers.iter().any(|follower| unheard(follower, restored))) {
+            machine.config.loss_strict = true;
+        }
         for Entry { lsn, record } in log {
             if let Record::Commit(group) = record
                 && !broken(Mutation::PresumesBeforeReplay)
@@ -134,6 +139,7 @@ impl Coordinator {
             evidence_awaited: true,
             log_full: false,
             floor_pending: false,
+            forgetting_held: false,
             housekeeping_at: None,
             counts: Counts::default(),
             config,
@@ -168,6 +174,9 @@ impl Coordinator {
             if facts.leads.contains(id) {
                 (follower.has_led, follower.scan) = (true, Scan::Needed);
             }
+            if facts.removed.contains(id) {
+                follower.remove();
+            }
             self.followers.push(follower);
         }
         for configured in self.config.participants.clone() {
@@ -185,7 +194,7 @@ impl Coordinator {
                 }
             };
             let follower = self.follower_mut(id);
-            (follower.configured, follower.role, follower.standalone) = (true, configured.role, configured.standalone);
+            (follower.configured, follower.role, follower.standalone) = (!follower.removed, configured.role, configured.standalone);
         }
         Ok(())
     }
@@ -278,6 +287,7 @@ impl Coordinator {
         for (i, entry) in decision.entries.iter().enumerate() {
             for &participant in &entry.branches {
                 match self.follower(participant).kind {
+                    _ if self.follower(participant).removed => {}
                     _ if entry.txid.decider == Decider::Leader(participant) => {}
                     Kind::Serial => match places.iter_mut().find(|(p, _, item)| *p == participant && item.is_none()) {
                         Some(place) => place.1 = entry.csn,
@@ -326,6 +336,9 @@ struct Facts {
     /// Of the start that is being read: how far stores had followed before it, and which leaders were waived in it.
     followed: BTreeMap<ParticipantId, Csn>,
     waived: BTreeSet<ParticipantId>,
+    removed: BTreeSet<ParticipantId>,
+    /// The last start before the log was put back from a backup.
+    restored: Option<Epoch>,
 }
 
 impl Facts {
@@ -383,6 +396,10 @@ impl Facts {
                     facts.followed.insert(*participant, *csn);
                     facts.hear(*participant);
                 }
+                Record::Restored { log_id, .. } => {
+                    facts.header = facts.header.map(|(coord_id, _)| (coord_id, *log_id));
+                    facts.restored = Some(facts.start);
+                }
                 Record::Scanned { participant } => {
                     facts.waived.remove(participant);
                     facts.waivers.retain(|waiver| waiver.leader != *participant);
@@ -415,6 +432,7 @@ impl Facts {
                 self.by_hand.remove(&(*txid, *participant));
             }
             AdminAction::Waive { participant } => drop(self.waived.insert(*participant)),
+            AdminAction::Remove { participant } => drop(self.removed.insert(*participant)),
             AdminAction::Skip { .. } | AdminAction::LeaveSafeMode | AdminAction::Cancel { .. } => {}
         }
     }

@@ -9,6 +9,7 @@ use crate::mutation::{Mutation, broken};
 use crate::operator::{ByHand, Order};
 use crate::outcomes::Fate;
 use crate::record::{Damage, DamageKind, Record};
+use crate::removal::REMOVED;
 use crate::transaction::{Branch, State};
 use crate::vote::{Kind, Refusal, RefusalKind};
 use std::cmp::Ordering;
@@ -42,6 +43,9 @@ impl Coordinator {
         if let Some(current) = current {
             assert!(session > current, "session numbers rise");
             self.session_down(now, participant, current, fx);
+        }
+        if self.follower(participant).removed {
+            return self.follower_mut(participant).turn(now, Session::Refused(session, REMOVED.into()));
         }
         self.follower_mut(participant).turn(now, Session::Welcomed(session));
         if self.phase != Phase::Starting {

@@ -1033,6 +1033,33 @@ story!(
     }
 );
 
+story!(
+    removal,
+    "An operator gives a store up for ever: what it was owed is damage, and everything else goes on without it.",
+    play = Play::new(EMBEDDED),
+    {
+        decided(&mut play);
+        play.operator(AdminAction::Remove { participant: INDEX }, "it is not used any more");
+        play.note("The damage goes first: a start that finds the order finds that too.");
+        play.forced();
+        play.asks("add film 2", film(2));
+        play.operator(AdminAction::Remove { participant: INDEX }, "once more");
+        play.dies("index");
+        play.coordinator_dies();
+        play.recovers(&["db"]);
+        play.note("It is owed nothing, and is not let in again.");
+        play.connects("index");
+        play.asks("row 3", vec![row("db")]);
+    }
+);
+
+story!(removal_in_doubt, "While something is being decided with a part at a store, it is not given up.", play = Play::new(EMBEDDED), {
+    play.asks("add film 1", film(1));
+    play.operator(AdminAction::Remove { participant: INDEX }, "it is not used any more");
+    play.all_yes(&["index", "db"], "1-1");
+    play.operator(AdminAction::Remove { participant: INDEX }, "it is not used any more");
+});
+
 story!(cover, "A document without a row has no place in the order: refused (R-COVER).", play = Play::new(EMBEDDED), {
     play.asks("document only", vec![put("index", "film-1", None)]);
     play.note("A statement that turns out to write nothing does not count either.");

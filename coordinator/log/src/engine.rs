@@ -86,6 +86,11 @@ impl Engine {
         }
     }
 
+    /// For reading beside whoever writes.
+    pub fn shared(&self) -> sled::Db {
+        self.db.clone()
+    }
+
     /// Reads and checks all records.
     pub fn recover(&self, folder: &Path) -> Result<Recovery, LogError> {
         recovery::recover(&self.db, folder)
@@ -168,7 +173,7 @@ pub fn open_after_remains(config: &sled::Config) -> sled::Result<sled::Db> {
 }
 
 /// Reads with the engine; its panic means that the log holds what it cannot.
-fn caught<T>(folder: &Path, read: impl FnOnce() -> Result<T, LogError>) -> Result<T, LogError> {
+pub fn caught<T>(folder: &Path, read: impl FnOnce() -> Result<T, LogError>) -> Result<T, LogError> {
     catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| {
         let folder = folder.display();
         Err(LogError::Corrupt(format!("the decision log in {folder} is damaged: its engine cannot make sense of its files; restore them")))

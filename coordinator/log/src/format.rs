@@ -125,6 +125,7 @@ pub fn space_of(record: &Record) -> Space {
         | Record::Leads { .. }
         | Record::Followed { .. }
         | Record::Scanned { .. }
+        | Record::Restored { .. }
         | Record::Floor { .. } => Space::Kept,
     }
 }

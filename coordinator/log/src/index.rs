@@ -83,6 +83,7 @@ impl Index {
             | Record::Leads { .. }
             | Record::Followed { .. }
             | Record::Scanned { .. }
+            | Record::Restored { .. }
             | Record::Admin { .. } => None,
         };
         self.superseded.extend(replaced);

@@ -3,7 +3,7 @@
 use crate::lock::Lock;
 use crate::sled_log::{self, Options};
 use crate::{LogError, Report};
-use lockstep_core::{Entry, Lsn};
+use lockstep_core::{Decider, Entry, Gid, Lsn, ParticipantId, Position, Record};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -16,6 +16,37 @@ pub struct Inspection {
     pub entries: Vec<Entry>,
     /// The record at the end that was not finished, so never acknowledged.
     pub torn: Option<Lsn>,
+}
+
+/// What a log says of a prepared branch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BranchFate {
+    /// It is decided.
+    Committed {
+        /// At this CSN.
+        csn: String,
+        /// By this record.
+        lsn: u64,
+    },
+    /// The log has no commit of it: it is aborted, if the log is whole.
+    Unrecorded,
+    /// It began before outcomes that are kept.
+    Forgotten {
+        /// The first position that is kept.
+        floor: String,
+    },
+    /// A database decides it.
+    Led {
+        /// Which one.
+        leader: String,
+    },
+    /// It is of a start that the log does not know.
+    Ahead {
+        /// Which one.
+        epoch: u32,
+    },
+    /// It is not of this log.
+    Foreign,
 }
 
 impl Inspection {
@@ -37,6 +68,37 @@ impl Inspection {
         let read = sled_log::inspect(copy.path(), &Options::default()).map_err(|error| error.about(copy.path(), folder))?;
         let (entries, torn) = read;
         Ok(Inspection { entries, torn })
+    }
+
+    /// What it says of a branch that a store holds prepared under this name, and the store's name in this log.
+    pub fn fate(&self, gid: &str) -> (Option<String>, BranchFate) {
+        let Ok(gid) = gid.parse::<Gid>() else { return (None, BranchFate::Foreign) };
+        let (mut names, mut epoch, mut floor, mut owner, mut committed) = (Vec::new(), 0, Position::default(), None, None);
+        for Entry { lsn, record } in &self.entries {
+            match record {
+                Record::Header { coord_id, .. } => owner = Some(*coord_id),
+                Record::Participant { name, .. } => names.push(name.clone()),
+                Record::Epoch { epoch: started, .. } => epoch = epoch.max(started.0),
+                Record::Floor { position } => floor = floor.max(*position),
+                Record::Commit(group) => {
+                    let entry = group.entries.iter().find(|entry| entry.txid == gid.txid);
+                    committed = committed.or(entry.map(|entry| BranchFate::Committed { csn: entry.csn.to_string(), lsn: lsn.0 }));
+                }
+                _ => {}
+            }
+        }
+        if owner != Some(gid.coord_id) {
+            return (None, BranchFate::Foreign);
+        }
+        let name = |id: ParticipantId| names.get(id.0 as usize).cloned();
+        let fate = match (committed, gid.txid.decider) {
+            (Some(committed), _) => committed,
+            (None, _) if gid.txid.epoch.0 > epoch => BranchFate::Ahead { epoch: gid.txid.epoch.0 },
+            (None, Decider::Leader(leader)) => BranchFate::Led { leader: name(leader).unwrap_or_else(|| leader.to_string()) },
+            (None, Decider::Log) if gid.txid.position() < floor => BranchFate::Forgotten { floor: format!("{}-{}", floor.epoch, floor.n) },
+            (None, Decider::Log) => BranchFate::Unrecorded,
+        };
+        (name(gid.participant), fate)
     }
 
     /// What it says of itself.

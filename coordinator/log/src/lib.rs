@@ -1,5 +1,6 @@
 //! The decision log: the one place where a decision becomes durable (PROTOCOL §4).
 
+pub mod backup;
 mod engine;
 pub mod failpoints;
 mod format;
@@ -10,14 +11,16 @@ mod recovery;
 mod report;
 mod settler;
 mod sled_log;
+mod snapshot;
 #[cfg(test)]
 mod tests;
 mod words;
 mod write_ahead;
 
-pub use inspection::Inspection;
+pub use inspection::{BranchFate, Inspection};
 pub use report::{Owed, Report};
 pub use sled_log::{Options, SledLog};
+pub use snapshot::Snapshot;
 pub use words::{Line, key_text, kind_word, line};
 
 use lockstep_core::{Entry, Lsn};
@@ -42,6 +45,10 @@ pub trait DecisionLog: Send {
     /// Forgets Commit, End, Acked and Floor records below this place, except the newest Floor and each participant's newest Acked.
     /// All others are kept. Not forced.
     fn forget_below(&mut self, lsn: Lsn) -> Result<(), LogError>;
+
+    /// All that it holds now, to be read on another thread. Nothing may be forgotten as long as that is read. Takes as long as bringing the
+    /// last writes into the engine, not as long as the log.
+    fn snapshot(&mut self) -> Result<Snapshot, LogError>;
 
     /// How large it is, and how much room is left.
     fn space(&self) -> Result<Space, LogError>;

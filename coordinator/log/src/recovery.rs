@@ -21,8 +21,13 @@ pub struct Recovery {
 
 /// Reads and checks everything.
 pub fn recover(tree: &sled::Tree, folder: &Path) -> Result<Recovery, LogError> {
+    recover_below(tree, folder, Lsn(u64::MAX))
+}
+
+/// The same of what stands below this place: the rest may be being written.
+pub fn recover_below(tree: &sled::Tree, folder: &Path, below: Lsn) -> Result<Recovery, LogError> {
     let start = read_start(tree, folder)?;
-    let mut found = gather(tree, folder)?;
+    let mut found = gather(tree, folder, below)?;
     found.sort_by_key(|found| found.lsn);
 
     let mut recovery = Recovery { entries: Vec::with_capacity(found.len()), index: Index::new(start), rests: Vec::new(), torn: None };
@@ -128,7 +133,7 @@ fn read_mark<T>(
 }
 
 /// All records, each space in LSN order; decoded one at a time, so that the raw chunks are held only once.
-fn gather(tree: &sled::Tree, folder: &Path) -> Result<Vec<Found>, LogError> {
+fn gather(tree: &sled::Tree, folder: &Path, below: Lsn) -> Result<Vec<Found>, LogError> {
     let mut all: Vec<Found> = Vec::new();
     let mut open: Option<Found> = None;
     for pair in tree.iter() {
@@ -139,6 +144,9 @@ fn gather(tree: &sled::Tree, folder: &Path) -> Result<Vec<Found>, LogError> {
         let Some(key) = Key::decode(&raw) else {
             return Err(LogError::Corrupt(format!("the decision log in {} holds a foreign key: {raw:?}", folder.display())));
         };
+        if key.lsn >= below {
+            continue;
+        }
         if open.as_ref().is_none_or(|found| (found.space, found.lsn) != (key.space, key.lsn)) {
             all.extend(open.take().map(|found| found.close(folder)).transpose()?);
             open = Some(Found::new(key));

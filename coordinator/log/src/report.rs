@@ -127,6 +127,7 @@ impl Reading {
                 self.damages.remove(&(*txid, *participant));
             }
             Record::Admin { .. } | Record::Leads { .. } | Record::Followed { .. } | Record::Scanned { .. } => {}
+            Record::Restored { log_id, .. } => report.log_id = Some(*log_id),
             Record::Floor { position } => {
                 if *position < report.floor {
                     report.problems.push(format!("record {lsn} lowers the floor to {}-{}: it only rises", position.epoch, position.n));

@@ -5,6 +5,7 @@ use super::format::{self, Unreadable};
 use super::index::{Change, Index};
 use super::recovery::Recovery;
 use super::settler::{Settler, Unsettled};
+use super::snapshot::Snapshot;
 use super::write_ahead::WriteAhead;
 use super::{DecisionLog, LogError, Metrics, Space, StepFault, failure};
 use lockstep_core::{Entry, Lsn};
@@ -230,6 +231,12 @@ impl DecisionLog for SledLog {
         let mut changes = Vec::new();
         self.index.forget_below(lsn, &mut changes);
         self.wait(changes)
+    }
+
+    fn snapshot(&mut self) -> Result<Snapshot, LogError> {
+        self.files()?;
+        let (below, folder) = (self.index.next(), self.folder.clone());
+        Ok(Snapshot::new(self.settled()?, below, &folder))
     }
 
     fn space(&self) -> Result<Space, LogError> {

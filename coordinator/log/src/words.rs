@@ -42,6 +42,7 @@ pub fn line(entry: &Entry) -> Line {
         Record::Leads { participant } => ("leads", json!({"participant": participant.0})),
         Record::Followed { participant, csn } => ("followed", json!({"participant": participant.0, "csn": csn.to_string()})),
         Record::Scanned { participant } => ("scanned", json!({"participant": participant.0})),
+        Record::Restored { log_id, at_ms } => ("restored", json!({"log_id": log_id.to_string(), "at_ms": at_ms})),
         Record::Floor { position } => ("floor", json!({"epoch": position.epoch.0, "n": position.n})),
     };
     Line { lsn: entry.lsn.0, kind: kind.into(), record: value }

@@ -16,6 +16,7 @@ impl View<'_> {
             AdminAction::Forget { txid, participant } => self.plan_forget(*txid, *participant),
             AdminAction::Waive { participant } => self.plan_waive(*participant),
             AdminAction::LeaveSafeMode => self.plan_leave_safe_mode(),
+            AdminAction::Remove { participant } => self.plan_remove(*participant),
             AdminAction::Cancel { txid } => (String::new(), format!("Aborts {txid}, which is not decided."), Vec::new()),
         };
         let refused = self.machine.allows(action).err().unwrap_or_default();
@@ -172,6 +173,52 @@ impl View<'_> {
                  doubt."
             )));
         }
+        (command, effect, harms)
+    }
+
+    fn plan_remove(&self, participant: ParticipantId) -> (String, String, Vec<v1::Harm>) {
+        let follower = self.follower(participant);
+        let name = &follower.name;
+        let command = format!("lockstep participants remove {name} --reason WHY");
+        let effect = format!("Does without `{name}`, for ever. It may be taken out of the configuration then; its name is not used again.");
+        let mut harms = Vec::new();
+        let owed = self.machine.owed_to(participant);
+        if !owed.is_empty() {
+            let sentence = format!(
+                "`{name}` never gets, or nobody can tell whether it has, these {} transactions, which the other stores have. Each is recorded as damage \
+                 with your name and reason, and clients that ask for it are told:",
+                owed.len()
+            );
+            let written = |txid: &Txid| match self.written(*txid, participant) {
+                keys if keys.is_empty() => txid.to_string(),
+                keys => format!("{txid}: {}", keys.join(", ")),
+            };
+            harms.push(self.harm(participant, sentence, owed.iter().map(written).collect()));
+        }
+        if follower.kind == Kind::Preparing && (follower.prepared > 0 || follower.open_session().is_none()) {
+            let sentence = format!(
+                "Branches that `{name}` holds prepared keep their locks until somebody finishes them there by hand ({} when it last told): `lockstep \
+                 branches` lists them.",
+                follower.prepared
+            );
+            harms.push(self.harm(participant, sentence, Vec::new()));
+        }
+        if follower.leads() {
+            harms.push(self.harm(
+                participant,
+                format!("A client that asks again for a transaction that `{name}` has decided is told *unknown* after the next start, and *expired* later."),
+                Vec::new(),
+            ));
+        }
+        let damaged = self.machine.damage().iter().filter(|damage| damage.participant == participant).count();
+        if damaged > 0 {
+            harms.push(self.harm(
+                participant,
+                format!("Damage of {damaged} transactions stays on record until you forget it."),
+                Vec::new(),
+            ));
+        }
+        harms.push(everywhere(&format!("Transactions and reads that name `{name}` are refused from then on.")));
         (command, effect, harms)
     }
 

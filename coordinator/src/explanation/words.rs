@@ -48,6 +48,7 @@ impl View<'_> {
         let name = &follower.name;
         let why = self.broke(follower).map_or(String::new(), |why| format!(" The last one ended: {}.", sentence(why)));
         let what = match &follower.session {
+            _ if follower.removed => format!("`{name}` was removed by an operator."),
             _ if !follower.configured => format!("`{name}` is not configured any more. What it is owed is kept."),
             Session::Down => format!("`{name}` has no session: it is not there, or cannot be reached.{why}"),
             Session::Welcomed(_) if follower.greeted => {

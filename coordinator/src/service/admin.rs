@@ -1,9 +1,10 @@
 //! `AdminService`: looks at the machine, and operators' commands. Names become numbers here; the engine knows the rest.
 
-use super::{Context, translate, verify};
+use super::{Context, backup, translate, verify};
 use crate::engine_handle::Question;
-use crate::view::Cursor;
-use lockstep_core::{AdminAction, Event, ParticipantId, Reply, Txid};
+use crate::log::{LogError, Report};
+use crate::view::{self, Cursor};
+use lockstep_core::{AdminAction, Entry, Event, ParticipantId, Reply, Txid};
 use lockstep_participants::Finding;
 use lockstep_proto::v1;
 use lockstep_proto::v1::admin_service_server::AdminService;
@@ -12,7 +13,7 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context as Poller, Poll};
 use tokio_stream::Stream;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 /// The service.
 pub struct Admin(pub(super) Context);
@@ -92,17 +93,20 @@ impl AdminService for Admin {
     async fn dump_log(&self, request: Request<v1::DumpLogRequest>) -> Result<Response<Records>, Status> {
         let mut request = request.into_inner();
         request.limit = limit(request.limit, DUMP_RECORDS)?;
-        let records = self.0.engine.ask(|answer| Question::DumpLog(request, answer)).await?.map_err(Status::unavailable)?;
-        Ok(Response::new(Records(records.into())))
+        let records = self.read_log(move |entries| entries.map(|entries| view::log_records(entries, &request))).await?;
+        Ok(Response::new(Records(records.map_err(|error| Status::unavailable(error.to_string()))?.into())))
     }
 
     async fn verify_log(&self, _: Request<v1::VerifyLogRequest>) -> Result<Response<v1::LogReport>, Status> {
-        Ok(Response::new(self.0.engine.ask(Question::VerifyLog).await?.map_err(Status::unavailable)?))
+        let report = |entries: Result<Vec<Entry>, LogError>| {
+            entries.map_or_else(|error| Report::unreadable(&error), |entries| Report::of(&entries, None))
+        };
+        Ok(Response::new(view::log_report(self.read_log(report).await?)))
     }
 
     async fn plan(&self, request: Request<v1::PlanRequest>) -> Result<Response<v1::Choice>, Status> {
         let order = request.into_inner().order.ok_or_else(|| Status::invalid_argument("order is missing: name one"))?;
-        let action = self.action(order)?;
+        let action = self.action(order).await?;
         Ok(Response::new(self.0.engine.ask(|answer| Question::Plan(action, answer)).await?))
     }
 
@@ -130,13 +134,13 @@ impl AdminService for Admin {
     async fn resolve(&self, request: Request<v1::ResolveRequest>) -> Result<Response<v1::AdminReply>, Status> {
         let request = request.into_inner();
         let (operator, reason) = (request.operator.clone(), request.reason.clone());
-        self.act(operator, reason, self.action(Order::Resolve(request))?).await
+        self.act(operator, reason, self.action(Order::Resolve(request)).await?).await
     }
 
     async fn skip(&self, request: Request<v1::SkipRequest>) -> Result<Response<v1::AdminReply>, Status> {
         let request = request.into_inner();
         let (operator, reason) = (request.operator.clone(), request.reason.clone());
-        self.act(operator, reason, self.action(Order::Skip(request))?).await
+        self.act(operator, reason, self.action(Order::Skip(request)).await?).await
     }
 
     async fn list_damage(&self, _: Request<v1::ListDamageRequest>) -> Result<Response<v1::ListDamageReply>, Status> {
@@ -146,18 +150,30 @@ impl AdminService for Admin {
     async fn forget_damage(&self, request: Request<v1::ForgetDamageRequest>) -> Result<Response<v1::AdminReply>, Status> {
         let request = request.into_inner();
         let (operator, reason) = (request.operator.clone(), request.reason.clone());
-        self.act(operator, reason, self.action(Order::ForgetDamage(request))?).await
+        self.act(operator, reason, self.action(Order::ForgetDamage(request)).await?).await
     }
 
     async fn waive(&self, request: Request<v1::WaiveRequest>) -> Result<Response<v1::AdminReply>, Status> {
         let request = request.into_inner();
         let (operator, reason) = (request.operator.clone(), request.reason.clone());
-        self.act(operator, reason, self.action(Order::Waive(request))?).await
+        self.act(operator, reason, self.action(Order::Waive(request)).await?).await
     }
 
     async fn leave_safe_mode(&self, request: Request<v1::LeaveSafeModeRequest>) -> Result<Response<v1::AdminReply>, Status> {
         let request = request.into_inner();
         self.act(request.operator, request.reason, AdminAction::LeaveSafeMode).await
+    }
+
+    async fn remove_participant(&self, request: Request<v1::RemoveParticipantRequest>) -> Result<Response<v1::AdminReply>, Status> {
+        let request = request.into_inner();
+        let (operator, reason) = (request.operator.clone(), request.reason.clone());
+        self.act(operator, reason, self.action(Order::RemoveParticipant(request)).await?).await
+    }
+
+    type BackupStream = verify::Replies<v1::BackupReply>;
+
+    async fn backup(&self, request: Request<Streaming<v1::BackupRequest>>) -> Result<Response<Self::BackupStream>, Status> {
+        backup::back_up(&self.0, request.into_inner()).await.map(Response::new)
     }
 
     type VerifyStream = verify::Replies<v1::VerifyReply>;
@@ -174,7 +190,7 @@ impl AdminService for Admin {
 }
 
 impl Admin {
-    fn action(&self, order: Order) -> Result<AdminAction, Status> {
+    async fn action(&self, order: Order) -> Result<AdminAction, Status> {
         Ok(match order {
             Order::Resolve(v1::ResolveRequest { txid: of, participant, commit, .. }) => {
                 AdminAction::Resolve { txid: txid(&of)?, participant: self.participant(&participant)?, commit }
@@ -185,7 +201,10 @@ impl Admin {
             Order::ForgetDamage(v1::ForgetDamageRequest { txid: of, participant, .. }) => {
                 AdminAction::Forget { txid: txid(&of)?, participant: self.participant(&participant)? }
             }
-            Order::Waive(v1::WaiveRequest { participant, .. }) => AdminAction::Waive { participant: self.participant(&participant)? },
+            Order::Waive(v1::WaiveRequest { participant, .. }) => AdminAction::Waive { participant: self.known(participant).await? },
+            Order::RemoveParticipant(v1::RemoveParticipantRequest { participant, .. }) => {
+                AdminAction::Remove { participant: self.known(participant).await? }
+            }
             Order::LeaveSafeMode(_) => AdminAction::LeaveSafeMode,
         })
     }
@@ -194,6 +213,25 @@ impl Admin {
         let names = self.0.engine.names();
         let unknown = || Status::not_found(format!("participant: {}", translate::unknown_store(name, names)));
         names.named(name).map(|entry| entry.id).ok_or_else(unknown)
+    }
+
+    /// Reads the whole log on a thread that may block; commits go on.
+    async fn read_log<T: Send + 'static>(
+        &self,
+        make: impl FnOnce(Result<Vec<Entry>, LogError>) -> T + Send + 'static,
+    ) -> Result<T, Status> {
+        let taken = self.0.engine.ask(Question::ReadLog).await?;
+        let read = move || match taken {
+            Ok((snapshot, _hold)) => make(snapshot.entries()),
+            Err(error) => make(Err(error)),
+        };
+        tokio::task::spawn_blocking(read).await.map_err(|error| Status::internal(format!("the log was not read: {error}")))
+    }
+
+    /// Also one that is not configured any more.
+    async fn known(&self, name: String) -> Result<ParticipantId, Status> {
+        let unknown = Status::not_found(format!("participant: {}", translate::unknown_store(&name, self.0.engine.names())));
+        self.0.engine.ask(|answer| Question::Participant(name, answer)).await?.ok_or(unknown)
     }
 
     async fn act(&self, operator: String, reason: String, action: AdminAction) -> Result<Response<v1::AdminReply>, Status> {

@@ -1,6 +1,7 @@
 //! gRPC: what clients, operators and remote participants reach.
 
 pub mod admin;
+mod backup;
 mod hash;
 mod lead;
 pub mod participant_messages;
@@ -39,6 +40,7 @@ struct Context {
     streams: Arc<Semaphore>,
     reads: Arc<Semaphore>,
     verifications: Arc<Semaphore>,
+    backups: Arc<Semaphore>,
 }
 
 /// Serves until `ended` is over and the connections are closed, or its own grace has passed. Health says *serving* only while the
@@ -108,6 +110,7 @@ impl Context {
             streams: Arc::new(Semaphore::new(limits.streams)),
             reads: Arc::new(Semaphore::new(limits.reads)),
             verifications: verify::runs(),
+            backups: Arc::new(Semaphore::new(1)),
             configuration,
         }
     }

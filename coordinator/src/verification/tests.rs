@@ -96,7 +96,7 @@ impl Reader for World {
         let mut state = self.state();
         state.step();
         let mut statement = state.database.prepare(sql).map_err(|error| StoreError::Invalid(error.to_string()))?;
-        let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
+        let columns: Vec<String> = statement.column_names().map(|name| name.to_string()).collect();
         let parameters = parameters.iter().map(|value| match value {
             Value::Integer(value) => rusqlite::types::Value::Integer(*value),
             Value::Text(value) => rusqlite::types::Value::Text(value.clone()),

@@ -8,7 +8,10 @@ use super::schema::{Promise, Schema};
 use super::writer::{Room, compile, rows_of};
 use crate::{ReadLimits, Reader, StoreError};
 use lockstep_core::{StatementResult, Value};
+use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
+use std::fs::File;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -111,6 +114,21 @@ impl Readers {
 }
 
 impl Reader for Readers {
+    fn back_up(&self, to: &Path) -> Result<bool, StoreError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let source = Connection::open_with_flags(&self.options.path, flags).map_err(broken)?;
+        source.busy_timeout(self.options.busy_timeout).map_err(broken)?;
+        let mut copy = Connection::open(to).map_err(broken)?;
+        // All pages in one step: they are of one snapshot, and the write-ahead log keeps writers going meanwhile.
+        let result = Backup::new(&source, &mut copy).and_then(|backup| backup.step(-1)).map_err(broken)?;
+        if result != StepResult::Done {
+            return Err(StoreError::Timeout("the database file is locked by another process".into()));
+        }
+        copy.close().map_err(|(_, error)| broken(error))?;
+        File::open(to).and_then(|file| file.sync_all()).map_err(|error| StoreError::Broken(format!("{}: {error}", to.display())))?;
+        Ok(true)
+    }
+
     fn forces(&self) -> u64 {
         self.forces.load(Ordering::Relaxed)
     }

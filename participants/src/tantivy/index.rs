@@ -111,7 +111,7 @@ impl Writer {
         let fence = Fence::new();
         let directory = FencedDirectory::open(folder, fence.clone()).map_err(broken)?;
         let index = Index::create(directory, layout.schema.clone(), IndexSettings::default()).map_err(broken)?;
-        Writer::start(index, fence, layout, heap)
+        Writer::start(index, folder, fence, layout, heap)
     }
 
     /// Opens an index as its last commit left it.
@@ -122,10 +122,10 @@ impl Writer {
         if index.schema() != layout.schema {
             return Err(StoreError::Refused(format!("the index in {} has another schema than its declaration says", folder.display())));
         }
-        Writer::start(index, fence, layout, heap)
+        Writer::start(index, folder, fence, layout, heap)
     }
 
-    fn start(index: Index, fence: Fence, layout: Arc<Layout>, heap: usize) -> Result<Writer, StoreError> {
+    fn start(index: Index, folder: &Path, fence: Fence, layout: Arc<Layout>, heap: usize) -> Result<Writer, StoreError> {
         register_tokenizers(&index);
         let options = IndexWriterOptions::builder().memory_budget_per_thread(heap).num_worker_threads(1).num_merge_threads(1).build();
         let writer: IndexWriter = in_background(|| index.writer_with_options(options)).map_err(broken)?;
@@ -133,7 +133,7 @@ impl Writer {
         writer.garbage_collect_files().wait().map_err(broken)?;
         let metas = index.load_metas().map_err(broken)?;
         let payload = Payload::read(metas.payload.as_deref(), metas.opstamp)?;
-        let snapshot = Arc::new(Snapshot::open(&index, layout)?);
+        let snapshot = Arc::new(Snapshot::open(&index, folder, layout)?);
 
         let mut newest = FxHashMap::default();
         for (key, csn) in snapshot.above(payload.watermark)? {

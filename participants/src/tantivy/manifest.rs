@@ -11,7 +11,8 @@ use std::path::Path;
 /// The version of everything this store keeps on disk. A newer one is refused.
 pub(super) const FORMAT: u32 = 1;
 
-const NAME: &str = "store.json";
+/// The name of the file.
+pub(super) const NAME: &str = "store.json";
 
 /// What is kept; replaced whole, atomically.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -12,6 +12,7 @@
 //! ```
 
 mod committing;
+mod copy;
 mod directory;
 mod document;
 mod index;

@@ -1,10 +1,12 @@
 //! Reads: search and get, from any thread, of what the last commit left.
 
+use super::copy;
 use super::index::broken;
 use super::schema::{Body, Layout, VALUES};
 use crate::{Document, KeyPage, ReadLimits, Reader, SearchResult, StoreError};
 use lockstep_core::Csn;
 use std::ops::Bound;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 use tantivy::collector::{Collector, Count, DocSetCollector, TopDocs};
@@ -24,6 +26,8 @@ pub(super) struct Snapshot {
     layout: Arc<Layout>,
     reader: IndexReader,
     parser: QueryParser,
+    index: Index,
+    folder: PathBuf,
 }
 
 impl IndexReads {
@@ -53,13 +57,17 @@ impl Reader for IndexReads {
     fn keys(&self, after: Option<&str>, limit: usize) -> Result<KeyPage, StoreError> {
         self.current().keys(after, limit)
     }
+
+    fn back_up(&self, to: &Path) -> Result<bool, StoreError> {
+        self.current().back_up(to).map(|()| true)
+    }
 }
 
 impl Snapshot {
-    pub fn open(index: &Index, layout: Arc<Layout>) -> Result<Snapshot, StoreError> {
+    pub fn open(index: &Index, folder: &Path, layout: Arc<Layout>) -> Result<Snapshot, StoreError> {
         let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into().map_err(broken)?;
         let parser = QueryParser::for_index(index, layout.default_fields());
-        Ok(Snapshot { layout, reader, parser })
+        Ok(Snapshot { layout, reader, parser, index: index.clone(), folder: folder.to_path_buf() })
     }
 
     /// Sees the last commit from now on.
@@ -104,6 +112,11 @@ impl Snapshot {
         let searcher = self.reader.searcher();
         let address = self.find(&searcher, key)?;
         address.map(|address| self.document(&searcher, address, 0.0)).transpose()
+    }
+
+    /// The last commit and the manifest, as [`crate::tantivy`] lays them out.
+    fn back_up(&self, to: &Path) -> Result<(), StoreError> {
+        copy::commit(&self.index, &self.folder, to)
     }
 
     /// In the order of the keys' bytes; the mark is the last key.

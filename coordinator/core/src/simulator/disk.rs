@@ -166,6 +166,7 @@ impl Disk {
                     | Record::Leads { .. }
                     | Record::Followed { .. }
                     | Record::Scanned { .. }
+                    | Record::Restored { .. }
                     | Record::Admin { .. } => true,
                 });
             }

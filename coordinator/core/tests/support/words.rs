@@ -85,6 +85,7 @@ impl Words {
             Record::Admin { operator, action, reason, .. } => format!("Admin [{operator} {}: {reason}]", self.action(action)),
             Record::Leads { participant } => format!("Leads: {} decides what touches it alone", self.name(*participant)),
             Record::Followed { participant, csn } => format!("Followed: {} had come to {csn}", self.name(*participant)),
+            Record::Restored { log_id, .. } => format!("Restored as log {log_id}"),
             Record::Scanned { participant } => format!("Scanned {}: its waiver is over", self.name(*participant)),
             Record::Floor { position } => format!("Floor {}-{}", position.epoch, position.n),
         }
@@ -228,6 +229,7 @@ impl Words {
             AdminAction::Resolve { txid, participant, commit } => {
                 format!("resolves {txid} at {}: {}", self.name(*participant), end(*commit))
             }
+            AdminAction::Remove { participant } => format!("removes {}", self.name(*participant)),
             AdminAction::Skip { txid, participant } => format!("gives up {txid} at {}", self.name(*participant)),
             AdminAction::Forget { txid, participant } => format!("forgets the damage of {txid} at {}", self.name(*participant)),
             AdminAction::Waive { participant } => format!("waives the evidence of {}", self.name(*participant)),

@@ -1,0 +1,105 @@
+//! A store that an operator gives up for ever. What it is owed becomes damage, forced before the order itself: a start that finds the order
+//! finds the damage, and one that finds damage alone still owes the store what it is owed.
+
+use crate::coordinator::{Coordinator, Phase};
+use crate::event::Effect;
+use crate::follower::{Follower, Scan, Session};
+use crate::ids::{Decider, ParticipantId, Time, Txid};
+use crate::record::DamageKind;
+use crate::transaction::State;
+use crate::vote::Kind;
+
+/// Why it is not let in.
+pub(crate) const REMOVED: &str = "an operator has removed it: take it out of the configuration, or configure it under another name";
+
+impl Coordinator {
+    /// Decided transactions that it is owed: removing it gives them up.
+    pub fn owed_to(&self, participant: ParticipantId) -> Vec<Txid> {
+        let items = self.follower(participant).items.values().filter(|item| !item.applied);
+        items.flat_map(|item| self.decisions[&item.decision].told(participant, item.entry).txids).collect()
+    }
+
+    /// Nothing may be in doubt that only it can tell, or that it takes part in.
+    pub(crate) fn may_be_removed(&self, participant: ParticipantId) -> Result<(), String> {
+        let follower = self.follower(participant);
+        let name = &follower.name;
+        if follower.removed {
+            return Err(format!("`{name}` is removed already"));
+        }
+        match &self.phase {
+            Phase::Serving => {}
+            Phase::Safe(_) => return Err("in safe mode nothing may be given up: the log may have lost what it was owed".into()),
+            Phase::Starting | Phase::Stopped(_) => return Err("the coordinator is not serving".into()),
+        }
+        let led = |txid: Txid| txid.decider == Decider::Leader(participant);
+        let undecided = |state| matches!(state, State::Preparing | State::Deciding(_));
+        let part = |t: &&crate::transaction::Transaction| undecided(t.state) && (led(t.txid) || t.branch(participant).is_some());
+        let open = self.transactions.values().filter(part).count();
+        if open > 0 {
+            return Err(format!("{open} transactions with a part at `{name}` are being decided: wait until they are"));
+        }
+        let asked = self.asked.iter().filter(|(holder, txid)| *holder == participant || led(*txid)).count();
+        if asked > 0 {
+            return Err(format!("{asked} prepared branches at `{name}`, or that only `{name}` has decided, wait for their outcomes"));
+        }
+        let scanned = matches!(follower.scan, Scan::NotNeeded | Scan::Complete);
+        if !scanned {
+            return Err(format!("`{name}` decides transactions, and has not told which: bring it back first"));
+        }
+        // A branch that they hold for it could be settled nowhere else.
+        let silent = |other: &&Follower| other.configured && !other.evidence && other.id != participant;
+        if follower.leads()
+            && let Some(silent) = self.followers.iter().find(silent)
+        {
+            return Err(format!("`{}` has not told what it holds, perhaps of transactions that `{name}` decides", silent.name));
+        }
+        // What others lack of it stands in its markers alone.
+        let undelivered =
+            self.decisions.values().filter(|decision| decision.lsn.is_none() && decision.entries.iter().any(|entry| led(entry.txid)));
+        match undelivered.count() {
+            0 => Ok(()),
+            n => Err(format!("other stores have not made {n} transactions durable that `{name}` has decided: wait until they have")),
+        }
+    }
+
+    /// The operator's order is about to be appended: no transaction begins there any more, and what it is owed goes on record.
+    pub(crate) fn begin_removal(&mut self, now: Time, participant: ParticipantId, operator: &str, reason: &str, fx: &mut Vec<Effect>) {
+        let current = match &self.follower(participant).session {
+            Session::Down => None,
+            Session::Welcomed(session) | Session::Open(session) | Session::Refused(session, _) => Some(*session),
+        };
+        if let Some(session) = current {
+            self.session_down(now, participant, session, fx);
+            self.follower_mut(participant).turn(now, Session::Refused(session, REMOVED.into()));
+        }
+        self.follower_mut(participant).configured = false;
+        // Of an index it is certain that it never gets them; of a database nobody can tell any more.
+        let kind = match self.follower(participant).kind {
+            Kind::Redo => DamageKind::Skipped,
+            Kind::Preparing | Kind::Serial | Kind::Leader => DamageKind::Hazard,
+        };
+        for txid in self.owed_to(participant) {
+            let reason = format!("its store was removed: {reason}");
+            self.record_damage(now, participant, txid, kind, Some(operator.into()), reason, None, fx);
+        }
+    }
+
+    /// The order is durable.
+    pub(crate) fn remove(&mut self, now: Time, participant: ParticipantId, fx: &mut Vec<Effect>) -> String {
+        let owed = self.owed_to(participant).len();
+        for csn in self.follower(participant).items.keys().copied().collect::<Vec<_>>() {
+            self.applied(now, participant, csn, fx);
+            self.drop_item(participant, csn);
+        }
+        self.follower_mut(participant).remove();
+        self.answer_readers(participant, fx);
+        self.evidence_changed(now, fx);
+        self.end_waivers(fx);
+        self.open_greeted(now, fx);
+        let Follower { name, .. } = self.follower(participant);
+        match owed {
+            0 => format!("`{name}` is removed; nothing was owed to it"),
+            n => format!("`{name}` is removed, and {n} transactions that it was owed are recorded as damage"),
+        }
+    }
+}

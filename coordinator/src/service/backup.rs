@@ -1,0 +1,196 @@
+//! `AdminService`'s Backup: the log and every embedded store, copied while the daemon goes on, so that together they are what a crash at one
+//! moment would have left.
+//!
+//! In this order, each step resting on the one before:
+//! 1. a **hold**: nothing is forgotten, and the log does not say of any store that it has come further (R-STORELOSS);
+//! 2. the indices, then the databases: an index must not know of what a database that leads has not decided in its copy;
+//! 3. the servers, by their own tools;
+//! 4. the log, last: it has every decision that any copy holds (R-LOGLOSS), and every redo that one may lack;
+//! 5. the manifest: without it there is no backup.
+
+use super::Context;
+use super::verify::Replies;
+use crate::configuration::Store;
+use crate::engine_handle::{Held, Question};
+use crate::failpoints;
+use crate::log::backup::{self, LOG, Manifest, STORES, StoreCopy};
+use lockstep_core::{Csn, Entry, Record, Role};
+use lockstep_participants::StoreError;
+use lockstep_proto::v1;
+use lockstep_proto::v1::backup_reply::Reply as Said;
+use lockstep_proto::v1::backup_request::Request as Told;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+/// Replies that wait for their reader.
+const QUEUE: usize = 64;
+
+/// Makes a backup.
+pub async fn back_up(context: &Context, mut told: Streaming<v1::BackupRequest>) -> Result<Replies<v1::BackupReply>, Status> {
+    let first = told.message().await?.and_then(|request| request.request);
+    let Some(Told::Folder(folder)) = first else { return Err(Status::invalid_argument("folder is missing: it has to come first")) };
+    let folder = PathBuf::from(folder);
+    if !folder.is_absolute() {
+        return Err(Status::invalid_argument(format!("folder: {} is no absolute path", folder.display())));
+    }
+    let data = std::path::absolute(&context.configuration.data_dir).map_err(|error| Status::internal(error.to_string()))?;
+    if folder.starts_with(data) {
+        return Err(Status::invalid_argument(format!("folder: {} is in the data folder itself", folder.display())));
+    }
+    let full = |_| Status::resource_exhausted("a backup is being made already: wait until it is done");
+    let slot = Arc::clone(&context.backups).try_acquire_owned().map_err(full)?;
+    let (made, at) = (!folder.exists(), folder.clone());
+    let prepare = move || {
+        backup::refuse_occupied(&at).and_then(|()| fs::create_dir_all(&at).map_err(|error| backup::BackupError::Io(error.to_string())))
+    };
+    blocking(prepare).await?.map_err(|error| Status::failed_precondition(format!("folder: {error}")))?;
+    let (sender, replies) = mpsc::channel(QUEUE);
+    let run = Run { context: context.clone(), folder: folder.clone(), sender: sender.clone(), began: Instant::now() };
+    tokio::spawn(async move {
+        let _slot = slot;
+        if let Err(status) = run.make(told).await {
+            // What is left of it is no backup; the folder may be used again.
+            let _ = blocking(move || clear(&folder, made)).await;
+            let _ = sender.send(Err(status)).await;
+        }
+    });
+    Ok(ReceiverStream::new(replies))
+}
+
+struct Run {
+    context: Context,
+    folder: PathBuf,
+    sender: mpsc::Sender<Result<v1::BackupReply, Status>>,
+    began: Instant,
+}
+
+impl Run {
+    async fn make(&self, mut told: Streaming<v1::BackupRequest>) -> Result<(), Status> {
+        let held = self.context.engine.ask(Question::HoldForgetting).await?;
+        failpoints::hit("backup.before_stores");
+        let mut stores = Vec::new();
+        let configured = &self.context.configuration.stores;
+        for role in [Role::Index, Role::Database] {
+            for store in configured.iter().filter(|store| store.role() == role) {
+                stores.push(self.copy(store).await?);
+            }
+        }
+        let servers: Vec<_> = stores.iter().filter(|store| store.copy.is_none()).cloned().collect();
+        if !servers.is_empty() {
+            let server = |store: &StoreCopy| v1::BackupServer { name: store.name.clone(), r#type: store.r#type.clone() };
+            self.say(Said::Servers(v1::BackupServers { servers: servers.iter().map(server).collect() })).await?;
+            match told.message().await?.and_then(|request| request.request) {
+                Some(Told::ServersDone(true)) => {}
+                _ => return Err(Status::cancelled("the servers were not backed up")),
+            }
+        }
+        failpoints::hit("backup.before_log");
+        let entries = self.copy_log().await?;
+        failpoints::hit("backup.before_manifest");
+        let manifest = self.manifest(&held, stores, &entries);
+        let folder = self.folder.clone();
+        self.say(Said::Progress("every file is read once more for its checksum".into())).await?;
+        let manifest = blocking(move || manifest.finish(&folder)).await?.map_err(|error| Status::unavailable(error.to_string()))?;
+        drop(held);
+        let names =
+            |server: bool| manifest.stores.iter().filter(|store| store.copy.is_none() == server).map(|store| store.name.clone()).collect();
+        self.say(Said::Summary(v1::BackupSummary {
+            folder: self.folder.display().to_string(),
+            coord_id: manifest.coord_id.clone(),
+            log_id: manifest.log_id.clone(),
+            epoch: manifest.epoch,
+            since_csn: manifest.since_csn.parse::<Csn>().map_or(0, Csn::to_u64),
+            last_csn: manifest.last_csn.parse::<Csn>().map_or(0, Csn::to_u64),
+            last_lsn: manifest.last_lsn,
+            stores: names(false),
+            servers: names(true),
+            files: manifest.files.len() as u64,
+            bytes: manifest.files.iter().map(|file| file.bytes).sum(),
+            elapsed_ms: self.began.elapsed().as_millis() as u64,
+        }))
+        .await
+    }
+
+    /// A store's own copy, if it is not a server.
+    async fn copy(&self, store: &Store) -> Result<StoreCopy, Status> {
+        let (name, data) = (store.name().to_string(), &self.context.configuration.data_dir);
+        let path = store.path(data).and_then(|path| path.strip_prefix(data).ok().map(Path::to_path_buf));
+        let entry = StoreCopy { name: name.clone(), r#type: store.store_type().into(), copy: None, path };
+        let reader = self.context.engine.names().named(&name).and_then(|store| self.context.engine.reader(store.id));
+        let Some(reader) = reader else { return Ok(entry) };
+        let below = PathBuf::from(STORES).join(&name);
+        let (stores, to) = (self.folder.join(STORES), self.folder.join(&below));
+        if store.path(data).is_some() {
+            self.say(Said::Progress(format!("store `{name}` is copied"))).await?;
+        }
+        let copied = blocking(move || {
+            fs::create_dir_all(&stores).map_err(|error| StoreError::Broken(format!("{}: {error}", stores.display())))?;
+            reader.back_up(&to)
+        });
+        let copied = copied.await?.map_err(|error| Status::unavailable(format!("store `{name}`: {error}")))?;
+        Ok(StoreCopy { copy: copied.then_some(below), ..entry })
+    }
+
+    async fn copy_log(&self) -> Result<Vec<Entry>, Status> {
+        self.say(Said::Progress("the decision log is copied".into())).await?;
+        let (snapshot, reading) =
+            self.context.engine.ask(Question::ReadLog).await?.map_err(|error| Status::unavailable(error.to_string()))?;
+        let to = self.folder.join(LOG);
+        let copied = blocking(move || {
+            let _reading = reading;
+            snapshot.copy_to(&to)
+        });
+        copied.await?.map_err(|error| Status::unavailable(error.to_string()))
+    }
+
+    fn manifest(&self, held: &Held, stores: Vec<StoreCopy>, entries: &[Entry]) -> Manifest {
+        let last = entries.iter().rev().find_map(|entry| match &entry.record {
+            Record::Commit(group) => group.entries.last().map(|entry| entry.csn),
+            _ => None,
+        });
+        Manifest {
+            format: backup::FORMAT,
+            version: env!("CARGO_PKG_VERSION").into(),
+            made_at_ms: std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),
+            coord_id: held.owner.coord_id.to_string(),
+            log_id: held.log_id.to_string(),
+            epoch: held.owner.epoch.0,
+            since_csn: held.csn.to_string(),
+            last_csn: last.unwrap_or(Csn::ZERO).to_string(),
+            last_lsn: entries.last().map_or(0, |entry| entry.lsn.0),
+            stores,
+            files: Vec::new(),
+        }
+    }
+
+    async fn say(&self, said: Said) -> Result<(), Status> {
+        let gone = |_| Status::cancelled("nobody waits for the backup any more");
+        self.sender.send(Ok(v1::BackupReply { reply: Some(said) })).await.map_err(gone)
+    }
+}
+
+/// Removes what a run has left, and the folder if it made it.
+fn clear(folder: &Path, made: bool) -> std::io::Result<()> {
+    if made {
+        return fs::remove_dir_all(folder);
+    }
+    for name in [LOG, STORES] {
+        match fs::remove_dir_all(folder.join(name)) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    match fs::remove_file(folder.join(format!("{}.tmp", backup::MANIFEST))) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+async fn blocking<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
+    tokio::task::spawn_blocking(run).await.map_err(|error| Status::internal(format!("the backup failed: {error}")))
+}
