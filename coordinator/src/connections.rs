@@ -3,13 +3,11 @@
 
 use axum::serve::Listener;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 
@@ -18,46 +16,45 @@ const CONNECTIONS: usize = 256;
 /// No byte for so long ends a connection.
 const STILL: Duration = Duration::from_secs(30);
 
-/// A listener that keeps these limits.
-pub struct Bounded {
-    listener: TcpListener,
+/// A listener that keeps these limits for the connections of another one.
+pub struct Bounded<L> {
+    listener: L,
     room: Arc<Semaphore>,
     still: Duration,
 }
 
 /// A connection that is counted and watched.
-pub struct Watched {
-    stream: TcpStream,
+pub struct Watched<S> {
+    stream: S,
     quiet: Pin<Box<Sleep>>,
     still: Duration,
     _room: OwnedSemaphorePermit,
 }
 
-impl Bounded {
+impl<L> Bounded<L> {
     /// Accepts from this one.
-    pub fn new(listener: TcpListener) -> Bounded {
+    pub fn new(listener: L) -> Bounded<L> {
         Bounded { listener, room: Arc::new(Semaphore::new(CONNECTIONS)), still: STILL }
     }
 }
 
-impl Listener for Bounded {
-    type Io = Watched;
-    type Addr = SocketAddr;
+impl<L: Listener> Listener for Bounded<L> {
+    type Io = Watched<L::Io>;
+    type Addr = L::Addr;
 
-    async fn accept(&mut self) -> (Watched, SocketAddr) {
+    async fn accept(&mut self) -> (Watched<L::Io>, L::Addr) {
         let room = Arc::clone(&self.room).acquire_owned().await.expect("it is never closed");
-        // The implementation of axum waits a little where there are too many open files, and goes on.
-        let (stream, address) = Listener::accept(&mut self.listener).await;
+        let (stream, address) = self.listener.accept().await;
         let quiet = Box::pin(tokio::time::sleep(self.still));
         (Watched { stream, quiet, still: self.still, _room: room }, address)
     }
 
-    fn local_addr(&self) -> io::Result<SocketAddr> {
+    fn local_addr(&self) -> io::Result<L::Addr> {
         self.listener.local_addr()
     }
 }
 
-impl Watched {
+impl<S> Watched<S> {
     /// A byte has moved, or it was still for too long.
     fn judge<T>(&mut self, context: &mut Context<'_>, moved: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if moved.is_ready() {
@@ -70,14 +67,14 @@ impl Watched {
     }
 }
 
-impl AsyncRead for Watched {
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let moved = Pin::new(&mut self.stream).poll_read(context, buffer);
         self.judge(context, moved)
     }
 }
 
-impl AsyncWrite for Watched {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let moved = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.judge(context, moved)
@@ -98,6 +95,7 @@ mod tests {
     use axum::Router;
     use axum::routing::get;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
 
     #[tokio::test]
     async fn who_is_still_for_too_long_is_dropped() {

@@ -56,8 +56,9 @@ pub(super) struct Wanted {
 /// An order that is to be looked at.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Looked {
-    order: json::Order,
+pub(super) struct Looked {
+    /// As JSON.
+    order: String,
 }
 
 /// An order that is given.
@@ -136,8 +137,9 @@ pub(super) async fn damage(State(console): Shared, Extension(principal): Caller)
 }
 
 /// What an order would do and damage. Does nothing.
-pub(super) async fn plan(State(console): Shared, Extension(principal): Caller, body: Result<Bytes, BytesRejection>) -> Answer {
-    let Looked { order } = posted(body)?;
+pub(super) async fn plan(State(console): Shared, Extension(principal): Caller, looked: Result<Query<Looked>, QueryRejection>) -> Answer {
+    let Query(Looked { order }) = looked.map_err(|error| Failure::new(StatusCode::BAD_REQUEST, error.body_text()))?;
+    let order: json::Order = parsed(order.as_bytes())?;
     let word = order.word().to_owned();
     let plan = planned(&console, &principal, order).await?;
     let mark = mark(&plan);
@@ -223,7 +225,11 @@ fn mark(plan: &v1::Choice) -> String {
 
 fn posted<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Failure> {
     let body = body.map_err(|error| Failure::new(error.status(), error.body_text()))?;
-    serde_json::from_slice(&body).map_err(|error| Failure::new(StatusCode::BAD_REQUEST, format!("the request's JSON: {error}")))
+    parsed(&body)
+}
+
+fn parsed<T: DeserializeOwned>(text: &[u8]) -> Result<T, Failure> {
+    serde_json::from_slice(text).map_err(|error| Failure::new(StatusCode::BAD_REQUEST, format!("the request's JSON: {error}")))
 }
 
 fn refused(why: &str) -> Failure {

@@ -50,7 +50,7 @@ pub fn router(engine: EngineHandle, meters: Meters, configuration: &Arc<Configur
         .route("/console/api/transactions/{txid}", get(api::transaction))
         .route("/console/api/participants", get(api::participants))
         .route("/console/api/damage", get(api::damage))
-        .route("/console/api/plan", post(api::plan))
+        .route("/console/api/plan", get(api::plan))
         .route_layer(let_in(Right::View));
     let ordered = Router::new().route("/console/api/order", post(api::order)).route_layer(let_in(Right::Operate));
     let by_name = from_fn_with_state(Arc::clone(&console), access::by_our_name);

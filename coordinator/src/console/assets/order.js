@@ -59,7 +59,7 @@ function open(order, done) {
 async function look(order, body, done, complaint) {
   try {
     const session = await ask("session");
-    const { plan, word, mark } = await post("plan", session.token, { order });
+    const { plan, word, mark } = await ask(`plan?order=${encodeURIComponent(JSON.stringify(order))}`);
     // What was shown before belongs to another plan.
     body.replaceChildren();
     const shown = [complaint ? failure(complaint) : null, h("p", null, plan.effect), reservations(plan)];
