@@ -15,6 +15,7 @@ mod tests;
 mod words;
 mod write_ahead;
 
+pub use format::VERSION;
 pub use inspection::Inspection;
 pub use report::{Owed, Report};
 pub use sled_log::{Options, SledLog};

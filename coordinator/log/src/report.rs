@@ -126,7 +126,7 @@ impl Reading {
             Record::Admin { action: lockstep_core::AdminAction::Forget { txid, participant }, .. } => {
                 self.damages.remove(&(*txid, *participant));
             }
-            Record::Admin { .. } | Record::Leads { .. } | Record::Followed { .. } | Record::Scanned { .. } => {}
+            Record::Admin { .. } | Record::Audit { .. } | Record::Leads { .. } | Record::Followed { .. } | Record::Scanned { .. } => {}
             Record::Floor { position } => {
                 if *position < report.floor {
                     report.problems.push(format!("record {lsn} lowers the floor to {}-{}: it only rises", position.epoch, position.n));

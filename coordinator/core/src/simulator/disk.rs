@@ -166,7 +166,8 @@ impl Disk {
                     | Record::Leads { .. }
                     | Record::Followed { .. }
                     | Record::Scanned { .. }
-                    | Record::Admin { .. } => true,
+                    | Record::Admin { .. }
+                    | Record::Audit { .. } => true,
                 });
             }
         }

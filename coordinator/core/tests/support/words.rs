@@ -86,6 +86,7 @@ impl Words {
             Record::Leads { participant } => format!("Leads: {} decides what touches it alone", self.name(*participant)),
             Record::Followed { participant, csn } => format!("Followed: {} had come to {csn}", self.name(*participant)),
             Record::Scanned { participant } => format!("Scanned {}: its waiver is over", self.name(*participant)),
+            Record::Audit { slot, audit } => format!("Audit {slot} [{} {}]", audit.who, audit.what),
             Record::Floor { position } => format!("Floor {}-{}", position.epoch, position.n),
         }
     }
