@@ -3,6 +3,8 @@
 //! It talks to the daemon's `AdminService`; of its files it opens none, but for the log of a daemon that is down, of which it reads a copy. One noun a file; data goes to stdout, all else to stderr.
 
 mod arguments;
+mod audit;
+mod certificates;
 mod daemon;
 mod damage;
 mod doctor;
@@ -89,13 +91,14 @@ pub fn run(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>, io:
 }
 
 async fn dispatch(arguments: Arguments, io: &mut Io<'_>) -> Result<Exit, Failure> {
-    let Arguments { endpoint, output: format, command } = arguments;
+    let Arguments { endpoint, proof, output: format, command } = arguments;
     let output = Output { format, color: io.color };
     let command = match without_daemon(command, &output, io) {
         Dispatched::Done(result) => return result,
         Dispatched::AskDaemon(command) => command,
     };
-    let mut daemon = Daemon::connect(&endpoint).await?;
+    let credentials = proof.credentials();
+    let mut daemon = Daemon::connect(&endpoint, &credentials).await?;
     match command {
         ToDaemon::Status => status::show(&mut daemon, &output, io).await,
         ToDaemon::Tx(command) => transactions::run(command, &mut daemon, &output, io).await,
@@ -103,10 +106,11 @@ async fn dispatch(arguments: Arguments, io: &mut Io<'_>) -> Result<Exit, Failure
         ToDaemon::Dump(dump) => log::dump(&dump, &mut daemon, &output, io).await,
         ToDaemon::Verify => log::verify(&mut daemon, &output, io).await,
         ToDaemon::Doctor => doctor::examine(&mut daemon, &output, io).await,
-        ToDaemon::Wait(timeout) => wait::until_settled(timeout, &endpoint, &mut daemon, &output, io).await,
+        ToDaemon::Wait(timeout) => wait::until_settled(timeout, (&endpoint, &credentials), &mut daemon, &output, io).await,
         ToDaemon::Skip(branch) => orders::skip(branch, &mut daemon, &output, io).await,
         ToDaemon::Damage(command) => damage::run(command, &mut daemon, &output, io).await,
         ToDaemon::Waive(participant, order) => orders::waive(participant, order, &mut daemon, &output, io).await,
+        ToDaemon::Audit(arguments::Audit::List { limit }) => audit::list(limit, &mut daemon, &output, io).await,
         ToDaemon::LeaveSafeMode(order) => orders::leave_safe_mode(order, &mut daemon, &output, io).await,
     }
 }
@@ -124,6 +128,7 @@ enum ToDaemon {
     Damage(arguments::Damage),
     Waive(String, arguments::Order),
     LeaveSafeMode(arguments::Order),
+    Audit(arguments::Audit),
 }
 
 enum Dispatched {
@@ -147,6 +152,8 @@ fn without_daemon(command: Command, output: &Output, io: &mut Io<'_>) -> Dispatc
             return Dispatched::Done(log::verify_folder(&folder, output, io));
         }
         Command::Log(arguments::Log::Verify { folder: None }) => ToDaemon::Verify,
+        Command::Cert(wanted) => return Dispatched::Done(certificates::make(&wanted, output, io)),
+        Command::Audit(command) => ToDaemon::Audit(command),
         Command::Status => ToDaemon::Status,
         Command::Tx(command) => ToDaemon::Tx(command),
         Command::Participants => ToDaemon::Participants,

@@ -3,6 +3,7 @@
 use crate::engine_handle::{EngineHandle, Phase, Question};
 use crate::exposition;
 use crate::meters::Meters;
+use crate::security::{Security, pages};
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -10,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 
@@ -20,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub async fn serve(
     engine: EngineHandle,
     meters: Meters,
+    security: Arc<Security>,
+    connections: usize,
     listener: TcpListener,
     ended: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
@@ -28,7 +32,7 @@ pub async fn serve(
         .route("/livez", get(live))
         .route("/readyz", get(ready))
         .with_state(Watched { engine, meters });
-    axum::serve(listener, router).with_graceful_shutdown(ended).await
+    pages::serve(router, security, connections, listener, ended).await
 }
 
 #[derive(Clone)]
@@ -109,7 +113,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (end, ended) = oneshot::channel::<()>();
-        let server = tokio::spawn(serve(handle.clone(), Meters::default(), listener, async {
+        let server = tokio::spawn(serve(handle.clone(), Meters::default(), Security::none(), 100, listener, async {
             let _ = ended.await;
         }));
 
@@ -134,7 +138,7 @@ mod tests {
         drop(messages);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/metrics", listener.local_addr().unwrap());
-        tokio::spawn(serve(handle, Meters::default(), listener, std::future::pending()));
+        tokio::spawn(serve(handle, Meters::default(), Security::none(), 100, listener, std::future::pending()));
         assert_eq!(get(&url).await, (503, "the daemon is stopping\n".into()));
     }
 }
