@@ -3,7 +3,7 @@
 use crate::output::Format;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use lockstep_client::{DEFAULT_ENDPOINT, Txid};
+use lockstep_client::{Credentials, DEFAULT_ENDPOINT, Txid};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,11 +26,47 @@ pub(crate) struct Arguments {
     /// Where the daemon listens
     #[arg(long, global = true, env = "LOCKSTEP_ENDPOINT", hide_env_values = true, default_value = DEFAULT_ENDPOINT)]
     pub endpoint: String,
+    #[command(flatten)]
+    pub proof: Proof,
     /// How data is written
     #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
     pub output: Format,
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// Who you are, and whom to take for the daemon. A token comes from a file or from LOCKSTEP_TOKEN, never from the command line.
+#[derive(Args)]
+pub(crate) struct Proof {
+    /// The authorities (PEM) that the daemon's certificate has to be of, if not the system's
+    #[arg(long, global = true, env = "LOCKSTEP_CA_FILE", hide_env_values = true, value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// Your certificate (PEM), if you prove by one who you are
+    #[arg(long, global = true, env = "LOCKSTEP_CERT_FILE", hide_env_values = true, value_name = "FILE", requires = "key_file")]
+    pub cert_file: Option<PathBuf>,
+    /// Its key (PEM)
+    #[arg(long, global = true, env = "LOCKSTEP_KEY_FILE", hide_env_values = true, value_name = "FILE", requires = "cert_file")]
+    pub key_file: Option<PathBuf>,
+    /// A file with your token, if you prove by one who you are; or the token itself in LOCKSTEP_TOKEN
+    #[arg(long, global = true, env = "LOCKSTEP_TOKEN_FILE", hide_env_values = true, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+}
+
+impl Proof {
+    pub(crate) fn credentials(&self) -> Credentials {
+        let mut credentials = Credentials::default();
+        if let Some(file) = &self.ca_file {
+            credentials = credentials.ca_file(file);
+        }
+        if let (Some(certificate), Some(key)) = (&self.cert_file, &self.key_file) {
+            credentials = credentials.identity(certificate, key);
+        }
+        match (&self.token_file, std::env::var("LOCKSTEP_TOKEN")) {
+            (Some(file), _) => credentials.token_file(file),
+            (None, Ok(token)) if !token.is_empty() => credentials.token(token),
+            (None, _) => credentials,
+        }
+    }
 }
 
 #[derive(Subcommand)]
@@ -96,6 +132,11 @@ pub(crate) enum Command {
     },
     /// Branches that a store holds prepared, listed straight from the store, with no daemon
     Branches(Branches),
+    /// Who ordered what, and what was refused
+    #[command(subcommand)]
+    Audit(Audit),
+    /// Certificates for development: an authority, the daemon's, and clients'
+    Cert(Certificates),
     /// Shell completions, to stdout
     Completions {
         /// The shell
@@ -249,6 +290,32 @@ pub(crate) enum Damage {
     },
     /// Take an entry off the record, once the data is mended
     Forget(Branch),
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Audit {
+    /// Orders and refused attempts, the newest first
+    List {
+        /// So many at most
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        limit: u32,
+    },
+}
+
+#[derive(Args)]
+pub(crate) struct Certificates {
+    /// The folder; it is made if it is not there. An authority that is there already signs what is new
+    #[arg(long, value_name = "DIR")]
+    pub folder: PathBuf,
+    /// A name or address that clients reach the daemon by; may be repeated. localhost, 127.0.0.1 and ::1 are always among them
+    #[arg(long, value_name = "NAME")]
+    pub host: Vec<String>,
+    /// A client that gets a certificate; may be repeated
+    #[arg(long, value_name = "NAME")]
+    pub client: Vec<String>,
+    /// How long they are valid
+    #[arg(long, value_name = "DAYS", default_value_t = 365, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub days: u32,
 }
 
 /// A transaction's part at one store, and an order about it.

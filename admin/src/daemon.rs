@@ -1,36 +1,36 @@
 //! The connection to the daemon, and what its errors mean here.
 
 use crate::{Exit, Failure};
+use lockstep_client::{AuthorizedChannel, Credentials};
 use lockstep_proto::v1::admin_service_client::AdminServiceClient;
 use std::time::Duration;
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
 
 /// The longest time that any answer may take.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 pub(crate) struct Daemon {
-    pub service: AdminServiceClient<Channel>,
+    pub service: AdminServiceClient<AuthorizedChannel>,
     pub endpoint: String,
 }
 
 impl Daemon {
-    pub(crate) async fn connect(endpoint: &str) -> Result<Daemon, Failure> {
+    pub(crate) async fn connect(endpoint: &str, credentials: &Credentials) -> Result<Daemon, Failure> {
         let text = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
         let usage = |message: String| Failure {
             exit: Exit::Usage,
-            message: format!("`{endpoint}` is no endpoint: {message}"),
-            hint: "give --endpoint or LOCKSTEP_ENDPOINT as for example http://127.0.0.1:7117".into(),
+            message: format!("`{endpoint}` cannot be used: {message}"),
+            hint: "give --endpoint or LOCKSTEP_ENDPOINT as for example http://127.0.0.1:7117, or https://… with --ca-file and --token-file"
+                .into(),
         };
-        let address = Endpoint::from_shared(text.clone()).map_err(|error| usage(error.to_string()))?;
-        if address.uri().scheme_str() != Some("http") {
-            return Err(usage("only http is spoken".into()));
-        }
+        let address = credentials.endpoint(&text).map_err(usage)?;
+        let authorization = credentials.authorization().map_err(usage)?;
         match tokio::time::timeout(PATIENCE, address.connect()).await {
             Ok(Ok(channel)) => {
-                let service = AdminServiceClient::new(channel).max_decoding_message_size(64 << 20);
+                let service = AdminServiceClient::with_interceptor(channel, authorization).max_decoding_message_size(64 << 20);
                 Ok(Daemon { service, endpoint: text })
             }
+            Ok(Err(error)) if text.starts_with("https") => Err(unreachable(&text, &causes(&error))),
             Ok(Err(_)) => Err(unreachable(&text, "nobody listens there")),
             Err(_) => Err(unreachable(&text, &format!("no answer within {PATIENCE:?}"))),
         }
@@ -51,14 +51,26 @@ pub(crate) fn failure(endpoint: &str, status: &Status) -> Failure {
     let (exit, hint) = match status.code() {
         Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => return silent(endpoint, &message),
         Code::InvalidArgument | Code::OutOfRange => (Exit::Usage, "mend the command line; `lockstep --help` shows it"),
-        Code::FailedPrecondition | Code::PermissionDenied | Code::Unauthenticated | Code::Aborted => {
+        Code::Unauthenticated => (Exit::Refused, "--token-file FILE (or LOCKSTEP_TOKEN), or --cert-file and --key-file, say who you are"),
+        Code::PermissionDenied => (Exit::Refused, "ask whoever runs the daemon for that role ([[principal]] in its configuration)"),
+        Code::ResourceExhausted => (Exit::Failed, "wait a moment, and try again"),
+        Code::FailedPrecondition | Code::Aborted => {
             (Exit::Refused, "`lockstep status` and `lockstep doctor` say what has to be mended first")
         }
         Code::NotFound | Code::AlreadyExists => (Exit::Failed, "`lockstep tx list` and `lockstep participants` show what there is"),
         Code::Unimplemented => (Exit::Failed, "the daemon is of another version than this program: update the older one"),
-        Code::Ok | Code::ResourceExhausted | Code::Internal | Code::DataLoss => (Exit::Failed, "look at the daemon's own log"),
+        Code::Ok | Code::Internal | Code::DataLoss => (Exit::Failed, "look at the daemon's own log"),
     };
     Failure { exit, message, hint: hint.into() }
+}
+
+/// The last of the causes says most.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut last = error;
+    while let Some(cause) = last.source() {
+        last = cause;
+    }
+    last.to_string()
 }
 
 fn unreachable(endpoint: &str, why: &str) -> Failure {

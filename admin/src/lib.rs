@@ -3,8 +3,10 @@
 //! It talks to the daemon's `AdminService`; of its files it opens none, but for the log of a daemon that is down, of which it reads a copy. One noun a file; data goes to stdout, all else to stderr.
 
 mod arguments;
+mod audit;
 mod backup;
 mod branches;
+mod certificates;
 mod daemon;
 mod damage;
 mod doctor;
@@ -93,14 +95,15 @@ pub fn run(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>, io:
 }
 
 async fn dispatch(arguments: Arguments, io: &mut Io<'_>) -> Result<Exit, Failure> {
-    let Arguments { endpoint, output: format, command } = arguments;
+    let Arguments { endpoint, proof, output: format, command } = arguments;
     let output = Output { format, color: io.color };
     let command = match without_daemon(command, &output, io) {
         Dispatched::Done(result) => return result,
         Dispatched::Branches(arguments) => return branches::list(&arguments, &output, io).await,
         Dispatched::AskDaemon(command) => command,
     };
-    let mut daemon = Daemon::connect(&endpoint).await?;
+    let credentials = proof.credentials();
+    let mut daemon = Daemon::connect(&endpoint, &credentials).await?;
     match command {
         ToDaemon::Status => status::show(&mut daemon, &output, io).await,
         ToDaemon::Tx(command) => transactions::run(command, &mut daemon, &output, io).await,
@@ -108,13 +111,14 @@ async fn dispatch(arguments: Arguments, io: &mut Io<'_>) -> Result<Exit, Failure
         ToDaemon::Dump(dump) => log::dump(&dump, &mut daemon, &output, io).await,
         ToDaemon::Verify => log::verify(&mut daemon, &output, io).await,
         ToDaemon::Doctor => doctor::examine(&mut daemon, &output, io).await,
-        ToDaemon::Wait(timeout) => wait::until_settled(timeout, &endpoint, &mut daemon, &output, io).await,
+        ToDaemon::Wait(timeout) => wait::until_settled(timeout, (&endpoint, &credentials), &mut daemon, &output, io).await,
         ToDaemon::Skip(branch) => orders::skip(branch, &mut daemon, &output, io).await,
         ToDaemon::Backup(folder, command) => backup::make(&folder, command.as_deref(), &mut daemon, &output, io).await,
         ToDaemon::CompareRows(arguments) => verify::run(arguments, &mut daemon, &output, io).await,
         ToDaemon::Damage(command) => damage::run(command, &mut daemon, &output, io).await,
         ToDaemon::Waive(participant, order) => orders::waive(participant, order, &mut daemon, &output, io).await,
         ToDaemon::Remove(participant, order) => orders::remove(participant, order, &mut daemon, &output, io).await,
+        ToDaemon::Audit(arguments::Audit::List { limit }) => audit::list(limit, &mut daemon, &output, io).await,
         ToDaemon::LeaveSafeMode(order) => orders::leave_safe_mode(order, &mut daemon, &output, io).await,
     }
 }
@@ -135,6 +139,7 @@ enum ToDaemon {
     Waive(String, arguments::Order),
     Remove(String, arguments::Order),
     LeaveSafeMode(arguments::Order),
+    Audit(arguments::Audit),
 }
 
 enum Dispatched {
@@ -166,6 +171,8 @@ fn without_daemon(command: Command, output: &Output, io: &mut Io<'_>) -> Dispatc
         Command::Restore { folder, data_dir: None, check: _ } => return Dispatched::Done(backup::check(&folder, output, io)),
         Command::Backup { folder, server_command } => ToDaemon::Backup(folder, server_command),
         Command::Branches(arguments) => return Dispatched::Branches(arguments),
+        Command::Cert(wanted) => return Dispatched::Done(certificates::make(&wanted, output, io)),
+        Command::Audit(command) => ToDaemon::Audit(command),
         Command::Status => ToDaemon::Status,
         Command::Tx(command) => ToDaemon::Tx(command),
         Command::Participants { command: None | Some(arguments::Participants::List) } => ToDaemon::Participants,

@@ -3,6 +3,7 @@
 use crate::daemon::Daemon;
 use crate::output::{self, Output};
 use crate::{Exit, Failure, Io};
+use lockstep_client::Credentials;
 use lockstep_proto::v1;
 use serde::Serialize;
 use std::time::{Duration, Instant};
@@ -29,7 +30,7 @@ struct Doubt {
 /// stderr. A daemon that goes away meanwhile is waited for: it may be started again.
 pub(crate) async fn until_settled(
     timeout: Option<Duration>,
-    endpoint: &str,
+    (endpoint, credentials): (&str, &Credentials),
     daemon: &mut Daemon,
     output: &Output,
     io: &mut Io<'_>,
@@ -37,7 +38,7 @@ pub(crate) async fn until_settled(
     let began = Instant::now();
     let mut last = None;
     loop {
-        let doubt = look(endpoint, daemon).await;
+        let doubt = look(endpoint, credentials, daemon).await;
         if doubt.is_over() || timeout.is_some_and(|timeout| began.elapsed() >= timeout) {
             output.write(io, &doubt, || doubt.sentence())?;
             return Ok(if doubt.is_over() { Exit::Ok } else { Exit::Attention });
@@ -52,11 +53,11 @@ pub(crate) async fn until_settled(
     }
 }
 
-async fn look(endpoint: &str, daemon: &mut Daemon) -> Doubt {
+async fn look(endpoint: &str, credentials: &Credentials, daemon: &mut Daemon) -> Doubt {
     match daemon.service.status(v1::StatusRequest {}).await {
         Ok(status) => Doubt::from(status.into_inner()),
         Err(_) => {
-            if let Ok(again) = Daemon::connect(endpoint).await {
+            if let Ok(again) = Daemon::connect(endpoint, credentials).await {
                 *daemon = again;
             }
             Doubt { phase: "away".into(), committing: 0, deciding: 0, unanswered: 0, waiting_for: Vec::new() }

@@ -2,9 +2,10 @@
 
 use crate::backoff::Backoff;
 use crate::begun::Begin;
+use crate::credentials::{Authorization, AuthorizedChannel, Credentials};
 use crate::error::{CallError, ConnectError};
 use crate::ids::{CoordinatorId, LogId, Position, RequestId, uuid_bytes};
-use crate::link::{Greeting, Link, REPLY_BYTES, drive};
+use crate::link::{Dial, Greeting, Link, REPLY_BYTES, drive};
 use crate::read::{Call, Get, Query, Search};
 use crate::transaction::{Inquiry, Transaction};
 use crate::value::Value;
@@ -16,7 +17,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 
 /// A handle on a coordinator. Clone it freely: all clones share one connection, which is kept up in the background and closed with the
 /// last of them.
@@ -34,13 +35,14 @@ pub struct Builder {
     in_flight: usize,
     reconnect: (Duration, Duration),
     keep_alive: Duration,
+    credentials: Credentials,
 }
 
 pub(crate) struct Shared {
     pub link: Arc<Link>,
     pub in_flight: Semaphore,
     pub request_timeout: Duration,
-    calls: TransactionServiceClient<Channel>,
+    calls: TransactionServiceClient<AuthorizedChannel>,
     driver: AbortHandle,
 }
 
@@ -102,6 +104,7 @@ impl Client {
             in_flight: 256,
             reconnect: (Duration::from_millis(20), Duration::from_secs(2)),
             keep_alive: Duration::from_secs(5),
+            credentials: Credentials::default(),
         }
     }
 
@@ -160,7 +163,7 @@ impl Client {
         self.shared.link.position()
     }
 
-    pub(crate) fn calls(&self) -> TransactionServiceClient<Channel> {
+    pub(crate) fn calls(&self) -> TransactionServiceClient<AuthorizedChannel> {
         self.shared.calls.clone()
     }
 }
@@ -196,39 +199,54 @@ impl Builder {
         self
     }
 
+    /// How to prove who this client is, and whom to take for the daemon. Default: not at all, and the system's authorities.
+    pub fn credentials(mut self, credentials: Credentials) -> Builder {
+        self.credentials = credentials;
+        self
+    }
+
     /// Connects, and waits until the coordinator has answered or the connect time-out has passed.
     pub async fn connect(self) -> Result<Client, ConnectError> {
         let deadline = Instant::now() + self.connect_timeout;
         let endpoint = self.endpoint.clone();
         let client = self.connect_lazy()?;
         let mut greeting = client.shared.link.greeting();
-        let welcomed = timeout_at(deadline, greeting.wait_for(|greeting| greeting.welcome.is_some())).await.is_ok();
-        if welcomed {
+        let told = timeout_at(deadline, greeting.wait_for(|greeting| greeting.welcome.is_some() || greeting.refused)).await;
+        if told.is_ok_and(|greeting| greeting.is_ok_and(|greeting| greeting.welcome.is_some())) {
             return Ok(client);
         }
-        let Greeting { trouble, .. } = greeting.borrow().clone();
+        let Greeting { trouble, refused, .. } = greeting.borrow().clone();
+        if let Some(message) = trouble.clone().filter(|_| refused) {
+            return Err(ConnectError::Refused { endpoint, message });
+        }
         Err(ConnectError::Unreachable { endpoint, message: trouble.unwrap_or_else(|| "no answer in time".to_owned()) })
     }
 
     /// Connects in the background, whenever the coordinator comes. Must be called inside a tokio runtime.
     pub fn connect_lazy(self) -> Result<Client, ConnectError> {
-        let endpoint = self.endpoint()?;
+        let invalid = |message| ConnectError::InvalidEndpoint { endpoint: self.endpoint.clone(), message };
+        let endpoint = self.endpoint().map_err(invalid)?;
+        let authorization = self.credentials.authorization().map_err(ConnectError::Credentials)?;
         let link = Link::new();
         let backoff = Backoff::new(self.reconnect.0, self.reconnect.1);
-        let driver = tokio::spawn(drive(link.clone(), endpoint.clone(), self.connect_timeout, backoff)).abort_handle();
-        let calls = TransactionServiceClient::new(endpoint.connect_lazy()).max_decoding_message_size(REPLY_BYTES);
+        let driver = tokio::spawn(drive(link.clone(), self.dial(&authorization), self.connect_timeout, backoff)).abort_handle();
+        let calls =
+            TransactionServiceClient::with_interceptor(endpoint.connect_lazy(), authorization).max_decoding_message_size(REPLY_BYTES);
         let in_flight = Semaphore::new(self.in_flight);
         Ok(Client { shared: Arc::new(Shared { link, in_flight, request_timeout: self.request_timeout, calls, driver }) })
     }
 
-    fn endpoint(&self) -> Result<Endpoint, ConnectError> {
-        let text = if self.endpoint.contains("://") { self.endpoint.clone() } else { format!("http://{}", self.endpoint) };
-        let invalid = |message| ConnectError::InvalidEndpoint { endpoint: self.endpoint.clone(), message };
-        let endpoint = Endpoint::from_shared(text).map_err(|error| invalid(error.to_string()))?;
-        match endpoint.uri().scheme_str() {
-            Some("http") => {}
-            scheme => return Err(invalid(format!("the scheme is {}, only http is spoken", scheme.unwrap_or("missing")))),
-        }
+    /// Every connection is made of what the files hold then.
+    fn dial(&self, authorization: &Authorization) -> Dial {
+        let (builder, authorization) = (self.clone(), authorization.clone());
+        Box::new(move || {
+            authorization.refresh()?;
+            Ok((builder.endpoint()?, authorization.clone()))
+        })
+    }
+
+    fn endpoint(&self) -> Result<Endpoint, String> {
+        let endpoint = self.credentials.endpoint(&self.endpoint)?;
         Ok(endpoint
             .connect_timeout(self.connect_timeout)
             .tcp_nodelay(true)

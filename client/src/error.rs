@@ -101,6 +101,17 @@ pub enum ConnectError {
         /// What is wrong with it.
         message: String,
     },
+    /// Mend the certificates or the token: a file cannot be read, or there is none in it.
+    #[error("credentials: {0}")]
+    Credentials(String),
+    /// Show another certificate or token, or ask for the role that the sentence names.
+    #[error("the coordinator at {endpoint} does not let this client in: {message}")]
+    Refused {
+        /// Where it was asked.
+        endpoint: String,
+        /// Its sentence.
+        message: String,
+    },
     /// Try again later, or start the daemon.
     #[error("no coordinator answers at {endpoint}: {message}")]
     Unreachable {

@@ -33,6 +33,10 @@
 //! `tokio::time::timeout` or `select!`) does not know its outcome; prefer [`Transaction::deadline`], which ends in an error that
 //! carries what is needed to ask again.
 //!
+//! # Who calls
+//! Where the daemon asks who its callers are, a client shows a certificate or a token, and looks at the daemon's certificate:
+//! [`Builder::credentials`] with [`Credentials`]. The endpoint then begins with `https://`.
+//!
 //! # One connection
 //! A [`Client`] is a cheap handle; clone it. All its clones share one stream, over which transactions are sent in batches: whatever
 //! has queued up while the last frame was being sent goes into one message. Reads have a connection of their own.
@@ -43,6 +47,7 @@ pub const DEFAULT_ENDPOINT: &str = "http://127.0.0.1:7117";
 mod backoff;
 mod begun;
 mod client;
+mod credentials;
 mod enlisted;
 mod enlistment;
 mod error;
@@ -56,6 +61,7 @@ mod value;
 
 pub use begun::{Begin, Begun};
 pub use client::{Builder, Client, Description, Limits, Store};
+pub use credentials::{Authorization, AuthorizedChannel, Credentials};
 pub use enlisted::Enlisted;
 pub use enlistment::{EnlistError, Enlistment};
 pub use error::{Aborted, CallError, CommitError, ConnectError, Reason, RowError};

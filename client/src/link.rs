@@ -5,6 +5,7 @@
 //! never reused, so a second answer finds nobody.
 
 use crate::backoff::Backoff;
+use crate::credentials::Authorization;
 use crate::ids::{CoordinatorId, Position, uuid_bytes};
 use lockstep_proto::v1;
 use lockstep_proto::v1::transact_reply::Reply;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_stream::Stream;
+use tonic::Code;
 use tonic::transport::Endpoint;
 
 /// A frame takes so many requests at most …
@@ -84,6 +86,17 @@ pub(crate) struct Greeting {
     pub welcome: Option<Arc<v1::Welcome>>,
     /// Why there is no connection now; `None` while there is one.
     pub trouble: Option<String>,
+    /// Whether the coordinator does not let this client in: trying again does not help.
+    pub refused: bool,
+}
+
+/// How to make a connection now; the error is a sentence.
+pub(crate) type Dial = Box<dyn Fn() -> Result<(Endpoint, Authorization), String> + Send + Sync>;
+
+/// Why a conversation ended.
+struct Ended {
+    why: String,
+    refused: bool,
 }
 
 /// Shared by the callers, the frame stream and the driver.
@@ -322,32 +335,33 @@ impl Stream for Frames {
 }
 
 /// Keeps the link connected, for ever; ends by being aborted with the last client.
-pub(crate) async fn drive(link: Arc<Link>, endpoint: Endpoint, patience: Duration, mut backoff: Backoff) {
+pub(crate) async fn drive(link: Arc<Link>, dial: Dial, patience: Duration, mut backoff: Backoff) {
     loop {
-        let why = converse(&link, &endpoint, patience, &mut backoff).await;
+        let Ended { why, refused } = converse(&link, &dial, patience, &mut backoff).await;
         tracing::debug!(%why, "lost the connection to the coordinator");
-        link.lost(why);
+        link.lost(why, refused);
         sleep(backoff.next()).await;
     }
 }
 
 /// One connection from its beginning to its end; says why it ended.
-async fn converse(link: &Arc<Link>, endpoint: &Endpoint, patience: Duration, backoff: &mut Backoff) -> String {
+async fn converse(link: &Arc<Link>, dial: &Dial, patience: Duration, backoff: &mut Backoff) -> Ended {
     let connection = link.next_connection();
     let opening = async {
+        let (endpoint, authorization) = dial()?;
         let channel = endpoint.connect().await.map_err(|error| with_causes(&error))?;
-        let mut service = TransactionServiceClient::new(channel).max_decoding_message_size(REPLY_BYTES);
+        let mut service = TransactionServiceClient::with_interceptor(channel, authorization).max_decoding_message_size(REPLY_BYTES);
         let frames = Frames { link: link.clone(), connection, gathered: false };
-        let mut replies = service.transact(frames).await.map_err(|status| status.message().to_owned())?.into_inner();
-        let first = replies.message().await.map_err(|status| status.message().to_owned())?;
+        let mut replies = service.transact(frames).await.map_err(|status| Ended::from_status(&status))?.into_inner();
+        let first = replies.message().await.map_err(|status| Ended::from_status(&status))?;
         let welcome = first.and_then(|first| first.replies.into_iter().find_map(into_welcome));
         link.welcomed(welcome.ok_or("the first message was no Welcome")?)?;
-        Ok::<_, String>(replies)
+        Ok::<_, Ended>(replies)
     };
     let mut replies = match timeout(patience, opening).await {
         Ok(Ok(replies)) => replies,
-        Ok(Err(why)) => return why,
-        Err(_) => return format!("no Welcome within {patience:?}"),
+        Ok(Err(ended)) => return ended,
+        Err(_) => return format!("no Welcome within {patience:?}").into(),
     };
     loop {
         match replies.message().await {
@@ -355,9 +369,28 @@ async fn converse(link: &Arc<Link>, endpoint: &Endpoint, patience: Duration, bac
                 link.dispatch(replies.replies);
                 backoff.reset();
             }
-            Ok(None) => return "the coordinator closed the stream".to_owned(),
-            Err(status) => return status.message().to_owned(),
+            Ok(None) => return "the coordinator closed the stream".into(),
+            Err(status) => return Ended::from_status(&status),
         }
+    }
+}
+
+impl From<String> for Ended {
+    fn from(why: String) -> Ended {
+        Ended { why, refused: false }
+    }
+}
+
+impl From<&str> for Ended {
+    fn from(why: &str) -> Ended {
+        Ended::from(why.to_owned())
+    }
+}
+
+impl Ended {
+    fn from_status(status: &tonic::Status) -> Ended {
+        let refused = matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied);
+        Ended { why: status.message().to_owned(), refused }
     }
 }
 
@@ -377,7 +410,7 @@ impl Link {
         state.welcomed = true;
         state.wake();
         drop(state);
-        self.greeting.send_replace(Greeting { welcome: Some(Arc::new(welcome)), trouble: None });
+        self.greeting.send_replace(Greeting { welcome: Some(Arc::new(welcome)), trouble: None, refused: false });
         Ok(())
     }
 
@@ -405,7 +438,7 @@ impl Link {
     }
 
     /// What was sent may or may not have arrived: it will be sent again as it was (R-KEY).
-    fn lost(&self, why: String) {
+    fn lost(&self, why: String, refused: bool) {
         let mut state = self.state();
         state.connection += 1;
         state.welcomed = false;
@@ -413,7 +446,7 @@ impl Link {
         state.waiting.append(&mut sent);
         state.wake();
         drop(state);
-        self.greeting.send_modify(|greeting| greeting.trouble = Some(why));
+        self.greeting.send_modify(|greeting| (greeting.trouble, greeting.refused) = (Some(why), refused));
     }
 }
 
@@ -424,7 +457,7 @@ fn into_welcome(reply: v1::TransactReply) -> Option<v1::Welcome> {
     }
 }
 
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -2,6 +2,7 @@
 
 use crate::backoff::Backoff;
 use crate::client::Client;
+use crate::credentials::AuthorizedChannel;
 use crate::error::CallError;
 use crate::ids::{Csn, Token};
 use crate::receipt::StatementResult;
@@ -12,7 +13,6 @@ use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
-use tonic::transport::Channel;
 
 /// A boxed future, as `.await` on a read makes it.
 type Answer<T> = Pin<Box<dyn Future<Output = Result<T, CallError>> + Send>>;
@@ -226,7 +226,7 @@ impl Call {
     /// Sends until there is an answer that is not "unavailable", or the deadline.
     pub(crate) async fn until_answered<T, F, R>(&self, send: F) -> Result<T, CallError>
     where
-        F: Fn(TransactionServiceClient<Channel>) -> R,
+        F: Fn(TransactionServiceClient<AuthorizedChannel>) -> R,
         R: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     {
         let deadline = Instant::now() + self.timeout;

@@ -1,6 +1,7 @@
 //! The daemon's configuration: one TOML file, overridden by the environment, overridden by flags. `lockstepd.example.toml` documents
 //! every key; a test holds it to these types and their defaults.
 
+use crate::security;
 use crate::verification::Mapping;
 use clap::Args;
 use lockstep_core::{Config, Kind, ParticipantConfig, Role};
@@ -39,6 +40,11 @@ pub struct Configuration {
     /// Rows and documents that are to agree, for `lockstep verify`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub verify: Vec<Verify>,
+    /// Whose proofs are taken.
+    pub security: security::Settings,
+    /// Who may do what.
+    #[serde(rename = "principal", skip_serializing_if = "Vec::is_empty")]
+    pub principals: Vec<security::Principal>,
 }
 
 /// One store.
@@ -292,6 +298,8 @@ pub struct Limits {
     pub open_transactions: usize,
     /// Decided transactions that one store has not made durable.
     pub lag_transactions: usize,
+    /// Open connections, each of them to `listen` and to `http.listen`.
+    pub connections: usize,
     /// Open Transact streams.
     pub streams: usize,
     /// Unanswered requests of one stream.
@@ -581,6 +589,7 @@ impl Configuration {
         self.check_stores()
             .and_then(|()| self.check_verify())
             .and_then(|()| self.check_http())
+            .and_then(|()| self.check_security())
             .and_then(|()| self.check_numbers())
             .map(|()| self)
             .map_err(ConfigurationError)
@@ -653,12 +662,14 @@ impl Configuration {
         if let Some(host) = self.http.hosts.iter().find(odd) {
             return Err(format!("http.hosts has \"{host}\": expected names such as lockstep.example.com, without scheme and port"));
         }
-        match self.http.listen {
-            Some(address) if !address.ip().is_loopback() => Err(format!(
-                "http.listen = \"{address}\" is not on loopback: metrics are served without TLS or authentication; put a proxy before it"
-            )),
-            Some(_) | None => Ok(()),
-        }
+        Ok(())
+    }
+
+    fn check_security(&self) -> Result<(), String> {
+        let mut listeners = vec![("listen", self.listen)];
+        listeners.extend(self.http.listen.map(|address| ("http.listen", address)));
+        let stores = self.stores.iter().map(Store::name).collect();
+        self.security.check(&self.principals, &listeners, &stores)
     }
 
     fn check_numbers(&self) -> Result<(), String> {
@@ -670,6 +681,7 @@ impl Configuration {
             ("limits.key_bytes", limits.key_bytes),
             ("limits.open_transactions", limits.open_transactions),
             ("limits.lag_transactions", limits.lag_transactions),
+            ("limits.connections", limits.connections),
             ("limits.streams", limits.streams),
             ("limits.stream_in_flight", limits.stream_in_flight),
             ("limits.participant_queue", limits.participant_queue),
@@ -976,6 +988,8 @@ impl Default for Configuration {
             logging: Logging::default(),
             http: Http::default(),
             verify: Vec::new(),
+            security: security::Settings::default(),
+            principals: Vec::new(),
         }
     }
 }
@@ -995,6 +1009,7 @@ impl Default for Limits {
             key_bytes: 512,
             open_transactions: 10_000,
             lag_transactions: 100_000,
+            connections: 2_000,
             streams: 1_000,
             stream_in_flight: 1_024,
             frame_bytes: 8 << 20,
@@ -1110,10 +1125,25 @@ mod tests {
     }
 
     #[test]
-    fn metrics_are_served_on_loopback_only() {
+    fn nothing_is_listened_to_off_loopback_as_it_comes() {
         assert!(Source::default().apply("[http]\nlisten = \"127.0.0.1:0\"").is_ok());
         assert!(Source::default().apply("[http]\nlisten = \"[::1]:7118\"").is_ok());
         assert!(refused("[http]\nlisten = \"0.0.0.0:7118\"").contains("http.listen = \"0.0.0.0:7118\" is not on loopback"));
+        assert!(refused("listen = \"0.0.0.0:7117\"").contains("listen = \"0.0.0.0:7117\" is not on loopback"));
+        assert!(Source::default().apply("listen = \"0.0.0.0:7117\"\n[security]\ninsecure = true").is_ok());
+    }
+
+    #[test]
+    fn the_example_documents_every_key_of_a_principal() {
+        let start = EXAMPLE.find("# [[principal]]").expect("its table");
+        let keys = EXAMPLE[start..].lines().take_while(|line| line.starts_with('#')).filter_map(|line| line.strip_prefix("# "));
+        let keys: Vec<&str> = keys.filter(|line| line.split_once(" = ").is_some_and(|(key, _)| !key.contains(' '))).collect();
+        let example: Table = toml::from_str(&keys.join("\n")).expect("the example");
+        let names: HashSet<&str> = example.keys().map(String::as_str).collect();
+        let all =
+            ["name", "roles", "stores", "certificates", "token_file", "token_env", "requests_per_second", "transaction_bytes", "streams"];
+        assert_eq!(names, HashSet::from(all));
+        assert!(security::Principal::deserialize(example).is_ok());
     }
 
     #[test]

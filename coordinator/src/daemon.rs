@@ -2,8 +2,9 @@
 
 use crate::configuration::Configuration;
 use crate::engine_handle::{EngineHandle, RunningEngine, Stopped};
+use crate::security::Security;
 use crate::shutdown::Signals;
-use crate::{engine, http, service};
+use crate::{engine, http, service, service_manager};
 use anyhow::Context;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -46,6 +47,12 @@ impl From<Exit> for ExitCode {
 /// and connections wait. `began`: when the process did.
 pub async fn run(configuration: Arc<Configuration>, options: Options, began: Instant) -> anyhow::Result<Exit> {
     let mut signals = Signals::take().context("cannot take over SIGTERM and SIGINT")?;
+    let security = Security::load(&configuration)?;
+    let listeners = 1 + usize::from(configuration.http.listen.is_some());
+    service_manager::make_room(configuration.limits.connections.saturating_mul(listeners));
+    if configuration.security.insecure && !configuration.listen.ip().is_loopback() {
+        warn!(listen = %configuration.listen, "off loopback without TLS and authentication, as security.insecure insists: whoever reaches the port may do anything");
+    }
     let listener =
         TcpListener::bind(configuration.listen).await.with_context(|| format!("cannot listen on {} (listen)", configuration.listen))?;
     let address = listener.local_addr()?;
@@ -70,19 +77,30 @@ pub async fn run(configuration: Arc<Configuration>, options: Options, began: Ins
     };
     let watched_at = http.as_ref().map(TcpListener::local_addr).transpose()?;
     if let Some(listener) = http {
-        tokio::spawn(http::serve(handle.clone(), meters, Arc::clone(&configuration), listener, ended(closed.clone())));
+        tokio::spawn(http::serve(
+            handle.clone(),
+            meters,
+            Arc::clone(&configuration),
+            Arc::clone(&security),
+            listener,
+            ended(closed.clone()),
+        ));
     }
-    let server = tokio::spawn(service::serve(handle.clone(), Arc::clone(&configuration), listener, ended(closed)));
+    let server = tokio::spawn(service::serve(handle.clone(), Arc::clone(&configuration), Arc::clone(&security), listener, ended(closed)));
     announce(address, options.port_file.as_deref())?;
     if let Some(address) = watched_at {
-        println!("metrics on http://{address}/metrics");
+        let scheme = if configuration.security.tls() { "https" } else { "http" };
+        println!("metrics on {scheme}://{address}/metrics");
         if configuration.http.console {
-            println!("console on http://{address}/console/");
+            println!("console on {scheme}://{address}/console/");
         }
     }
+    let watching = tokio::spawn(security.watch());
+    let reporting = tokio::spawn(service_manager::report(handle.clone()));
     let exit = tokio::select! {
         signal = signals.next() => {
             info!(signal, "ends");
+            service_manager::report_stopping();
             end(&handle, &configuration, &mut signals).await
         }
         reason = &mut failed => {
@@ -90,6 +108,8 @@ pub async fn run(configuration: Arc<Configuration>, options: Options, began: Ins
             Exit::Fatal
         }
     };
+    watching.abort();
+    reporting.abort();
     drop(close);
     if let Err(error) = server.await.context("the server's task is gone")? {
         warn!(%error, "the server ended badly");

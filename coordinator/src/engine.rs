@@ -14,8 +14,8 @@ use crate::watches::Watches;
 use crate::{failpoints, stores, workers};
 use lockstep_core::follower::Session;
 use lockstep_core::{
-    Alarm, Ballot, CoordId, Coordinator, Effect, Entry, Event, FromParticipant, LogId, Lsn, ParticipantId, Reply, Request, SessionId,
-    Ticket, Time, ToParticipant, Wait,
+    Alarm, Audit, Ballot, CoordId, Coordinator, Effect, Entry, Event, FromParticipant, LogId, Lsn, ParticipantId, Reply, Request,
+    SessionId, Ticket, Time, ToParticipant, Txid, Wait,
 };
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
@@ -164,6 +164,7 @@ impl Engine {
             EngineMessage::Event(event) => self.step(event),
             EngineMessage::FromParticipant(participant, session, messages, _room) => self.hear(participant, session, messages),
             EngineMessage::Attend(participant, session, outbox) => self.attend(participant, session, outbox),
+            EngineMessage::Order(audit, order, _room) => self.order(audit, order),
             EngineMessage::Ask(question) => self.answer(question),
             EngineMessage::Stop(deadline, answer) => {
                 self.shared.publish_phase(Phase::Stopping);
@@ -172,7 +173,12 @@ impl Engine {
         }
     }
 
-    fn submit(&mut self, Submission { ticket, event, answer }: Submission) {
+    fn submit(&mut self, Submission { ticket, event, answer, owner }: Submission) {
+        if let (Event::ResultsAcked(txid), Some(owner)) = (&event, owner)
+            && !self.owns(&owner, *txid)
+        {
+            return;
+        }
         if self.stopping.is_some() && matches!(event, Event::Commit(..)) {
             return answer.give(Reply::Unknown("the daemon is stopping; ask the next one".into()));
         }
@@ -197,6 +203,20 @@ impl Engine {
         {
             self.hurry(participant);
         }
+    }
+
+    fn order(&mut self, audit: Audit, order: Submission) {
+        let refused = match &order.event {
+            Event::Admin { action, .. } => self.machine.allows(action).err().unwrap_or_default(),
+            event => panic!("{event:?} is no order"),
+        };
+        self.step(Event::Audit(Audit { refused, ..audit }));
+        self.submit(order);
+    }
+
+    /// Whether the transaction is known, and its key begins so.
+    fn owns(&self, owner: &str, txid: Txid) -> bool {
+        self.machine.known(txid).is_some_and(|known| known.key.key.starts_with(owner.as_bytes()))
     }
 
     /// Somebody waits to read there.
@@ -396,6 +416,8 @@ impl Engine {
                     self.watches.close(watch);
                 }
             }
+            Question::ListAudit(request, answer) => drop(answer.send(view.audit(&request))),
+            Question::Owns(owner, txid, answer) => drop(answer.send(self.owns(&owner, txid))),
             Question::Unwatch(watch, answer) => drop(answer.send(self.watches.close(watch))),
             Question::Lacking(index, keys, answer) => drop(answer.send(view.lacking(index, &keys))),
             Question::ReadLog(answer) => self.committer.tell(ToCommitter::Snapshot(answer)),

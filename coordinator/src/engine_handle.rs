@@ -6,11 +6,12 @@
 use crate::committer::Hold;
 use crate::log::{LogError, Snapshot};
 use crate::meters::Meters;
+use crate::security::Caller;
 use crate::verification::Lacking;
 use crate::view::Pulse;
 use lockstep_core::{
-    AdminAction, CoordId, Csn, Epoch, Event, FromParticipant, Kind, LogId, Owner, ParticipantId, Position, Reply, Role, SessionId, Ticket,
-    Time, ToParticipant, Vote, Work,
+    AdminAction, Audit, CoordId, Csn, Epoch, Event, FromParticipant, Kind, LogId, Owner, ParticipantId, Position, Reply, Role, SessionId,
+    Ticket, Time, ToParticipant, Vote, Work,
 };
 use lockstep_participants::applications::Applications;
 use lockstep_participants::{Reader, StoreError, WorkerHandle};
@@ -34,6 +35,8 @@ pub enum EngineMessage {
     /// A participant is reachable under this session: tell the machine `SessionDown` of an older one, keep the outbox, open it, tell
     /// the machine `SessionUp`.
     Attend(ParticipantId, SessionId, Outbox),
+    /// An operator's order: noted with whether it is refused, then given.
+    Order(Audit, Submission, Room),
     /// A look at the machine.
     Ask(Question),
     /// Take no new transaction, finish what is decided, as far as the deadline allows; then say how it went and end.
@@ -49,6 +52,8 @@ pub struct Submission {
     pub event: Event,
     /// Who waits.
     pub answer: Answer,
+    /// If set, the event is about a transaction whose key begins with this, or it is dropped.
+    pub owner: Option<String>,
 }
 
 /// Who waits for a [`Reply`]. Given on the engine thread; never blocks.
@@ -113,6 +118,10 @@ pub enum Question {
     Unwatch(u64, oneshot::Sender<HashSet<String>>),
     /// Decided writes of these documents that the index lacks.
     Lacking(ParticipantId, HashSet<String>, oneshot::Sender<HashMap<String, Lacking>>),
+    /// What operators did, and were refused: the newest first.
+    ListAudit(v1::ListAuditRequest, oneshot::Sender<v1::ListAuditReply>),
+    /// Whether this is a transaction whose key begins so.
+    Owns(String, lockstep_core::Txid, oneshot::Sender<bool>),
 }
 
 /// While this is kept the stores and the log can be copied, the log last.
@@ -293,7 +302,7 @@ impl EngineHandle {
     /// Submits one event without waiting for room.
     pub fn submit(&self, ticket: Ticket, event: Event, answer: Answer) -> Result<(), Overloaded> {
         let room = Arc::clone(&self.shared.room).try_acquire_owned().map_err(|_| Overloaded)?;
-        self.send(EngineMessage::Submit(vec![Submission { ticket: Some(ticket), event, answer }], Room(Some(room))));
+        self.send(EngineMessage::Submit(vec![Submission { ticket: Some(ticket), event, answer, owner: None }], Room(Some(room))));
         Ok(())
     }
 
@@ -312,8 +321,42 @@ impl EngineHandle {
     /// Submits one event that carries this ticket and waits for its reply.
     pub async fn call_as(&self, ticket: Ticket, event: Event) -> Result<Reply, EngineGone> {
         let (answer, reply) = oneshot::channel();
-        self.submit_all(vec![Submission { ticket: Some(ticket), event, answer: Answer::Once(answer) }]).await;
+        self.submit_all(vec![Submission { ticket: Some(ticket), event, answer: Answer::Once(answer), owner: None }]).await;
         reply.await.map_err(|_| EngineGone)
+    }
+
+    /// Gives an operator's order, and waits for its reply. Who gives it, and whether it was refused, stands in the log before it is done.
+    pub async fn order(&self, caller: &Caller, operator: &str, reason: String, action: AdminAction) -> Result<Reply, EngineGone> {
+        let audit = self.audit(caller, operator, &action_words(&action, self.names()), &reason);
+        let (ticket, (answer, reply)) = (self.ticket(), oneshot::channel());
+        let event = Event::Admin { ticket, operator: caller.sign(operator), action, reason };
+        let room = self.wait_for_room(1).await;
+        let submission = Submission { ticket: Some(ticket), event, answer: Answer::Once(answer), owner: None };
+        self.send(EngineMessage::Order(audit, submission, room));
+        reply.await.map_err(|_| EngineGone)
+    }
+
+    /// Notes what an operator does beside the machine: `what` at `subject`.
+    pub fn note_order(&self, caller: &Caller, what: &str, subject: &str, reason: &str) {
+        self.tell(Event::Audit(self.audit(caller, "", &format!("{what} `{subject}`"), reason)));
+    }
+
+    /// Notes an order that was not let in. So many a minute of one caller; the rest is counted by nobody.
+    pub fn note_refusal(&self, caller: &Caller, what: &str, why: &str) {
+        if caller.may_be_noted() {
+            self.tell(Event::Audit(Audit { refused: why.into(), ..self.audit(caller, "", what, "") }));
+        }
+    }
+
+    fn audit(&self, caller: &Caller, operator: &str, what: &str, reason: &str) -> Audit {
+        Audit {
+            who: caller.who(),
+            origin: caller.address().map_or_else(String::new, |address| address.to_string()),
+            operator: operator.into(),
+            what: what.into(),
+            reason: reason.into(),
+            ..Audit::default()
+        }
     }
 
     /// Tells the engine something that nobody waits for. Its number is bounded by what the machine itself has under way.
@@ -576,6 +619,22 @@ impl fmt::Display for Phase {
             Phase::SafeMode(_) => "safe mode",
             Phase::Stopping => "stopping",
         })
+    }
+}
+
+/// An order in words.
+fn action_words(action: &AdminAction, names: &Registry) -> String {
+    match action {
+        AdminAction::Resolve { txid, participant, commit } => {
+            let way = if *commit { "commit" } else { "abort" };
+            format!("resolve {txid} at `{}`: {way}", names.name(*participant))
+        }
+        AdminAction::Skip { txid, participant } => format!("skip {txid} at `{}`", names.name(*participant)),
+        AdminAction::Forget { txid, participant } => format!("forget the damage of {txid} at `{}`", names.name(*participant)),
+        AdminAction::Waive { participant } => format!("waive `{}`", names.name(*participant)),
+        AdminAction::Remove { participant } => format!("remove participant `{}`", names.name(*participant)),
+        AdminAction::LeaveSafeMode => "leave safe mode".into(),
+        AdminAction::Cancel { txid } => format!("cancel {txid}"),
     }
 }
 

@@ -1,11 +1,11 @@
 //! Plain HTTP: `/metrics`, `/livez`, `/readyz` for machines that watch, the console for people. Off unless configured (`[http] listen`).
 
 use crate::configuration::Configuration;
-use crate::connections::Bounded;
 use crate::console;
 use crate::engine_handle::{EngineHandle, Phase, Question};
 use crate::exposition;
 use crate::meters::Meters;
+use crate::security::{Security, pages};
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -25,6 +25,7 @@ pub async fn serve(
     engine: EngineHandle,
     meters: Meters,
     configuration: Arc<Configuration>,
+    security: Arc<Security>,
     listener: TcpListener,
     ended: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
@@ -34,9 +35,9 @@ pub async fn serve(
         .route("/readyz", get(ready))
         .with_state(Watched { engine: engine.clone(), meters: meters.clone() });
     if configuration.http.console {
-        router = router.merge(console::router(engine, meters, &configuration));
+        router = router.merge(console::router(engine, meters, &configuration, &security));
     }
-    axum::serve(Bounded::new(listener), router).with_graceful_shutdown(ended).await
+    pages::serve(router, security, configuration.limits.connections, listener, ended).await
 }
 
 #[derive(Clone)]
@@ -117,7 +118,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (end, ended) = oneshot::channel::<()>();
-        let server = tokio::spawn(serve(handle.clone(), Meters::default(), Arc::default(), listener, async {
+        let server = tokio::spawn(serve(handle.clone(), Meters::default(), Arc::default(), Security::none(), listener, async {
             let _ = ended.await;
         }));
 
@@ -142,7 +143,7 @@ mod tests {
         drop(messages);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/metrics", listener.local_addr().unwrap());
-        tokio::spawn(serve(handle, Meters::default(), Arc::default(), listener, std::future::pending()));
+        tokio::spawn(serve(handle, Meters::default(), Arc::default(), Security::none(), listener, std::future::pending()));
         assert_eq!(get(&url).await, (503, "the daemon is stopping\n".into()));
     }
 }

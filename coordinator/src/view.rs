@@ -199,6 +199,16 @@ impl View<'_> {
         v1::ListDamageReply { damage: self.machine.damage().iter().map(entry).collect() }
     }
 
+    /// What operators ordered, and were refused, the newest first.
+    pub fn audit(&self, request: &v1::ListAuditRequest) -> v1::ListAuditReply {
+        let entry = |noted: &&lockstep_core::Noted| {
+            let lockstep_core::Audit { who, origin, operator, what, reason, refused, at_ms } = noted.audit.clone();
+            v1::AuditEntry { lsn: noted.lsn.0, at_ms, who, origin, operator, reason, what, refused }
+        };
+        let (all, limit) = (self.machine.audit(), request.limit as usize);
+        v1::ListAuditReply { entries: all.iter().take(limit).map(entry).collect(), truncated: all.len() > limit }
+    }
+
     /// What is wrong, and what to do about it.
     pub fn doctor(&self) -> v1::DoctorReply {
         let mut findings = vec![self.examine_phase(), self.examine_space()];

@@ -1,5 +1,6 @@
 //! The coordinator's machine: its state, and where each event goes.
 
+use crate::audit::AuditLog;
 use crate::config::Config;
 use crate::decision::Decision;
 use crate::event::{Alarm, Effect, Event};
@@ -67,6 +68,7 @@ pub struct Coordinator {
     /// Ended transactions that are not in an `End` record yet.
     pub(crate) ended: Vec<Txid>,
     pub(crate) damage: Vec<Damage>,
+    pub(crate) audit: AuditLog,
     /// Branches that an operator resolved by hand.
     pub(crate) by_hand: BTreeMap<(Txid, ParticipantId), ByHand>,
     /// Leaders that an operator did not wait for, in this start or an earlier one, and that have not been scanned since.
@@ -182,6 +184,7 @@ impl Coordinator {
             Event::Durable(lsn) => self.durable(now, lsn, fx),
             Event::LogFull(full) => self.log_full = full,
             Event::Admin { ticket, operator, action, reason } => self.admin(now, ticket, operator, action, reason, fx),
+            Event::Audit(audit) => self.note(now, audit, fx),
             Event::Tick => {}
         }
         self.fire_timers(now, fx);

@@ -2,7 +2,7 @@
 
 use crate::ids::{Lsn, ParticipantId, Position, SessionId, Ticket, Time, Token, Txid};
 use crate::message::{FromParticipant, ToParticipant};
-use crate::record::{AdminAction, Record};
+use crate::record::{AdminAction, Audit, Record};
 use crate::request::{Reply, Request, RequestKey, Wait};
 use crate::vote::{Kind, Refusal};
 
@@ -94,6 +94,8 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// An order, given or refused, to be kept for whoever asks later.
+    Audit(Audit),
     /// Time has passed; sent when [`crate::Coordinator::next_deadline`] is due, harmless at any other time.
     Tick,
 }

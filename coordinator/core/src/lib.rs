@@ -23,6 +23,7 @@
 //! Rule names (R-…) and invariants (I1–I12) are those of `docs/protocol.md`. Assertions of the protocol stay on in release builds: a
 //! coordinator that finds its own promise broken stops rather than goes on.
 
+mod audit;
 mod breach;
 pub mod config;
 pub mod coordinator;
@@ -56,6 +57,7 @@ pub mod vote;
 mod voting;
 mod waiver;
 
+pub use audit::{AUDIT_ORDERS, AUDIT_REFUSALS, Noted};
 pub use config::{Config, ParticipantConfig, Role};
 pub use coordinator::{Coordinator, Counts, Phase};
 pub use event::{Alarm, Effect, Event};
@@ -66,7 +68,7 @@ pub use operation::{Condition, KeyWrite, Operation, Results, StatementResult, Va
 pub use operator::{ByHand, Order};
 pub use participant::{Participant, ParticipantEffect, ParticipantEvent, StoreCommand, StoreReport};
 pub use record::{
-    AdminAction, BranchRedo, CommitEntry, CommitGroup, Damage, DamageKind, Entry, EntryPayload, GroupRedo, Marker, Payload, Record,
+    AdminAction, Audit, BranchRedo, CommitEntry, CommitGroup, Damage, DamageKind, Entry, EntryPayload, GroupRedo, Marker, Payload, Record,
 };
 pub use recovery::{Identity, StartError};
 pub use request::{Aborted, BranchRequest, Receipt, Reply, Request, RequestKey, Wait};

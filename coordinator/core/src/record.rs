@@ -88,6 +88,13 @@ pub enum Record {
         /// Which leader.
         participant: ParticipantId,
     },
+    /// An order, given or refused, for whoever asks later who did what. Replaced by the next one that gets its slot.
+    Audit {
+        /// Its place among those that are kept.
+        slot: u32,
+        /// What happened.
+        audit: Audit,
+    },
     /// This log was put back from a backup, by command: the tokens given under its older identity count no more, and a start presumes nothing
     /// before every participant has been heard once (R-LOGLOSS). Kept for ever.
     Restored {
@@ -250,6 +257,25 @@ pub enum AdminAction {
         /// The participant.
         participant: ParticipantId,
     },
+}
+
+/// An order, given or refused. Decides nothing.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Audit {
+    /// The principal, as it has proven itself.
+    pub who: String,
+    /// Where it called from.
+    pub origin: String,
+    /// Who it said it was.
+    pub operator: String,
+    /// What was ordered.
+    pub what: String,
+    /// Why.
+    pub reason: String,
+    /// Why it was refused; empty if it was not.
+    pub refused: String,
+    /// Wall clock, milliseconds since 1970. The machine sets it.
+    pub at_ms: u64,
 }
 
 /// A record with its place.

@@ -1,5 +1,6 @@
 //! The start: replaying the log fills the tables, and then the ordinary resends run. There is no other recovery.
 
+use crate::audit::AuditLog;
 use crate::config::Config;
 use crate::coordinator::{Coordinator, Counts, Pending, Phase, Timer, Waiver};
 use crate::decision::Decision;
@@ -86,10 +87,10 @@ impl Coordinator {
             machine.config.loss_strict = true;
         }
         for Entry { lsn, record } in log {
-            if let Record::Commit(group) = record
-                && !broken(Mutation::PresumesBeforeReplay)
-            {
-                machine.adopt(now, group, Some(lsn), &facts.ended);
+            match record {
+                Record::Commit(group) if !broken(Mutation::PresumesBeforeReplay) => machine.adopt(now, group, Some(lsn), &facts.ended),
+                Record::Audit { slot, audit } => machine.audit.take(lsn, slot, &audit),
+                _ => {}
             }
         }
         for (participant, csn) in facts.skipped {
@@ -134,6 +135,7 @@ impl Coordinator {
             releasable: Vec::new(),
             ended: Vec::new(),
             damage: Vec::new(),
+            audit: AuditLog::default(),
             by_hand: BTreeMap::new(),
             waivers: Vec::new(),
             evidence_awaited: true,
@@ -384,6 +386,7 @@ impl Facts {
                     let order = Order { operator: operator.clone(), reason: reason.clone(), at_ms: *at_ms };
                     facts.take_action(action, order);
                 }
+                Record::Audit { .. } => {}
                 Record::Leads { participant } => {
                     facts.leads.insert(*participant);
                     facts.hear(*participant);

@@ -21,7 +21,7 @@
 use lockstep_core::{CommitGroup, Entry, Lsn, Payload, Record};
 
 /// The format that is written; older ones are read, newer ones refused.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 /// Bytes of a chunk at most. Seventeen of them and their keys (the engine's biggest page) stay far below what it would move to `blobs/`.
 pub const CHUNK: usize = 4000;
 /// Bytes of a record's head, and of its body, at most.
@@ -122,6 +122,7 @@ pub fn space_of(record: &Record) -> Space {
         | Record::Acked { .. }
         | Record::Damage(_)
         | Record::Admin { .. }
+        | Record::Audit { .. }
         | Record::Leads { .. }
         | Record::Followed { .. }
         | Record::Scanned { .. }

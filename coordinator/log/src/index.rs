@@ -4,7 +4,7 @@
 use super::format::{Encoded, Key, Piece, START_KEY, Space, Start, chunk_count};
 use lockstep_core::{Entry, Lsn, ParticipantId, Record};
 use sled::IVec;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 /// A key's new value; `None` removes it.
 pub type Change = (IVec, Option<IVec>);
@@ -17,8 +17,10 @@ pub struct Index {
     shapes: VecDeque<Shape>,
     floor: Option<Lsn>,
     acked: BTreeMap<ParticipantId, Lsn>,
-    /// Floor and Acked records that a newer one has replaced.
-    superseded: BTreeSet<Lsn>,
+    /// By slot: place, and chunks.
+    audits: BTreeMap<u32, (Lsn, u32)>,
+    /// Floor, Acked and Audit records that a newer one has replaced, and their chunks.
+    superseded: BTreeMap<Lsn, u32>,
 }
 
 /// Chunks of a journal record; a record of the kept space is all zero.
@@ -39,7 +41,7 @@ enum Body {
 impl Index {
     /// Of a log that begins here.
     pub fn new(start: Lsn) -> Index {
-        Index { start, shapes: VecDeque::new(), floor: None, acked: BTreeMap::new(), superseded: BTreeSet::new() }
+        Index { start, shapes: VecDeque::new(), floor: None, acked: BTreeMap::new(), audits: BTreeMap::new(), superseded: BTreeMap::new() }
     }
 
     /// Where the next record goes.
@@ -71,9 +73,11 @@ impl Index {
                 Space::Journal => Shape { head, body },
             });
         }
+        // Floor and Acked records always fit one chunk.
         let replaced = match &entry.record {
-            Record::Floor { .. } => self.floor.replace(entry.lsn),
-            Record::Acked { participant, .. } => self.acked.insert(*participant, entry.lsn),
+            Record::Floor { .. } => self.floor.replace(entry.lsn).map(|lsn| (lsn, 1)),
+            Record::Acked { participant, .. } => self.acked.insert(*participant, entry.lsn).map(|lsn| (lsn, 1)),
+            Record::Audit { slot, .. } => self.audits.insert(*slot, (entry.lsn, head)),
             Record::Header { .. }
             | Record::Participant { .. }
             | Record::Epoch { .. }
@@ -118,9 +122,8 @@ impl Index {
         }
         self.start = lsn;
         let staying = self.superseded.split_off(&lsn);
-        // Floor and Acked records always fit one chunk.
         let going = std::mem::replace(&mut self.superseded, staying).into_iter();
-        changes.extend(going.flat_map(|lsn| Key::all(Space::Kept, lsn, Piece::Head, 1)).map(remove));
+        changes.extend(going.flat_map(|(lsn, chunks)| Key::all(Space::Kept, lsn, Piece::Head, chunks)).map(remove));
     }
 }
 

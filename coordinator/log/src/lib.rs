@@ -17,6 +17,7 @@ mod tests;
 mod words;
 mod write_ahead;
 
+pub use format::VERSION;
 pub use inspection::{BranchFate, Inspection};
 pub use report::{Owed, Report};
 pub use sled_log::{Options, SledLog};

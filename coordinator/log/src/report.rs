@@ -126,7 +126,7 @@ impl Reading {
             Record::Admin { action: lockstep_core::AdminAction::Forget { txid, participant }, .. } => {
                 self.damages.remove(&(*txid, *participant));
             }
-            Record::Admin { .. } | Record::Leads { .. } | Record::Followed { .. } | Record::Scanned { .. } => {}
+            Record::Admin { .. } | Record::Audit { .. } | Record::Leads { .. } | Record::Followed { .. } | Record::Scanned { .. } => {}
             Record::Restored { log_id, .. } => report.log_id = Some(*log_id),
             Record::Floor { position } => {
                 if *position < report.floor {

@@ -136,6 +136,10 @@ fn every_kind() -> Vec<Entry> {
         Record::Leads { participant: ParticipantId(1) },
         Record::Followed { participant: ParticipantId(1), csn: Csn::new(Epoch(3), 4) },
         Record::Scanned { participant: ParticipantId(1) },
+        Record::Audit {
+            slot: 4,
+            audit: lockstep_core::Audit { who: "ada".into(), what: "skip".into(), reason: "r".repeat(3 * CHUNK), ..Default::default() },
+        },
     ];
     records.into_iter().zip(1..).map(|(record, lsn)| Entry { lsn: Lsn(lsn), record }).collect()
 }

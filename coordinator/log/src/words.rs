@@ -39,6 +39,10 @@ pub fn line(entry: &Entry) -> Line {
         Record::Admin { operator, action, reason, at_ms } => {
             ("admin", json!({"operator": operator, "action": format!("{action:?}"), "reason": reason, "at_ms": at_ms}))
         }
+        Record::Audit { audit, .. } => (
+            "audit",
+            json!({"who": audit.who, "origin": audit.origin, "operator": audit.operator, "what": audit.what, "reason": audit.reason, "refused": audit.refused, "at_ms": audit.at_ms}),
+        ),
         Record::Leads { participant } => ("leads", json!({"participant": participant.0})),
         Record::Followed { participant, csn } => ("followed", json!({"participant": participant.0, "csn": csn.to_string()})),
         Record::Scanned { participant } => ("scanned", json!({"participant": participant.0})),
@@ -48,8 +52,16 @@ pub fn line(entry: &Entry) -> Line {
     Line { lsn: entry.lsn.0, kind: kind.into(), record: value }
 }
 
-/// A request's key: text where it is text, a UUID where it is one, digits otherwise.
+/// A request's key: text where it is text, a UUID where it is one, digits otherwise; after its principal's name and a slash, if it has one.
 pub fn key_text(key: &[u8]) -> String {
+    let named = |name: &[u8]| name.iter().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_.-".contains(byte));
+    match key.iter().position(|byte| *byte == b'/').map(|slash| (&key[..slash], &key[slash + 1..])) {
+        Some((name, rest)) if key.len() != 16 && named(name) => format!("{}/{}", String::from_utf8_lossy(name), plain_key_text(rest)),
+        Some(_) | None => plain_key_text(key),
+    }
+}
+
+fn plain_key_text(key: &[u8]) -> String {
     match (<[u8; 16]>::try_from(key), std::str::from_utf8(key)) {
         (_, Ok(text)) if text.chars().all(|c| !c.is_control()) => text.to_string(),
         (Ok(bytes), _) => uuid::Uuid::from_bytes(bytes).to_string(),

@@ -6,6 +6,7 @@
 
 use super::Console;
 use super::api::Failure;
+use crate::security::{Caller, Role};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
@@ -22,13 +23,6 @@ pub(super) enum Right {
     Operate,
 }
 
-/// Who calls, once let in; handlers find it in the request's extensions.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Principal {
-    /// Under which name orders are recorded; a person names itself if absent.
-    pub operator: Option<String>,
-}
-
 /// What has to be shown at the door.
 pub(super) struct Gate {
     hosts: Vec<String>,
@@ -43,14 +37,6 @@ impl Gate {
 
     pub(super) fn token(&self) -> &str {
         &self.token
-    }
-
-    /// Who it is, if it may do this. The one place where credentials are to be looked at: so far whoever reaches the port may do everything,
-    /// as with gRPC.
-    fn principal(&self, _headers: &HeaderMap, right: Right) -> Result<Principal, Failure> {
-        match right {
-            Right::View | Right::Operate => Ok(Principal::default()),
-        }
     }
 
     fn named(&self, headers: &HeaderMap) -> Result<(), Failure> {
@@ -88,19 +74,24 @@ impl Gate {
     }
 }
 
-/// Who has the right for this route; POST comes from our own pages only.
-pub(super) async fn let_in(State((console, right)): State<(Arc<Console>, Right)>, mut request: Request, next: Next) -> Response {
-    let headers = request.headers();
-    let admitted = console.gate.principal(headers, right).and_then(|principal| match *request.method() == Method::POST {
-        true => console.gate.of_our_own(headers).map(|()| principal),
-        false => Ok(principal),
-    });
-    match admitted {
-        Ok(principal) => {
-            request.extensions_mut().insert(principal);
-            next.run(request).await
-        }
+/// Who has the right for this route; POST comes from our own pages only. Who calls was found out before (`security::pages`).
+pub(super) async fn let_in(State((console, right)): State<(Arc<Console>, Right)>, request: Request, next: Next) -> Response {
+    match console.admit(&request, right) {
+        Ok(()) => next.run(request).await,
         Err(failure) => failure.into_response(),
+    }
+}
+
+impl Console {
+    fn admit(&self, request: &Request, right: Right) -> Result<(), Failure> {
+        let nobody = || Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "a request came past the gate".into());
+        let caller = request.extensions().get::<Caller>().ok_or_else(nobody)?;
+        let role = match right {
+            Right::View => Role::Viewer,
+            Right::Operate => Role::Operator,
+        };
+        self.security.allows(caller, caller.account(), role)?;
+        if *request.method() == Method::POST { self.gate.of_our_own(request.headers()) } else { Ok(()) }
     }
 }
 

@@ -1,8 +1,8 @@
 //! What the pages ask. Each answer is the daemon's own, the same that gRPC gives, and says when it was given.
 
 use super::Console;
-use super::access::Principal;
 use super::json;
+use crate::security;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{Extension, Path, Query, State};
@@ -32,7 +32,7 @@ pub(super) struct Failure {
 
 type Answer = Result<Response, Failure>;
 type Shared = State<Arc<Console>>;
-type Caller = Extension<Principal>;
+type Caller = Extension<security::Caller>;
 
 /// Which transactions.
 #[derive(Deserialize)]
@@ -75,25 +75,25 @@ struct Given {
 }
 
 /// What a page needs before it can post.
-pub(super) async fn session(State(console): Shared, Extension(principal): Caller) -> Answer {
-    let status = console.admin.status(called(v1::StatusRequest {}, &principal)).await?.into_inner();
+pub(super) async fn session(State(console): Shared, Extension(caller): Caller) -> Answer {
+    let status = console.admin.status(called(v1::StatusRequest {}, &caller)).await?.into_inner();
     Ok(answer(json!({
         "token": console.gate.token(),
-        "operator": principal.operator,
+        "operator": caller.name(),
         "version": status.version,
         "coord_id": status.coord_id,
         "epoch": status.epoch,
     })))
 }
 
-pub(super) async fn doctor(State(console): Shared, Extension(principal): Caller) -> Answer {
-    let reply = console.admin.doctor(called(v1::DoctorRequest {}, &principal)).await?.into_inner();
+pub(super) async fn doctor(State(console): Shared, Extension(caller): Caller) -> Answer {
+    let reply = console.admin.doctor(called(v1::DoctorRequest {}, &caller)).await?.into_inner();
     Ok(answer(json!({ "findings": reply.findings.into_iter().map(json::finding).collect::<Vec<_>>() })))
 }
 
 pub(super) async fn transactions(
     State(console): Shared,
-    Extension(principal): Caller,
+    Extension(caller): Caller,
     wanted: Result<Query<Wanted>, QueryRejection>,
 ) -> Answer {
     let Query(wanted) = wanted.map_err(|error| Failure::new(StatusCode::BAD_REQUEST, error.body_text()))?;
@@ -108,17 +108,17 @@ pub(super) async fn transactions(
         key: wanted.key,
         after: wanted.after,
     };
-    let reply = console.admin.list_transactions(called(request, &principal)).await?.into_inner();
+    let reply = console.admin.list_transactions(called(request, &caller)).await?.into_inner();
     let transactions: Vec<_> = reply.transactions.into_iter().map(json::summary).collect();
     Ok(answer(json!({ "transactions": transactions, "truncated": reply.truncated, "next": reply.next })))
 }
 
 /// Answers for any id: of one that nothing is known of, the explanation says what that means.
-pub(super) async fn transaction(State(console): Shared, Extension(principal): Caller, txid: Result<Path<String>, PathRejection>) -> Answer {
+pub(super) async fn transaction(State(console): Shared, Extension(caller): Caller, txid: Result<Path<String>, PathRejection>) -> Answer {
     let Path(txid) = txid.map_err(|error| Failure::new(StatusCode::BAD_REQUEST, error.body_text()))?;
     let asked = v1::ExplainTransactionRequest { txid: txid.clone() };
-    let explanation = console.admin.explain_transaction(called(asked, &principal)).await?.into_inner();
-    let detail = match console.admin.show_transaction(called(v1::ShowTransactionRequest { txid }, &principal)).await {
+    let explanation = console.admin.explain_transaction(called(asked, &caller)).await?.into_inner();
+    let detail = match console.admin.show_transaction(called(v1::ShowTransactionRequest { txid }, &caller)).await {
         Ok(detail) => Some(json::detail(detail.into_inner())),
         Err(status) if status.code() == Code::NotFound => None,
         Err(status) => return Err(status.into()),
@@ -126,33 +126,33 @@ pub(super) async fn transaction(State(console): Shared, Extension(principal): Ca
     Ok(answer(json!({ "explanation": json::explanation(explanation), "detail": detail })))
 }
 
-pub(super) async fn participants(State(console): Shared, Extension(principal): Caller) -> Answer {
-    let reply = console.admin.list_participants(called(v1::ListParticipantsRequest {}, &principal)).await?.into_inner();
+pub(super) async fn participants(State(console): Shared, Extension(caller): Caller) -> Answer {
+    let reply = console.admin.list_participants(called(v1::ListParticipantsRequest {}, &caller)).await?.into_inner();
     Ok(answer(json!({ "participants": reply.participants.into_iter().map(json::participant).collect::<Vec<_>>() })))
 }
 
-pub(super) async fn damage(State(console): Shared, Extension(principal): Caller) -> Answer {
-    let reply = console.admin.list_damage(called(v1::ListDamageRequest {}, &principal)).await?.into_inner();
+pub(super) async fn damage(State(console): Shared, Extension(caller): Caller) -> Answer {
+    let reply = console.admin.list_damage(called(v1::ListDamageRequest {}, &caller)).await?.into_inner();
     Ok(answer(json!({ "damage": reply.damage.into_iter().map(json::damage).collect::<Vec<_>>() })))
 }
 
 /// What an order would do and damage. Does nothing.
-pub(super) async fn plan(State(console): Shared, Extension(principal): Caller, looked: Result<Query<Looked>, QueryRejection>) -> Answer {
+pub(super) async fn plan(State(console): Shared, Extension(caller): Caller, looked: Result<Query<Looked>, QueryRejection>) -> Answer {
     let Query(Looked { order }) = looked.map_err(|error| Failure::new(StatusCode::BAD_REQUEST, error.body_text()))?;
     let order: json::Order = parsed(order.as_bytes())?;
     let word = order.word().to_owned();
-    let plan = planned(&console, &principal, order).await?;
+    let plan = planned(&console, &caller, order).await?;
     let mark = mark(&plan);
     Ok(answer(json!({ "plan": json::choice(plan), "word": word, "mark": mark })))
 }
 
 /// Does it, if the word was typed and the plan is still the one that was shown. The machine looks once more.
-pub(super) async fn order(State(console): Shared, Extension(principal): Caller, body: Result<Bytes, BytesRejection>) -> Answer {
+pub(super) async fn order(State(console): Shared, Extension(caller): Caller, body: Result<Bytes, BytesRejection>) -> Answer {
     let Given { order, operator, reason, typed, plan } = posted(body)?;
     if typed.trim() != order.word() {
         return Err(Failure::new(StatusCode::BAD_REQUEST, "not confirmed, nothing was done: something else was typed".into()));
     }
-    let now = planned(&console, &principal, order.clone()).await?;
+    let now = planned(&console, &caller, order.clone()).await?;
     if !now.refused.is_empty() {
         return Err(refused(&now.refused));
     }
@@ -160,14 +160,15 @@ pub(super) async fn order(State(console): Shared, Extension(principal): Caller, 
         let changed = "nothing was done: what it does or damages has changed since it was shown; look at it again";
         return Err(Failure::new(StatusCode::CONFLICT, changed.into()));
     }
-    let operator = principal.operator.clone().unwrap_or(operator);
+    let operator = caller.name().map_or(operator, str::to_owned);
     let admin = &console.admin;
     let reply = match order.signed(operator, reason) {
-        Order::Resolve(request) => admin.resolve(called(request, &principal)).await?,
-        Order::Skip(request) => admin.skip(called(request, &principal)).await?,
-        Order::ForgetDamage(request) => admin.forget_damage(called(request, &principal)).await?,
-        Order::Waive(request) => admin.waive(called(request, &principal)).await?,
-        Order::LeaveSafeMode(request) => admin.leave_safe_mode(called(request, &principal)).await?,
+        Order::Resolve(request) => admin.resolve(called(request, &caller)).await?,
+        Order::Skip(request) => admin.skip(called(request, &caller)).await?,
+        Order::ForgetDamage(request) => admin.forget_damage(called(request, &caller)).await?,
+        Order::Waive(request) => admin.waive(called(request, &caller)).await?,
+        Order::RemoveParticipant(request) => admin.remove_participant(called(request, &caller)).await?,
+        Order::LeaveSafeMode(request) => admin.leave_safe_mode(called(request, &caller)).await?,
     };
     let v1::AdminReply { done, message } = reply.into_inner();
     if done { Ok(answer(json!({ "message": message }))) } else { Err(refused(&message)) }
@@ -202,15 +203,15 @@ impl From<tonic::Status> for Failure {
 }
 
 /// A call of the service, on behalf of this one.
-fn called<T>(message: T, principal: &Principal) -> tonic::Request<T> {
+fn called<T>(message: T, caller: &security::Caller) -> tonic::Request<T> {
     let mut request = tonic::Request::new(message);
-    request.extensions_mut().insert(principal.clone());
+    request.extensions_mut().insert(caller.clone());
     request
 }
 
-async fn planned(console: &Console, principal: &Principal, order: json::Order) -> Result<v1::Choice, Failure> {
+async fn planned(console: &Console, caller: &security::Caller, order: json::Order) -> Result<v1::Choice, Failure> {
     let request = v1::PlanRequest { order: Some(order.signed(String::new(), String::new())) };
-    Ok(console.admin.plan(called(request, principal)).await?.into_inner())
+    Ok(console.admin.plan(called(request, caller)).await?.into_inner())
 }
 
 /// Tells one plan from another.

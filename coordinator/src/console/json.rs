@@ -18,6 +18,8 @@ pub(super) enum Order {
     Forget { txid: String, participant: String },
     /// Go on without a store's evidence.
     Waive { participant: String },
+    /// Do without a store for ever.
+    Remove { participant: String },
     /// Take a log that has lost records back into use.
     LeaveSafeMode,
 }
@@ -27,7 +29,7 @@ impl Order {
     pub(super) fn word(&self) -> &str {
         match self {
             Order::Resolve { txid, .. } | Order::Skip { txid, .. } | Order::Forget { txid, .. } => txid,
-            Order::Waive { participant } => participant,
+            Order::Waive { participant } | Order::Remove { participant } => participant,
             Order::LeaveSafeMode => "leave safe mode",
         }
     }
@@ -41,6 +43,7 @@ impl Order {
             Order::Skip { txid, participant } => Ordered::Skip(v1::SkipRequest { txid, participant, operator, reason }),
             Order::Forget { txid, participant } => Ordered::ForgetDamage(v1::ForgetDamageRequest { txid, participant, operator, reason }),
             Order::Waive { participant } => Ordered::Waive(v1::WaiveRequest { participant, operator, reason }),
+            Order::Remove { participant } => Ordered::RemoveParticipant(v1::RemoveParticipantRequest { participant, operator, reason }),
             Order::LeaveSafeMode => Ordered::LeaveSafeMode(v1::LeaveSafeModeRequest { operator, reason }),
         }
     }
@@ -51,6 +54,7 @@ impl Order {
             Ordered::Skip(v1::SkipRequest { txid, participant, .. }) => Order::Skip { txid, participant },
             Ordered::ForgetDamage(v1::ForgetDamageRequest { txid, participant, .. }) => Order::Forget { txid, participant },
             Ordered::Waive(v1::WaiveRequest { participant, .. }) => Order::Waive { participant },
+            Ordered::RemoveParticipant(v1::RemoveParticipantRequest { participant, .. }) => Order::Remove { participant },
             Ordered::LeaveSafeMode(_) => Order::LeaveSafeMode,
         })
     }

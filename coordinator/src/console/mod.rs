@@ -15,6 +15,7 @@ mod tests;
 use crate::configuration::Configuration;
 use crate::engine_handle::EngineHandle;
 use crate::meters::Meters;
+use crate::security::Security;
 use crate::service;
 use crate::service::admin::Admin;
 use access::{Gate, Right};
@@ -32,14 +33,16 @@ struct Console {
     admin: Admin,
     live: live::Live,
     gate: Gate,
+    security: Arc<Security>,
 }
 
 /// The console's routes. Its memory of the past minutes begins here, and is kept up until `router` and all clones are dropped.
-pub fn router(engine: EngineHandle, meters: Meters, configuration: &Arc<Configuration>) -> Router {
+pub fn router(engine: EngineHandle, meters: Meters, configuration: &Arc<Configuration>, security: &Arc<Security>) -> Router {
     let console = Arc::new(Console {
         live: live::Live::start(engine.clone(), meters),
-        admin: service::admin(engine, Arc::clone(configuration)),
+        admin: service::admin(engine, Arc::clone(configuration), Arc::clone(security)),
         gate: Gate::new(configuration.http.hosts.clone()),
+        security: Arc::clone(security),
     });
     let let_in = |right| from_fn_with_state((Arc::clone(&console), right), access::let_in);
     let asked = Router::new()

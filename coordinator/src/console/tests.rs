@@ -4,6 +4,7 @@ use crate::configuration::Configuration;
 use crate::engine_handle::{EngineHandle, EngineMessage, HandleParts, Identity, Question, Registry};
 use crate::http;
 use crate::meters::Meters;
+use crate::security::Security;
 use crate::view::Pulse;
 use lockstep_core::{CoordId, Epoch, Event, LogId, Position, Reply};
 use lockstep_proto::v1;
@@ -52,7 +53,7 @@ impl Lab {
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(http::serve(handle, Meters::default(), Arc::new(configuration), listener, std::future::pending()));
+        tokio::spawn(http::serve(handle, Meters::default(), Arc::new(configuration), Security::none(), listener, std::future::pending()));
         Lab { address, orders }
     }
 

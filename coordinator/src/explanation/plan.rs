@@ -45,6 +45,9 @@ impl View<'_> {
                 reason,
             }),
             AdminAction::Waive { participant } => Order::Waive(v1::WaiveRequest { participant: self.name(*participant), operator, reason }),
+            AdminAction::Remove { participant } => {
+                Order::RemoveParticipant(v1::RemoveParticipantRequest { participant: self.name(*participant), operator, reason })
+            }
             AdminAction::LeaveSafeMode => Order::LeaveSafeMode(v1::LeaveSafeModeRequest { operator, reason }),
             AdminAction::Cancel { .. } => return None,
         };

@@ -3,8 +3,9 @@
 use super::{Context, backup, translate, verify};
 use crate::engine_handle::Question;
 use crate::log::{LogError, Report};
+use crate::security::Caller;
 use crate::view::{self, Cursor};
-use lockstep_core::{AdminAction, Entry, Event, ParticipantId, Reply, Txid};
+use lockstep_core::{AdminAction, Entry, ParticipantId, Reply, Txid};
 use lockstep_participants::Finding;
 use lockstep_proto::v1;
 use lockstep_proto::v1::admin_service_server::AdminService;
@@ -112,6 +113,7 @@ impl AdminService for Admin {
 
     async fn doctor(&self, _: Request<v1::DoctorRequest>) -> Result<Response<v1::DoctorReply>, Status> {
         let mut reply = self.0.engine.ask(Question::Doctor).await?;
+        reply.findings.extend(self.0.security.findings());
         let examined: Vec<_> = self
             .0
             .engine
@@ -132,15 +134,15 @@ impl AdminService for Admin {
     }
 
     async fn resolve(&self, request: Request<v1::ResolveRequest>) -> Result<Response<v1::AdminReply>, Status> {
-        let request = request.into_inner();
+        let (caller, request) = (Caller::of(&request)?, request.into_inner());
         let (operator, reason) = (request.operator.clone(), request.reason.clone());
-        self.act(operator, reason, self.action(Order::Resolve(request)).await?).await
+        self.act(&caller, operator, reason, self.action(Order::Resolve(request)).await?).await
     }
 
     async fn skip(&self, request: Request<v1::SkipRequest>) -> Result<Response<v1::AdminReply>, Status> {
-        let request = request.into_inner();
+        let (caller, request) = (Caller::of(&request)?, request.into_inner());
         let (operator, reason) = (request.operator.clone(), request.reason.clone());
-        self.act(operator, reason, self.action(Order::Skip(request)).await?).await
+        self.act(&caller, operator, reason, self.action(Order::Skip(request)).await?).await
     }
 
     async fn list_damage(&self, _: Request<v1::ListDamageRequest>) -> Result<Response<v1::ListDamageReply>, Status> {
@@ -148,26 +150,32 @@ impl AdminService for Admin {
     }
 
     async fn forget_damage(&self, request: Request<v1::ForgetDamageRequest>) -> Result<Response<v1::AdminReply>, Status> {
-        let request = request.into_inner();
+        let (caller, request) = (Caller::of(&request)?, request.into_inner());
         let (operator, reason) = (request.operator.clone(), request.reason.clone());
-        self.act(operator, reason, self.action(Order::ForgetDamage(request)).await?).await
+        self.act(&caller, operator, reason, self.action(Order::ForgetDamage(request)).await?).await
     }
 
     async fn waive(&self, request: Request<v1::WaiveRequest>) -> Result<Response<v1::AdminReply>, Status> {
-        let request = request.into_inner();
+        let (caller, request) = (Caller::of(&request)?, request.into_inner());
         let (operator, reason) = (request.operator.clone(), request.reason.clone());
-        self.act(operator, reason, self.action(Order::Waive(request)).await?).await
+        self.act(&caller, operator, reason, self.action(Order::Waive(request)).await?).await
+    }
+
+    async fn list_audit(&self, request: Request<v1::ListAuditRequest>) -> Result<Response<v1::ListAuditReply>, Status> {
+        let mut request = request.into_inner();
+        request.limit = limit(request.limit, LIST_TRANSACTIONS)?;
+        Ok(Response::new(self.0.engine.ask(|answer| Question::ListAudit(request, answer)).await?))
     }
 
     async fn leave_safe_mode(&self, request: Request<v1::LeaveSafeModeRequest>) -> Result<Response<v1::AdminReply>, Status> {
-        let request = request.into_inner();
-        self.act(request.operator, request.reason, AdminAction::LeaveSafeMode).await
+        let (caller, request) = (Caller::of(&request)?, request.into_inner());
+        self.act(&caller, request.operator, request.reason, AdminAction::LeaveSafeMode).await
     }
 
     async fn remove_participant(&self, request: Request<v1::RemoveParticipantRequest>) -> Result<Response<v1::AdminReply>, Status> {
-        let request = request.into_inner();
+        let (caller, request) = (Caller::of(&request)?, request.into_inner());
         let (operator, reason) = (request.operator.clone(), request.reason.clone());
-        self.act(operator, reason, self.action(Order::RemoveParticipant(request)).await?).await
+        self.act(&caller, operator, reason, self.action(Order::RemoveParticipant(request)).await?).await
     }
 
     type BackupStream = verify::Replies<v1::BackupReply>;
@@ -234,7 +242,13 @@ impl Admin {
         self.0.engine.ask(|answer| Question::Participant(name, answer)).await?.ok_or(unknown)
     }
 
-    async fn act(&self, operator: String, reason: String, action: AdminAction) -> Result<Response<v1::AdminReply>, Status> {
+    async fn act(
+        &self,
+        caller: &Caller,
+        operator: String,
+        reason: String,
+        action: AdminAction,
+    ) -> Result<Response<v1::AdminReply>, Status> {
         for (field, text) in [("operator", &operator), ("reason", &reason)] {
             match text.trim().len() {
                 0 => return Err(Status::invalid_argument(format!("{field} is empty: it is kept with the command"))),
@@ -244,7 +258,7 @@ impl Admin {
                 _ => {}
             }
         }
-        let (done, message) = match self.0.engine.call(|ticket| Event::Admin { ticket, operator, action, reason }).await? {
+        let (done, message) = match self.0.engine.order(caller, &operator, reason, action).await? {
             Reply::Done(message) => (true, message),
             Reply::Refused(refusal) => (false, refusal.message),
             reply => panic!("the engine answered an operator with {reply:?}"),

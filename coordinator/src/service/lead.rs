@@ -1,13 +1,16 @@
 //! `Lead`: between an application whose own transaction is to decide, and its store.
 
 use super::Context;
+use super::stream::Slots;
 use super::translate;
+use crate::engine_handle::Question;
+use crate::security::{Caller, Role};
 use lockstep_core::Decider;
 use lockstep_participants::applications::{Attendance, Word};
 use lockstep_proto::v1;
 use lockstep_proto::v1::lead_request;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
@@ -18,7 +21,12 @@ pub type Statements = ReceiverStream<Result<v1::LeadReply, Status>>;
 const FIRST: Duration = Duration::from_secs(5);
 
 /// Notes that an application attends, until its stream ends.
-pub async fn attend(context: &Context, mut requests: Streaming<v1::LeadRequest>, slot: OwnedSemaphorePermit) -> Result<Statements, Status> {
+pub async fn attend(
+    context: &Context,
+    caller: &Caller,
+    mut requests: Streaming<v1::LeadRequest>,
+    slots: Slots,
+) -> Result<Statements, Status> {
     let invalid = |sentence: &str| Err(Status::invalid_argument(sentence));
     let Ok(first) = tokio::time::timeout(FIRST, requests.message()).await else {
         return Err(Status::deadline_exceeded("the first message, attend, did not come"));
@@ -27,11 +35,20 @@ pub async fn attend(context: &Context, mut requests: Streaming<v1::LeadRequest>,
         return invalid("the first message of Lead has to be attend");
     };
     let names = context.engine.names();
+    caller.must_reach(Role::Client, &attend.store)?;
     let store = names
         .named(&attend.store)
         .ok_or_else(|| Status::not_found(format!("attend.store: {}", translate::unknown_store(&attend.store, names))))?;
     let Some(txid) = attend.txid else { return invalid("attend.txid is missing") };
     let txid = translate::txid(txid).map_err(|what| Status::invalid_argument(format!("attend.txid{what}")))?;
+    if let Some(owner) = caller.scope()
+        && !context.engine.ask(|answer| Question::Owns(owner, txid, answer)).await?
+    {
+        return Err(Status::permission_denied(format!(
+            "attend.txid: {txid} is not a transaction of principal `{}`, or not under way: only its own may be led",
+            caller.who()
+        )));
+    }
     let Some(applications) = context.engine.applications(store.id).filter(|_| txid.decider == Decider::Leader(store.id)) else {
         return Err(Status::failed_precondition(format!(
             "no application's own transaction can decide {txid} at store `{}`: that needs a PostgreSQL database in mode \"database-led\", \
@@ -45,7 +62,7 @@ pub async fn attend(context: &Context, mut requests: Streaming<v1::LeadRequest>,
     let (replies, statements) = mpsc::channel(2);
     replies.try_send(Ok(v1::LeadReply::default())).expect("there is room for two");
     tokio::spawn(async move {
-        let _slot = slot;
+        let _slots = slots;
         between(attendance, requests, replies).await;
     });
     Ok(ReceiverStream::new(statements))

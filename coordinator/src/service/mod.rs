@@ -15,6 +15,8 @@ mod verify;
 
 use crate::configuration::Configuration;
 use crate::engine_handle::{EngineGone, EngineHandle, Phase};
+use crate::security::gate::Gate;
+use crate::security::{Security, connections};
 use lockstep_proto::v1::admin_service_server::AdminServiceServer;
 use lockstep_proto::v1::participant_service_server::ParticipantServiceServer;
 use lockstep_proto::v1::transaction_service_server::TransactionServiceServer;
@@ -23,20 +25,24 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot, watch};
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 /// How long open connections may take to close after the engine has ended.
 const GRACE: Duration = Duration::from_millis(500);
+/// All headers of one request, bytes.
+const HEADER_BYTES: u32 = 16 << 10;
 
 /// What every service needs.
 #[derive(Clone)]
 struct Context {
     engine: EngineHandle,
     configuration: Arc<Configuration>,
+    security: Arc<Security>,
     streams: Arc<Semaphore>,
     reads: Arc<Semaphore>,
     verifications: Arc<Semaphore>,
@@ -48,11 +54,12 @@ struct Context {
 pub async fn serve(
     engine: EngineHandle,
     configuration: Arc<Configuration>,
+    security: Arc<Security>,
     listener: TcpListener,
     ended: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), tonic::transport::Error> {
     let limits = &configuration.limits;
-    let context = Context::new(engine.clone(), Arc::clone(&configuration));
+    let context = Context::new(engine.clone(), Arc::clone(&configuration), Arc::clone(&security));
     let (reporter, health) = tonic_health::server::health_reporter();
     let watcher = tokio::spawn(report_health(engine.phase(), reporter));
     let reflection = tonic_reflection::server::Builder::configure()
@@ -66,6 +73,8 @@ pub async fn serve(
     let participants = ParticipantServiceServer::new(participants::Participants(context.clone()))
         .max_decoding_message_size(limits.participant_frame_bytes)
         .max_encoding_message_size(limits.participant_frame_bytes);
+    let incoming = connections::take(listener, Arc::clone(&security), limits.connections);
+    let gate = Gate { security, engine };
     let (closing, closed) = oneshot::channel();
     let ended = async {
         ended.await;
@@ -78,12 +87,14 @@ pub async fn serve(
         .initial_stream_window_size(Some(1 << 20))
         .initial_connection_window_size(Some(4 << 20))
         .max_concurrent_streams(Some(limits.streams as u32))
+        .http2_max_header_list_size(Some(HEADER_BYTES))
+        .layer(gate)
         .add_service(health)
         .add_service(reflection)
         .add_service(transactions)
         .add_service(participants)
         .add_service(AdminServiceServer::new(admin::Admin(context)))
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), ended);
+        .serve_with_incoming_shutdown(ReceiverStream::new(incoming).map(Ok::<_, std::io::Error>), ended);
     // Long-lived streams would keep a graceful server for ever.
     let grace = async {
         let _ = closed.await;
@@ -98,12 +109,12 @@ pub async fn serve(
 }
 
 /// What operators may ask and order, for callers in this process.
-pub fn admin(engine: EngineHandle, configuration: Arc<Configuration>) -> admin::Admin {
-    admin::Admin(Context::new(engine, configuration))
+pub fn admin(engine: EngineHandle, configuration: Arc<Configuration>, security: Arc<Security>) -> admin::Admin {
+    admin::Admin(Context::new(engine, configuration, security))
 }
 
 impl Context {
-    fn new(engine: EngineHandle, configuration: Arc<Configuration>) -> Context {
+    fn new(engine: EngineHandle, configuration: Arc<Configuration>, security: Arc<Security>) -> Context {
         let limits = &configuration.limits;
         Context {
             engine,
@@ -112,6 +123,7 @@ impl Context {
             verifications: verify::runs(),
             backups: Arc::new(Semaphore::new(1)),
             configuration,
+            security,
         }
     }
 }

@@ -2,8 +2,8 @@
 //! the field; a peer that sends such a message loses its session.
 
 use super::translate::{
-    condition_out, csn, epoch, participant, position, position_out, reason, reason_out, request_key, request_key_out, result_out, txid,
-    txid_out, value, value_out,
+    OWNED_KEY_BYTES, condition_out, csn, epoch, participant, position, position_out, reason, reason_out, request_key, request_key_out,
+    result_out, txid, txid_out, value, value_out,
 };
 use lockstep_core::{
     Abilities, Ballot, BranchRedo, CommitEntry, Condition, CoordId, Csn, Decided, EntryPayload, FromParticipant, GroupRedo, Hello,
@@ -369,7 +369,7 @@ fn settle(wire: v1::Settle) -> Result<Settle, Malformed> {
     use v1::settle::What;
     Ok(match need(wire.what, "settle.what")? {
         What::Txid(wire) => Settle::Txid(id(Some(wire), "settle.txid")?),
-        What::Key(wire) => Settle::Key(request_key(wire.key)?, begin(wire.position, "settle.key.position")?),
+        What::Key(wire) => Settle::Key(request_key(wire.key, OWNED_KEY_BYTES)?, begin(wire.position, "settle.key.position")?),
     })
 }
 
@@ -386,7 +386,7 @@ fn marker(wire: v1::Marker) -> Result<Marker, Malformed> {
     let entry = CommitEntry {
         txid: id(wire.txid, "marker.txid")?,
         csn: place(wire.csn, "marker.csn")?,
-        key: request_key(wire.key)?,
+        key: request_key(wire.key, OWNED_KEY_BYTES)?,
         request_hash: wire.request_hash,
         at_ms: wire.at_ms,
         branches: all(wire.branches, |raw| number(raw, "marker.branches"))?,

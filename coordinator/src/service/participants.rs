@@ -4,6 +4,7 @@ use super::Context;
 use super::participant_messages::{from_participant, to_participant_out};
 use super::translate::unknown_store;
 use crate::engine_handle::{EngineHandle, Outbox, Registered};
+use crate::security::{Caller, Role};
 use lockstep_core::{Event, ParticipantId, SessionId, ToParticipant};
 use lockstep_proto::v1;
 use lockstep_proto::v1::from_participant_message::Message as From;
@@ -37,19 +38,21 @@ impl ParticipantService for Participants {
     type AttendStream = Sent;
 
     async fn attend(&self, request: Request<Streaming<v1::FromParticipant>>) -> Result<Response<Sent>, Status> {
-        let peer = request.remote_addr();
+        let caller = Caller::of(&request)?;
+        let peer = caller.address();
         let mut frames = request.into_inner();
         let first = frames.message().await?.and_then(|frame| frame.messages.into_iter().next()).and_then(|message| message.message);
         let Some(From::Attend(attend)) = first else {
             return Err(Status::invalid_argument("the first message of a participant is attend"));
         };
+        caller.must_reach(Role::Participant, &attend.name)?;
         let store = self.remote(&attend.name)?;
         let (sender, queue) = tokio::sync::mpsc::channel(self.0.configuration.limits.participant_queue);
         let (engine, participant, name) = (self.0.engine.clone(), store.id, store.name.clone());
         let session = engine.attend(participant, Outbox::Stream(sender));
         info!(participant = &*name, session = session.0, version = attend.version, ?peer, "a remote participant attends");
         tokio::spawn(async move {
-            match receive(&engine, participant, session, frames).await {
+            match receive(&engine, &caller, participant, session, frames).await {
                 Ok(()) => info!(participant = &*name, session = session.0, "a remote participant has left"),
                 Err(status) => warn!(participant = &*name, session = session.0, %status, "a remote participant's session broke"),
             }
@@ -75,11 +78,13 @@ impl Participants {
 
 async fn receive(
     engine: &EngineHandle,
+    caller: &Caller,
     participant: ParticipantId,
     session: SessionId,
     mut frames: Streaming<v1::FromParticipant>,
 ) -> Result<(), Status> {
     while let Some(frame) = frames.message().await? {
+        caller.still_holds()?;
         let messages = frame.messages.into_iter().map(from_participant).collect::<Result<Vec<_>, _>>().map_err(Status::invalid_argument)?;
         engine.receive(participant, session, messages).await;
     }

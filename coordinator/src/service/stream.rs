@@ -9,7 +9,8 @@ use super::Context;
 use super::transactions::welcome;
 use super::translate::{self, Invalid, Translator};
 use crate::engine_handle::{Answer, EngineHandle, StreamReplies, Submission};
-use lockstep_core::{Event, Position, Reply, Time};
+use crate::security::Caller;
+use lockstep_core::{Event, Position, Refusal, RefusalKind, Reply, Ticket, Time};
 use lockstep_proto::v1;
 use prost::Message;
 use std::collections::VecDeque;
@@ -32,8 +33,9 @@ const FRAME_BYTES: usize = 1 << 20;
 pub struct Reader {
     shared: Arc<Shared>,
     context: Context,
+    caller: Caller,
     replies: StreamReplies,
-    _slot: Arc<OwnedSemaphorePermit>,
+    _slots: Arc<Slots>,
 }
 
 /// The server's half.
@@ -46,7 +48,7 @@ pub struct Writer {
     /// Left over by a frame that was full.
     ready: VecDeque<(u64, Reply)>,
     over: bool,
-    _slot: Arc<OwnedSemaphorePermit>,
+    _slots: Arc<Slots>,
 }
 
 struct Shared {
@@ -58,12 +60,15 @@ struct Shared {
     ended: Mutex<Option<Status>>,
 }
 
-/// Both halves of a stream that occupies `slot`.
-pub fn open(context: Context, slot: OwnedSemaphorePermit) -> (Reader, Writer) {
+/// A place among all open streams, and one among its principal's.
+pub type Slots = (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>);
+
+/// Both halves of a caller's stream, which takes up its places.
+pub fn open(context: Context, caller: Caller, slots: Slots) -> (Reader, Writer) {
     let (replies, queue) = tokio::sync::mpsc::unbounded_channel();
     let room = Semaphore::new(context.configuration.limits.stream_in_flight);
     let shared = Arc::new(Shared { queue: Mutex::new(queue), room, ended: Mutex::new(None) });
-    let slot = Arc::new(slot);
+    let slots = Arc::new(slots);
     let first = v1::TransactReply {
         id: 0,
         reply: Some(v1::transact_reply::Reply::Welcome(welcome(&context))),
@@ -76,9 +81,9 @@ pub fn open(context: Context, slot: OwnedSemaphorePermit) -> (Reader, Writer) {
         taken: Vec::new(),
         ready: VecDeque::new(),
         over: false,
-        _slot: Arc::clone(&slot),
+        _slots: Arc::clone(&slots),
     };
-    (Reader { shared, context, replies, _slot: slot }, writer)
+    (Reader { shared, context, caller, replies, _slots: slots }, writer)
 }
 
 /// The stream is over.
@@ -89,7 +94,7 @@ impl Reader {
     pub async fn run(self, mut frames: Streaming<v1::TransactRequests>) {
         let engine = self.context.engine.clone();
         let configuration = Arc::clone(&self.context.configuration);
-        let mut translator = Translator::new(engine.names(), &configuration.limits, &configuration.timeouts);
+        let mut translator = Translator::new(engine.names(), &configuration.limits, &configuration.timeouts).of(self.caller.clone());
         loop {
             let frame = match frames.message().await {
                 Ok(Some(frame)) => frame,
@@ -104,6 +109,11 @@ impl Reader {
                     return;
                 }
             };
+            if let Err(status) = self.caller.still_holds() {
+                debug!(%status, "a client's stream is ended");
+                *self.shared.ended.lock().expect("no holder panics") = Some(status);
+                return;
+            }
             if self.take(frame, &mut translator).await.is_err() {
                 return;
             }
@@ -132,6 +142,15 @@ impl Reader {
     fn translate(&self, request: v1::TransactRequest, translator: &mut Translator<'_>, here: Position, now: Time) -> Option<Submission> {
         use v1::transact_request::Request as Wire;
         let ticket = self.context.engine.ticket();
+        if !matches!(request.request, Some(Wire::Acknowledge(_)) | None)
+            && let Err(sentence) = self.caller.count()
+        {
+            let event = match request.request {
+                Some(Wire::Commit(commit)) => translator.decline(commit, ticket, here, now, Refusal::new(RefusalKind::Busy, sentence)),
+                _ => Err(Reply::Unknown(sentence)),
+            };
+            return self.submission(request.id, ticket, event);
+        }
         let event = match request.request {
             Some(Wire::Commit(commit)) => translator.commit(commit, ticket, here, now),
             Some(Wire::Inquire(inquire)) => translator.inquire(inquire, ticket, here, now).map_err(Reply::Unknown),
@@ -141,14 +160,18 @@ impl Reader {
                 // Nobody waits for an answer; an id that is none concerns nobody.
                 self.shared.room.add_permits(1);
                 let event = Event::ResultsAcked(translate::txid(txid).ok()?);
-                return Some(Submission { ticket: None, event, answer: Answer::Nobody });
+                return Some(Submission { ticket: None, event, answer: Answer::Nobody, owner: self.caller.scope() });
             }
             None => Err(Invalid::from("request is neither commit nor inquire nor acknowledge nor begin nor rollback".to_string()).reply()),
         };
+        self.submission(request.id, ticket, event)
+    }
+
+    fn submission(&self, id: u64, ticket: Ticket, event: Result<Event, Reply>) -> Option<Submission> {
         match event {
-            Ok(event) => Some(Submission { ticket: Some(ticket), event, answer: Answer::Stream(self.replies.clone(), request.id) }),
+            Ok(event) => Some(Submission { ticket: Some(ticket), event, answer: Answer::Stream(self.replies.clone(), id), owner: None }),
             Err(reply) => {
-                let _ = self.replies.send((request.id, reply));
+                let _ = self.replies.send((id, reply));
                 None
             }
         }

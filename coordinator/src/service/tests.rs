@@ -3,6 +3,7 @@
 use super::serve;
 use crate::configuration::{Configuration, Source};
 use crate::engine_handle::{Answer, EngineHandle, EngineMessage, HandleParts, Identity, Outbox, Phase, Question, Registered, Registry};
+use crate::security::Security;
 use bytes::Bytes;
 use lockstep_core::{
     CoordId, Csn, Decider, Epoch, Event, FromParticipant, Kind, LogId, ParticipantId, Position, Progress, Receipt, Reply, Role, SessionId,
@@ -53,7 +54,7 @@ impl Server {
         let ended = async {
             let _ = ended.await;
         };
-        tokio::spawn(serve(engine.clone(), Arc::new(configuration), listener, ended));
+        tokio::spawn(serve(engine.clone(), Arc::new(configuration), Security::none(), listener, ended));
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
         Server { engine, address, channel, messages: Some(messages), _open: open }
     }
@@ -326,10 +327,11 @@ async fn operators_are_asked_who_and_why_and_names_become_numbers() {
     std::thread::spawn(move || {
         for message in messages {
             match message {
-                EngineMessage::Submit(submissions, _room) => submissions.into_iter().for_each(|submission| {
-                    let Event::Admin { operator, .. } = submission.event else { panic!("{:?}", submission.event) };
-                    submission.answer.give(Reply::Done(format!("by {operator}")));
-                }),
+                EngineMessage::Order(audit, order, _room) => {
+                    let Event::Admin { operator, .. } = order.event else { panic!("{:?}", order.event) };
+                    assert_eq!(audit.operator, operator);
+                    order.answer.give(Reply::Done(format!("by {operator}")));
+                }
                 EngineMessage::Ask(Question::Status(answer)) => {
                     let _ = answer.send(v1::StatusReply { phase: "serving".into(), ..v1::StatusReply::default() });
                 }

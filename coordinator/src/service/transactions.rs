@@ -4,6 +4,7 @@ use super::Context;
 use super::stream::{self, Writer};
 use super::translate::{self, Translator};
 use crate::engine_handle::Registered;
+use crate::security::{Caller, Role};
 use lockstep_core::{Csn, Event, ParticipantId, Reply};
 use lockstep_participants::{ReadLimits, Reader, StoreError};
 use lockstep_proto::v1;
@@ -51,8 +52,9 @@ impl TransactionService for Transactions {
     type TransactStream = Writer;
 
     async fn transact(&self, request: Request<Streaming<v1::TransactRequests>>) -> Result<Response<Writer>, Status> {
-        let slot = self.slot()?;
-        let (reader, writer) = stream::open(self.0.clone(), slot);
+        let caller = Caller::of(&request)?;
+        let slots = (self.slot()?, caller.stream()?);
+        let (reader, writer) = stream::open(self.0.clone(), caller, slots);
         tokio::spawn(reader.run(request.into_inner()));
         Ok(Response::new(writer))
     }
@@ -60,13 +62,17 @@ impl TransactionService for Transactions {
     type LeadStream = super::lead::Statements;
 
     async fn lead(&self, request: Request<Streaming<v1::LeadRequest>>) -> Result<Response<Self::LeadStream>, Status> {
-        let slot = self.slot()?;
-        super::lead::attend(&self.0, request.into_inner(), slot).await.map(Response::new)
+        let caller = Caller::of(&request)?;
+        let slots = (self.slot()?, caller.stream()?);
+        super::lead::attend(&self.0, &caller, request.into_inner(), slots).await.map(Response::new)
     }
 
     async fn commit(&self, request: Request<v1::CommitRequest>) -> Result<Response<v1::Outcome>, Status> {
-        let engine = &self.0.engine;
-        let mut translator = Translator::new(engine.names(), &self.0.configuration.limits, &self.0.configuration.timeouts);
+        let (engine, caller) = (&self.0.engine, Caller::of(&request)?);
+        for branch in &request.get_ref().branches {
+            caller.must_reach(Role::Client, &branch.store)?;
+        }
+        let mut translator = Translator::new(engine.names(), &self.0.configuration.limits, &self.0.configuration.timeouts).of(caller);
         let ticket = engine.ticket();
         let reply = match translator.commit(request.into_inner(), ticket, engine.position(), engine.now()) {
             Ok(event) => engine.call_as(ticket, event).await?,
@@ -76,8 +82,8 @@ impl TransactionService for Transactions {
     }
 
     async fn inquire(&self, request: Request<v1::InquireRequest>) -> Result<Response<v1::Outcome>, Status> {
-        let engine = &self.0.engine;
-        let translator = Translator::new(engine.names(), &self.0.configuration.limits, &self.0.configuration.timeouts);
+        let (engine, caller) = (&self.0.engine, Caller::of(&request)?);
+        let translator = Translator::new(engine.names(), &self.0.configuration.limits, &self.0.configuration.timeouts).of(caller);
         let ticket = engine.ticket();
         let event = translator.inquire(request.into_inner(), ticket, engine.position(), engine.now()).map_err(Status::invalid_argument)?;
         Ok(Response::new(translate::outcome_out(engine.call_as(ticket, event).await?, engine.names())))
@@ -88,8 +94,9 @@ impl TransactionService for Transactions {
     }
 
     async fn query(&self, request: Request<v1::QueryRequest>) -> Result<Response<v1::QueryReply>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
-        let store = self.store(&request.store)?;
+        let store = self.read_store(&caller, &request.store)?;
         let parameters = translate::values(request.parameters).map_err(Status::invalid_argument)?;
         if request.sql.trim().is_empty() {
             return Err(Status::invalid_argument("sql is empty"));
@@ -101,8 +108,9 @@ impl TransactionService for Transactions {
     }
 
     async fn search(&self, request: Request<v1::SearchRequest>) -> Result<Response<v1::SearchReply>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
-        let store = self.store(&request.store)?;
+        let store = self.read_store(&caller, &request.store)?;
         self.at_least(store, &request.at_least, request.wait_ms).await?;
         let limits = self.read_limits(request.limit, request.offset, request.timeout_ms)?;
         let found = self.read(store, move |reader| reader.search(&request.query, limits)).await?;
@@ -110,16 +118,19 @@ impl TransactionService for Transactions {
     }
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetReply>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
-        let store = self.store(&request.store)?;
+        let store = self.read_store(&caller, &request.store)?;
         self.at_least(store, &request.at_least, request.wait_ms).await?;
         let document = self.read(store, move |reader| reader.get(&request.key)).await?;
         self.sized(v1::GetReply { document: document.map(translate::document_out) })
     }
 
     async fn migrate(&self, request: Request<v1::MigrateRequest>) -> Result<Response<v1::MigrateReply>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let store = self.store(&request.store)?;
+        self.0.engine.note_order(&caller, "migrate", &store.name, "");
         let message = self.0.engine.migrate(store.id, request.script).await.map_err(store_status)?;
         Ok(Response::new(v1::MigrateReply { message }))
     }
@@ -131,6 +142,12 @@ impl Transactions {
         let limit = self.0.configuration.limits.streams;
         let full = |_| Status::resource_exhausted(format!("there are {limit} open streams, as many as there may be (limits.streams)"));
         Arc::clone(&self.0.streams).try_acquire_owned().map_err(full)
+    }
+
+    /// A store that the caller may read.
+    fn read_store(&self, caller: &Caller, name: &str) -> Result<&Registered, Status> {
+        caller.must_reach(Role::Client, name)?;
+        self.store(name)
     }
 
     fn store(&self, name: &str) -> Result<&Registered, Status> {

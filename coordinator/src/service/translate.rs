@@ -4,6 +4,7 @@
 use super::hash::xxh64;
 use crate::configuration::{Limits, Timeouts};
 use crate::engine_handle::{Registered, Registry};
+use crate::security::{self, Caller, settings::NAME_BYTES};
 use lockstep_core::{
     Aborted, BranchRequest, Condition, Csn, Decider, Epoch, Event, Kind, LogId, Operation, ParticipantId, Position, Receipt, Refusal,
     RefusalKind, Reply, Request, RequestKey, Role, StatementResult, Ticket, Time, Token, Txid, Value, Wait,
@@ -14,6 +15,8 @@ use std::sync::Arc;
 
 /// An idempotency key is at most so long.
 pub const REQUEST_KEY_BYTES: usize = 64;
+/// With the principal that it belongs to.
+pub const OWNED_KEY_BYTES: usize = NAME_BYTES + 1 + REQUEST_KEY_BYTES;
 /// A read token: 16 bytes of the log's identity, 8 of the CSN, big endian.
 pub const TOKEN_BYTES: usize = 24;
 
@@ -22,6 +25,8 @@ pub struct Translator<'a> {
     names: &'a Registry,
     limits: &'a Limits,
     timeouts: &'a Timeouts,
+    /// Whose requests they are; `None`: of somebody who is in this process.
+    caller: Option<Caller>,
     canonical: Vec<u8>,
     /// The first limit that the request under translation exceeds.
     exceeded: Option<Invalid>,
@@ -56,7 +61,12 @@ impl Invalid {
 impl<'a> Translator<'a> {
     /// With these names and limits.
     pub fn new(names: &'a Registry, limits: &'a Limits, timeouts: &'a Timeouts) -> Translator<'a> {
-        Translator { names, limits, timeouts, canonical: Vec::new(), exceeded: None }
+        Translator { names, limits, timeouts, caller: None, canonical: Vec::new(), exceeded: None }
+    }
+
+    /// For this caller: its keys are its own, and so are its stores and limits.
+    pub fn of(self, caller: Caller) -> Translator<'a> {
+        Translator { caller: Some(caller), ..self }
     }
 
     /// A whole transaction. `here` and `now`: where the coordinator stands and its clock, for what the request leaves out.
@@ -65,7 +75,7 @@ impl<'a> Translator<'a> {
     /// Its hash tells whether it is the one that ran, so what only exceeds a limit is translated all the same. An error is the answer
     /// to a request that has no name.
     pub fn commit(&mut self, request: v1::CommitRequest, ticket: Ticket, here: Position, now: Time) -> Result<Event, Reply> {
-        let key = request_key(request.key).map_err(|sentence| Invalid::from(sentence).reply())?;
+        let key = self.key(request.key).map_err(|sentence| Invalid::from(sentence).reply())?;
         // Without its position a key cannot be looked up: no outcome is told.
         let position = position_or(request.position, here).map_err(Reply::Unknown)?;
         self.exceeded = None;
@@ -94,7 +104,7 @@ impl<'a> Translator<'a> {
 
     /// A transaction that is begun. One that cannot be is declined by the engine, which first looks its key up.
     pub fn begin(&self, request: v1::BeginRequest, ticket: Ticket, here: Position, now: Time) -> Result<Event, Reply> {
-        let key = request_key(request.key).map_err(|sentence| Invalid::from(sentence).reply())?;
+        let key = self.key(request.key).map_err(|sentence| Invalid::from(sentence).reply())?;
         let position = position_or(request.position, here).map_err(Reply::Unknown)?;
         let timeout = match request.timeout_ms {
             0 => 0,
@@ -103,9 +113,10 @@ impl<'a> Translator<'a> {
         let led_by = match request.led_by.as_str() {
             "" => None,
             name => match self.names.named(name) {
-                Some(store) => Some(store.id),
-                None => {
-                    let refusal = Refusal::new(RefusalKind::Invalid, format!("led_by: {}", unknown_store(name, self.names)));
+                Some(store) if self.reach(&store.name).is_ok() => Some(store.id),
+                found => {
+                    let why = found.and_then(|store| self.reach(&store.name).err()).unwrap_or_else(|| unknown_store(name, self.names));
+                    let refusal = Refusal::new(RefusalKind::Invalid, format!("led_by: {why}"));
                     let deadline = now.after(self.timeouts.wait(0).as_micros() as u64);
                     let (branches, wait) = (Vec::new(), Wait::Decided);
                     let request = Request { key, position, hash: 0, branches, wait, timeout, deadline };
@@ -118,14 +129,44 @@ impl<'a> Translator<'a> {
 
     /// A transaction that is given up. The error is a sentence that names the field; it tells no outcome.
     pub fn rollback(&self, request: v1::RollbackRequest, ticket: Ticket, here: Position) -> Result<Event, String> {
-        Ok(Event::Rollback { ticket, key: request_key(request.key)?, position: position_or(request.position, here)? })
+        Ok(Event::Rollback { ticket, key: self.key(request.key)?, position: position_or(request.position, here)? })
     }
 
     /// A question about a request's outcome. The error is a sentence that names the field; it tells no outcome.
     pub fn inquire(&self, request: v1::InquireRequest, ticket: Ticket, here: Position, now: Time) -> Result<Event, String> {
         let deadline = now.after(self.timeouts.wait(request.wait_ms).as_micros() as u64);
-        let (key, position, wait) = (request_key(request.key)?, position_or(request.position, here)?, wait(request.wait)?);
+        let (key, position, wait) = (self.key(request.key)?, position_or(request.position, here)?, wait(request.wait)?);
         Ok(Event::Inquire { ticket, key, position, wait, deadline })
+    }
+
+    /// A transaction that is not taken up, whatever it is, unless its key is known.
+    pub fn decline(
+        &mut self,
+        request: v1::CommitRequest,
+        ticket: Ticket,
+        here: Position,
+        now: Time,
+        refusal: Refusal,
+    ) -> Result<Event, Reply> {
+        Ok(match self.commit(request, ticket, here, now)? {
+            Event::Commit(ticket, request) => {
+                Event::Decline { ticket, request: Request { branches: Vec::new(), ..request }, at: None, refusal }
+            }
+            declined => declined,
+        })
+    }
+
+    fn reach(&self, store: &str) -> Result<(), String> {
+        self.caller.as_ref().map_or(Ok(()), |caller| caller.reaches(security::Role::Client, store))
+    }
+
+    /// The name of a request, its caller's in front.
+    fn key(&self, wire: Option<v1::RequestKey>) -> Result<RequestKey, String> {
+        let key = request_key(wire, REQUEST_KEY_BYTES)?;
+        match self.caller.as_ref().and_then(Caller::scope) {
+            None => Ok(key),
+            Some(scope) => Ok(RequestKey { key: [scope.as_bytes(), &key.key[..]].concat().into(), attempt: key.attempt }),
+        }
     }
 
     fn branches(&mut self, wire: Vec<v1::Branch>) -> Result<Vec<BranchRequest>, Invalid> {
@@ -153,6 +194,10 @@ impl<'a> Translator<'a> {
             return Err(format!("branches[{at}].store: {}", unknown_store(&branch.store, names)).into());
         };
         let invalid = |sentence: String| Invalid { participant: Some(store.id), sentence };
+        // It may have run before its principal was narrowed: so it is translated all the same.
+        if let Err(what) = self.reach(&store.name) {
+            self.exceeded.get_or_insert(invalid(format!("branches[{at}].store: {what}")));
+        }
         if branch.operations.is_empty() {
             return Err(invalid(format!("branches[{at}].operations is empty: leave the branch out")));
         }
@@ -241,11 +286,15 @@ impl<'a> Translator<'a> {
             }
         }
         let (size, limit) = (self.canonical.len(), self.limits.transaction_bytes);
+        let own = self.caller.as_ref().and_then(|caller| caller.transaction_bytes()).filter(|own| *own < limit);
         let hash = xxh64(&self.canonical);
         if self.canonical.capacity() > KEEP {
             self.canonical = Vec::new();
         }
-        if size > limit {
+        if let Some(own) = own.filter(|own| size > *own) {
+            let sentence = format!("branches: the transaction has {size} bytes: at most {own} (transaction_bytes of the principal)");
+            self.exceeded.get_or_insert(sentence.into());
+        } else if size > limit {
             let sentence = format!("branches: the transaction has {size} bytes: at most {limit} (limits.transaction_bytes)");
             self.exceeded.get_or_insert(sentence.into());
         }
@@ -320,12 +369,12 @@ pub fn unknown_store(name: &str, names: &Registry) -> String {
     format!("there is no store `{name}`; configured: {}", known.join(", "))
 }
 
-/// The name of a request.
-pub fn request_key(key: Option<v1::RequestKey>) -> Result<RequestKey, String> {
+/// The name of a request, of so many bytes at most.
+pub fn request_key(key: Option<v1::RequestKey>, most: usize) -> Result<RequestKey, String> {
     let key = key.ok_or("key is missing: 1 to 64 bytes that name the request, the same on every retry")?;
     match key.key.len() {
         0 => Err("key.key is empty: 1 to 64 bytes".into()),
-        size if size > REQUEST_KEY_BYTES => Err(format!("key.key has {size} bytes: at most {REQUEST_KEY_BYTES}")),
+        size if size > most => Err(format!("key.key has {size} bytes: at most {most}")),
         _ if key.attempt == 0 => Err("key.attempt is 0: attempts count from 1".into()),
         _ => Ok(RequestKey { key: Arc::from(&key.key[..]), attempt: key.attempt }),
     }

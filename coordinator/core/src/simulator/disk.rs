@@ -167,7 +167,8 @@ impl Disk {
                     | Record::Followed { .. }
                     | Record::Scanned { .. }
                     | Record::Restored { .. }
-                    | Record::Admin { .. } => true,
+                    | Record::Admin { .. }
+                    | Record::Audit { .. } => true,
                 });
             }
         }

@@ -87,6 +87,7 @@ impl Words {
             Record::Followed { participant, csn } => format!("Followed: {} had come to {csn}", self.name(*participant)),
             Record::Restored { log_id, .. } => format!("Restored as log {log_id}"),
             Record::Scanned { participant } => format!("Scanned {}: its waiver is over", self.name(*participant)),
+            Record::Audit { slot, audit } => format!("Audit {slot} [{} {}]", audit.who, audit.what),
             Record::Floor { position } => format!("Floor {}-{}", position.epoch, position.n),
         }
     }
