@@ -446,7 +446,16 @@ fn registry(machine: &Coordinator, configuration: &Configuration) -> Registry {
         role: store.role(),
         kind: store.kind(),
     };
+    let retired = |follower: &lockstep_core::follower::Follower| Registered {
+        id: follower.id,
+        name: follower.name.as_str().into(),
+        store_type: "retired",
+        role: if follower.kind == lockstep_core::Kind::Redo { lockstep_core::Role::Index } else { lockstep_core::Role::Database },
+        kind: follower.kind,
+    };
+    let configured = |name: &str| configuration.stores.iter().any(|store| store.name() == name);
     Registry::new(configuration.stores.iter().map(registered).collect())
+        .with_retired(machine.followers().iter().filter(|follower| !configured(&follower.name)).map(retired))
 }
 
 fn shout(alarm: &Alarm, registry: &Registry) {

@@ -200,6 +200,8 @@ pub struct Registry {
     entries: Vec<Registered>,
     by_name: FxHashMap<Arc<str>, usize>,
     by_id: FxHashMap<ParticipantId, usize>,
+    /// Those that the log knows and the configuration does not.
+    retired: FxHashMap<Arc<str>, Registered>,
 }
 
 /// Why each store's last session ended, in its own words.
@@ -587,7 +589,17 @@ impl Registry {
         let by_name: FxHashMap<_, _> = entries.iter().enumerate().map(|(at, entry)| (Arc::clone(&entry.name), at)).collect();
         let by_id: FxHashMap<_, _> = entries.iter().enumerate().map(|(at, entry)| (entry.id, at)).collect();
         assert!(by_name.len() == entries.len() && by_id.len() == entries.len(), "stores with the same name or number");
-        Registry { entries, by_name, by_id }
+        Registry { entries, by_name, by_id, retired: FxHashMap::default() }
+    }
+
+    /// With those that the log knows and the configuration does not.
+    pub fn with_retired(self, retired: impl IntoIterator<Item = Registered>) -> Registry {
+        Registry { retired: retired.into_iter().map(|store| (Arc::clone(&store.name), store)).collect(), ..self }
+    }
+
+    /// By name, one that is not configured any more. It takes no transaction; one that it took before is known by it.
+    pub fn retired(&self, name: &str) -> Option<&Registered> {
+        self.retired.get(name)
     }
 
     /// By name.

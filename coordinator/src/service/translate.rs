@@ -190,8 +190,15 @@ impl<'a> Translator<'a> {
 
     fn branch(&mut self, at: usize, branch: v1::Branch, left: &mut usize) -> Result<BranchRequest, Invalid> {
         let names = self.names;
-        let Some(store) = names.named(&branch.store) else {
-            return Err(format!("branches[{at}].store: {}", unknown_store(&branch.store, names)).into());
+        let store = match (names.named(&branch.store), names.retired(&branch.store)) {
+            (Some(store), _) => store,
+            // It may have run before: its hash tells.
+            (None, Some(retired)) => {
+                let sentence = format!("branches[{at}].store: `{}` is not configured any more", branch.store);
+                self.exceeded.get_or_insert(sentence.into());
+                retired
+            }
+            (None, None) => return Err(format!("branches[{at}].store: {}", unknown_store(&branch.store, names)).into()),
         };
         let invalid = |sentence: String| Invalid { participant: Some(store.id), sentence };
         // It may have run before its principal was narrowed: so it is translated all the same.
@@ -780,6 +787,11 @@ mod tests {
             assert_eq!(declined(both(), lowered), EXPECTED_HASH, "the same request as before the limit was lowered");
         }
         assert_eq!(declined(with(|request| request.wait = 9), roomy.clone()), EXPECTED_HASH);
+        let (kept, gone): (Vec<_>, Vec<_>) = names().all().iter().cloned().partition(|store| store.role == Role::Database);
+        let fewer = Registry::new(kept).with_retired(gone);
+        let told = Translator::new(&fewer, &roomy, &Timeouts::default()).commit(both(), Ticket(1), HERE, Time(0));
+        let Ok(Event::Decline { request: known, refusal, .. }) = told else { panic!("{told:?}") };
+        assert_eq!((known.hash, &*refusal.message), (EXPECTED_HASH, "branches[1].store: `index` is not configured any more"));
         assert_eq!(declined(request(vec![]), roomy), 0, "never ran, so it is no request that is known");
     }
 

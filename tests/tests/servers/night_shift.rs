@@ -6,6 +6,7 @@ use crate::shift::Shift;
 use anyhow::{Context, ensure};
 use lockstep::Exit;
 use lockstep_client::{Client, Receipt, Wait, params};
+use lockstep_proto::v1::StatusReply;
 use lockstep_servers::opensearch::Node;
 use lockstep_servers::postgres::{Cluster, psql, shared};
 use lockstep_tests::workload;
@@ -154,6 +155,7 @@ async fn a_branch_is_resolved_by_hand_against_the_decision() -> anyhow::Result<(
     one(&client, "mine", "item").await?;
     let why = ["--operator", "ann", "--reason", "the rows were written again", "--yes"];
     shift.runs(&daemon, &[&["tx", "forget", &txid, "--participant", "db"][..], &why].concat(), Exit::Ok).await?;
+    daemon.wait_for(MEND, mended).await?;
     shift.runs(&daemon, &["status"], Exit::Ok).await?;
     ensure!(psql(&url, "SELECT count(*) FROM journal") == "1" && client.get("index", "item").await?.is_some());
     daemon.kill();
@@ -179,12 +181,15 @@ async fn the_log_is_restored_from_yesterday() -> anyhow::Result<()> {
     daemon.stop().await?;
     let (log, copy) = (folder.path().join("data/log"), folder.path().join("yesterday"));
     copy_folder(&log, &copy)?;
-    // One that nobody is told the outcome of, and that is prepared when the disk breaks.
-    daemon.relaunch(launch(folder.path(), Some("engine.before_send_commit:3:kill"), &configuration)?).await?;
+    daemon.start_again().await?;
     daemon.wait_for(MEND, all_up).await?;
     for id in ["today-1", "today-2"] {
         one(&client, id, id).await?;
     }
+    daemon.wait_for(MEND, on_record).await?;
+    // One that is decided, and prepared at the database, when the disk breaks.
+    daemon.relaunch(launch(folder.path(), Some("engine.before_send_commit:1:kill"), &configuration)?).await?;
+    daemon.wait_for(MEND, all_up).await?;
     let last = workload::transaction(&client, "today-3", "today-3").deadline(Duration::from_secs(2));
     let last = tokio::spawn(last.commit());
     ensure!(daemon.wait_until_dead(MEND).await?.is_some(), "the place was never reached");
@@ -225,7 +230,7 @@ async fn a_participant_is_removed_while_it_holds_branches() -> anyhow::Result<()
     let writing = tokio::spawn(writing.wait(Wait::Decided).deadline(PATIENCE).commit());
     ensure!(daemon.wait_until_dead(MEND).await?.is_some(), "the place was never reached");
     daemon.relaunch(launch(folder.path(), None, &without)?).await?;
-    let followed = |status: &lockstep_proto::v1::StatusReply| status.participants.iter().filter(|s| s.name != "ledger").all(|s| s.lag == 0);
+    let followed = |status: &StatusReply| status.participants.iter().filter(|s| s.name != "ledger").all(|s| s.lag == 0);
     daemon.wait_for(MEND, |status| status.phase == "serving" && followed(status)).await?;
     let txid = writing.await??.txid.to_string();
 
@@ -267,24 +272,25 @@ async fn postgres_is_restored_to_yesterday() -> anyhow::Result<()> {
     for id in ["today-1", "today-2"] {
         one(&client, id, id).await?;
     }
-    daemon.wait_for(MEND, mended).await?;
+    daemon.wait_for(MEND, on_record).await.context("on record")?;
     daemon.stop().await?;
     cluster.stop();
     std::fs::remove_dir_all(cluster.data())?;
     copy_folder(&copy, &cluster.data())?;
     cluster.run();
     daemon.start_again().await?;
-    daemon
-        .wait_for(MEND, |status| {
-            status.phase == "serving"
-                && status.participants.iter().all(|store| !["recovering", "welcomed"].contains(&store.session.as_str()))
-        })
-        .await?;
+    let refused = |status: &StatusReply| is_away(status, "db") && status.participants.iter().any(|store| store.why.contains("R-STORELOSS"));
+    daemon.wait_for(MEND, refused).await.context("refused")?;
 
     shift.runs(&daemon, &["status"], Exit::Attention).await?;
     shift.runs(&daemon, &["doctor"], Exit::Attention).await?;
     daemon.kill();
     shift.ends()
+}
+
+/// How far every store has followed is in the log: nothing is sent again by the next start.
+fn on_record(status: &StatusReply) -> bool {
+    mended(status) && status.participants.iter().all(|store| store.durable_csn >= status.last_csn)
 }
 
 /// Commits one transaction of the workload, applied everywhere or pending there.

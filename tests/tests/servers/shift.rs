@@ -40,11 +40,15 @@ impl Shift {
     pub async fn runs(&mut self, daemon: &Daemon, words: &[&str], expected: Exit) -> anyhow::Result<String> {
         let endpoint = daemon.url();
         let line: Vec<_> = ["lockstep", "--endpoint", &endpoint].iter().chain(words).map(|word| word.to_string()).collect();
+        let waits = words.first() == Some(&"wait");
         let (exit, said) = tokio::task::spawn_blocking(move || {
             let (mut stdout, mut stderr, mut stdin) = (Vec::new(), Vec::new(), &b""[..]);
             let mut io = Io { stdin: &mut stdin, stdout: &mut stdout, stderr: &mut stderr, interactive: false, color: false };
             let exit = lockstep::run(line, &mut io);
-            stdout.extend(stderr);
+            // What changes while it waits is there by chance.
+            if !waits {
+                stdout.extend(stderr);
+            }
             (exit, stdout)
         })
         .await?;
@@ -131,7 +135,7 @@ fn without_numbers(word: &str) -> String {
 /// How a duration or a size is told depends on how long or large it is.
 fn is_unit(word: &str) -> bool {
     let word = word.trim_end_matches(['.', ',', ';', ':', ')', ']']);
-    matches!(word, "0" | "µs" | "ms" | "s" | "min" | "h" | "d" | "0ms" | "0s" | "B" | "KiB" | "MiB" | "GiB" | "bytes")
+    matches!(word, "0" | "µs" | "ms" | "s" | "min" | "h" | "d" | "0ms" | "0s" | "B" | "KiB" | "MiB" | "GiB" | "bytes" | "now" | "ago" | "-")
 }
 
 fn from_difference(one: &[String], other: &[String]) -> String {
