@@ -38,6 +38,7 @@ struct Status {
     forces: u64,
     log_bytes: u64,
     log_free_bytes: u64,
+    log_full: bool,
     damage: u64,
     participants: Vec<Participant>,
 }
@@ -116,6 +117,7 @@ impl Status {
             forces: reply.forces,
             log_bytes: reply.log_bytes,
             log_free_bytes: reply.log_free_bytes,
+            log_full: reply.log_full,
             damage: reply.damage,
             participants: reply.participants.into_iter().map(Participant::from).collect(),
         }
@@ -131,6 +133,12 @@ fn attention(reply: &v1::StatusReply) -> Vec<String> {
         "serving" => {}
         "safe mode" => lines.push(format!("it is in safe mode{}; see `lockstep doctor`", because(&reply.why))),
         phase => lines.push(format!("it is {phase}{}; look again in a moment", because(&reply.why))),
+    }
+    if reply.log_full {
+        let free = output::bytes(reply.log_free_bytes);
+        lines.push(format!(
+            "new transactions are refused: {free} are free on the log's disk, less than the reserve (R-FULL); make room there"
+        ));
     }
     for store in &reply.participants {
         let name = &store.name;

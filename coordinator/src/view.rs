@@ -1,6 +1,7 @@
 //! What operators see of the machine: `lockstep_core`'s state in the words of `admin.proto`.
 
 use crate::engine_handle::{Breaks, Registry};
+use crate::explanation::remedy;
 use crate::log::{self, Space, key_text, kind_word};
 use lockstep_core::follower::{Follower, Session};
 use lockstep_core::outcomes::{Fate, Known};
@@ -94,6 +95,7 @@ impl View<'_> {
             last_lsn: status.last_lsn.0,
             deciding: status.deciding as u64,
             unanswered: status.asked as u64,
+            log_full: status.log_full,
         }
     }
 
@@ -378,7 +380,7 @@ impl View<'_> {
         let (phase, why) = self.phase();
         match phase.as_str() {
             "serving" => finding("ok", "coordinator", "it is serving".into(), ""),
-            "safe mode" => finding("problem", "coordinator", format!("safe mode: {why}"), "see docs/operations.md, R-LOGLOSS"),
+            "safe mode" => finding("problem", "coordinator", format!("safe mode: {why}"), remedy::of_lost_log()),
             _ => finding("warning", "coordinator", format!("{phase}: {why}"), "wait, and look again"),
         }
     }
@@ -388,6 +390,12 @@ impl View<'_> {
         let mib = |bytes: u64| bytes >> 20;
         let sentence = format!("the decision log holds {} MiB, and its disk has {} MiB free", mib(used), mib(free));
         match mib(free) {
+            _ if self.machine.status().log_full => finding(
+                "problem",
+                "log",
+                format!("{sentence}: less than the reserve (log.reserve_bytes), so new transactions are refused (R-FULL)"),
+                "make room on the log's disk; it goes on by itself",
+            ),
             0..1024 => {
                 finding("warning", "log", sentence, "free space on the log's disk: below the reserve new transactions are refused (R-FULL)")
             }
@@ -425,7 +433,10 @@ impl View<'_> {
                 format!("{} decisions are stuck there, the first at CSN {csn}: {}", follower.stuck.len(), stuck.reason),
                 "mend what the sentence names; it is tried again by itself",
             ),
-            (true, "refused", _) => finding("problem", &subject, why, "see docs/operations.md"),
+            (true, "refused", _) => {
+                let remedy = remedy::of_refused(&why, &follower.name);
+                finding("problem", &subject, why, &remedy)
+            }
             (true, _, _) => finding(
                 "warning",
                 &subject,

@@ -2,5 +2,6 @@
 
 pub mod power_loss;
 pub mod remote_participant;
+pub mod small_disk;
 pub mod witness;
 pub mod workload;

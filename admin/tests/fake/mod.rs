@@ -158,6 +158,7 @@ impl AdminService for Daemon {
             mended_after_ms: if self.ill() { 0 } else { 48 },
             last_lsn: 4021,
             deciding: 0,
+            log_full: false,
             unanswered: if self.ill() { 2 } else { 0 },
         }))
     }

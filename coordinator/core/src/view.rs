@@ -29,6 +29,8 @@ pub struct Status {
     pub committing: usize,
     /// CSNs whose outcome is open.
     pub deciding: usize,
+    /// Less than the reserve is free for the log: new transactions are refused (R-FULL).
+    pub log_full: bool,
     /// Prepared branches that cannot be answered yet.
     pub asked: usize,
     /// When the oldest of those not ended came.
@@ -60,6 +62,7 @@ impl Coordinator {
             active: self.transactions.values().filter(|transaction| transaction.state == State::Active).count(),
             committing: self.transactions.len() - self.open,
             deciding: self.deciding.len() + self.deciding_alone.len(),
+            log_full: self.log_full,
             asked: self.asked.len(),
             oldest: self.transactions.values().map(|transaction| transaction.began).min(),
             counts: self.counts,

@@ -2,6 +2,7 @@
 //! its source and its age, and nothing that it does not know. For somebody who is called at night and knows XA, not Lockstep.
 
 mod plan;
+pub mod remedy;
 mod strangers;
 #[cfg(test)]
 mod tests;
@@ -403,7 +404,7 @@ impl View<'_> {
         let name = &follower.name;
         let effect = match &follower.session {
             _ if !follower.configured => format!("Configure `{name}` again, until it has followed: what it is owed is kept."),
-            Session::Refused(..) => format!("Mend `{name}`: it says what is wrong above. docs/operations.md has the way out of each."),
+            Session::Refused(_, why) => format!("Mend `{name}`: {}.", remedy::of_refused(why, name)),
             Session::Down | Session::Welcomed(_) => {
                 format!("Bring `{name}` back. This shows what is wrong with it, and the remedy. Nothing is lost meanwhile.")
             }

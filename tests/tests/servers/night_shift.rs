@@ -6,14 +6,16 @@ use crate::shift::Shift;
 use anyhow::{Context, ensure};
 use lockstep::Exit;
 use lockstep_client::{Client, Receipt, Wait, params};
-use lockstep_proto::v1::StatusReply;
+use lockstep_proto::v1::admin_service_client::AdminServiceClient;
+use lockstep_proto::v1::{StatusReply, VerifyLogRequest};
 use lockstep_servers::opensearch::Node;
 use lockstep_servers::postgres::{Cluster, psql, shared};
+use lockstep_tests::small_disk::Disk;
 use lockstep_tests::workload;
 use lockstepd::demo::daemon::Daemon;
 use serde_json::json;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
 const MANY: usize = 500;
@@ -125,6 +127,57 @@ async fn the_index_refuses_one_document() -> anyhow::Result<()> {
     shift.ends()
 }
 
+/// The daemon dies in mid-commit, and starts on a disk that is almost full.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_after_a_crash() -> anyhow::Result<()> {
+    let mut shift = Shift::begins(
+        "A full disk, and the daemon killed in mid-commit",
+        "The disk of the log was filled by something else, and the daemon was killed for that, in the middle of its work.",
+    );
+    let folder = tempfile::tempdir()?;
+    let Some(disk) = Disk::mount(&folder.path().join("data"), 160)? else { return Ok(()) };
+    let url = shared().database();
+    psql(&url, workload::TABLES);
+    let configuration = database(&url, "two-phase") + INDEX + "[log]\nreserve_bytes = 67108864\n";
+    let mut daemon = Daemon::start(launch(folder.path(), Some("log.after_force:4:kill"), &configuration)?).await?;
+    let client = workload::connect(&daemon.url()).await?;
+    daemon.wait_for(MEND, all_up).await?;
+    let writing = workload::transaction(&client, "mine", "item").wait(Wait::Decided).deadline(PATIENCE);
+    let writing = tokio::spawn(writing.commit());
+    // It may take another transaction until it dies.
+    let other = workload::transaction(&client, "other", "other").wait(Wait::Decided).deadline(PATIENCE);
+    let other = tokio::spawn(other.commit());
+    ensure!(daemon.wait_until_dead(MEND).await?.is_some(), "the place was never reached");
+    let filler = disk.fill_up_to(60 << 20)?;
+    daemon.relaunch(launch(folder.path(), None, &configuration)?).await?;
+    daemon.wait_for(MEND, mended).await?;
+    let txid = writing.await??.txid.to_string();
+    let refused = loop {
+        match workload::transaction(&client, "late", "late").wait(Wait::Decided).commit().await {
+            Err(error) => break error.to_string(),
+            Ok(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    };
+    ensure!(refused.contains("R-FULL"), "{refused}");
+    let _ = other.await?;
+
+    shift.note("What was decided before the crash is in both stores; new transactions are refused.");
+    shift.runs(&daemon, &["tx", "explain", &txid], Exit::Ok).await?;
+    shift.runs(&daemon, &["status"], Exit::Attention).await?;
+    shift.runs(&daemon, &["doctor"], Exit::Attention).await?;
+    shift.note("Room is made. It goes on by itself.");
+    std::fs::remove_file(filler)?;
+    let until = Instant::now() + MEND;
+    while workload::transaction(&client, "again", "again").wait(Wait::Decided).commit().await.is_err() {
+        ensure!(Instant::now() < until, "there is room, and it still refuses");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    daemon.wait_for(MEND, mended).await?;
+    shift.runs(&daemon, &["status"], Exit::Ok).await?;
+    daemon.kill();
+    shift.ends()
+}
+
 /// A branch is rolled back in psql behind the decision to commit it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_branch_is_resolved_by_hand_against_the_decision() -> anyhow::Result<()> {
@@ -186,7 +239,7 @@ async fn the_log_is_restored_from_yesterday() -> anyhow::Result<()> {
     for id in ["today-1", "today-2"] {
         one(&client, id, id).await?;
     }
-    daemon.wait_for(MEND, on_record).await?;
+    on_record(&daemon).await?;
     // One that is decided, and prepared at the database, when the disk breaks.
     daemon.relaunch(launch(folder.path(), Some("engine.before_send_commit:1:kill"), &configuration)?).await?;
     daemon.wait_for(MEND, all_up).await?;
@@ -205,6 +258,18 @@ async fn the_log_is_restored_from_yesterday() -> anyhow::Result<()> {
     let txid = first_txid(&listed)?;
     shift.runs(&daemon, &["tx", "explain", &txid], Exit::Attention).await?;
     shift.runs(&daemon, &["leave-safe-mode", "--dry-run"], Exit::Ok).await?;
+    shift.note("The newest log is lost for good. So the stores are what counts, and the log is taken back into use as it is.");
+    let why = ["--operator", "ann", "--reason", "the newest log is lost: its disk broke", "--yes"];
+    shift.runs(&daemon, &[&["leave-safe-mode"][..], &why].concat(), Exit::Ok).await?;
+    daemon.relaunch(launch(folder.path(), None, &configuration)?).await?;
+    shift.note("And the daemon is started again.");
+    shift.runs(&daemon, &["wait", "--timeout", "60s"], Exit::Ok).await?;
+    daemon.wait_for(MEND, mended).await?;
+    shift.runs(&daemon, &["status"], Exit::Ok).await?;
+    ensure!(psql(&url, "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()") == "0");
+    ensure!(psql(&url, "SELECT string_agg(id, ',' ORDER BY id) FROM journal") == "today-1,today-2,yesterday");
+    ensure!(client.get("index", "today-2").await?.is_some() && client.get("index", "today-3").await?.is_none());
+    one(&client, "tomorrow", "item").await?;
     daemon.kill();
     shift.ends()
 }
@@ -252,7 +317,7 @@ async fn postgres_is_restored_to_yesterday() -> anyhow::Result<()> {
         "PostgreSQL was restored to yesterday",
         "The database's disk broke, and it was put back from a backup of yesterday. The coordinator and the index are those of today.",
     );
-    let mut cluster = Cluster::start(&["max_prepared_transactions=20"]);
+    let mut cluster = Cluster::start(&["max_prepared_transactions=64"]);
     let url = cluster.database();
     psql(&url, workload::TABLES);
     let folder = tempfile::tempdir()?;
@@ -272,9 +337,11 @@ async fn postgres_is_restored_to_yesterday() -> anyhow::Result<()> {
     for id in ["today-1", "today-2"] {
         one(&client, id, id).await?;
     }
-    daemon.wait_for(MEND, on_record).await.context("on record")?;
+    on_record(&daemon).await?;
     daemon.stop().await?;
     cluster.stop();
+    let newest = folder.path().join("newest");
+    copy_folder(&cluster.data(), &newest)?;
     std::fs::remove_dir_all(cluster.data())?;
     copy_folder(&copy, &cluster.data())?;
     cluster.run();
@@ -284,13 +351,34 @@ async fn postgres_is_restored_to_yesterday() -> anyhow::Result<()> {
 
     shift.runs(&daemon, &["status"], Exit::Attention).await?;
     shift.runs(&daemon, &["doctor"], Exit::Attention).await?;
+    shift.note(
+        "The archive of the database's log is found, and the database is recovered from it up to the moment when its disk broke. Both are \
+                started again.",
+    );
+    daemon.stop().await?;
+    cluster.stop();
+    std::fs::remove_dir_all(cluster.data())?;
+    copy_folder(&newest, &cluster.data())?;
+    cluster.run();
+    daemon.start_again().await?;
+    daemon.wait_for(MEND, all_up).await?;
+    shift.runs(&daemon, &["wait", "--timeout", "60s"], Exit::Ok).await?;
+    shift.runs(&daemon, &["status"], Exit::Ok).await?;
+    ensure!(psql(&url, "SELECT string_agg(id, ',' ORDER BY id) FROM journal") == "today-1,today-2,yesterday");
+    one(&client, "tomorrow", "item").await?;
     daemon.kill();
     shift.ends()
 }
 
-/// How far every store has followed is in the log: nothing is sent again by the next start.
-fn on_record(status: &StatusReply) -> bool {
-    mended(status) && status.participants.iter().all(|store| store.durable_csn >= status.last_csn)
+/// Waits until the log knows that every store has everything: nothing is sent again by the next start.
+async fn on_record(daemon: &Daemon) -> anyhow::Result<()> {
+    let mut admin = AdminServiceClient::connect(daemon.url()).await?;
+    let until = Instant::now() + MEND;
+    while admin.verify_log(VerifyLogRequest {}).await?.into_inner().owed > 0 {
+        ensure!(Instant::now() < until, "some store is still owed something");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
 }
 
 /// Commits one transaction of the workload, applied everywhere or pending there.

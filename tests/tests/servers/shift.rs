@@ -115,7 +115,10 @@ fn without_numbers(word: &str) -> String {
     while let Some(first) = rest.chars().next() {
         let hex = rest.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(rest.len());
         let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.' && c != ',').unwrap_or(rest.len());
+        let with_dashes = rest.find(|c: char| !c.is_ascii_hexdigit() && c != '-').unwrap_or(rest.len());
         let taken = match () {
+            // A UUID.
+            () if with_dashes >= 36 => with_dashes,
             () if hex >= 8 => hex,
             () if first.is_ascii_digit() => digits,
             () => {
@@ -148,5 +151,6 @@ fn numbers_and_drawings_do_not_matter_and_words_do() {
     let same = |a: &str, b: &str| constant(a) == constant(b);
     assert!(same("│ lag │ 12 ms │ 0123456789abcdef0123 │", "| lag ┆ 3 s | fedcba98765432100000 |"));
     assert!(same("2-14 is prepared.", "3-9 is prepared."));
+    assert!(same("key `d4c3ae28-93cf-4b6f-a222-8747c5ebc04d`, attempt 1", "key `0c6a3569-0cf6-4e4b-9336-f9612211b65b`, attempt 2"));
     assert!(!same("2-14 is prepared.", "2-14 is not prepared."));
 }
