@@ -227,7 +227,7 @@ async fn what_is_old_is_called_so(lab: &mut Lab, browser: &Browser) -> anyhow::R
     browser.until("document.getElementById('phase').textContent === 'serving'")?;
     lab.daemon.kill();
     browser.until_shown("Not live. The daemon has not been heard since")?;
-    browser.until_shown("What stands here is from then, or older.")?;
+    browser.until_shown("What stands here is old: each part says from when.")?;
     browser.until("document.getElementById('phase').textContent === 'not heard'")?;
     keep(browser, "stale-light")?;
     lab.daemon.start_again().await?;
