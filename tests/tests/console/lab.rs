@@ -37,7 +37,6 @@ pub struct Lab {
     pub client: Client,
     /// The console's address, without a path.
     pub console: String,
-    pub ledger: Arc<Switches>,
     pub index: Arc<Switches>,
     attending: Vec<JoinHandle<()>>,
     _folder: tempfile::TempDir,
@@ -68,7 +67,7 @@ impl Lab {
         let client = workload::connect(&daemon.url()).await?;
         workload::prepare(&client).await?;
         let console = format!("http://{watched}");
-        Ok(Lab { daemon, client, console, ledger, index, attending: attending.into(), _folder: folder })
+        Ok(Lab { daemon, client, console, index, attending: attending.into(), _folder: folder })
     }
 
     /// A statement at the ledger and a document at the index, as one. What it is told as soon as it is decided.

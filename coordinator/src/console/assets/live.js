@@ -64,7 +64,7 @@ function judge() {
   const old = heard.silent || heard.cut || quiet > QUIET;
   document.body.classList.toggle("is-stale", old);
   const since = heard.of === null ? "" : ` since ${clock(heard.of)}`;
-  const shown = heard.of === null ? "" : " What stands here is from then, or older.";
+  const shown = heard.of === null ? "" : " What stands here is old: each part says from when.";
   const what = heard.silent ? `The daemon's engine has given no answer${since}.` : `The daemon has not been heard${since}.`;
   const words = old ? `Not live. ${what}${shown}` : "";
   if (words !== told) {

@@ -8,6 +8,8 @@ import { bytes, clock, count, duration, micros, plural, span } from "./words.js"
 
 const KEPT = 600;
 const AGES = ["below 1 s", "1 s to 10 s", "10 s to 1 min", "1 min to 10 min", "10 min to 1 h", "above 1 h"];
+/** In doubt for so long is more than an index's ordinary lag. */
+const LONG = 10_000;
 let samples = [];
 /** What the findings depend on: when it changes they are asked for at once. */
 let circumstances = "";
@@ -72,7 +74,7 @@ function tiles(last) {
     tile("Aborted a second", count(last.aborted)),
     tile("Answered within (p99)", last.latency ? micros(last.latency[2]) : "-", last.latency ? "" : "no commit in this second"),
     tile("Open", count(last.active), "not decided yet"),
-    h("div", { class: doubt ? "bad" : null }, h("dt", null, h("a", { href: "/console/transactions" }, "In doubt")), h("dd", null, h("strong", null, count(doubt)), last.in_doubt ? h("small", null, ` the oldest for ${duration(last.oldest_ms)}`) : null)),
+    h("div", { class: last.unanswered || last.oldest_ms >= LONG ? "bad" : null }, h("dt", null, h("a", { href: "/console/transactions" }, "In doubt")), h("dd", null, h("strong", null, count(doubt)), last.in_doubt ? h("small", null, ` the oldest for ${duration(last.oldest_ms)}`) : null)),
     h("div", { class: last.damage ? "bad" : null }, h("dt", null, h("a", { href: "/console/damage" }, "Damage")), h("dd", null, h("strong", null, count(last.damage)))),
     tile("Free for the log", bytes(last.log_free)),
     last.stores.map((store) =>
@@ -80,7 +82,7 @@ function tiles(last) {
         "div",
         { "data-key": `store-${store.name}`, class: store.session === "up" && !store.stuck ? null : "bad" },
         h("dt", null, h("a", { href: `/console/participants#store-${store.name}` }, `Store ${store.name}`)),
-        h("dd", null, h("strong", null, store.session), h("small", null, store.lag ? ` ${count(store.lag)} behind, ${duration(store.lag_ms)}${store.stuck ? `, ${count(store.stuck)} stuck` : ""}` : " has all")),
+        h("dd", null, h("strong", null, store.session), h("small", null, store.lag ? ` ${count(store.lag)} behind, ${duration(store.lag_ms)}${store.stuck ? `, ${count(store.stuck)} stuck` : ""}` : " is owed nothing")),
       ),
     ),
   );

@@ -36,8 +36,8 @@ export function draw(figure, title, times, lines, say = count) {
     ]),
     [10, 5, 0].map((minutes) => {
       const anchor = minutes === 0 ? "end" : minutes === 10 ? "start" : "middle";
-      const words = minutes === 0 ? "now" : `${minutes} min ago`;
-      return s("text", { class: "axis", x: x(now - minutes * 60_000), y: HEIGHT - 5, "text-anchor": anchor }, words);
+      const at = now - minutes * 60_000;
+      return s("text", { class: "axis", x: x(at), y: HEIGHT - 5, "text-anchor": anchor }, minutes === 0 ? clock(at) : clock(at).slice(0, 8));
     }),
     lines.map((line, n) => s("path", { class: `line s${n % 6}`, d: path(times, line.values, x, y, now) })),
   );
