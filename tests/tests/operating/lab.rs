@@ -107,8 +107,12 @@ pub async fn put(client: &Client, name: &str, title: &str, version: i64) -> anyh
 
 /// Deletes a row and its document.
 pub async fn delete(client: &Client, name: &str) -> anyhow::Result<Receipt> {
-    let transaction =
-        client.transaction().sql("db", "DELETE FROM item WHERE name = $1", params![name]).delete("index", format!("item-{name}"));
+    let transaction = client
+        .transaction()
+        // Something is written, whether the row is there or not (R-COVER).
+        .sql("db", "INSERT INTO item VALUES ($1, '', 0) ON CONFLICT (name) DO NOTHING", params![name])
+        .sql("db", "DELETE FROM item WHERE name = $1", params![name])
+        .delete("index", format!("item-{name}"));
     workload::insist(client, transaction.retry(20)).await?.map_err(|why| anyhow::anyhow!("{name}: {why}"))
 }
 

@@ -19,6 +19,7 @@ async fn differences_are_found_named_and_mended() -> anyhow::Result<()> {
     for n in 0..30 {
         put(&lab.client, &format!("{n:02}"), "one", 1).await?;
     }
+    lab.says(&["wait", "--timeout", "60s"], Exit::Ok).await?;
     let agreed = json_of(&lab, &["verify"], Exit::Ok).await?;
     ensure!(agreed["mappings"][0]["rows"] == 30 && agreed["mappings"][0]["documents"] == 30, "{agreed}");
     has(&lab.says(&["verify", "nothing"], Exit::Failed).await?, &["there is no mapping `nothing`; there are items"]);
@@ -51,6 +52,7 @@ async fn differences_are_found_named_and_mended() -> anyhow::Result<()> {
     has(&lab.says(&["verify", "--repair"], Exit::Usage).await?, &["not confirmed, nothing was done"]);
     ensure!(lab.client.get("index", "item-03").await?.is_some(), "a plan does nothing");
     has(&lab.says(&["verify", "--repair", "--yes"], Exit::Ok).await?, &["repaired: 4"]);
+    lab.says(&["wait", "--timeout", "60s"], Exit::Ok).await?;
     let mended = json_of(&lab, &["verify"], Exit::Ok).await?;
     ensure!(mended["mappings"][0]["rows"] == 30 && mended["mappings"][0]["documents"] == 30, "{mended}");
     ensure!(lab.client.get("index", "item-05").await?.unwrap().json::<Value>()?["title"] == "behind");
