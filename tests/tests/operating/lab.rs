@@ -79,6 +79,13 @@ pub fn launch(folder: &Path, configuration: &str) -> anyhow::Result<Launch> {
 
 /// What the CLI writes to stdout, or else to stderr.
 pub async fn says_at(endpoint: &str, words: &[&str], expected: Exit) -> anyhow::Result<String> {
+    let (exit, text) = asks(endpoint, words).await?;
+    ensure!(exit == expected, "lockstep {}: {exit:?} instead of {expected:?}\n{text}", words.join(" "));
+    Ok(text)
+}
+
+/// How the CLI ends, and what it writes to stdout, or else to stderr.
+pub async fn asks(endpoint: &str, words: &[&str]) -> anyhow::Result<(Exit, String)> {
     let line: Vec<_> = ["lockstep", "--endpoint", endpoint].iter().chain(words).map(|word| word.to_string()).collect();
     let (exit, stdout, stderr) = tokio::task::spawn_blocking(move || {
         let (mut stdout, mut stderr, mut stdin) = (Vec::new(), Vec::new(), &b""[..]);
@@ -88,8 +95,7 @@ pub async fn says_at(endpoint: &str, words: &[&str], expected: Exit) -> anyhow::
     .await?;
     let (stdout, stderr) = (String::from_utf8(stdout)?, String::from_utf8(stderr)?);
     println!("$ lockstep {}\n{stdout}{stderr}", words.join(" "));
-    ensure!(exit == expected, "lockstep {}: {exit:?} instead of {expected:?}\n{stdout}{stderr}", words.join(" "));
-    Ok(if stdout.is_empty() { stderr } else { stdout })
+    Ok((exit, if stdout.is_empty() { stderr } else { stdout }))
 }
 
 /// Puts a row and its document, one version on.
