@@ -86,7 +86,8 @@ pub(crate) async fn make(
             Some(Reply::Progress(sentence)) => writeln!(io.stderr, "lockstep: {sentence}")?,
             Some(Reply::Servers(servers)) => {
                 back_up_servers(&servers.servers, server_command, io)?;
-                told.send(tell(Request::ServersDone(true))).await.map_err(gone)?;
+                // If it does not listen any more, its answer says why.
+                let _ = told.send(tell(Request::ServersDone(true))).await;
             }
             Some(Reply::Summary(summary)) => {
                 let made = Made::from(summary);
@@ -108,7 +109,10 @@ fn back_up_servers(servers: &[v1::BackupServer], command: Option<&str>, io: &mut
         names.join(", ")
     )?;
     io.stderr.flush()?;
-    let Some(command) = command else { return orders::confirm(io, "done", false) };
+    let Some(command) = command else {
+        let hint = "type `done` when they are backed up, or give --server-command";
+        return orders::confirm(io, "done", false).map_err(|failure| Failure { hint: hint.into(), ..failure });
+    };
     let failed =
         |why: String| Failure::failed(format!("the servers were not backed up, so there is no backup: {why}"), "mend --server-command");
     let output = Command::new("sh").args(["-c", command]).output().map_err(|error| failed(format!("sh cannot be run: {error}")))?;
@@ -128,7 +132,7 @@ fn tool(r#type: &str) -> &'static str {
 /// Puts a backup into an empty data folder.
 pub(crate) fn restore(folder: &Path, data: &Path, output: &Output, io: &mut Io<'_>) -> Result<Exit, Failure> {
     let at_ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
-    writeln!(io.stderr, "lockstep: {} is copied to {}, and every file checked", folder.display(), data.display())?;
+    writeln!(io.stderr, "lockstep: copying {} to {}, and checking every file", folder.display(), data.display())?;
     let restored = backup::restore(folder, data, at_ms).map_err(refused)?;
     let moved = restored.moved.into_iter().map(|(store, path)| Moved { store, path: path.display().to_string() }).collect();
     let shown = Restored::of(folder, restored.manifest, Some((data, restored.log_id)), moved);

@@ -73,10 +73,11 @@ impl Coordinator {
             self.follower_mut(participant).turn(now, Session::Refused(session, REMOVED.into()));
         }
         self.follower_mut(participant).configured = false;
-        // Of an index it is certain that it never gets them; of a database nobody can tell any more.
-        let kind = match self.follower(participant).kind {
-            Kind::Redo => DamageKind::Skipped,
-            Kind::Preparing | Kind::Serial | Kind::Leader => DamageKind::Hazard,
+        // Of an index that was heard in this start it is certain that it never gets them; of others nobody can tell any more.
+        let follower = self.follower(participant);
+        let kind = match follower.kind {
+            Kind::Redo if follower.followed_before.is_some() => DamageKind::Skipped,
+            Kind::Preparing | Kind::Redo | Kind::Serial | Kind::Leader => DamageKind::Hazard,
         };
         for txid in self.owed_to(participant) {
             let reason = format!("its store was removed: {reason}");

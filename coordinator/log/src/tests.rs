@@ -140,6 +140,7 @@ fn every_kind() -> Vec<Entry> {
             slot: 4,
             audit: lockstep_core::Audit { who: "ada".into(), what: "skip".into(), reason: "r".repeat(3 * CHUNK), ..Default::default() },
         },
+        Record::Restored { log_id: LogId(10), at_ms: 11 },
     ];
     records.into_iter().zip(1..).map(|(record, lsn)| Entry { lsn: Lsn(lsn), record }).collect()
 }
@@ -224,6 +225,30 @@ fn forgetting_in_any_pattern_sends_no_page_to_blobs() {
         }
     }
     assert_eq!(blobs(folder.path()), 0);
+}
+
+#[test]
+fn a_snapshot_stays_as_it_is_while_the_log_is_written_on() {
+    let folder = folder();
+    let mut log = open_small(folder.path());
+    let before: Vec<_> = (1..=40).map(|lsn| commit(lsn, 20_000)).collect();
+    log.append(&before).unwrap();
+    log.forget_payloads(&[Lsn(3)]).unwrap();
+    let snapshot = log.snapshot().unwrap();
+    let expected: Vec<_> = before.iter().map(|entry| if entry.lsn == Lsn(3) { without_payload(entry) } else { entry.clone() }).collect();
+    std::thread::scope(|threads| {
+        // Read again and again, while other records settle beside it.
+        let reading = threads.spawn(|| (0..20).all(|_| snapshot.entries().unwrap() == expected));
+        for lsn in 41..=200 {
+            log.append(&[commit(lsn, 20_000)]).unwrap();
+        }
+        assert!(reading.join().unwrap(), "it has changed");
+    });
+    let other = tempfile::tempdir().unwrap();
+    let copy = other.path().join("log");
+    assert_eq!(snapshot.copy_to(&copy).unwrap(), expected);
+    assert_eq!(reopened(&copy), expected);
+    assert_eq!(log.replay().unwrap().len(), 200);
 }
 
 #[test]

@@ -29,7 +29,9 @@ const FINDINGS: u32 = 1_000;
 const FINDINGS_MAX: u32 = 100_000;
 const REPAIRS: usize = 1_000;
 /// How often a repair is tried that another writer was faster than.
-const TRIES: usize = 3;
+const TRIES: u32 = 5;
+/// Before each further try: an index shows the other's write some time later.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Room for runs.
 pub fn runs() -> Arc<tokio::sync::Semaphore> {
@@ -119,10 +121,11 @@ pub async fn repair(context: &Context, request: v1::RepairRequest) -> Result<Rep
         let repairs = Arc::new(Repairs { context, mapping, stores });
         for key in request.keys {
             let mut reply = repairs.try_one(&key).await;
-            for _ in 1..TRIES {
+            for tried in 1..TRIES {
                 if !matches!(reply, Ok(Tried::Overtaken(_))) {
                     break;
                 }
+                tokio::time::sleep(PAUSE * tried).await;
                 reply = repairs.try_one(&key).await;
             }
             let reply = reply.map(|tried| tried.reply(key));

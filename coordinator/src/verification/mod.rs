@@ -181,7 +181,7 @@ impl Verification<'_> {
             .mapping
             .row_key(document_key)
             .ok_or_else(|| Stopped::Unfit(format!("the key `{document_key}` is none of a document of `{}`", self.mapping.name)))?;
-        let mut row = None;
+        let mut row: Option<(Row, Vec<String>, Vec<Value>)> = None;
         for value in self.mapping.key_values(row_key) {
             let (sql, parameters) = self.mapping.lookup_exactly(&value);
             let result = match self.query(&sql, &parameters, 2) {
@@ -192,12 +192,19 @@ impl Verification<'_> {
                 }
                 Err(error) => return Err(error),
             };
+            let mut here = None;
             for values in result.rows {
                 let (columns, own) = self.mapping.split_digest(&result.columns, &values);
                 let found = self.row(columns, own)?;
-                if found.document_key == document_key && row.replace((found, result.columns.clone(), values.clone())).is_some() {
+                if found.document_key == document_key && here.replace((found, result.columns.clone(), values.clone())).is_some() {
                     return Err(self.twice(document_key));
                 }
+            }
+            // A database may take several values for the same key.
+            match (&row, here) {
+                (None, here) => row = here,
+                (Some((first, ..)), Some((found, ..))) if first.key != found.key => return Err(self.twice(document_key)),
+                (Some(_), _) => {}
             }
         }
         let document = self.index.get(document_key).map_err(|error| self.at_index(error))?;

@@ -59,14 +59,14 @@ impl State {
         self.put_document(&format!("film-{id}"), "one");
     }
 
-    /// Every fourth read finds a row written whose document is written three reads later.
+    /// Every ninth read finds a row written whose document is written seven reads later.
     fn step(&mut self) {
         if self.written == 0 {
             return;
         }
-        match self.steps % 4 {
+        match self.steps % 9 {
             0 => {
-                let id = self.steps / 4 % self.written;
+                let id = self.steps / 9 % self.written;
                 self.under_way = Some(id);
                 if self.watched.contains(&format!("film-{id}")) {
                     self.touched.insert(format!("film-{id}"));
@@ -74,7 +74,7 @@ impl State {
                 let title = format!("title {}", self.steps);
                 self.put_row(id, &title);
             }
-            3 => {
+            7 => {
                 let id = self.under_way.take().unwrap();
                 let title: String = self.database.query_row("SELECT title FROM film WHERE id = ?", [id], |row| row.get(0)).unwrap();
                 self.put_document(&format!("film-{id}"), &title);

@@ -79,6 +79,13 @@ pub fn launch(folder: &Path, configuration: &str) -> anyhow::Result<Launch> {
 
 /// What the CLI writes to stdout, or else to stderr.
 pub async fn says_at(endpoint: &str, words: &[&str], expected: Exit) -> anyhow::Result<String> {
+    let (exit, text) = asks(endpoint, words).await?;
+    ensure!(exit == expected, "lockstep {}: {exit:?} instead of {expected:?}\n{text}", words.join(" "));
+    Ok(text)
+}
+
+/// How the CLI ends, and what it writes to stdout, or else to stderr.
+pub async fn asks(endpoint: &str, words: &[&str]) -> anyhow::Result<(Exit, String)> {
     let line: Vec<_> = ["lockstep", "--endpoint", endpoint].iter().chain(words).map(|word| word.to_string()).collect();
     let (exit, stdout, stderr) = tokio::task::spawn_blocking(move || {
         let (mut stdout, mut stderr, mut stdin) = (Vec::new(), Vec::new(), &b""[..]);
@@ -88,8 +95,7 @@ pub async fn says_at(endpoint: &str, words: &[&str], expected: Exit) -> anyhow::
     .await?;
     let (stdout, stderr) = (String::from_utf8(stdout)?, String::from_utf8(stderr)?);
     println!("$ lockstep {}\n{stdout}{stderr}", words.join(" "));
-    ensure!(exit == expected, "lockstep {}: {exit:?} instead of {expected:?}\n{stdout}{stderr}", words.join(" "));
-    Ok(if stdout.is_empty() { stderr } else { stdout })
+    Ok((exit, if stdout.is_empty() { stderr } else { stdout }))
 }
 
 /// Puts a row and its document, one version on.
@@ -107,8 +113,12 @@ pub async fn put(client: &Client, name: &str, title: &str, version: i64) -> anyh
 
 /// Deletes a row and its document.
 pub async fn delete(client: &Client, name: &str) -> anyhow::Result<Receipt> {
-    let transaction =
-        client.transaction().sql("db", "DELETE FROM item WHERE name = $1", params![name]).delete("index", format!("item-{name}"));
+    let transaction = client
+        .transaction()
+        // Something is written, whether the row is there or not (R-COVER).
+        .sql("db", "INSERT INTO item VALUES ($1, '', 0) ON CONFLICT (name) DO NOTHING", params![name])
+        .sql("db", "DELETE FROM item WHERE name = $1", params![name])
+        .delete("index", format!("item-{name}"));
     workload::insist(client, transaction.retry(20)).await?.map_err(|why| anyhow::anyhow!("{name}: {why}"))
 }
 

@@ -3,6 +3,7 @@
 
 mod away;
 mod bad_input;
+mod branches;
 mod by_hand;
 mod gate;
 mod lab;

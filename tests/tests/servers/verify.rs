@@ -49,6 +49,7 @@ async fn agree(url: &str, stores: &str) -> anyhow::Result<()> {
     for id in 0..60 {
         put(&client, id, "one").await?;
     }
+    says(&daemon, &["wait", "--timeout", "60s"], Exit::Ok).await?;
     let agreed = says(&daemon, &["verify"], Exit::Ok).await?;
     ensure!(agreed["mappings"][0]["rows"] == 60 && agreed["mappings"][0]["documents"] == 60, "{agreed}");
 
@@ -87,6 +88,7 @@ async fn agree(url: &str, stores: &str) -> anyhow::Result<()> {
     ensure!(findings[0]["differences"][0] == json!({"path": "price", "row": "2.25", "document": "1.5"}), "{findings:?}");
     let repaired = says(&daemon, &["verify", "--repair", "--yes"], Exit::Ok).await?;
     ensure!(repaired["repaired"] == 3, "{repaired}");
+    says(&daemon, &["wait", "--timeout", "60s"], Exit::Ok).await?;
     let mended = says(&daemon, &["verify"], Exit::Ok).await?;
     ensure!(mended["mappings"][0]["rows"] == 60 && mended["mappings"][0]["documents"] == 60, "{mended}");
     daemon.kill();
