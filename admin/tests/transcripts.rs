@@ -205,7 +205,7 @@ fn nobody_there() {
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let starting = fake::start(Health::Starting);
     let gone = transcript(&format!("http://{port}"), &["status", "tx list --output json"]);
-    let wrong = transcript("https://localhost:1", &["status"]);
+    let wrong = transcript("ftp://localhost:1", &["status"]);
     assert_snapshot!("nobody_there", [gone, transcript(&starting, &["status"]), wrong].join("\n"));
 }
 

@@ -136,7 +136,7 @@ async fn a_client_may_start_before_its_daemon() {
 
 #[tokio::test]
 async fn connecting_says_why_it_could_not() {
-    let error = Client::connect("https://127.0.0.1:1").await.unwrap_err();
+    let error = Client::connect("ftp://127.0.0.1:1").await.unwrap_err();
     assert!(matches!(error, ConnectError::InvalidEndpoint { .. }), "{error}");
     let fake = Fake::start().await;
     fake.proxy.refuse(true);

@@ -428,6 +428,25 @@ impl AdminService for Daemon {
         Err(Status::failed_precondition("it is not in safe mode"))
     }
 
+    async fn list_audit(&self, request: Request<v1::ListAuditRequest>) -> Result<Response<v1::ListAuditReply>, Status> {
+        let entry = |lsn, who: &str, what: &str, refused: &str| v1::AuditEntry {
+            lsn,
+            at_ms: 1_700_000_000_000 + lsn,
+            who: who.into(),
+            origin: "10.0.0.7:50000".into(),
+            operator: "ada".into(),
+            reason: "the index refuses it\nfor ever".into(),
+            what: what.into(),
+            refused: refused.into(),
+        };
+        let all = [
+            entry(41, "eye", "Skip", "this needs the role operator: principal `eye` has viewer"),
+            entry(17, "ops", "skip 3-12 at `index`", ""),
+        ];
+        let limit = request.get_ref().limit as usize;
+        Ok(Response::new(v1::ListAuditReply { truncated: all.len() > limit, entries: all.into_iter().take(limit).collect() }))
+    }
+
     async fn remove_participant(&self, request: Request<v1::RemoveParticipantRequest>) -> Result<Response<v1::AdminReply>, Status> {
         let v1::RemoveParticipantRequest { participant, operator, reason } = request.into_inner();
         self.order(&operator, &reason, &format!("`{participant}` is removed, and 1 transactions that it was owed are recorded as damage"))
