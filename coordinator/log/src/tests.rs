@@ -487,15 +487,15 @@ fn a_newer_version_is_refused() {
     };
     let Encoded { head, .. } = encode(&end(2)).unwrap();
     let start = super::format::Start(Lsn(1)).encode();
-    for (at, value, what) in [
-        (key(2, Piece::Head, 0, 1).to_vec(), head, "record 2 has format 3, known up to 2"),
-        (super::format::START_KEY.to_vec(), start, "the log's start has format 3, known up to 2"),
-    ] {
+    for (at, value, what) in
+        [(key(2, Piece::Head, 0, 1).to_vec(), head, "record 2"), (super::format::START_KEY.to_vec(), start, "the log's start")]
+    {
+        let what = format!("{what} has format {}, known up to {VERSION}", VERSION + 1);
         let folder = folder();
         open(folder.path()).append(&[end(1), end(2), end(3)]).unwrap();
         tamper(folder.path(), |db| drop(db.insert(at, newer(value)).unwrap()));
         let error = refused(folder.path());
-        assert!(matches!(&error, LogError::Newer(how) if how.contains(what)), "{error}");
+        assert!(matches!(&error, LogError::Newer(how) if how.contains(&what)), "{error}");
     }
 }
 

@@ -40,12 +40,10 @@ impl Lab {
                     EngineMessage::Ask(Question::Plan(_, answer)) => {
                         drop(answer.send(v1::Choice { effect: "Leaves it.".into(), ..v1::Choice::default() }));
                     }
-                    EngineMessage::Submit(submissions, _) => {
-                        for submission in submissions {
-                            assert!(matches!(submission.event, Event::Admin { .. }));
-                            counted.fetch_add(1, Ordering::SeqCst);
-                            submission.answer.give(Reply::Done("it is left".into()));
-                        }
+                    EngineMessage::Order(_, submission, _) => {
+                        assert!(matches!(submission.event, Event::Admin { .. }));
+                        counted.fetch_add(1, Ordering::SeqCst);
+                        submission.answer.give(Reply::Done("it is left".into()));
                     }
                     _ => {}
                 }

@@ -791,7 +791,7 @@ mod tests {
         let fewer = Registry::new(kept).with_retired(gone);
         let told = Translator::new(&fewer, &roomy, &Timeouts::default()).commit(both(), Ticket(1), HERE, Time(0));
         let Ok(Event::Decline { request: known, refusal, .. }) = told else { panic!("{told:?}") };
-        assert_eq!((known.hash, &*refusal.message), (EXPECTED_HASH, "branches[1].store: `index` is not configured any more"));
+        assert_eq!((known.hash, &*refusal.message), (EXPECTED_HASH, "branches[0].store: `index` is not configured any more"));
         assert_eq!(declined(request(vec![]), roomy), 0, "never ran, so it is no request that is known");
     }
 

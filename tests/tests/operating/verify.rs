@@ -90,12 +90,12 @@ async fn write_on(client: Client, who: usize, items: usize, stop: Arc<AtomicBool
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writers_raise_no_alarm_and_lose_nothing_to_a_repair() -> anyhow::Result<()> {
     let mut lab = Lab::start().await?;
-    for n in 0..200 {
+    for n in 0..600 {
         put(&lab.client, &format!("{n:03}"), "first", 0).await?;
     }
     let stop = Arc::new(AtomicBool::new(false));
-    let writers: Vec<_> = (0..4).map(|who| tokio::spawn(write_on(lab.client.clone(), who, 200, stop.clone()))).collect();
-    for _ in 0..8 {
+    let writers: Vec<_> = (0..4).map(|who| tokio::spawn(write_on(lab.client.clone(), who, 600, stop.clone()))).collect();
+    for _ in 0..4 {
         let found = json_of(&lab, &["verify", "--patience", "60s"], Exit::Ok).await?;
         ensure!(found["mappings"][0]["findings"] == json!([]), "a false alarm: {found}");
     }
@@ -104,13 +104,13 @@ async fn writers_raise_no_alarm_and_lose_nothing_to_a_repair() -> anyhow::Result
         ensure!(writer.await?? > 20, "the writers hardly wrote: nothing is shown");
     }
 
-    // A hundred documents differ, and are repaired while four clients write sixty of them.
+    // Forty documents differ, and are repaired while four clients write these and others.
     lab.daemon.kill();
-    rusqlite::Connection::open(lab.data().join("db.sqlite"))?.execute_batch("UPDATE item SET title = 'behind' WHERE name < '100'")?;
+    rusqlite::Connection::open(lab.data().join("db.sqlite"))?.execute_batch("UPDATE item SET title = 'behind' WHERE name < '040'")?;
     lab.daemon.start_again().await?;
     lab.daemon.wait_until_ready().await?;
     let stop = Arc::new(AtomicBool::new(false));
-    let writers: Vec<_> = (0..4).map(|who| tokio::spawn(write_on(lab.client.clone(), who, 60, stop.clone()))).collect();
+    let writers: Vec<_> = (0..4).map(|who| tokio::spawn(write_on(lab.client.clone(), who, 300, stop.clone()))).collect();
     let (exit, text) = asks(&lab.daemon.url(), &["verify", "--repair", "--yes", "--output", "json"]).await?;
     // Where a client was faster every time, it is left to that client.
     ensure!(matches!(exit, Exit::Ok | Exit::Attention), "{exit:?}: {text}");

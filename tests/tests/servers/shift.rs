@@ -137,8 +137,12 @@ fn without_numbers(word: &str) -> String {
 
 /// How a duration or a size is told depends on how long or large it is.
 fn is_unit(word: &str) -> bool {
+    // A table's ruling is as wide as what is in it.
+    if word.bytes().all(|byte| byte == b'-') {
+        return true;
+    }
     let word = word.trim_end_matches(['.', ',', ';', ':', ')', ']']);
-    matches!(word, "0" | "µs" | "ms" | "s" | "min" | "h" | "d" | "0ms" | "0s" | "B" | "KiB" | "MiB" | "GiB" | "bytes" | "now" | "ago" | "-")
+    matches!(word, "0" | "µs" | "ms" | "s" | "min" | "h" | "d" | "0ms" | "0s" | "B" | "KiB" | "MiB" | "GiB" | "bytes" | "now" | "ago")
 }
 
 fn from_difference(one: &[String], other: &[String]) -> String {
