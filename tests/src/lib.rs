@@ -1,7 +1,9 @@
 //! What the tests that cross a process boundary share.
 
+pub mod command_line;
 pub mod power_loss;
 pub mod remote_participant;
 pub mod small_disk;
+pub mod verbatim;
 pub mod witness;
 pub mod workload;

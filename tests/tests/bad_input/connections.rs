@@ -2,11 +2,12 @@
 
 use crate::lab::{LIMIT, Lab, MESSAGE_BYTES, launch, says};
 use crate::wire::{branch, inquiry, put, request, sql, written};
-use bytes::{Buf, BufMut, Bytes};
+use bytes::Bytes;
 use lockstep_proto::v1;
 use lockstep_proto::v1::participant_service_client::ParticipantServiceClient;
 use lockstep_proto::v1::transact_request::Request;
 use lockstep_proto::v1::transaction_service_client::TransactionServiceClient;
+use lockstep_tests::verbatim::Verbatim;
 use lockstep_tests::workload;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,7 +16,6 @@ use std::time::Instant;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
@@ -308,43 +308,5 @@ async fn raw(lab: &Lab, method: &'static str, message: Vec<u8>) -> anyhow::Resul
             Ok(None) => anyhow::bail!("{method} took it"),
             Err(status) => return Ok(status),
         }
-    }
-}
-
-/// Bytes as they are.
-#[derive(Clone, Copy)]
-struct Verbatim;
-
-impl Codec for Verbatim {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Verbatim;
-    type Decoder = Verbatim;
-
-    fn encoder(&mut self) -> Verbatim {
-        Verbatim
-    }
-
-    fn decoder(&mut self) -> Verbatim {
-        Verbatim
-    }
-}
-
-impl Encoder for Verbatim {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        out.put(item);
-        Ok(())
-    }
-}
-
-impl Decoder for Verbatim {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(from.copy_to_bytes(from.remaining())))
     }
 }

@@ -1,8 +1,9 @@
 //! A daemon with both embedded stores, rows and documents that can be compared, and the command line.
 
 use anyhow::ensure;
-use lockstep::{Exit, Io};
+use lockstep::Exit;
 use lockstep_client::{Client, Receipt, params};
+use lockstep_tests::command_line::{self, Said};
 use lockstep_tests::workload;
 use lockstepd::demo::daemon::{Daemon, Launch};
 use serde_json::json;
@@ -86,14 +87,7 @@ pub async fn says_at(endpoint: &str, words: &[&str], expected: Exit) -> anyhow::
 
 /// How the CLI ends, and what it writes to stdout, or else to stderr.
 pub async fn asks(endpoint: &str, words: &[&str]) -> anyhow::Result<(Exit, String)> {
-    let line: Vec<_> = ["lockstep", "--endpoint", endpoint].iter().chain(words).map(|word| word.to_string()).collect();
-    let (exit, stdout, stderr) = tokio::task::spawn_blocking(move || {
-        let (mut stdout, mut stderr, mut stdin) = (Vec::new(), Vec::new(), &b""[..]);
-        let mut io = Io { stdin: &mut stdin, stdout: &mut stdout, stderr: &mut stderr, interactive: false, color: false };
-        (lockstep::run(line, &mut io), stdout, stderr)
-    })
-    .await?;
-    let (stdout, stderr) = (String::from_utf8(stdout)?, String::from_utf8(stderr)?);
+    let Said { exit, stdout, stderr } = command_line::run(&[&["--endpoint", endpoint], words].concat()).await?;
     println!("$ lockstep {}\n{stdout}{stderr}", words.join(" "));
     Ok((exit, if stdout.is_empty() { stderr } else { stdout }))
 }

@@ -106,7 +106,8 @@ async fn writers_raise_no_alarm_and_lose_nothing_to_a_repair() -> anyhow::Result
 
     // Eighty documents differ, and are repaired while four clients write half of them and others.
     lab.daemon.kill();
-    rusqlite::Connection::open(lab.data().join("db.sqlite"))?.execute_batch("UPDATE item SET title = 'behind' WHERE name < '040' OR name >= '560'")?;
+    rusqlite::Connection::open(lab.data().join("db.sqlite"))?
+        .execute_batch("UPDATE item SET title = 'behind' WHERE name < '040' OR name >= '560'")?;
     lab.daemon.start_again().await?;
     lab.daemon.wait_until_ready().await?;
     let stop = Arc::new(AtomicBool::new(false));

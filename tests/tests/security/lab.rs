@@ -1,16 +1,16 @@
 //! A daemon with TLS and principals of every kind, and ways to call it as any of them.
 
 use anyhow::{Context, ensure};
-use bytes::{Buf, BufMut, Bytes};
+use bytes::Bytes;
 use lockstep::{Exit, Io};
 use lockstep_client::{AuthorizedChannel, Client, Credentials};
 use lockstep_proto::v1;
 use lockstep_proto::v1::admin_service_client::AdminServiceClient;
 use lockstep_proto::v1::transaction_service_client::TransactionServiceClient;
+use lockstep_tests::verbatim::Verbatim;
 use lockstepd::demo::daemon::{Daemon, Launch};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::{Code, Status};
 
 /// Far above what anything here takes.
@@ -201,44 +201,6 @@ pub async fn call(channel: &AuthorizedChannel, path: &str, message: &[u8]) -> an
         }
     };
     tokio::time::timeout(LIMIT, talk).await.with_context(|| format!("{path} does not answer"))?
-}
-
-/// Bytes as they are.
-#[derive(Clone, Copy)]
-pub struct Verbatim;
-
-impl Codec for Verbatim {
-    type Encode = Bytes;
-    type Decode = Bytes;
-    type Encoder = Verbatim;
-    type Decoder = Verbatim;
-
-    fn encoder(&mut self) -> Verbatim {
-        Verbatim
-    }
-
-    fn decoder(&mut self) -> Verbatim {
-        Verbatim
-    }
-}
-
-impl Encoder for Verbatim {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        out.put(item);
-        Ok(())
-    }
-}
-
-impl Decoder for Verbatim {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
-        Ok(Some(from.copy_to_bytes(from.remaining())))
-    }
 }
 
 /// All of these words are in the text, however it is wrapped.

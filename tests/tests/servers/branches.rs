@@ -2,9 +2,10 @@
 
 use crate::lab::{INDEX, MEND, all_up, database, launch, mended};
 use anyhow::{Context, ensure};
-use lockstep::{Exit, Io};
+use lockstep::Exit;
 use lockstep_client::{Wait, params};
 use lockstep_servers::postgres::{Cluster, psql};
+use lockstep_tests::command_line::{self, Said};
 use lockstep_tests::workload;
 use lockstepd::demo::daemon::Daemon;
 use serde_json::Value;
@@ -54,13 +55,8 @@ async fn branches_are_listed_without_a_daemon() -> anyhow::Result<()> {
 }
 
 async fn list(words: &[&str], expected: Exit) -> anyhow::Result<Value> {
-    let line: Vec<_> = ["lockstep", "--output", "json"].iter().chain(words).map(|word| word.to_string()).collect();
-    let (exit, stdout, stderr) = tokio::task::spawn_blocking(move || {
-        let (mut stdout, mut stderr, mut stdin) = (Vec::new(), Vec::new(), &b""[..]);
-        let mut io = Io { stdin: &mut stdin, stdout: &mut stdout, stderr: &mut stderr, interactive: false, color: false };
-        (lockstep::run(line, &mut io), stdout, stderr)
-    })
-    .await?;
-    ensure!(exit == expected, "{words:?}: {exit:?}\n{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
-    Ok(serde_json::from_slice(&stdout)?)
+    let words = [&["--output", "json"], words].concat();
+    let Said { exit, stdout, stderr } = command_line::run(&words).await?;
+    ensure!(exit == expected, "{words:?}: {exit:?}\n{stdout}{stderr}");
+    Ok(serde_json::from_str(&stdout)?)
 }

@@ -3,7 +3,8 @@
 //! Whatever differs from run to run is left out of the comparison: numbers, names of coordinators, how a table is drawn. Words are not.
 
 use anyhow::{Context, ensure};
-use lockstep::{Exit, Io};
+use lockstep::Exit;
+use lockstep_tests::command_line::{self, Said};
 use lockstepd::demo::daemon::Daemon;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -39,20 +40,9 @@ impl Shift {
     /// Runs `lockstep` with these words; what it said, to either stream.
     pub async fn runs(&mut self, daemon: &Daemon, words: &[&str], expected: Exit) -> anyhow::Result<String> {
         let endpoint = daemon.url();
-        let line: Vec<_> = ["lockstep", "--endpoint", &endpoint].iter().chain(words).map(|word| word.to_string()).collect();
-        let waits = words.first() == Some(&"wait");
-        let (exit, said) = tokio::task::spawn_blocking(move || {
-            let (mut stdout, mut stderr, mut stdin) = (Vec::new(), Vec::new(), &b""[..]);
-            let mut io = Io { stdin: &mut stdin, stdout: &mut stdout, stderr: &mut stderr, interactive: false, color: false };
-            let exit = lockstep::run(line, &mut io);
-            // What changes while it waits is there by chance.
-            if !waits {
-                stdout.extend(stderr);
-            }
-            (exit, stdout)
-        })
-        .await?;
-        let said = String::from_utf8(said)?;
+        let Said { exit, stdout, stderr } = command_line::run(&[&["--endpoint", &endpoint], words].concat()).await?;
+        // What changes while it waits is there by chance.
+        let said = if words.first() == Some(&"wait") { stdout } else { stdout + &stderr };
         let quoted: Vec<String> = words.iter().map(|word| quoted(word)).collect();
         let shown = format!("$ lockstep {}\n{}", quoted.join(" "), said.trim_end());
         println!("{shown}\n");

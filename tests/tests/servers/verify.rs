@@ -2,10 +2,11 @@
 
 use crate::lab::{INDEX, MEND, all_up, database, launch, search};
 use anyhow::ensure;
-use lockstep::{Exit, Io};
+use lockstep::Exit;
 use lockstep_client::{Client, Wait, params};
 use lockstep_servers::opensearch::Node;
 use lockstep_servers::postgres::{Cluster, psql};
+use lockstep_tests::command_line::{self, Said};
 use lockstep_tests::workload;
 use lockstepd::demo::daemon::Daemon;
 use serde_json::{Value, json};
@@ -113,13 +114,8 @@ async fn put(client: &Client, id: i64, title: &str) -> anyhow::Result<()> {
 
 async fn says(daemon: &Daemon, words: &[&str], expected: Exit) -> anyhow::Result<Value> {
     let endpoint = daemon.url();
-    let line: Vec<_> = ["lockstep", "--endpoint", &endpoint, "--output", "json"].iter().chain(words).map(|word| word.to_string()).collect();
-    let (exit, stdout, stderr) = tokio::task::spawn_blocking(move || {
-        let (mut stdout, mut stderr, mut stdin) = (Vec::new(), Vec::new(), &b""[..]);
-        let mut io = Io { stdin: &mut stdin, stdout: &mut stdout, stderr: &mut stderr, interactive: false, color: false };
-        (lockstep::run(line, &mut io), stdout, stderr)
-    })
-    .await?;
-    ensure!(exit == expected, "{words:?}: {exit:?}\n{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
-    Ok(serde_json::from_slice(&stdout)?)
+    let words = [&["--endpoint", &endpoint, "--output", "json"], words].concat();
+    let Said { exit, stdout, stderr } = command_line::run(&words).await?;
+    ensure!(exit == expected, "{words:?}: {exit:?}\n{stdout}{stderr}");
+    Ok(serde_json::from_str(&stdout)?)
 }
