@@ -4,10 +4,11 @@ use super::connection::Connection;
 use super::failure::Failure;
 use super::marker::LEAD;
 use super::schema::{SLOTS, place};
+use super::script::{self, Played};
 use super::values::{Field, Parameter};
 use super::{Limits, statement};
 use futures_util::StreamExt;
-use futures_util::future::{MaybeDone, join3, join4, maybe_done};
+use futures_util::future::{MaybeDone, join3, maybe_done};
 use lockstep_core::gid::Gid;
 use lockstep_core::{Operation, Owner, RefusalKind, Results, StatementResult, Txid, Value};
 use std::error::Error as _;
@@ -15,7 +16,6 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Poll, ready};
-use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, RowStream, Statement};
 
 /// Takes back what the transaction may have left in the session (`set_config`, a role, session locks): behind its end, before another's
@@ -24,64 +24,109 @@ pub const RESET: &str = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; SEL
 
 /// What is the session user's to finish is prepared by the session user.
 const SAME_USER: &str = "RESET SESSION AUTHORIZATION; RESET ROLE";
-const SAME_USER_AND_CONSTRAINTS: &str = "RESET SESSION AUTHORIZATION; RESET ROLE; SET CONSTRAINTS ALL IMMEDIATE";
 
 /// NULL where nothing was written.
-const XID: &str = "SELECT pg_current_xact_id_if_assigned()::xid";
+const XID: &str = "SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.xid";
 
-/// The marker of a branch (R-MARKER). The owner that is not ours is NULL, which the table forbids (R-OWNER). Nothing is locked: a
-/// prepared branch would hold the lock against the next owner.
-const MARKER: &str = "INSERT INTO lockstep.branch(place, owner)
-    VALUES ($1, (SELECT slot FROM lockstep.owner WHERE slot = $2 AND epoch = $3 AND incarnation = $4))";
+/// Compiled once on a connection. The marker of a branch (R-MARKER): an owner that is not ours is NULL, which the table forbids (R-OWNER).
+/// Nothing is locked: a prepared branch would hold the lock against the next owner. What a Yes rests on: neither a stray end of the
+/// transaction nor a failure before it shows in PREPARE's own answer.
+pub const OWN_STATEMENTS: &str = "PREPARE lockstep_marker(bigint, integer, integer, bigint) AS INSERT INTO lockstep.branch(place, owner)
+        VALUES ($1, (SELECT slot FROM lockstep.owner WHERE slot = $2 AND epoch = $3 AND incarnation = $4));
+    PREPARE lockstep_look(text) AS SELECT transaction FROM pg_catalog.pg_prepared_xacts WHERE gid = $1";
 
-/// What a Yes rests on: neither a stray end of the transaction nor a failure before it shows in PREPARE's own answer.
-const VERIFY: &str = "SELECT transaction FROM pg_catalog.pg_prepared_xacts WHERE gid = $1";
-
-/// What a branch's statements did.
-pub struct Ran {
-    /// Their results.
-    pub results: Results,
-    /// The transaction's number at the server; `None` if nothing was written. Not asked for where the transaction is led.
-    pub xid: Option<u32>,
+/// What stands behind a branch's statements.
+pub enum End<'a> {
+    /// Nothing: it stays open, its commit decides (R-LR).
+    Open,
+    /// It is prepared, with this owner's marker, under this name.
+    Prepare(Owner, &'a Gid),
 }
 
-/// Begins a transaction and runs the statements in one flight. Whatever fails, the transaction is left open, for [`roll_back`].
-pub async fn run(connection: &mut Connection, operations: &[Operation], limits: &Limits, led: bool) -> Result<Ran, Failure> {
-    let mut steps = Vec::with_capacity(operations.len());
-    for operation in operations {
-        match operation {
-            Operation::Statement { sql, parameters, expect_rows } => {
-                statement::check(sql, limits.statement_bytes)?;
-                steps.push(Step { sql, parameters, expect_rows: *expect_rows });
-            }
-            Operation::Enlisted { .. } => {
-                return Err(Failure::refused(RefusalKind::Invalid, "an enlisted branch is the only operation of its store"));
-            }
-            Operation::Put { .. } | Operation::Delete { .. } => {
-                return Err(Failure::refused(RefusalKind::Invalid, "a database takes SQL statements; documents go to an index"));
-            }
-        }
-    }
+/// What became of a branch.
+pub enum Ran {
+    /// Its transaction is open; whatever may still be refused has been (R-LR).
+    Open(Results),
+    /// It wrote nothing; its transaction is open.
+    ReadOnly(Results),
+    /// Prepared, and seen so.
+    Prepared(Results),
+}
+
+/// Begins a transaction, runs the statements and ends as told, in one flight if the statements write for certain and nothing is expected of
+/// them, else in two. Whatever fails, the transaction is left open, for [`roll_back`], unless `connection.preparing` says that it may be
+/// prepared, or become so.
+pub async fn run(connection: &mut Connection, operations: &[Operation], limits: &Limits, end: End<'_>) -> Result<Ran, Failure> {
+    let steps = operations.iter().map(|operation| step(operation, limits)).collect::<Result<Vec<_>, _>>()?;
     let mut texts: Vec<&str> = steps.iter().map(|step| step.sql).collect();
-    texts.extend(if led { &[LEAD][..] } else { &[XID, MARKER, VERIFY] });
+    texts.extend(matches!(end, End::Open).then_some(LEAD));
+    if let End::Prepare(..) = end {
+        connection.compile_own(OWN_STATEMENTS).await?;
+    }
     connection.compile(&texts).await?;
+    steps.iter().try_for_each(|step| takes(connection.cached(step.sql).expect("just compiled"), step.parameters))?;
     // Until its transaction has ended for certain.
     connection.spoilt = true;
-    let done = fly(connection, &steps, limits, led).await;
-    match done {
-        Ok(ran) => Ok(ran),
-        Err(Failed::Driver(error)) => {
-            connection.note(&error);
-            Err(unfit(error))
+    let sure = steps.iter().all(Step::expects_nothing) && steps.iter().any(|step| statement::writes(step.sql));
+    let script = match end {
+        // Whatever may still be refused is refused before the CSN is taken.
+        End::Open => format!("{SAME_USER}; SET CONSTRAINTS ALL IMMEDIATE; {}", connection.strict()),
+        End::Prepare(owner, gid) if sure => ending(connection, owner, gid),
+        End::Prepare(..) => format!("{SAME_USER}; {XID}"),
+    };
+    connection.preparing = sure && matches!(end, End::Prepare(..));
+    let (results, mut played) = fly(connection, &steps, limits, &script).await;
+    // A failed transaction refuses the script's first statement: the rest is not begun.
+    connection.preparing &= !matches!(&played.error, Some(error) if played.done == 0 && error.code().is_some());
+    let results = results?;
+    let End::Prepare(owner, gid) = end else {
+        return played.error.map_or(Ok(Ran::Open(results)), |error| Err(error.into()));
+    };
+    if !sure {
+        if let Some(error) = played.error {
+            return Err(error.into());
         }
-        Err(Failed::Own(failure)) => Err(failure),
+        if played.value(Part::Xid as usize).is_none() {
+            return Ok(Ran::ReadOnly(results));
+        }
+        connection.preparing = true;
+        played = script::play(&connection.client, &ending(connection, owner, gid)).await;
     }
+    prepared(connection, gid, played)?;
+    Ok(Ran::Prepared(results))
 }
 
 struct Step<'a> {
     sql: &'a str,
     parameters: &'a [Value],
     expect_rows: Option<u64>,
+}
+
+impl Step<'_> {
+    fn expects_nothing(&self) -> bool {
+        self.expect_rows.is_none()
+    }
+}
+
+fn step<'a>(operation: &'a Operation, limits: &Limits) -> Result<Step<'a>, Failure> {
+    match operation {
+        Operation::Statement { sql, parameters, expect_rows } => {
+            statement::check(sql, limits.statement_bytes)?;
+            Ok(Step { sql, parameters, expect_rows: *expect_rows })
+        }
+        Operation::Enlisted { .. } => Err(Failure::refused(RefusalKind::Invalid, "an enlisted branch is the only operation of its store")),
+        Operation::Put { .. } | Operation::Delete { .. } => {
+            Err(Failure::refused(RefusalKind::Invalid, "a database takes SQL statements; documents go to an index"))
+        }
+    }
+}
+
+fn takes(compiled: &Statement, parameters: &[Value]) -> Result<(), Failure> {
+    let (given, taken) = (parameters.len(), compiled.params().len());
+    match given == taken {
+        true => Ok(()),
+        false => Err(Failure::refused(RefusalKind::Invalid, format!("the statement takes {taken} parameters, and {given} were given"))),
+    }
 }
 
 enum Failed {
@@ -101,27 +146,23 @@ impl From<Failure> for Failed {
     }
 }
 
-/// All of it is sent before any of it is answered; a statement behind one that failed fails too, and the first tells why.
-async fn fly(connection: &Connection, steps: &[Step<'_>], limits: &Limits, led: bool) -> Result<Ran, Failed> {
+/// All of it is sent before any of it is answered; what stands behind a statement that failed fails too, and the first tells why.
+async fn fly(connection: &mut Connection, steps: &[Step<'_>], limits: &Limits, script: &str) -> (Result<Results, Failure>, Played) {
     let client = &connection.client;
     let room = Room { rows: AtomicUsize::new(limits.rows), bytes: AtomicUsize::new(limits.result_bytes), limits };
     let compiled = |sql| connection.cached(sql).expect("just compiled");
     let begin = client.batch_execute("BEGIN");
     let statements = in_order(steps.iter().map(|step| execute(client, compiled(step.sql), step, &room)).collect());
-    let end = async {
-        if led {
-            // Whatever may still be refused is refused before the CSN is taken (R-LR).
-            client.batch_execute(&format!("{SAME_USER_AND_CONSTRAINTS}; {}", connection.strict())).await?;
-            return Ok(None);
+    let (begin, statements, played) = join3(begin, statements, script::play(client, script)).await;
+    let results = begin.map_err(Failed::from).and_then(|()| statements.into_iter().collect::<Result<Vec<_>, Failed>>());
+    match results {
+        Ok(results) => (Ok(results.into()), played),
+        Err(Failed::Own(failure)) => (Err(failure), played),
+        Err(Failed::Driver(error)) => {
+            connection.note(&error);
+            (Err(unfit(error)), played)
         }
-        let (same_user, xid) = futures_util::future::join(client.batch_execute(SAME_USER), client.query_one(compiled(XID), &[])).await;
-        same_user?;
-        Ok::<Option<u32>, tokio_postgres::Error>(xid?.get::<_, Option<Xid>>(0).map(|xid| xid.0))
-    };
-    let (begin, statements, xid) = join3(begin, statements, end).await;
-    begin?;
-    let results = statements.into_iter().collect::<Result<Vec<_>, Failed>>()?;
-    Ok(Ran { results: results.into(), xid: xid? })
+    }
 }
 
 /// All of them, begun in this order, and answered in it. (`join_all` begins more than 30 in an order that it does not promise.)
@@ -146,12 +187,6 @@ async fn in_order<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
 }
 
 async fn execute(client: &Client, compiled: &Statement, step: &Step<'_>, room: &Room<'_>) -> Result<StatementResult, Failed> {
-    if compiled.params().len() != step.parameters.len() {
-        let (given, taken) = (step.parameters.len(), compiled.params().len());
-        return Err(
-            Failure::refused(RefusalKind::Invalid, format!("the statement takes {taken} parameters, and {given} were given")).into()
-        );
-    }
     let rows = client.query_raw(compiled, step.parameters.iter().map(Parameter)).await?;
     let result = collect(compiled, rows, step.sql, 0, room).await?;
     match step.expect_rows {
@@ -218,13 +253,9 @@ pub async fn query(
     let room = Room { rows: AtomicUsize::new(limits.rows), bytes: AtomicUsize::new(limits.result_bytes), limits };
     connection.compile(&[sql]).await?;
     let compiled = connection.cached(sql).expect("just compiled").clone();
-    let step = Step { sql, parameters, expect_rows: None };
-    if compiled.params().len() != parameters.len() {
-        let (given, taken) = (parameters.len(), compiled.params().len());
-        return Err(Failure::refused(RefusalKind::Invalid, format!("the statement takes {taken} parameters, and {given} were given")));
-    }
+    takes(&compiled, parameters)?;
     let flown = async {
-        let rows = connection.client.query_raw(&compiled, step.parameters.iter().map(Parameter)).await?;
+        let rows = connection.client.query_raw(&compiled, parameters.iter().map(Parameter)).await?;
         collect(&compiled, rows, sql, offset, &room).await
     };
     match flown.await {
@@ -247,33 +278,70 @@ fn unfit(error: tokio_postgres::Error) -> Failure {
     }
 }
 
-/// Writes the marker and prepares, in one flight, and looks whether it is so.
-pub async fn prepare(connection: &mut Connection, owner: Owner, gid: &Gid, xid: u32) -> Result<(), Failure> {
-    let client = &connection.client;
-    let compiled = |sql| connection.cached(sql).expect("compiled before the branch ran");
-    let (place, slot) = (place(gid.txid.position()), i32::from(connection.slot % SLOTS));
+/// Writes the marker, prepares, looks whether it is so, and leaves the session as it was: one message. [`Part`] names its statements.
+fn ending(connection: &Connection, owner: Owner, gid: &Gid) -> String {
+    let (place, slot) = (place(gid.txid.position()), connection.slot % SLOTS);
     let (epoch, incarnation) = (owner.epoch.0.cast_signed(), owner.incarnation.cast_signed());
-    let values: [&(dyn ToSql + Sync); 4] = [&place, &slot, &epoch, &incarnation];
-    let name = gid.to_string();
-    let transaction = format!("PREPARE TRANSACTION '{name}'");
-    let marked = client.execute_raw(compiled(MARKER), values);
-    let prepared = client.batch_execute(&transaction);
-    let of_name: [&(dyn ToSql + Sync); 1] = [&name];
-    let verified = client.query_opt(compiled(VERIFY), &of_name);
-    let reset = client.batch_execute(RESET);
-    let (marked, prepared, verified, reset) = join4(marked, prepared, verified, reset).await;
-    marked.map_err(|error| marker_refused(error, gid.txid))?;
-    prepared.map_err(not_prepared)?;
-    match verified?.map(|row| row.get::<_, Xid>(0).0) {
-        Some(found) if found == xid => {
-            connection.spoilt = reset.is_err();
-            Ok(())
-        }
-        Some(_) => Err(Failure::refused(RefusalKind::Conflict, "another transaction is prepared under this branch's name")),
-        None => Err(Failure::refused(
+    format!(
+        "{SAME_USER}; {XID}; EXECUTE lockstep_marker({place}, {slot}, {epoch}, {incarnation}); PREPARE TRANSACTION '{gid}'; \
+        EXECUTE lockstep_look('{gid}'); {RESET}"
+    )
+}
+
+/// The statements of an [`ending`], by number.
+enum Part {
+    SessionUser,
+    Role,
+    Xid,
+    Marker,
+    Prepare,
+    Look,
+    Reset,
+}
+
+impl Part {
+    /// The one that failed when so many were done.
+    fn behind(done: usize) -> Part {
+        const ALL: [Part; 6] = [Part::SessionUser, Part::Role, Part::Xid, Part::Marker, Part::Prepare, Part::Look];
+        ALL.into_iter().nth(done).unwrap_or(Part::Reset)
+    }
+}
+
+/// Whether an [`ending`] prepared the branch. `connection.preparing` stays unless that is certain, either way.
+fn prepared(connection: &mut Connection, gid: &Gid, played: Played) -> Result<(), Failure> {
+    let xid = |statement: usize| played.value(statement).and_then(|xid| xid.parse::<u32>().ok());
+    let (ran, found) = (xid(Part::Xid as usize), xid(Part::Look as usize));
+    let reset = played.error.is_none();
+    if let Some(error) = played.error {
+        connection.note(&error);
+        let failure = match Part::behind(played.done) {
+            Part::SessionUser | Part::Role | Part::Xid => Failure::from(error),
+            Part::Marker => marker_refused(error, gid.txid),
+            Part::Prepare => return Err(not_prepared(error)),
+            Part::Look => return Err(error.into()),
+            Part::Reset => return yes(connection, ran, found, reset),
+        };
+        connection.preparing = matches!(failure, Failure::Lost(_));
+        return Err(failure);
+    }
+    yes(connection, ran, found, reset)
+}
+
+/// What a look found, held against the transaction that ran. (One that wrote nothing has its number from the marker.)
+fn yes(connection: &mut Connection, ran: Option<u32>, found: Option<u32>, reset: bool) -> Result<(), Failure> {
+    match (ran, found) {
+        (_, None) => Err(Failure::refused(
             RefusalKind::Invalid,
             "the transaction was ended by one of its statements: it was not prepared (leave transaction control out of functions too)",
         )),
+        (Some(ran), Some(found)) if ran != found => {
+            Err(Failure::refused(RefusalKind::Conflict, "another transaction is prepared under this branch's name"))
+        }
+        (_, Some(_)) => {
+            connection.preparing = false;
+            connection.spoilt = !reset;
+            Ok(())
+        }
     }
 }
 
@@ -323,9 +391,7 @@ fn not_prepared(error: tokio_postgres::Error) -> Failure {
 
 /// Ends the open transaction without effect. A connection that cannot do that is not used again.
 pub async fn roll_back(connection: &mut Connection) {
-    let (ended, reset) =
-        futures_util::future::join(connection.client.batch_execute("ROLLBACK"), connection.client.batch_execute(RESET)).await;
-    connection.spoilt = ended.is_err() || reset.is_err();
+    connection.spoilt = connection.client.batch_execute(&format!("ROLLBACK; {RESET}")).await.is_err();
 }
 
 /// A transaction's number.

@@ -33,6 +33,10 @@ pub struct Connection {
     strict: &'static str,
     /// In a state that no reset mends.
     pub spoilt: bool,
+    /// What it was last asked may have prepared a branch, or may do so yet.
+    pub preparing: bool,
+    /// Whether the store's own named statements are compiled.
+    own: bool,
 }
 
 /// Makes connections of one session.
@@ -125,7 +129,8 @@ impl Connector {
                 }
             };
             let slot = self.slots.fetch_add(1, Ordering::Relaxed);
-            Ok(Connection { client, pid, slot, statements: HashMap::new(), connector: self.clone(), strict, spoilt: false })
+            let (statements, connector) = (HashMap::new(), self.clone());
+            Ok(Connection { client, pid, slot, statements, connector, strict, spoilt: false, preparing: false, own: false })
         };
         match tokio::time::timeout(self.options.connect_timeout, connecting).await {
             Ok(connected) => connected,
@@ -167,11 +172,12 @@ impl managed::Manager for Connector {
     type Error = String;
 
     async fn create(&self) -> Result<Connection, String> {
-        self.connect().await
+        // Seldom needed, and large: every branch's future would have room for it.
+        Box::pin(self.connect()).await
     }
 
     async fn recycle(&self, connection: &mut Connection, _: &Metrics) -> RecycleResult<String> {
-        match connection.spoilt || connection.client.is_closed() {
+        match connection.spoilt || connection.preparing || connection.client.is_closed() {
             true => Err(RecycleError::message("it is closed or spoilt")),
             false => Ok(()),
         }
@@ -208,10 +214,21 @@ impl Connection {
         Ok(())
     }
 
+    /// Compiles the store's own named statements, once. Whoever dropped them has dropped all.
+    pub async fn compile_own(&mut self, script: &str) -> Result<(), Failure> {
+        if !self.own {
+            self.client.batch_execute(&format!("DEALLOCATE ALL; {script}")).await?;
+            self.statements.clear();
+            self.own = true;
+        }
+        Ok(())
+    }
+
     /// What an error says of the compiled statements.
     pub fn note(&mut self, error: &tokio_postgres::Error) {
         if is_stale_plan(error) {
             self.statements.clear();
+            self.own = false;
         }
     }
 

@@ -7,9 +7,10 @@ use super::branch::{RESET, marker_refused};
 use super::connection::{Connection, Lent};
 use super::failure::Failure;
 use super::schema::{SLOTS, broken, number, place, position};
+use super::script;
 use super::session::Session;
 use crate::StoreError;
-use futures_util::future::join3;
+use futures_util::future::join;
 use lockstep_core::{Csn, Marker, Owner, Position, Refusal, RefusalKind, Settle};
 use tokio_postgres::types::ToSql;
 
@@ -43,27 +44,26 @@ pub async fn lead(connection: &mut Connection, owner: Owner, marker: &Marker) ->
     let values: [&(dyn ToSql + Sync); 8] = [&place, &key, &attempt, &csn, &bytes, &slot, &epoch, &incarnation];
     let compiled = connection.cached(LEAD).expect("compiled before the branch ran");
     let marked = client.execute_raw(compiled, values);
-    let committed = client.batch_execute("COMMIT");
-    let reset = client.batch_execute(RESET);
-    let (marked, committed, reset) = join3(marked, committed, reset).await;
+    let (marked, committed) = join(marked, script::play(client, &format!("COMMIT; {RESET}"))).await;
+    let whole = committed.error.is_none();
     // In a failed transaction COMMIT rolls back, and says nothing of it.
     match marked.map_err(|error| marker_refused(error, marker.entry.txid)) {
         Err(Failure::Refused(refusal)) => {
-            connection.spoilt = committed.is_err() || reset.is_err();
+            connection.spoilt = !whole;
             return Outcome::RolledBack(refusal);
         }
         Err(Failure::Lost(why)) => return Outcome::Unknown(why),
         Ok(_) => {}
     }
-    match committed.map_err(Failure::from) {
-        Ok(()) => {
-            connection.spoilt = reset.is_err();
+    match committed.error.filter(|_| committed.done == 0).map(Failure::from) {
+        None => {
+            connection.spoilt = !whole;
             Outcome::Committed
         }
-        Err(Failure::Refused(refusal)) if refusal.kind != RefusalKind::Unavailable && refusal.kind != RefusalKind::Busy => {
+        Some(Failure::Refused(refusal)) if refusal.kind != RefusalKind::Unavailable && refusal.kind != RefusalKind::Busy => {
             Outcome::RolledBack(refusal)
         }
-        Err(failure) => Outcome::Unknown(failure.refusal().message),
+        Some(failure) => Outcome::Unknown(failure.refusal().message),
     }
 }
 

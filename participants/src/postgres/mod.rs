@@ -22,6 +22,7 @@ mod marker;
 mod own;
 mod reader;
 mod schema;
+mod script;
 mod session;
 mod statement;
 mod takeover;

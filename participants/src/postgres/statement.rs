@@ -45,6 +45,12 @@ pub fn only_returns(sql: &str) -> bool {
     ["SELECT", "VALUES", "TABLE", "EXPLAIN", "SHOW", "CALL"].contains(&word.as_str())
 }
 
+/// Whether a statement is there to write, by its first word. (One that begins otherwise may write, too.)
+pub fn writes(sql: &str) -> bool {
+    let word = first_word(sql).to_ascii_uppercase();
+    ["INSERT", "UPDATE", "DELETE", "MERGE"].contains(&word.as_str())
+}
+
 /// The first word behind blanks, comments and opening parentheses.
 fn first_word(sql: &str) -> &str {
     let mut rest = sql;

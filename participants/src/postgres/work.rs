@@ -1,11 +1,12 @@
 //! A branch's life: from its Prepare to its vote, beside others, each on a connection of its own.
 
+use super::branch::{self, End, Ran};
 use super::connection::{Lent, lend};
 use super::failure::Failure;
 use super::marker::{self, Outcome};
 use super::own::{self, Own};
 use super::session::Session;
-use super::{PostgresOptions, branch, not_open, two_phase};
+use super::{PostgresOptions, not_open, two_phase};
 use crate::applications::Applications;
 use lockstep_core::{Decider, Marker, Operation, RefusalKind, Settle, Txid, Vote, Work};
 use std::collections::HashMap;
@@ -119,7 +120,7 @@ pub async fn live(
         Err(prepared) => prepared,
     };
     if prepared {
-        two_phase::roll_back(&session, &[txid], 1).await.map_err(|failure| failure.refusal().message)?;
+        Box::pin(two_phase::roll_back(&session, &[txid], 1)).await.map_err(|failure| failure.refusal().message)?;
     }
     Ok(None)
 }
@@ -135,14 +136,14 @@ async fn run(session: &Session, options: &PostgresOptions, applications: &Applic
     let no = |failure: Failure| Ok(Vote::No(failure.refusal()).into());
     let led = work.txid.decider == Decider::Leader(session.me);
     if let ([Operation::Enlisted { xid }], true) = (&work.operations[..], led) {
-        return match within(deadline, stop, own::vote(session, applications, work.txid, *xid)).await {
+        return match within(deadline, stop, Box::pin(own::vote(session, applications, work.txid, *xid))).await {
             Ok(Ok(own)) => Ok(Voted { vote: Vote::Ready([].into()), open: Some(Open::Applications(own)) }),
             Ok(Err(failure)) => no(failure),
             Err(left) => no(failed(left)),
         };
     }
     if let [Operation::Enlisted { xid }] = work.operations[..] {
-        return match timeout(PATIENCE, enlisted(session, work.txid, xid)).await {
+        return match timeout(PATIENCE, Box::pin(enlisted(session, work.txid, xid))).await {
             Ok(Ok(())) => Ok(Vote::Prepared([].into()).into()),
             Ok(Err(failure)) => no(failure),
             Err(_) => Err("the server does not answer whether an enlisted branch is prepared".into()),
@@ -159,38 +160,33 @@ async fn run(session: &Session, options: &PostgresOptions, applications: &Applic
         }
         Err(left) => return no(failed(left)),
     };
-    let ran = match within(deadline, stop, branch::run(&mut connection, &work.operations, &options.limits, led)).await {
-        Ok(Ok(ran)) => ran,
-        Ok(Err(failure)) => {
+    let gid = session.gid(work.txid);
+    let end = if led { End::Open } else { End::Prepare(session.owner, &gid) };
+    let failure = match within(deadline, stop, branch::run(&mut connection, &work.operations, &options.limits, end)).await {
+        Ok(Ok(Ran::Prepared(results))) => return Ok(Vote::Prepared(results).into()),
+        Ok(Ok(Ran::Open(results))) => return Ok(Voted { vote: Vote::Ready(results), open: Some(Open::Ours(connection)) }),
+        Ok(Ok(Ran::ReadOnly(results))) => {
+            branch::roll_back(&mut connection).await;
+            return Ok(Vote::ReadOnly(results).into());
+        }
+        Ok(Err(failure)) if !connection.preparing => {
             branch::roll_back(&mut connection).await;
             return no(failure);
         }
-        Err(left) => {
-            connection.give_up().await;
+        Ok(Err(failure)) => failure,
+        Err(left) if !connection.preparing => {
+            Box::pin(connection.give_up()).await;
             return no(failed(left));
         }
-    };
-    let xid = match (led, ran.xid) {
-        (true, _) => return Ok(Voted { vote: Vote::Ready(ran.results), open: Some(Open::Ours(connection)) }),
-        (false, None) => {
-            branch::roll_back(&mut connection).await;
-            return Ok(Vote::ReadOnly(ran.results).into());
-        }
-        (false, Some(xid)) => xid,
-    };
-    let gid = session.gid(work.txid);
-    let failure = match within(deadline, stop, branch::prepare(&mut connection, session.owner, &gid, xid)).await {
-        Ok(Ok(())) => return Ok(Vote::Prepared(ran.results).into()),
-        Ok(Err(failure)) => failure,
         Err(left) => failed(left),
     };
     // It may be prepared, or become so: a backend finishes what it was sent though nobody waits for it.
     let pid = connection.pid;
     drop(connection);
-    let undone = async {
+    let undone = Box::pin(async {
         session.end_backend(pid).await?;
         two_phase::roll_back(session, &[work.txid], 1).await
-    };
+    });
     match timeout(PATIENCE, undone).await {
         Ok(Ok(())) => no(failure),
         Ok(Err(error)) => Err(format!("what became of branch {gid} is not known: {}", error.refusal().message)),
@@ -239,7 +235,7 @@ pub async fn lead(session: &Session, marker: &Marker, open: Option<Open>, patien
         None => return Outcome::RolledBack(not_open()),
         Some(Open::Ours(connection)) => connection,
         Some(Open::Applications(own)) => {
-            return match timeout(PATIENCE, own::lead(session, marker, own, patience)).await {
+            return match timeout(PATIENCE, Box::pin(own::lead(session, marker, own, patience))).await {
                 Ok(outcome) => outcome,
                 Err(_) => Outcome::Unknown("the server does not answer".into()),
             };
@@ -253,10 +249,10 @@ pub async fn lead(session: &Session, marker: &Marker, open: Option<Open>, patien
     let pid = connection.pid;
     drop(connection);
     let txid = marker.entry.txid;
-    let settled = async {
+    let settled = Box::pin(async {
         session.end_backend(pid).await?;
         marker::settle(session, &Settle::Txid(txid)).await.map_err(|error| Failure::Lost(error.to_string()))
-    };
+    });
     match timeout(PATIENCE, settled).await {
         Ok(Ok(Some(_))) => Outcome::Committed,
         Ok(Ok(None)) => Outcome::RolledBack(lockstep_core::Refusal::new(RefusalKind::Unavailable, why)),

@@ -40,8 +40,18 @@ fn a_branch_committed_by_hand_is_found_by_its_marker() {
 #[test]
 fn what_only_reads_is_not_prepared() {
     let mut lab = lab(STOCK);
-    let (_, vote) = lab.yes(vec![sql("SELECT n FROM stock"), sql("UPDATE stock SET n = 0 WHERE id = 99")]);
+    let none = "WITH gone AS (UPDATE stock SET n = 0 WHERE id = 99 RETURNING n) SELECT n FROM gone";
+    let (_, vote) = lab.yes(vec![sql("SELECT n FROM stock"), sql(none)]);
     assert!(matches!(vote, Vote::ReadOnly(_)), "{vote:?}");
+    assert_eq!(lab.prepared(), "");
+}
+
+#[test]
+fn what_was_to_write_and_wrote_nothing_is_prepared_and_committed() {
+    let mut lab = lab(STOCK);
+    let (txid, vote) = lab.yes(vec![sql("UPDATE stock SET n = 0 WHERE id = 99")]);
+    assert!(matches!(vote, Vote::Prepared(_)), "{vote:?}");
+    assert_eq!(lab.tell(txid).done, [txid]);
     assert_eq!(lab.prepared(), "");
 }
 
