@@ -121,3 +121,29 @@ fn nothing_is_left_open() {
         }
     }
 }
+
+/// The exposure that `systemd-analyze security` may find, in tenths: from 0, nothing, to 100.
+const EXPOSURE: &str = "20";
+
+#[test]
+fn systemd_takes_the_unit_and_finds_it_hardened() {
+    let analyze = |folder: &Path, arguments: &[&str]| {
+        let unit = folder.join("lockstepd.service");
+        std::process::Command::new("systemd-analyze").args(arguments).arg(unit).env("SYSTEMD_COLORS", "0").output()
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let text = std::fs::read_to_string(root().join("ops/lockstepd.service")).expect("the unit");
+    // The program is not installed here, nor its man page.
+    let here = text.replace("/usr/bin/lockstepd", "/bin/true").replace("Documentation=man:lockstep(1)\n", "");
+    assert_ne!(here, text);
+    std::fs::write(folder.path().join("lockstepd.service"), here).expect("written");
+    let Ok(verified) = analyze(folder.path(), &["verify"]) else {
+        return eprintln!("skipped: there is no systemd-analyze here");
+    };
+    let said = String::from_utf8_lossy(&verified.stderr).into_owned();
+    let about_ours: Vec<&str> = said.lines().filter(|line| line.contains("lockstepd")).collect();
+    assert!(about_ours.is_empty(), "{about_ours:?}");
+    let judged = analyze(folder.path(), &["security", "--offline=true", &format!("--threshold={EXPOSURE}")]).expect("it is there");
+    let last = String::from_utf8_lossy(&judged.stdout).lines().last().unwrap_or_default().to_owned();
+    assert!(judged.status.success(), "{last}: {}", String::from_utf8_lossy(&judged.stderr));
+}
