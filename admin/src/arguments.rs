@@ -174,9 +174,13 @@ pub(crate) struct Verify {
 
 #[derive(Args)]
 pub(crate) struct Branches {
-    /// The PostgreSQL server, `postgresql://user@host:port/database`; its password comes from PGPASSWORD
+    /// The PostgreSQL server, `postgresql://user@host:port/database`; its password comes from PGPASSWORD. TLS as its `sslmode` says:
+    /// disable, prefer (what is taken if it says nothing), or require; a server's certificate is always verified
     #[arg(long, value_name = "URL")]
     pub postgres: String,
+    /// Certificate authorities (PEM) of the server; without it the system's
+    #[arg(long, value_name = "FILE", env = "PGSSLROOTCERT")]
+    pub ssl_root_cert: Option<PathBuf>,
     /// The log's folder (DATA_DIR/log) of a daemon that is down: tells what the log says of each branch; nothing in it is changed
     #[arg(long, value_name = "DIR")]
     pub folder: Option<PathBuf>,

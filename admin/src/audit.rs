@@ -52,7 +52,7 @@ fn table(output: &Output, data: &Entries) -> String {
         ]
     });
     let table = output.table(["AT", "WHO", "WHAT", "WHY", "OUTCOME"], rows);
-    if data.truncated { format!("{table}there are more: --limit\n") } else { table }
+    if data.truncated { format!("{table}\nthere are more: --limit\n") } else { table }
 }
 
 impl From<v1::AuditEntry> for Entry {

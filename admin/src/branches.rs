@@ -4,9 +4,15 @@ use crate::arguments::Branches;
 use crate::output::{self, Output, Tone};
 use crate::{Exit, Failure, Io};
 use lockstep_log::{BranchFate, Inspection};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::{ClientConfig, RootCertStore};
 use serde::Serialize;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio_postgres::{Config, NoTls};
+use tokio_postgres::Config;
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// How long the server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -55,11 +61,17 @@ pub(crate) async fn list(arguments: &Branches, output: &Output, io: &mut Io<'_>)
         config.password(password);
     }
     let source = place(&config);
-    let asked = tokio::time::timeout(PATIENCE, ask(&config)).await;
+    let tls = tls(arguments.ssl_root_cert.as_deref()).map_err(|message| Failure {
+        exit: Exit::Usage,
+        message,
+        hint: "give a file of PEM certificates".into(),
+    })?;
+    let asked = tokio::time::timeout(PATIENCE, ask(&config, tls)).await;
     let unreachable = |why: String| Failure {
         exit: Exit::Unreachable,
         message: format!("the server at {source} does not answer: {why}"),
-        hint: "look whether it runs, and whether it takes this user without TLS".into(),
+        hint: "look whether it runs, whether it takes this user, and who signed its certificate (--ssl-root-cert; or sslmode=disable)"
+            .into(),
     };
     let rows = asked.map_err(|_| unreachable(format!("no answer within {PATIENCE:?}")))?.map_err(|error| unreachable(told(&error)))?;
     let branch = |(gid, database, owner, prepared_at_ms, age_ms): Row| {
@@ -80,8 +92,30 @@ pub(crate) async fn list(arguments: &Branches, output: &Output, io: &mut Io<'_>)
 
 type Row = (String, String, String, u64, u64);
 
-async fn ask(config: &Config) -> Result<Vec<Row>, tokio_postgres::Error> {
-    let (client, connection) = config.connect(NoTls).await?;
+/// Verifies the server by these authorities, or else by the system's. A sentence if they cannot be read.
+fn tls(authorities: Option<&Path>) -> Result<MakeRustlsConnect, String> {
+    let mut roots = RootCertStore::empty();
+    match authorities {
+        None => drop(roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs)),
+        Some(path) => {
+            let cannot = |why: String| format!("--ssl-root-cert {} cannot be used: {why}", path.display());
+            for certificate in CertificateDer::pem_file_iter(path).map_err(|error| cannot(error.to_string()))? {
+                let certificate = certificate.map_err(|error| cannot(error.to_string()))?;
+                roots.add(certificate).map_err(|error| cannot(error.to_string()))?;
+            }
+            if roots.is_empty() {
+                return Err(cannot("it holds no certificate".into()));
+            }
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = builder.map_err(|error| format!("TLS cannot be set up: {error}"))?;
+    Ok(MakeRustlsConnect::new(builder.with_root_certificates(roots).with_no_client_auth()))
+}
+
+async fn ask(config: &Config, tls: MakeRustlsConnect) -> Result<Vec<Row>, tokio_postgres::Error> {
+    let (client, connection) = config.connect(tls).await?;
     let driver = tokio::spawn(connection);
     let rows = client.query(LISTED, &[]).await;
     driver.abort();

@@ -180,6 +180,13 @@ fn rows_and_documents() {
 }
 
 #[test]
+fn who_ordered_what() {
+    let well = fake::start(Health::Well);
+    let commands = ["audit list", "audit list --limit 1", "audit list --output json", "audit list --limit 0"];
+    assert_snapshot!("audit", [transcript(&well, &commands), transcript("http://127.0.0.1:1", &["audit list"])].join("\n"));
+}
+
+#[test]
 fn usage() {
     let commands = [
         "--help",

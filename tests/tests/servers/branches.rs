@@ -54,6 +54,32 @@ async fn branches_are_listed_without_a_daemon() -> anyhow::Result<()> {
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_lists_its_branches_is_verified() -> anyhow::Result<()> {
+    let postgres = Cluster::start(&[]);
+    let folder = tempfile::tempdir()?;
+    let made = |name: &str| folder.path().join(name).display().to_string();
+    for who in ["ours", "another"] {
+        let Said { exit, stderr, .. } = command_line::run(&["cert", "--folder", &made(who), "--host", "127.0.0.1"]).await?;
+        ensure!(exit == Exit::Ok, "{stderr}");
+    }
+    let pem = |name: &str| std::fs::read_to_string(folder.path().join("ours").join(name));
+    postgres.encrypt(&pem("server.pem")?, &pem("server.key")?);
+    std::fs::write(folder.path().join("nonsense"), "nonsense")?;
+    let (right, wrong, nonsense) = (made("ours/ca.pem"), made("another/ca.pem"), made("nonsense"));
+    let nowhere = made("nowhere");
+    let encrypted = format!("postgresql://postgres@127.0.0.1:{}/postgres?sslmode=require", postgres.port());
+    let listed = list(&["branches", "--postgres", &encrypted, "--ssl-root-cert", &right], Exit::Ok).await?;
+    ensure!(listed["branches"] == serde_json::json!([]), "{listed}");
+    for (file, expected) in [(&wrong, Exit::Unreachable), (&nonsense, Exit::Usage), (&nowhere, Exit::Usage)] {
+        let Said { exit, stderr, .. } = command_line::run(&["branches", "--postgres", &encrypted, "--ssl-root-cert", file]).await?;
+        ensure!(exit == expected && stderr.contains("--ssl-root-cert"), "{file}: {exit:?} {stderr}");
+    }
+    let Said { exit, stderr, .. } = command_line::run(&["branches", "--postgres", &encrypted]).await?;
+    ensure!(exit == Exit::Unreachable && stderr.contains("--ssl-root-cert"), "{exit:?} {stderr}");
+    Ok(())
+}
+
 async fn list(words: &[&str], expected: Exit) -> anyhow::Result<Value> {
     let words = [&["--output", "json"], words].concat();
     let Said { exit, stdout, stderr } = command_line::run(&words).await?;
