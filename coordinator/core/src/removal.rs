@@ -72,7 +72,9 @@ impl Coordinator {
             self.session_down(now, participant, session, fx);
             self.follower_mut(participant).turn(now, Session::Refused(session, REMOVED.into()));
         }
-        self.follower_mut(participant).configured = false;
+        let follower = self.follower_mut(participant);
+        // Nor is it let in while the order is on its way to the disk: it would be handed what goes on record as damage.
+        (follower.configured, follower.removed) = (false, true);
         // Of an index that was heard in this start it is certain that it never gets them; of others nobody can tell any more.
         let follower = self.follower(participant);
         let kind = match follower.kind {

@@ -344,7 +344,12 @@ impl Store {
             StoreCommand::List if broken(Mutation::NotListed) => StoreReport::Listed(None),
             StoreCommand::List => StoreReport::Listed(Some(self.live.prepared.keys().copied().collect())),
             StoreCommand::Tend(closed) => self.tend(now, *closed, dice),
-            StoreCommand::Migrate(..) => StoreReport::Migrated(Ok("nothing to change".into())),
+            StoreCommand::Migrate(..) => {
+                if self.open.is_some() || !self.running.is_empty() || !self.ready.is_empty() || !self.voted.is_empty() {
+                    checker.violation(format!("store {} changes its schema under transactions that are under way", self.index));
+                }
+                StoreReport::Migrated(Ok("changed".into()))
+            }
         }
     }
 
