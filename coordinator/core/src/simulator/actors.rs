@@ -93,6 +93,7 @@ impl World {
                 self.after(later, Happening::PrepareAgain { to, message: message.clone() });
             }
             ToParticipant::Reserve(_) if broken(Mutation::NoHandover) => return,
+            ToParticipant::Skip(decided) => self.actors[to].store.given_up(&decided.txids),
             _ => {}
         }
         self.participate(to, ParticipantEvent::Message(session, message));
