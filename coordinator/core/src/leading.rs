@@ -168,6 +168,7 @@ impl Coordinator {
         }
         for participant in everyone {
             self.too_late(now, participant, txid, csn, fx);
+            self.given_up(now, participant, txid, csn, fx);
         }
     }
 

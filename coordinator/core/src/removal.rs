@@ -4,7 +4,7 @@
 use crate::coordinator::{Coordinator, Phase};
 use crate::event::Effect;
 use crate::follower::{Follower, Scan, Session};
-use crate::ids::{Decider, ParticipantId, Time, Txid};
+use crate::ids::{Csn, Decider, ParticipantId, Time, Txid};
 use crate::record::DamageKind;
 use crate::transaction::State;
 use crate::vote::Kind;
@@ -46,6 +46,10 @@ impl Coordinator {
         if !scanned {
             return Err(format!("`{name}` decides transactions, and has not told which: bring it back first"));
         }
+        // What it is owed by their markers is not known yet.
+        if let Some(leader) = self.unscanned_leader() {
+            return Err(format!("`{}` decides transactions, perhaps with a part at `{name}`, and has not told which", leader.name));
+        }
         // A branch that they hold for it could be settled nowhere else.
         let silent = |other: &&Follower| other.configured && !other.evidence && other.id != participant;
         if follower.leads()
@@ -84,6 +88,15 @@ impl Coordinator {
         for txid in self.owed_to(participant) {
             let reason = format!("its store was removed: {reason}");
             self.record_damage(now, participant, txid, kind, Some(operator.into()), reason, None, fx);
+        }
+    }
+
+    /// A leader that was waived tells of this decision only now: its part at a store that was removed meanwhile is given up too (I12).
+    pub(crate) fn given_up(&mut self, now: Time, participant: ParticipantId, txid: Txid, csn: Csn, fx: &mut Vec<Effect>) {
+        let follower = self.follower(participant);
+        if follower.removed && txid.decider != Decider::Leader(participant) && csn > follower.acked.max(follower.progress.durable) {
+            let reason = "its store was removed before its leader told of it";
+            self.record_damage(now, participant, txid, DamageKind::Hazard, None, reason.into(), None, fx);
         }
     }
 

@@ -396,7 +396,8 @@ impl Checker {
 
     /// Its Hello has come: whoever hears it knows by now whether it came with an older owner.
     pub(crate) fn said_hello(&mut self, store: usize) {
-        if matches!(self.evident.get(&store), Some(Evidence::Owner { .. })) && !self.store_alarms.contains(&store) {
+        let shows = matches!(self.evident.get(&store), Some(Evidence::Owner { .. })) && !self.is_removed(store);
+        if shows && !self.store_alarms.contains(&store) {
             self.violation(format!("R-STORELOSS: store {store} was put back, its Hello shows it by its owner, and nobody was told"));
         }
     }
@@ -578,7 +579,8 @@ impl Checker {
     /// Everything has come to rest: `stores` are what is durable, `starts` those of the log that is followed now. Whatever deviates from
     /// the decisions, somebody has said so (I12).
     pub(crate) fn at_rest(&mut self, stores: &[&State], starts: &[(Epoch, u64)]) {
-        if let Some((store, evidence)) = self.evident.iter().find(|(store, _)| !self.store_alarms.contains(store)) {
+        let untold = |store: &usize| !self.store_alarms.contains(store) && !self.is_removed(*store);
+        if let Some((store, evidence)) = self.evident.iter().find(|(store, _)| untold(store)) {
             return self.violation(format!("R-STORELOSS: store {store} was put back, and nobody was told: {evidence:?}"));
         }
         let mut broken = None;
@@ -610,8 +612,9 @@ impl Checker {
                 if there(w.store) == asked.decided_at().is_some() || self.damage.contains(&(w.store, tag)) {
                     continue;
                 }
-                // From its removal on nobody looks after it.
-                if self.is_removed(w.store) && !there(w.store) {
+                // From its removal on nobody looks after it: it may lose what it had.
+                let had = asked.ever_applied.contains(&w.store) || self.removed.contains(&(GIVEN_UP, w.store));
+                if self.is_removed(w.store) && !there(w.store) && had {
                     continue;
                 }
                 let database = matches!(self.kinds[w.store], Kind::Leader | Kind::Preparing);
