@@ -280,7 +280,12 @@ impl World {
 
     fn call_store(&mut self, i: usize, command: &StoreCommand) -> StoreReport {
         let odds = self.odds();
-        self.actors[i].store.call(self.now, command, odds, &mut self.dice, &mut self.checker)
+        let report = self.actors[i].store.call(self.now, command, odds, &mut self.dice, &mut self.checker);
+        // Whether anybody hears of it or not, it keeps this owner.
+        if let (StoreCommand::Recover { owner, .. }, Some(link)) = (command, self.actors[i].link) {
+            self.checker.followed(i, self.hosts[link.host].disk, *owner);
+        }
+        report
     }
 
     pub(super) fn store_done(&mut self, i: usize, life: u64, command: StoreCommand) {
@@ -302,9 +307,6 @@ impl World {
                 StoreReport::Broken("an input/output error".into())
             }
         };
-        if let (StoreReport::Recovered { .. }, StoreCommand::Recover { owner, .. }, Some(link)) = (&report, &command, self.actors[i].link) {
-            self.checker.followed(i, self.hosts[link.host].disk, *owner);
-        }
         if broken(Mutation::UnansweredArrives) && self.actors[i].store.has_left_behind() {
             let later = self.dice.log_between(10_000, 8_000_000);
             self.after(later, Happening::LeftBehind(i));
