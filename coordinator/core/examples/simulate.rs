@@ -1,7 +1,9 @@
 //! Runs seeds of the simulator, replays one, or shows that every rule is needed:
 //! `simulate --seed 42 --trace`, `simulate --seeds 10000`, `simulate --mutations`.
 
-use lockstep_core::simulator::{Directed, Failure, Mutation, Options, Reached, Scale, Summary, Switch, directed, reached, shrink, simulate};
+use lockstep_core::simulator::{
+    Directed, Failure, Mutation, Options, Reached, Scale, Summary, Switch, directed, reached, shrink, simulate,
+};
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::Mutex;

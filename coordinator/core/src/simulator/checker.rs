@@ -244,7 +244,11 @@ impl Checker {
     /// Whether the redos of a serial executor may not fit: an operator's hand was there, or an older copy was put in its place.
     pub(crate) fn touched(&self, store: usize) -> bool {
         // What a log has lost, and the store had not synced, others may have been made on top of.
-        let lost = |asked: &Asked| asked.gone && asked.writes.iter().any(|w| w.store == store);
+        let put_back = |w: &Writes| self.restored.contains(&w.store);
+        let lost = |asked: &Asked| {
+            let gone = asked.gone || (asked.lost && asked.writes.iter().any(put_back));
+            gone && asked.writes.iter().any(|w| w.store == store)
+        };
         self.by_hand.iter().any(|(touched, _)| *touched == store) || self.asked.iter().any(lost)
     }
 

@@ -368,7 +368,7 @@ impl World {
                 self.checker.violation(format!("R-KEY: another request under the key of {tag:?} is told {reply:?}"))
             }
             (Asked::Outcome { .. }, _) => {}
-            (Asked::Read { token, .. }, Reply::Reached(_)) if self.checker.is_retired(token.log_id) => {
+            (Asked::Read { token, .. }, Reply::Reached(_)) if self.checker.is_retired(token.log_id) && self.disks[log].appender == host => {
                 self.checker.violation(format!("R-LOGLOSS: {token:?}, of before the log was put back by command, is honoured"));
             }
             (Asked::Read { store, token }, Reply::Reached(_)) => self.check_read(host, store, token.csn),

@@ -7,9 +7,10 @@ use crate::mutation::{Mutation, broken};
 use crate::request::Aborted;
 use crate::transaction::State;
 use crate::{
-    AdminAction, Alarm, CoordId, Coordinator, Decider, Effect, Entry, Event, Identity, Kind, LogId, Lsn, ParticipantId, Record, Refusal, RefusalKind,
-    Reply, Time, ToParticipant, Txid,
+    AdminAction, Alarm, CoordId, Coordinator, DamageKind, Decider, Effect, Entry, Event, Identity, Kind, LogId, Lsn, ParticipantId, Record,
+    Refusal, RefusalKind, Reply, Time, ToParticipant, Txid,
 };
+use std::collections::BTreeSet;
 
 /// One process.
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub(super) struct Host {
     /// Somebody looks after it soon.
     pub(super) supervised: bool,
     seen: CoordinatorSeen,
+    /// Redos that were given up before it was started (R-SKIP).
+    given_up: BTreeSet<(ParticipantId, Txid)>,
 }
 
 impl Host {
@@ -45,6 +48,7 @@ impl Host {
             connecting: vec![false; participants],
             supervised: false,
             seen: CoordinatorSeen::default(),
+            given_up: BTreeSet::new(),
         }
     }
 }
@@ -76,6 +80,7 @@ impl World {
         if let Some(forgotten) = forgotten_by(&machine, self.disks[log].entries()) {
             self.checker.violation(forgotten);
         }
+        self.hosts[host].given_up = given_up_in(self.disks[log].entries());
         self.hosts[host].machine = Some(machine);
         self.hosts[host].started = self.now;
         self.effects = effects;
@@ -158,6 +163,7 @@ impl World {
         self.disks[0] = backup;
         (self.disks[0].appender, self.disks[0].examined) = (host, self.disks[0].last());
         self.checker.log_lost(0, &gone);
+        self.log_backup_used += 1;
         let by_command = self.climate.restored_by_command;
         let again = self.disks[0].log_id();
         match (old, again) {
@@ -294,13 +300,18 @@ impl World {
                     if self.disks[log].appender == host {
                         self.checker.told(log, to.0 as usize, &message);
                     }
+                    if let ToParticipant::Commit(decided) = &message
+                        && let Some(txid) = decided.txids.iter().find(|txid| self.hosts[host].given_up.contains(&(to, **txid)))
+                    {
+                        self.checker.violation(format!("R-SKIP: {txid} was given up at {to}, and is sent there in a later start"));
+                    }
                     self.send_there(host, to.0 as usize, session, message);
                 }
                 Effect::Reply(ticket, reply) => self.reply(host, ticket, reply),
                 Effect::ForgetPayload(lsn) if self.disks[log].appender == host => self.disks[log].forget_payload(lsn),
                 Effect::ForgetBelow(lsn) if self.disks[log].appender == host => self.disks[log].forget_below(lsn),
                 Effect::ForgetPayload(_) | Effect::ForgetBelow(_) => {}
-                Effect::Alarm(alarm) => self.alarm(log, &alarm),
+                Effect::Alarm(alarm) => self.alarm(host, &alarm),
             }
         }
         self.effects = effects;
@@ -403,7 +414,16 @@ impl World {
         by_hand.into_iter().for_each(|entry| self.checker.ordered(log, entry));
     }
 
-    fn alarm(&mut self, log: usize, alarm: &Alarm) {
+    fn alarm(&mut self, host: usize, alarm: &Alarm) {
+        let log = self.hosts[host].disk;
+        // One that has a successor takes the successor's start for a loss; and a clone is one.
+        if let Alarm::LogLoss(evidence) = alarm
+            && self.disks[log].appender == host
+            && self.log_backup_used == 0
+            && self.disks.len() == 1
+        {
+            self.checker.violation(format!("the log has lost nothing, and is said to: {evidence}"));
+        }
         // Only where nothing is broken on purpose is a participant of this world known to behave.
         self.checker.alarm(log, alarm);
     }
@@ -426,6 +446,15 @@ impl World {
             ));
         }
     }
+}
+
+/// Redos that an operator has given up, as the log has it.
+fn given_up_in(log: &[Entry]) -> BTreeSet<(ParticipantId, Txid)> {
+    let skipped = |entry: &Entry| match &entry.record {
+        Record::Damage(damage) if damage.kind == DamageKind::Skipped => Some((damage.participant, damage.txid)),
+        _ => None,
+    };
+    log.iter().filter_map(skipped).collect()
 }
 
 /// What stands in the log for people, and this start does not know: damage that nobody has forgotten, and who ordered what.

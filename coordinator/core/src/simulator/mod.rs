@@ -30,10 +30,10 @@ pub use crate::mutation::Mutation;
 use crate::mutation::take_away;
 pub use reached::{Reached, Tally, Transitions, reached};
 pub use shrink::{Shrunken, shrink};
-pub use swarm::Switch;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, Once, PoisonError};
+pub use swarm::Switch;
 
 /// What to run.
 #[derive(Clone, Debug, Default)]

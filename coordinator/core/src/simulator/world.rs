@@ -130,6 +130,8 @@ pub(super) struct World {
     pub(super) hosts: Vec<Host>,
     pub(super) disks: Vec<Disk>,
     pub(super) log_backup: Option<Disk>,
+    /// How often the log was put back to it.
+    pub(super) log_backup_used: u64,
     pub(super) actors: Vec<Actor>,
     pub(super) clients: Vec<Client>,
     pub(super) tickets: Vec<Asked>,
@@ -171,6 +173,7 @@ impl World {
             hosts: vec![Host::new(0, climate.kinds.len())],
             disks: vec![Disk::default()],
             log_backup: None,
+            log_backup_used: 0,
             actors: climate.kinds.iter().enumerate().map(actor).collect(),
             clients: (0..climate.clients).map(|_| Client::default()).collect(),
             tickets: Vec::new(),
