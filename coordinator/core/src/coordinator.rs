@@ -73,6 +73,8 @@ pub struct Coordinator {
     pub(crate) by_hand: BTreeMap<(Txid, ParticipantId), ByHand>,
     /// Leaders that an operator did not wait for, in this start or an earlier one, and that have not been scanned since.
     pub(crate) waivers: Vec<Waiver>,
+    /// Decided redos that were given up before this start (R-SKIP): a leader may tell of them again.
+    pub(crate) skipped: BTreeSet<(ParticipantId, Csn)>,
     /// Presumed abort still waits for every participant's evidence (R-LOGLOSS).
     pub(crate) evidence_awaited: bool,
     pub(crate) log_full: bool,
@@ -310,7 +312,8 @@ impl Coordinator {
             return None;
         }
         let open = self.deciding.first().filter(|_| !broken(Mutation::ClosedPassesOpen));
-        Some(open.map_or(self.last_csn, |csn| csn.before()))
+        let below = |csn: &Csn| if broken(Mutation::ClosedOffByOne) { *csn } else { csn.before() };
+        Some(open.map_or(self.last_csn, below))
     }
 
     /// A leader that may have decided transactions nobody here knows of, with redos for others.

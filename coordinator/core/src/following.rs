@@ -3,6 +3,7 @@
 use crate::coordinator::{Coordinator, Pending, Releasable};
 use crate::decision::Decision;
 use crate::event::{Alarm, Effect};
+use crate::follower::Follower;
 use crate::ids::{Csn, Decider, Lsn, ParticipantId, Time, Txid};
 use crate::message::{Progress, ToParticipant};
 use crate::mutation::{Mutation, broken};
@@ -103,7 +104,7 @@ impl Coordinator {
         }
         let mut missed = Vec::new();
         while let Some((csn, item)) = self.follower(participant).items.first_key_value()
-            && *csn <= progress.durable
+            && (*csn <= progress.durable || (*csn <= progress.applied && broken(Mutation::DroppedAtApplied)))
             && item.applied
         {
             let (csn, key) = (*csn, item.decision);
@@ -122,7 +123,11 @@ impl Coordinator {
     /// One transaction is durable at a participant that acks one by one.
     pub(crate) fn committed(&mut self, now: Time, participant: ParticipantId, txid: Txid, fx: &mut Vec<Effect>) {
         let Some(csn) = self.transactions.get(&txid).and_then(|transaction| transaction.csn()) else { return };
-        let Some(item) = self.follower(participant).items.get(&csn) else { return };
+        let Some(item) = self.follower(participant).items.get(&csn) else {
+            return if broken(Mutation::AckCountsTwice) && self.decisions.contains_key(&csn) {
+                self.item_durable(csn)
+            };
+        };
         assert!(self.decisions[&item.decision].decided, "I11: {participant} committed {txid} before it was decided");
         self.applied(now, participant, csn, fx);
         self.drop_item(participant, csn);
@@ -256,7 +261,11 @@ impl Coordinator {
             let follower = self.follower(*keeper);
             !follower.keeps_acked() || follower.progress.durable.max(follower.acked) >= csn
         };
-        let releasable = self.releasable.iter().map(|r| r.keepers.iter().all(|keeper| written(keeper, r.csn))).collect::<Vec<_>>();
+        let releasable = self.releasable.iter().map(|r| {
+            let first = broken(Mutation::FirstKeeperReleases) && r.keepers.iter().any(|keeper| written(keeper, r.csn));
+            first || r.keepers.iter().all(|keeper| written(keeper, r.csn))
+        });
+        let releasable = releasable.collect::<Vec<_>>();
         let mut releasable = releasable.into_iter();
         let (ready, held): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.releasable).into_iter().partition(|_| releasable.next() == Some(true));
@@ -270,7 +279,8 @@ impl Coordinator {
         if broken(Mutation::AckedNotForced) {
             return fx.extend(lsns.into_iter().map(Effect::ForgetPayload));
         }
-        let acked: Vec<_> = self.followers.iter().filter(|f| f.progress.durable > f.acked).map(|f| (f.id, f.progress.durable)).collect();
+        let durable = |f: &Follower| if broken(Mutation::AckedAtApplied) { f.progress.applied } else { f.progress.durable };
+        let acked: Vec<_> = self.followers.iter().filter(|f| durable(f) > f.acked).map(|f| (f.id, durable(f))).collect();
         let Some((&(last, last_csn), others)) = acked.split_last() else {
             return fx.extend(lsns.into_iter().map(Effect::ForgetPayload));
         };

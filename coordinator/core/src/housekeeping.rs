@@ -140,7 +140,8 @@ impl Coordinator {
         if let Scan::Again(at) = self.follower(participant).scan
             && at <= now
         {
-            self.begin_scan(participant, crate::ids::Csn::ZERO, Scan::Again(now.after(self.config.inquiry)), fx);
+            let above = if broken(Mutation::RescanAboveNewest) { self.newest_known(participant) } else { crate::ids::Csn::ZERO };
+            self.begin_scan(participant, above, Scan::Again(now.after(self.config.inquiry)), fx);
         }
     }
 
@@ -155,7 +156,7 @@ impl Coordinator {
         let Some(floor) = self.outcomes.next_floor(self.config.outcomes_max, oldest) else { return };
         let led = |decision: &&crate::decision::Decision| decision.lsn.is_none();
         let owed = self.decisions.values().filter(led).flat_map(|decision| &decision.entries).map(|entry| entry.txid.position()).min();
-        let floor = owed.map_or(floor, |owed| floor.min(owed));
+        let floor = owed.filter(|_| !broken(Mutation::FloorPassesLed)).map_or(floor, |owed| floor.min(owed));
         if floor > self.outcomes.floor() {
             if broken(Mutation::FloorNotForced) {
                 return self.floor_durable(now, floor, fx);
@@ -200,11 +201,11 @@ impl Coordinator {
             Fate::Committed(committed) => committed.lsn,
             Fate::Running | Fate::Aborted(_) => None,
         });
-        let decisions = self.decisions.values().filter_map(|decision| decision.lsn);
+        let decisions = self.decisions.values().filter_map(|decision| decision.lsn).filter(|_| !broken(Mutation::UnfollowedForgotten));
         outcomes
             .chain(decisions)
             .chain(self.releasable.iter().map(|releasable| releasable.lsn))
-            .chain(self.last_commit)
+            .chain(self.last_commit.filter(|_| !broken(Mutation::LastCommitForgotten)))
             .min()
             .unwrap_or(self.next_lsn)
     }

@@ -78,7 +78,7 @@ impl KeyTable {
         let keys = self.indices.get_mut(&index).expect("a decided writer has begun");
         let state = keys.get_mut(key).expect("a decided writer has begun");
         state.undecided -= 1;
-        if state.undecided == 0 {
+        if state.undecided == 0 || broken(Mutation::ExclusionEndsEarly) {
             state.conditional = false;
         }
         match committed {
@@ -97,7 +97,7 @@ impl KeyTable {
     pub fn settled(&mut self, index: ParticipantId, key: &str, csn: Csn) {
         let Some(keys) = self.indices.get_mut(&index) else { return };
         let Some(state) = keys.get_mut(key) else { return };
-        state.newest.take_if(|(newest, _)| *newest <= csn);
+        state.newest.take_if(|(newest, _)| *newest <= csn || broken(Mutation::SettlesNewer));
         if state.is_idle() {
             keys.remove(key);
         }
@@ -118,7 +118,7 @@ impl KeyState {
     }
 
     fn note(&mut self, csn: Csn, delete: bool) {
-        if self.newest.is_none_or(|(newest, _)| newest < csn) {
+        if self.newest.is_none_or(|(newest, _)| newest < csn) || broken(Mutation::NewestIsLatest) {
             self.newest = Some((csn, if delete { Write::Delete } else { Write::Put }));
         }
     }

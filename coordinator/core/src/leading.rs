@@ -6,6 +6,7 @@ use crate::event::Effect;
 use crate::follower::{Scan, Session};
 use crate::ids::{Csn, ParticipantId, SessionId, Time, Txid};
 use crate::message::{Settle, ToParticipant};
+use crate::mutation::{Mutation, broken};
 use crate::outcomes::{Fate, Known};
 use crate::record::{DamageKind, Marker, Payload};
 use crate::transaction::{Branch, BranchState, State, Transaction};
@@ -168,6 +169,7 @@ impl Coordinator {
         }
         for participant in everyone {
             self.too_late(now, participant, txid, csn, fx);
+            self.given_up(now, participant, txid, csn, fx);
         }
     }
 
@@ -241,6 +243,9 @@ impl Coordinator {
         for i in 0..self.followers.len() {
             if self.followers[i].items.remove(&csn).is_some() {
                 self.send(self.followers[i].id, ToParticipant::Abort(txid), fx);
+                if broken(Mutation::TakeBackTellsOne) {
+                    break;
+                }
             }
         }
         let transaction = self.transactions.remove(&txid).expect("it was deciding");

@@ -120,6 +120,49 @@ mutations! {
     FloorNotForced, "R-KEY: the floor", "outcomes are forgotten before the Floor is durable";
     // By hand
     NoSuchBranchIsSuccess, "R-MARKER", "a Commit that finds no branch counts as done";
+    DamageForgotten, "I12", "a start does not know of the damage that stands in its log";
+    SkippedReplayed, "R-SKIP", "a start owes again what was given up";
+    ForgetUnskips, "R-SKIP", "a start owes again what was given up, once its damage was forgotten";
+    AuditForgotten, "who ordered what", "a start does not know what was ordered before it";
+    RemovedLetIn, "a removed store", "a start lets a store in that was removed";
+    RemovalLetsIn, "a removed store", "a store is let in while the order that removes it is on its way to the disk";
+    RemovalUnrecorded, "a removed store, I12", "a store is removed, and what it was owed is not recorded as damage";
+    RemovalBeforeScan, "a removed store, I12", "a store is removed though a leader has not told what it owes to it";
+    RestoredPresumes, "R-LOGLOSS", "a log put back by command waits for stores no longer than another";
+    RestoredKeepsTokens, "R-LOGLOSS", "a log put back by command honours the tokens of before";
+    MigratesOverVotes, "R-REDO: the schema", "a schema is changed while redos made under the old one are not decided";
+    // What a slip of the hand would do
+    FloorOffByOne, "off by one", "a request from just below the floor is looked up or run";
+    FloorOffByOneAtStart, "off by one", "a start does not know the first outcome above the floor";
+    ClosedOffByOne, "off by one", "stores are told that the watermark may pass the first CSN whose outcome is open";
+    WatermarkOffByOne, "off by one", "a store's watermark passes the first CSN that it was not given";
+    ReachedOffByOne, "off by one", "a token's own transaction, not yet applied, counts as reached";
+    PresumesLastEpoch, "off by one", "the last epoch's branches are presumed aborted without the stores' evidence";
+    ThirdForgotten, "one of several", "of a transaction's participants two are told to follow";
+    AckCountsTwice, "one of several", "an ack that comes twice counts for another store too";
+    FirstLeaderSettles, "one of several", "a key is settled when the first of the leaders has answered";
+    FirstKeeperReleases, "one of several", "a record is forgotten when the first of its stores has written down its acks";
+    MarkerHoldsOneRedo, "one of several", "a leader's marker holds the redo of one index";
+    TakeBackTellsOne, "one of several", "of those who hold a reserved redo that is taken back one is told";
+    UnfollowedForgotten, "forgotten too soon", "the log forgets records that stores have not followed, once the floor has passed them";
+    FloorPassesLed, "forgotten too soon", "the floor passes what a leader has decided and others have not applied";
+    LastCommitForgotten, "forgotten too soon", "the log forgets the record that holds its last CSN";
+    DroppedAtApplied, "applied for durable", "a decision is off a store's list when it can be read there";
+    AckedAtApplied, "applied for durable", "the log is told that a store has acked what it has only applied";
+    VisibleIsApplied, "applied for visible", "who waits until indices find it is told when databases have it";
+    AppliedStaysApplied, "taken back", "what an index applied and lost with a crash is not sent again";
+    KeysNotTakenBack, "taken back", "conditions do not know of what an index applied and lost with a crash";
+    LateItemUnseen, "found late", "what a leader tells below what a store has applied is not looked for";
+    RescanAboveNewest, "found late", "a leader is scanned again from its newest known marker on";
+    NewestIsLatest, "found late", "a write that is found late counts as its document's newest";
+    SettlesNewer, "found late", "an older write, applied, ends the watch over a newer one of its document";
+    EpochEndsAtFirst, "found late", "a start takes the first decision of an epoch for its last";
+    GroupOwedFromLast, "batches", "a batch counts as owed from its last CSN on";
+    ExclusionEndsEarly, "R-COND", "the first of several writers that is decided ends the exclusion";
+    OrderNotLookedAtAgain, "orders", "an order is carried out though what it is about has changed until it was durable";
+    BarrierIgnoresStuck, "R-SERIAL", "a serial executor gets what comes after a redo that it could not apply";
+    PreparesOverReserved, "R-SERIAL", "a serial executor runs on top of a redo that is being decided";
+    AbortMissesRunning, "late votes", "an Abort does not reach a batch that runs";
 }
 
 /// Whether this rule is taken away in this run.

@@ -83,20 +83,15 @@ impl Coordinator {
         machine.register(&facts, fx)?;
         // Until each has been heard since: any of them may know of what came after the backup.
         let unheard = |follower: &Follower, restored| follower.configured && follower.heard <= restored;
-        if facts.restored.is_some_and(|restored| machine.followers.iter().any(|follower| unheard(follower, restored))) {
+        let told = facts.restored.filter(|_| !broken(Mutation::RestoredPresumes));
+        if told.is_some_and(|restored| machine.followers.iter().any(|follower| unheard(follower, restored))) {
             machine.config.loss_strict = true;
         }
         for Entry { lsn, record } in log {
             match record {
                 Record::Commit(group) if !broken(Mutation::PresumesBeforeReplay) => machine.adopt(now, group, Some(lsn), &facts.ended),
-                Record::Audit { slot, audit } => machine.audit.take(lsn, slot, &audit),
+                Record::Audit { slot, audit } if !broken(Mutation::AuditForgotten) => machine.audit.take(lsn, slot, &audit),
                 _ => {}
-            }
-        }
-        for (participant, csn) in facts.skipped {
-            if machine.follower(participant).items.contains_key(&csn) {
-                machine.applied(now, participant, csn, fx);
-                machine.drop_item(participant, csn);
             }
         }
         machine.take_epoch(now, fx);
@@ -138,6 +133,7 @@ impl Coordinator {
             audit: AuditLog::default(),
             by_hand: BTreeMap::new(),
             waivers: Vec::new(),
+            skipped: BTreeSet::new(),
             evidence_awaited: true,
             log_full: false,
             floor_pending: false,
@@ -153,8 +149,11 @@ impl Coordinator {
         self.loss_accepted = facts.loss_accepted;
         self.owner.epoch = facts.epochs.iter().map(|(epoch, _)| *epoch).max().unwrap_or(Epoch(0));
         self.outcomes.raise_floor(facts.floor);
-        self.damage = facts.damage.clone();
+        if !broken(Mutation::DamageForgotten) {
+            self.damage = facts.damage.clone();
+        }
         self.by_hand = facts.by_hand.clone();
+        self.skipped = facts.skipped.clone();
         if !broken(Mutation::WaiverForgotten) {
             self.waivers = facts.waivers.clone();
         }
@@ -176,7 +175,7 @@ impl Coordinator {
             if facts.leads.contains(id) {
                 (follower.has_led, follower.scan) = (true, Scan::Needed);
             }
-            if facts.removed.contains(id) {
+            if facts.removed.contains(id) && !broken(Mutation::RemovedLetIn) {
                 follower.remove();
             }
             self.followers.push(follower);
@@ -216,12 +215,15 @@ impl Coordinator {
         self.last_csn = self.last_csn.max(key);
         if lsn.is_some() {
             self.last_log_csn = self.last_log_csn.max(key);
-            self.ends.insert(key.epoch(), key);
+            match broken(Mutation::EpochEndsAtFirst) {
+                true => drop(self.ends.entry(key.epoch()).or_insert(key)),
+                false => drop(self.ends.insert(key.epoch(), key)),
+            }
             self.last_commit = self.last_commit.max(lsn);
         }
         let results = payload.as_ref().map(|payload| payload.entries.iter().map(|entry| entry.results.clone()).collect::<Vec<_>>());
         let floor = self.outcomes.floor();
-        for (i, entry) in entries.iter().enumerate().filter(|(_, entry)| entry.txid.position() >= floor) {
+        for (i, entry) in entries.iter().enumerate().filter(|(_, entry)| is_known(entry.txid.position(), floor)) {
             let results = results.as_ref().map(|results| results[i].clone());
             let fate = Fate::Committed(CommittedFate { csn: entry.csn, lsn, at_ms: entry.at_ms, results });
             self.outcomes.insert(Known {
@@ -302,16 +304,27 @@ impl Coordinator {
             }
         }
         let backoff = self.config.resend.0;
+        // R-SKIP: for ever, whoever tells of it once more.
+        places.retain(|(participant, csn, _)| !self.skipped.contains(&(*participant, *csn)));
+        if broken(Mutation::ThirdForgotten) {
+            places.truncate(2);
+        }
         places.retain(|(participant, csn, _)| *csn > self.follower(*participant).acked.max(self.follower(*participant).progress.durable));
         for &(participant, csn, entry) in &places {
             let follower = self.follower_mut(participant);
             let missed = csn <= follower.let_pass;
             let item = Item { decision: key, entry, applied: false, missed, sent: None, backoff, since: now };
             follower.items.insert(csn, item);
-            follower.first_unapplied = follower.first_unapplied.min(csn);
+            if !broken(Mutation::LateItemUnseen) {
+                follower.first_unapplied = follower.first_unapplied.min(csn);
+            }
         }
         places.len()
     }
+}
+
+fn is_known(position: Position, floor: Position) -> bool {
+    position > floor || (position == floor && !broken(Mutation::FloorOffByOneAtStart))
 }
 
 /// What must be known of a log before its Commit records are read.
@@ -332,7 +345,7 @@ struct Facts {
     ended: FxHashSet<Txid>,
     floor: Position,
     damage: Vec<crate::record::Damage>,
-    skipped: Vec<(ParticipantId, Csn)>,
+    skipped: BTreeSet<(ParticipantId, Csn)>,
     by_hand: BTreeMap<(Txid, ParticipantId), ByHand>,
     waivers: Vec<Waiver>,
     /// Of the start that is being read: how far stores had followed before it, and which leaders were waived in it.
@@ -377,8 +390,10 @@ impl Facts {
                     facts.hear(*participant);
                 }
                 Record::Damage(damage) => {
-                    if let (DamageKind::Skipped, Some(csn)) = (damage.kind, damage.csn) {
-                        facts.skipped.push((damage.participant, csn));
+                    if let (DamageKind::Skipped, Some(csn)) = (damage.kind, damage.csn)
+                        && !broken(Mutation::SkippedReplayed)
+                    {
+                        facts.skipped.insert((damage.participant, csn));
                     }
                     facts.damage.push(damage.clone());
                 }
@@ -400,7 +415,9 @@ impl Facts {
                     facts.hear(*participant);
                 }
                 Record::Restored { log_id, .. } => {
-                    facts.header = facts.header.map(|(coord_id, _)| (coord_id, *log_id));
+                    if !broken(Mutation::RestoredKeepsTokens) {
+                        facts.header = facts.header.map(|(coord_id, _)| (coord_id, *log_id));
+                    }
                     facts.restored = Some(facts.start);
                 }
                 Record::Scanned { participant } => {
@@ -433,6 +450,9 @@ impl Facts {
             AdminAction::Forget { txid, participant } => {
                 self.damage.retain(|damage| (damage.txid, damage.participant) != (*txid, *participant));
                 self.by_hand.remove(&(*txid, *participant));
+                if broken(Mutation::ForgetUnskips) {
+                    self.skipped.retain(|(at, _)| at != participant);
+                }
             }
             AdminAction::Waive { participant } => drop(self.waived.insert(*participant)),
             AdminAction::Remove { participant } => drop(self.removed.insert(*participant)),

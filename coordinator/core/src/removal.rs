@@ -4,7 +4,8 @@
 use crate::coordinator::{Coordinator, Phase};
 use crate::event::Effect;
 use crate::follower::{Follower, Scan, Session};
-use crate::ids::{Decider, ParticipantId, Time, Txid};
+use crate::ids::{Csn, Decider, ParticipantId, Time, Txid};
+use crate::mutation::{Mutation, broken};
 use crate::record::DamageKind;
 use crate::transaction::State;
 use crate::vote::Kind;
@@ -46,6 +47,10 @@ impl Coordinator {
         if !scanned {
             return Err(format!("`{name}` decides transactions, and has not told which: bring it back first"));
         }
+        // What it is owed by their markers is not known yet.
+        if let Some(leader) = self.unscanned_leader().filter(|_| !broken(Mutation::RemovalBeforeScan)) {
+            return Err(format!("`{}` decides transactions, perhaps with a part at `{name}`, and has not told which", leader.name));
+        }
         // A branch that they hold for it could be settled nowhere else.
         let silent = |other: &&Follower| other.configured && !other.evidence && other.id != participant;
         if follower.leads()
@@ -72,16 +77,27 @@ impl Coordinator {
             self.session_down(now, participant, session, fx);
             self.follower_mut(participant).turn(now, Session::Refused(session, REMOVED.into()));
         }
-        self.follower_mut(participant).configured = false;
+        let follower = self.follower_mut(participant);
+        // Nor is it let in while the order is on its way to the disk: it would be handed what goes on record as damage.
+        (follower.configured, follower.removed) = (false, !broken(Mutation::RemovalLetsIn));
         // Of an index that was heard in this start it is certain that it never gets them; of others nobody can tell any more.
         let follower = self.follower(participant);
         let kind = match follower.kind {
             Kind::Redo if follower.followed_before.is_some() => DamageKind::Skipped,
             Kind::Preparing | Kind::Redo | Kind::Serial | Kind::Leader => DamageKind::Hazard,
         };
-        for txid in self.owed_to(participant) {
+        for txid in self.owed_to(participant).into_iter().filter(|_| !broken(Mutation::RemovalUnrecorded)) {
             let reason = format!("its store was removed: {reason}");
             self.record_damage(now, participant, txid, kind, Some(operator.into()), reason, None, fx);
+        }
+    }
+
+    /// A leader that was waived tells of this decision only now: its part at a store that was removed meanwhile is given up too (I12).
+    pub(crate) fn given_up(&mut self, now: Time, participant: ParticipantId, txid: Txid, csn: Csn, fx: &mut Vec<Effect>) {
+        let follower = self.follower(participant);
+        if follower.removed && txid.decider != Decider::Leader(participant) && csn > follower.acked.max(follower.progress.durable) {
+            let reason = "its store was removed before its leader told of it";
+            self.record_damage(now, participant, txid, DamageKind::Hazard, None, reason.into(), None, fx);
         }
     }
 

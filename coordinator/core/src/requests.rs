@@ -177,10 +177,10 @@ impl Coordinator {
         // A serial executor's item stands under the last CSN of its group, and is owed from the first.
         let first_owed = follower.oldest_unapplied().map(|(key, item)| {
             let mut covered = self.decisions[&item.decision].covered(participant, item.entry);
-            covered.next().map_or(key, |(_, entry)| entry.csn)
+            covered.next().filter(|_| !broken(Mutation::GroupOwedFromLast)).map_or(key, |(_, entry)| entry.csn)
         });
         let known = follower.progress.applied >= csn || (follower.evidence && self.unscanned_leader().is_none() && csn <= self.last_csn);
-        known && first_owed.is_none_or(|oldest| oldest > csn)
+        known && first_owed.is_none_or(|oldest| oldest > csn || (oldest == csn && broken(Mutation::ReachedOffByOne)))
     }
 
     /// Answers clients that wait to read there and need not wait any more.
@@ -218,13 +218,18 @@ impl Coordinator {
     fn unseen(&self, position: Position) -> Unseen {
         if position > self.position() {
             Unseen::FromTheFuture
-        } else if position < self.outcomes.floor() && !broken(Mutation::BelowFloorRuns) {
+        } else if self.is_below_floor(position) && !broken(Mutation::BelowFloorRuns) {
             Unseen::Expired
         } else if position.epoch < self.owner.epoch && !broken(Mutation::OldEpochRuns) {
             Unseen::LookUp
         } else {
             Unseen::Run
         }
+    }
+
+    fn is_below_floor(&self, position: Position) -> bool {
+        let position = if broken(Mutation::FloorOffByOne) { Position { n: position.n + 1, ..position } } else { position };
+        position < self.outcomes.floor()
     }
 
     fn future_sentence(&self, position: Position) -> String {
@@ -327,7 +332,7 @@ impl Coordinator {
         let Some(settling) = self.settling.get_mut(&key) else { return };
         settling.waiting.remove(&leader);
         let known = self.outcomes.by_key(&key).map(|known| known.txid);
-        if known.is_none() && !settling.waiting.is_empty() {
+        if known.is_none() && !settling.waiting.is_empty() && !broken(Mutation::FirstLeaderSettles) {
             return;
         }
         let settling = self.settling.remove(&key).expect("just found");
@@ -643,7 +648,7 @@ impl Coordinator {
         let over = |waiter: &Waiter| match waiter.wait {
             Wait::Decided => true,
             Wait::Applied => rows,
-            Wait::Visible => documents,
+            Wait::Visible => documents || (rows && broken(Mutation::VisibleIsApplied)),
         };
         if transaction.waiters.iter().any(|waiter| over(waiter) || waiter.deadline <= now) {
             let Some(Known { fate: Fate::Committed(committed), .. }) = self.outcomes.by_txid(txid) else {

@@ -148,7 +148,10 @@ impl Coordinator {
         let follower = &mut self.followers[participant.0 as usize];
         follower.first_unapplied = Csn::ZERO;
         for (csn, item) in follower.items.range_mut(applied.next()..).filter(|(_, item)| item.applied) {
-            item.applied = false;
+            item.applied = broken(Mutation::AppliedStaysApplied);
+            if broken(Mutation::KeysNotTakenBack) {
+                continue;
+            }
             let decision = &self.decisions[&item.decision];
             let redos = item.entry.into_iter().flat_map(|i| &decision.payload.entries[i].redos);
             for write in redos.filter(|redo| redo.participant == participant).flat_map(|redo| &redo.keys) {
@@ -332,6 +335,7 @@ impl Coordinator {
     fn presume(&self, participant: ParticipantId, txid: Txid) -> Answer {
         match txid.decider {
             Decider::Leader(_) if broken(Mutation::LogSilenceDecides) => Answer::Abort,
+            Decider::Log if txid.epoch.next() == self.owner.epoch && broken(Mutation::PresumesLastEpoch) => Answer::Abort,
             Decider::Log => match self.no_presumption(Some(participant)) {
                 Some(_) => Answer::Later,
                 None => Answer::Abort,

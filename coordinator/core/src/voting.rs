@@ -244,7 +244,11 @@ impl Coordinator {
             if entry.branches == [leader] && self.deciding.remove(&entry.csn) {
                 self.deciding_alone.insert(entry.csn);
             }
-            markers.push(Marker { entry: entry.clone(), payload: payload.clone(), groups: groups.clone() });
+            let mut kept = payload.clone();
+            if broken(Mutation::MarkerHoldsOneRedo) {
+                kept.redos.truncate(1);
+            }
+            markers.push(Marker { entry: entry.clone(), payload: kept, groups: groups.clone() });
             let payload = Payload::of_one(payload, groups);
             self.reserve(now, Decision { entries: vec![entry], payload, lsn: None, decided: false, open_items: 0 });
         }

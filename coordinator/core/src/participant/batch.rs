@@ -78,6 +78,7 @@ impl Session {
     /// The next batch, if nothing is open that it would run on top of.
     pub(super) fn phase_one(&mut self, now: Time, kind: Kind, effects: &mut Vec<ParticipantEffect>) -> Next {
         let held = match kind {
+            Kind::Serial if broken(Mutation::PreparesOverReserved) => !self.deliveries.is_empty() || !self.stuck.is_empty(),
             Kind::Serial => !self.reserved.is_empty() || !self.deliveries.is_empty() || !self.stuck.is_empty(),
             Kind::Preparing | Kind::Redo | Kind::Leader => false,
         };
@@ -209,7 +210,9 @@ impl Session {
         self.reserved.retain(|_, txids| !txids.contains(&txid));
         match &mut self.batch {
             Batch::Running { aborted } => {
-                aborted.push(txid);
+                if !broken(Mutation::AbortMissesRunning) {
+                    aborted.push(txid);
+                }
                 self.cancel_queued(txid);
             }
             Batch::Voted { yes, .. } if yes.contains(&txid) => self.take_back(txid, effects),

@@ -7,6 +7,7 @@ use super::session::{Phase, Session};
 use super::{Command, Next};
 use crate::ids::{Csn, Time};
 use crate::message::{Decided, FromParticipant, Progress};
+use crate::mutation::{Mutation, broken};
 use crate::vote::Kind;
 use std::sync::Arc;
 
@@ -81,7 +82,10 @@ impl Session {
         }
         let barrier = match kind {
             Kind::Serial if !matches!(self.phase, Phase::Open { .. }) => Some(Csn::ZERO),
-            Kind::Serial => [self.reserved.keys().next().copied(), self.first_waiting()].into_iter().flatten().min(),
+            Kind::Serial => {
+                let waiting = self.first_waiting().filter(|_| !broken(Mutation::BarrierIgnoresStuck));
+                [self.reserved.keys().next().copied(), waiting].into_iter().flatten().min()
+            }
             Kind::Preparing | Kind::Redo | Kind::Leader => None,
         };
         let mut decided = Vec::new();

@@ -85,6 +85,26 @@ enum Command {
 
 type Next = Option<(StoreCommand, Command)>;
 
+/// A session's phase, as it shows from outside.
+#[cfg(any(test, feature = "simulator"))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum SessionState {
+    Silent,
+    Recovering,
+    HandingOver,
+    Open,
+    Refused,
+}
+
+/// How far a batch is, as it shows from outside.
+#[cfg(any(test, feature = "simulator"))]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum BatchState {
+    None,
+    Running,
+    Voted,
+}
+
 impl Participant {
     /// A participant of this kind; [`ParticipantEvent::Owner`] comes first.
     pub fn new(kind: Kind) -> Participant {
@@ -169,6 +189,28 @@ impl Participant {
     /// The session that is up, if one is.
     pub fn session(&self) -> Option<SessionId> {
         self.session.as_ref().map(|s| s.id)
+    }
+
+    /// How far the session that is up has come; for the simulator.
+    #[cfg(any(test, feature = "simulator"))]
+    pub(crate) fn session_state(&self) -> Option<SessionState> {
+        self.session.as_ref().map(|session| match session.phase {
+            Phase::Silent => SessionState::Silent,
+            Phase::Recovering { .. } => SessionState::Recovering,
+            Phase::HandingOver { .. } => SessionState::HandingOver,
+            Phase::Open { .. } => SessionState::Open,
+            Phase::Refused => SessionState::Refused,
+        })
+    }
+
+    /// How far the batch of that session is; for the simulator.
+    #[cfg(any(test, feature = "simulator"))]
+    pub(crate) fn batch_state(&self) -> Option<BatchState> {
+        self.session.as_ref().map(|session| match session.batch {
+            batch::Batch::None => BatchState::None,
+            batch::Batch::Running { .. } => BatchState::Running,
+            batch::Batch::Voted { .. } => BatchState::Voted,
+        })
     }
 
     fn receive(&mut self, now: Time, message: ToParticipant, effects: &mut Vec<ParticipantEffect>) {

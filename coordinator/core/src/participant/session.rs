@@ -193,7 +193,7 @@ impl Session {
             && self.working.is_empty()
             && self.ready.is_empty()
             && self.lead.is_none()
-            && self.voted.is_empty()
+            && (self.voted.is_empty() || broken(Mutation::MigratesOverVotes))
             && self.doubts.by_txid.is_empty()
             && self.reserved.is_empty()
             && self.deliveries.is_empty()

@@ -6,6 +6,7 @@ use super::session::{Phase, Session};
 use super::{Command, Next};
 use crate::ids::Csn;
 use crate::message::{FromParticipant, Progress};
+use crate::mutation::{Mutation, broken};
 use crate::vote::Kind;
 
 impl Session {
@@ -14,7 +15,8 @@ impl Session {
     pub(super) fn watermark_limit(&self) -> Csn {
         let (reserved, delivery) = (self.reserved.keys().next().copied(), self.deliveries.keys().next().copied());
         let lowest = [reserved, delivery, self.first_waiting()].into_iter().flatten().min();
-        lowest.map_or(self.closed, |csn| self.closed.min(csn.before()))
+        let below = |csn: Csn| if broken(Mutation::WatermarkOffByOne) { csn } else { csn.before() };
+        lowest.map_or(self.closed, |csn| self.closed.min(below(csn)))
     }
 
     /// What a store says of its progress; a preparing one has no watermark, only the row that it was told to write.

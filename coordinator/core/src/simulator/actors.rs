@@ -1,7 +1,7 @@
 //! Participants with their stores, and the sessions to them.
 
 use super::checker::Evidence;
-use super::reached;
+use super::reached::{self, ParticipantSeen};
 use super::store::{Beside, Odds, Store};
 use super::world::{Happening, World};
 use crate::mutation::{Mutation, broken};
@@ -25,6 +25,7 @@ pub(super) struct Actor {
     pub(super) link: Option<Link>,
     last_there: Time,
     last_back: Time,
+    seen: ParticipantSeen,
 }
 
 /// A stream to a coordinator.
@@ -37,7 +38,14 @@ pub(super) struct Link {
 impl Actor {
     pub(super) fn new(store: Store) -> Actor {
         let (last_there, last_back) = (Time(0), Time(0));
-        Actor { machine: None, store, life: 0, idle_at: None, busy: false, link: None, last_there, last_back }
+        let seen = ParticipantSeen::default();
+        Actor { machine: None, store, life: 0, idle_at: None, busy: false, link: None, last_there, last_back, seen }
+    }
+}
+
+impl Actor {
+    fn look(&mut self) -> Option<String> {
+        self.seen.look(self.machine.as_ref()?)
     }
 }
 
@@ -85,6 +93,7 @@ impl World {
                 self.after(later, Happening::PrepareAgain { to, message: message.clone() });
             }
             ToParticipant::Reserve(_) if broken(Mutation::NoHandover) => return,
+            ToParticipant::Skip(decided) => self.actors[to].store.given_up(&decided.txids),
             _ => {}
         }
         self.participate(to, ParticipantEvent::Message(session, message));
@@ -153,6 +162,12 @@ impl World {
             return;
         }
         actor.machine = Some(Participant::with(actor.store.kind, actor.store.abilities));
+        let pooler = self.climate.pooler_comes;
+        if pooler > 0.0 && !self.calm && self.dice.chance(pooler) {
+            let actor = &mut self.actors[i];
+            actor.store.pooled = actor.store.kind == Kind::Leader && !actor.store.pooled;
+        }
+        let actor = &self.actors[i];
         let owner = actor.store.live.owner;
         self.participate(i, ParticipantEvent::Owner(owner));
         for host in 0..self.hosts.len() {
@@ -170,6 +185,7 @@ impl World {
         }
         let actor = &mut self.actors[i];
         actor.life += 1;
+        actor.seen.ends();
         (actor.idle_at, actor.busy) = (None, false);
         actor.store.crash(&mut self.dice);
         let may_be = matches!(actor.store.kind, Kind::Redo | Kind::Serial) || self.climate.databases_restored;
@@ -215,7 +231,11 @@ impl World {
         let Some(machine) = &mut self.actors[i].machine else { return };
         let news = event != ParticipantEvent::Idle;
         machine.step(self.now, event, &mut self.participant_effects);
-        for effect in std::mem::take(&mut self.participant_effects) {
+        if let Some(wrong) = self.actors[i].look() {
+            self.checker.violation(wrong);
+        }
+        let mut effects = std::mem::take(&mut self.participant_effects);
+        for effect in effects.drain(..) {
             self.transcript.line(|| format!("             p{i}: {effect:?}"));
             match effect {
                 ParticipantEffect::Store(command) => {
@@ -232,6 +252,7 @@ impl World {
                 ParticipantEffect::Migrated(..) => {}
             }
         }
+        self.participant_effects = effects;
         self.schedule_idle(i, news);
     }
 
@@ -259,7 +280,12 @@ impl World {
 
     fn call_store(&mut self, i: usize, command: &StoreCommand) -> StoreReport {
         let odds = self.odds();
-        self.actors[i].store.call(self.now, command, odds, &mut self.dice, &mut self.checker)
+        let report = self.actors[i].store.call(self.now, command, odds, &mut self.dice, &mut self.checker);
+        // Whether anybody hears of it or not, it keeps this owner.
+        if let (StoreCommand::Recover { owner, .. }, Some(link)) = (command, self.actors[i].link) {
+            self.checker.followed(i, self.hosts[link.host].disk, *owner);
+        }
+        report
     }
 
     pub(super) fn store_done(&mut self, i: usize, life: u64, command: StoreCommand) {
@@ -281,9 +307,6 @@ impl World {
                 StoreReport::Broken("an input/output error".into())
             }
         };
-        if let (StoreReport::Recovered { .. }, StoreCommand::Recover { owner, .. }, Some(link)) = (&report, &command, self.actors[i].link) {
-            self.checker.followed(i, self.hosts[link.host].disk, *owner);
-        }
         if broken(Mutation::UnansweredArrives) && self.actors[i].store.has_left_behind() {
             let later = self.dice.log_between(10_000, 8_000_000);
             self.after(later, Happening::LeftBehind(i));

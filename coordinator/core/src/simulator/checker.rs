@@ -4,12 +4,15 @@
 use super::store::State;
 use crate::vote::Kind;
 use crate::{
-    Alarm, CommitEntry, Condition, Csn, Damage, Entry, Epoch, Owner, ParticipantId, Receipt, Record, RequestKey, Txid, Value, Wait,
+    AdminAction, Alarm, CommitEntry, Condition, Csn, Damage, Entry, Epoch, LogId, Owner, ParticipantId, Receipt, Record, RequestKey,
+    ToParticipant, Txid, Value, Wait,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
 /// In the place of a log's number: decisions that stand in leaders' markers.
 pub(crate) const LEADERS: usize = usize::MAX;
+/// In the place of a log's number: a log that has lost an order.
+const GIVEN_UP: usize = usize::MAX - 1;
 
 /// Names a request's writes wherever they go.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -79,6 +82,16 @@ pub(crate) struct Checker {
     followed: BTreeSet<usize>,
     /// Every start that a store has kept durably as its owner.
     kept: BTreeSet<(usize, Epoch, u64)>,
+    /// Damage that stands in a log durably.
+    recorded: BTreeSet<(usize, Tag)>,
+    /// Stores that an operator has given up for ever, and by which log.
+    removed: BTreeSet<(usize, usize)>,
+    /// Stores of which an operator has ordered that, whether the order came to be durable or not.
+    given_up: BTreeSet<usize>,
+    /// Since a log was put back by command: stores that have not been heard.
+    unheard: BTreeSet<usize>,
+    /// Identities that a log had before it was put back by command.
+    retired: BTreeSet<u128>,
     pub violation: Option<String>,
 }
 
@@ -119,6 +132,11 @@ impl Checker {
             two_logs: false,
             followed: BTreeSet::new(),
             kept: BTreeSet::new(),
+            recorded: BTreeSet::new(),
+            removed: BTreeSet::new(),
+            given_up: BTreeSet::new(),
+            unheard: BTreeSet::new(),
+            retired: BTreeSet::new(),
             violation: None,
         }
     }
@@ -209,7 +227,7 @@ impl Checker {
 
     /// A later write of one of its documents that this one, just applied, has taken the place of: not even what was given up (R-SKIP) may.
     fn overwritten(&self, store: usize, tag: Tag, state: &State) -> Option<Tag> {
-        if self.kinds[store] != Kind::Redo || self.cloned || self.restored.contains(&store) {
+        if self.kinds[store] != Kind::Redo || self.cloned || self.restored.contains(&store) || self.is_removed(store) {
             return None;
         }
         let place = |tag: Tag| self.asked[tag.0 as usize].decided_at().filter(|_| !self.asked[tag.0 as usize].lost);
@@ -225,13 +243,73 @@ impl Checker {
 
     /// Whether the redos of a serial executor may not fit: an operator's hand was there, or an older copy was put in its place.
     pub(crate) fn touched(&self, store: usize) -> bool {
-        self.by_hand.iter().any(|(touched, _)| *touched == store)
+        // What a log has lost, and the store had not synced, others may have been made on top of.
+        let put_back = |w: &Writes| self.restored.contains(&w.store);
+        let lost = |asked: &Asked| {
+            let gone = asked.gone || (asked.lost && asked.writes.iter().any(put_back));
+            gone && asked.writes.iter().any(|w| w.store == store)
+        };
+        self.by_hand.iter().any(|(touched, _)| *touched == store) || self.asked.iter().any(lost)
+    }
+
+    /// What stands in a log by a person's hand, or because something is amiss, is durable.
+    pub(crate) fn ordered(&mut self, log: usize, entry: &Entry) {
+        match &entry.record {
+            Record::Damage(damage) => {
+                if let Some(tag) = self.tag_of(log, damage.txid) {
+                    self.recorded.insert((damage.participant.0 as usize, tag));
+                }
+            }
+            Record::Admin { action: AdminAction::Remove { participant }, .. } => self.store_removed(log, participant.0 as usize),
+            _ => {}
+        }
+    }
+
+    /// An operator orders that this store is given up: what it is owed becomes damage.
+    pub(crate) fn gives_up(&mut self, store: usize) {
+        self.given_up.insert(store);
+    }
+
+    /// It is given up from here on: whatever it was owed has gone on record before.
+    fn store_removed(&mut self, log: usize, store: usize) {
+        self.removed.insert((log, store));
+        let owed = self.asked.iter().enumerate().find(|(i, asked)| {
+            let tag = Tag(*i as u64);
+            let known = asked.decided.iter().any(|(by, _)| *by == log || *by == LEADERS) && asked.writes.iter().any(|w| w.store == store);
+            let settled = asked.ever_applied.contains(&store)
+                || self.recorded.contains(&(store, tag))
+                || self.by_hand.contains(&(store, tag))
+                || self.restored.contains(&store);
+            known && !settled && !asked.lost
+        });
+        if let Some((i, _)) = owed {
+            self.violation(format!("I12: store {store} is removed, and no damage is recorded of Tag({i}), which it was owed"));
+        }
+    }
+
+    /// Whether a store was given up for ever. If the log has lost the order since, nothing is promised of it all the same.
+    pub(crate) fn is_removed(&self, store: usize) -> bool {
+        self.removed.iter().any(|(_, removed)| *removed == store)
+    }
+
+    /// A coordinator says something to a store.
+    pub(crate) fn told(&mut self, log: usize, store: usize, message: &ToParticipant) {
+        if matches!(message, ToParticipant::Welcome { .. }) && self.removed.contains(&(log, store)) {
+            self.violation(format!("store {store} was removed, and is let in again"));
+        }
     }
 
     // ---- what no protocol survives, and what must be said of it ----
 
     /// A log was put back to an older copy: these records are gone. Epochs and numbers of transactions come a second time.
     pub(crate) fn log_lost(&mut self, log: usize, gone: &[Entry]) {
+        for entry in gone {
+            if let Record::Admin { action: AdminAction::Remove { participant }, .. } = &entry.record {
+                // It is let in again; what it has missed meanwhile it is owed again, as far as the log holds it.
+                self.removed.remove(&(log, participant.0 as usize));
+                self.removed.insert((GIVEN_UP, participant.0 as usize));
+            }
+        }
         for entry in gone {
             let Record::Commit(group) = &entry.record else { continue };
             for entry in &group.entries {
@@ -263,6 +341,33 @@ impl Checker {
         self.asked.iter_mut().filter(|asked| asked.decided.is_empty()).for_each(|asked| asked.lost = true);
     }
 
+    /// The log was put back by command: it presumes nothing before every store has been heard, and gives up its tokens.
+    pub(crate) fn restored_by_command(&mut self, old: LogId) {
+        self.unheard = (0..self.kinds.len()).collect();
+        self.retired.insert(old.0);
+    }
+
+    /// The log was put back without a word: it has this identity again.
+    pub(crate) fn restored_in_silence(&mut self, log_id: LogId) {
+        self.unheard.clear();
+        self.retired.remove(&log_id.0);
+    }
+
+    /// A store has said what it holds, or a person has said not to wait for it.
+    pub(crate) fn heard(&mut self, store: usize) {
+        self.unheard.remove(&store);
+    }
+
+    /// Whether the log was put back by command, and has not heard this store since.
+    pub(crate) fn is_unheard(&self, store: usize) -> bool {
+        self.unheard.contains(&store)
+    }
+
+    /// Whether tokens of this log are worth nothing any more.
+    pub(crate) fn is_retired(&self, log_id: LogId) -> bool {
+        self.retired.contains(&log_id.0)
+    }
+
     /// A copy of a log begins a life of its own.
     pub(crate) fn log_cloned(&mut self, from: usize, to: usize) {
         (self.cloned, self.two_logs) = (true, true);
@@ -273,6 +378,8 @@ impl Checker {
                 asked.decided.push((to, csn));
             }
         }
+        let removed: Vec<_> = self.removed.iter().filter(|(by, _)| *by == from).map(|(_, store)| (to, *store)).collect();
+        self.removed.extend(removed);
         let copied: Vec<_> = self.by_txid.iter().filter(|((by, _), _)| *by == from).map(|((_, txid), tag)| (*txid, *tag)).collect();
         self.by_txid.extend(copied.into_iter().map(|(txid, tag)| ((to, txid), tag)));
     }
@@ -295,7 +402,8 @@ impl Checker {
 
     /// Its Hello has come: whoever hears it knows by now whether it came with an older owner.
     pub(crate) fn said_hello(&mut self, store: usize) {
-        if matches!(self.evident.get(&store), Some(Evidence::Owner { .. })) && !self.store_alarms.contains(&store) {
+        let shows = matches!(self.evident.get(&store), Some(Evidence::Owner { .. })) && !self.is_removed(store);
+        if shows && !self.store_alarms.contains(&store) {
             self.violation(format!("R-STORELOSS: store {store} was put back, its Hello shows it by its owner, and nobody was told"));
         }
     }
@@ -376,6 +484,7 @@ impl Checker {
         };
         self.damage.insert((store, tag));
         let real = self.by_hand.contains(&(store, tag)) || self.asked[tag.0 as usize].lost || self.cloned || self.restored.contains(&store);
+        let real = real || self.given_up.contains(&store) || self.is_removed(store);
         if !real {
             self.violation(format!(
                 "I12: damage of {tag:?} ({}) at store {store} is recorded, and there is none: {}",
@@ -392,11 +501,15 @@ impl Checker {
             self.violation(format!("I11: {tag:?} is told what {seen:?} wrote, which is not durably decided"));
         }
         let (kinds, by_hand, restored, cloned) = (&self.kinds, &self.by_hand, &self.restored, self.cloned);
+        let (removed, damage) = (&self.removed, &self.damage);
         let asked = &mut self.asked[tag.0 as usize];
         if asked.writes.is_empty() {
             return; // it only read
         }
-        let followed = |store: usize| asked.ever_applied.contains(&store) || by_hand.contains(&(store, tag)) || restored.contains(&store);
+        let given_up = |store: usize| damage.contains(&(store, tag)) && removed.iter().any(|(_, removed)| *removed == store);
+        let followed = |store: usize| {
+            asked.ever_applied.contains(&store) || by_hand.contains(&(store, tag)) || restored.contains(&store) || given_up(store)
+        };
         let waits_for = |store: usize| match wait {
             Wait::Decided => false,
             Wait::Applied => kinds[store] != Kind::Redo,
@@ -451,7 +564,7 @@ impl Checker {
 
     /// A client may read at a store that has reached its token: everything up to there is visible.
     pub(crate) fn reached(&mut self, store: usize, csn: Csn, visible: &State) {
-        if self.restored.contains(&store) {
+        if self.restored.contains(&store) || self.is_removed(store) {
             return;
         }
         let missing = self.asked.iter().enumerate().find(|(i, asked)| {
@@ -472,7 +585,8 @@ impl Checker {
     /// Everything has come to rest: `stores` are what is durable, `starts` those of the log that is followed now. Whatever deviates from
     /// the decisions, somebody has said so (I12).
     pub(crate) fn at_rest(&mut self, stores: &[&State], starts: &[(Epoch, u64)]) {
-        if let Some((store, evidence)) = self.evident.iter().find(|(store, _)| !self.store_alarms.contains(store)) {
+        let untold = |store: &usize| !self.store_alarms.contains(store) && !self.is_removed(*store);
+        if let Some((store, evidence)) = self.evident.iter().find(|(store, _)| untold(store)) {
             return self.violation(format!("R-STORELOSS: store {store} was put back, and nobody was told: {evidence:?}"));
         }
         let mut broken = None;
@@ -502,6 +616,11 @@ impl Checker {
             }
             for w in &asked.writes {
                 if there(w.store) == asked.decided_at().is_some() || self.damage.contains(&(w.store, tag)) {
+                    continue;
+                }
+                // From its removal on nobody looks after it: it may lose what it had.
+                let had = asked.ever_applied.contains(&w.store) || self.removed.contains(&(GIVEN_UP, w.store));
+                if self.is_removed(w.store) && !there(w.store) && had {
                     continue;
                 }
                 let database = matches!(self.kinds[w.store], Kind::Leader | Kind::Preparing);
@@ -544,7 +663,8 @@ impl Checker {
     /// Whether nothing is promised of this write's place any more.
     fn excused(&self, store: usize, tag: Tag) -> bool {
         let anywhere = |set: &BTreeSet<(usize, Tag)>| set.iter().any(|(_, there)| *there == tag);
-        self.asked[tag.0 as usize].lost || self.restored.contains(&store) || anywhere(&self.by_hand) || anywhere(&self.damage)
+        let looked_after = !self.restored.contains(&store) && !self.is_removed(store);
+        self.asked[tag.0 as usize].lost || !looked_after || anywhere(&self.by_hand) || anywhere(&self.damage)
     }
 
     /// I6: per document, the index's effective writes are a subsequence of the database's, and both end with the same one.

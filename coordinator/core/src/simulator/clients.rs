@@ -4,7 +4,7 @@ use super::checker::{Tag, Writes};
 use super::world::{Happening, World};
 use crate::follower::Session;
 use crate::{
-    BranchRequest, Condition, Csn, Event, Kind, Operation, ParticipantId, Phase, Position, Refusal, RefusalKind, Reply, Request,
+    BranchRequest, Condition, Csn, Event, Kind, Lsn, Operation, ParticipantId, Phase, Position, Refusal, RefusalKind, Reply, Request,
     RequestKey, Ticket, Time, Token, Txid, Value, Wait,
 };
 use std::collections::BTreeMap;
@@ -48,9 +48,12 @@ pub(super) enum Asked {
     Other(Tag),
     Read {
         store: usize,
-        csn: Csn,
+        token: Token,
     },
-    Operator,
+    /// An operator's order, and the record that says who gave it, where it is audited.
+    Operator {
+        audit: Option<Lsn>,
+    },
     /// To leave safe mode.
     Leave {
         host: usize,
@@ -162,10 +165,17 @@ impl World {
             kinds.iter().enumerate().filter(|(_, kind)| (**kind == Kind::Redo) == index).map(|(i, _)| i).collect()
         };
         let (databases, indices) = (of(&self.climate.kinds, false), of(&self.climate.kinds, true));
-        let count = 1 + u64::from(self.dice.chance(self.climate.wide));
+        let wide = self.dice.chance(self.climate.wide);
+        let count = match self.climate.width {
+            most if wide && most > 2 => self.dice.between(2, most),
+            _ => 1 + u64::from(wide),
+        };
         let mut keys: Vec<u64> = (0..count).map(|_| self.dice.below(self.climate.keys)).collect();
         keys.sort();
         keys.dedup();
+        if self.climate.careful && !self.dice.chance(0.05) {
+            self.leave_out(&mut keys, &databases);
+        }
         let reads_only = self.dice.chance(self.climate.reads);
         let mut operations: BTreeMap<usize, Vec<Operation>> = BTreeMap::new();
         let mut writes: BTreeMap<usize, Vec<(String, bool, Option<Condition>)>> = BTreeMap::new();
@@ -182,7 +192,7 @@ impl World {
             }
             writes.entry(database).or_default().push((name.clone(), false, None));
             for &index in &indices {
-                if self.dice.chance(0.8) {
+                if self.dice.chance(0.8) && !(self.climate.careful && self.checker.is_removed(index)) {
                     let condition = self.draw_condition(i, index, &name);
                     let delete = self.dice.chance(self.climate.deletes);
                     let operation = match delete {
@@ -218,6 +228,20 @@ impl World {
         };
         let writes = writes.into_iter().map(|(store, keys)| Writes { store, keys }).collect();
         (operations.into_iter().map(branch).collect(), writes)
+    }
+
+    /// Rows of a second leader, or serial executor, cannot be written in one transaction; and none of a store that was removed.
+    fn leave_out(&self, keys: &mut Vec<u64>, databases: &[usize]) {
+        let database = |key: u64| databases[key as usize % databases.len()];
+        for kind in [Kind::Serial, Kind::Leader] {
+            let of_kind = |key: &&u64| self.climate.kinds[database(**key)] == kind;
+            if let Some(first) = keys.iter().find(of_kind).map(|key| database(*key)) {
+                keys.retain(|key| self.climate.kinds[database(*key)] != kind || database(*key) == first);
+            }
+        }
+        if keys.iter().any(|key| !self.checker.is_removed(database(*key))) {
+            keys.retain(|key| !self.checker.is_removed(database(*key)));
+        }
     }
 
     fn draw_condition(&mut self, i: usize, index: usize, key: &str) -> Option<Condition> {
@@ -344,9 +368,15 @@ impl World {
                 self.checker.violation(format!("R-KEY: another request under the key of {tag:?} is told {reply:?}"))
             }
             (Asked::Outcome { .. }, _) => {}
-            (Asked::Read { store, csn }, Reply::Reached(_)) => self.check_read(host, store, csn),
+            (Asked::Read { token, .. }, Reply::Reached(_)) if self.checker.is_retired(token.log_id) && self.disks[log].appender == host => {
+                self.checker.violation(format!("R-LOGLOSS: {token:?}, of before the log was put back by command, is honoured"));
+            }
+            (Asked::Read { store, token }, Reply::Reached(_)) => self.check_read(host, store, token.csn),
             (Asked::Leave { host }, Reply::Done(_)) => self.safe_mode_left(host),
-            (Asked::Read { .. } | Asked::Operator | Asked::Leave { .. }, _) => {}
+            (Asked::Operator { audit: Some(lsn) }, Reply::Done(_)) if lsn > self.disks[log].durable() => {
+                self.checker.violation(format!("what an operator ordered is done, and who it was is not durable: {lsn}"));
+            }
+            (Asked::Read { .. } | Asked::Operator { .. } | Asked::Leave { .. }, _) => {}
         }
         if self.calm || !self.dice.chance(self.climate.client_loss) {
             let delay = self.delay();
@@ -377,6 +407,13 @@ impl World {
             Reply::Committed(receipt) => {
                 self.learn(client, tag, receipt.csn);
                 self.close(client);
+                let acks = self.climate.results_acked;
+                if acks > 0.0
+                    && self.dice.chance(acks)
+                    && let Some(host) = self.a_host()
+                {
+                    self.send_unreliably(host, Event::ResultsAcked(receipt.txid));
+                }
                 if self.dice.chance(0.5) {
                     let store = self.dice.below(self.actors.len() as u64) as usize;
                     self.read(store, receipt.token);
@@ -393,7 +430,8 @@ impl World {
             Reply::Begun(txid) => self.begun(client, tag, txid),
             Reply::Unknown(_) => {
                 self.clients[client].unknown += 1;
-                let memory = self.climate.log_backup.is_none() && self.disks.len() == 1 && self.checker.keeps_all();
+                let removed = (0..self.actors.len()).any(|store| self.checker.is_removed(store));
+                let memory = self.climate.log_backup.is_none() && self.disks.len() == 1 && self.checker.keeps_all() && !removed;
                 if self.calm && !memory && self.clients[client].unknown > UNKNOWN_MAX {
                     self.close(client);
                 }
@@ -449,7 +487,7 @@ impl World {
 
     fn read(&mut self, store: usize, token: Token) {
         let Some(host) = self.a_host() else { return };
-        let ticket = self.ticket(Asked::Read { store, csn: token.csn });
+        let ticket = self.ticket(Asked::Read { store, token });
         let deadline = self.now.after(self.dice.log_between(1_000, 5_000_000));
         self.send_unreliably(host, Event::AtLeast { ticket, participant: ParticipantId(store as u16), token, deadline });
     }

@@ -3,7 +3,7 @@
 
 use super::dice::Dice;
 use crate::mutation::{Mutation, broken};
-use crate::{Entry, Lsn, Record};
+use crate::{Entry, LogId, Lsn, Record};
 
 /// A log in memory, and how much of it would survive power loss.
 #[derive(Clone, Debug, Default)]
@@ -123,6 +123,22 @@ impl Disk {
         let entries = self.entries.iter().filter(|entry| entry.lsn <= self.durable).cloned().collect();
         let (forcing, wanted, forgotten) = (None, false, Vec::new());
         Disk { entries, forcing, wanted, forgotten, ..*self }
+    }
+
+    /// Its identity, once it has one.
+    pub(crate) fn log_id(&self) -> Option<LogId> {
+        self.entries.iter().rev().find_map(|entry| match &entry.record {
+            Record::Header { log_id, .. } | Record::Restored { log_id, .. } => Some(*log_id),
+            _ => None,
+        })
+    }
+
+    /// The command that puts a log back says so in it.
+    pub(crate) fn restored(&mut self, log_id: LogId) -> Record {
+        let (lsn, record) = (self.last().next(), Record::Restored { log_id, at_ms: 0 });
+        self.entries.push(Entry { lsn, record: record.clone() });
+        (self.durable, self.examined) = (lsn, lsn);
+        record
     }
 
     pub(crate) fn replay(&self) -> Vec<Entry> {

@@ -1,4 +1,5 @@
 //! What goes wrong in one run: drawn once per seed, because a uniform mixture finds few bugs (PROTOCOL §10).
+//! `swarm` makes it wider: up to five stores of a kind, coordinators that take over one after another, and any fault switched off.
 
 use super::dice::Dice;
 use crate::vote::Kind;
@@ -90,6 +91,28 @@ pub(crate) struct Climate {
     pub together: f64,
     /// When a second coordinator appears.
     pub twin: Option<(Twin, u64)>,
+    /// How many more take over after the first successor, each from the one before.
+    pub successions: u64,
+    /// Rows that one transaction writes, at most.
+    pub width: u64,
+    /// Clients know that at most one leader and one serial executor fit in a transaction, and which stores were removed; mostly.
+    pub careful: bool,
+    /// Of an operator's turn: a store is given up for ever.
+    pub removes: f64,
+    /// Of an operator's turn: damage is forgotten.
+    pub forgets: f64,
+    /// Of an operator's turn: the order, or an attempt that is refused, is audited.
+    pub audits: f64,
+    /// How often the schema of a store is to be changed.
+    pub migrates: Option<u64>,
+    /// Of a start of a leader's process: there is a pooler before it from then on, or none any more.
+    pub pooler_comes: f64,
+    /// Of a client that has its receipt: it says so.
+    pub results_acked: f64,
+    /// Of a log that is put back: it is done by the command, which says so in the log.
+    pub restored_by_command: f64,
+    /// A log that is taken back into use after a loss gets an identity of its own.
+    pub new_identities: bool,
     /// Until when anything goes wrong at all.
     pub faults_until: u64,
     pub config: Config,
@@ -156,6 +179,17 @@ impl Climate {
             databases_restored: false,
             together: 0.0,
             twin: draw_twin(dice),
+            successions: 0,
+            width: 2,
+            careful: false,
+            removes: 0.0,
+            forgets: 0.0,
+            audits: 0.0,
+            migrates: None,
+            pooler_comes: 0.0,
+            results_acked: 0.0,
+            restored_by_command: 0.0,
+            new_identities: false,
             faults_until: dice.between(2, 10) * SECOND,
             abilities: Abilities { leads: dice.chance(0.6), keeps_acked: dice.chance(0.6) },
             begins: rarely(dice, 1.0),
@@ -277,13 +311,14 @@ impl Climate {
             log_backup: None,
             store_backup: None,
             twin: None,
+            removes: 0.0,
             config: Config { participants: self.config.participants, resend: fine.resend, inquiry: fine.inquiry, ..fine },
             ..self
         }
     }
 }
 
-fn participants_of(kinds: &[Kind]) -> Vec<ParticipantConfig> {
+pub(super) fn participants_of(kinds: &[Kind]) -> Vec<ParticipantConfig> {
     let participant = |(i, kind): (usize, &Kind)| ParticipantConfig {
         name: format!("{}{i}", name_of(*kind)),
         kind: *kind,

@@ -1,15 +1,16 @@
 //! Coordinators: processes that own a log, or believe that they do.
 
 use super::faults::Twin;
-use super::reached;
+use super::reached::{self, CoordinatorSeen};
 use super::world::{Happening, World};
 use crate::mutation::{Mutation, broken};
 use crate::request::Aborted;
 use crate::transaction::State;
 use crate::{
-    Alarm, CoordId, Coordinator, Decider, Effect, Entry, Event, Identity, Kind, LogId, Lsn, ParticipantId, Record, Refusal, RefusalKind,
-    Reply, Time, ToParticipant, Txid,
+    AdminAction, Alarm, CoordId, Coordinator, DamageKind, Decider, Effect, Entry, Event, Identity, Kind, LogId, Lsn, ParticipantId, Record,
+    Refusal, RefusalKind, Reply, Time, ToParticipant, Txid,
 };
+use std::collections::BTreeSet;
 
 /// One process.
 #[derive(Debug)]
@@ -29,6 +30,9 @@ pub(super) struct Host {
     pub(super) connecting: Vec<bool>,
     /// Somebody looks after it soon.
     pub(super) supervised: bool,
+    seen: CoordinatorSeen,
+    /// Redos that were given up before it was started (R-SKIP).
+    given_up: BTreeSet<(ParticipantId, Txid)>,
 }
 
 impl Host {
@@ -43,6 +47,8 @@ impl Host {
             gone: false,
             connecting: vec![false; participants],
             supervised: false,
+            seen: CoordinatorSeen::default(),
+            given_up: BTreeSet::new(),
         }
     }
 }
@@ -63,14 +69,22 @@ impl World {
             // What the one before had under way is in, or not.
             self.disks[log].crash(&mut self.dice);
         }
-        let identity = Identity { coord_id: CoordId(7), log_id: LogId(7), incarnation: self.dice.number() };
+        let incarnation = self.dice.number();
+        let log_id = LogId(if self.climate.new_identities { u128::from(incarnation) } else { 7 });
+        let identity = Identity { coord_id: CoordId(7), log_id, incarnation };
         let mut effects = std::mem::take(&mut self.effects);
         let entries = self.disks[log].replay();
         self.examine_log(log);
         let machine = Coordinator::start(self.climate.config.clone(), identity, entries, self.now, &mut effects);
-        self.hosts[host].machine = Some(machine.expect("the log can be taken up"));
+        let machine = machine.expect("the log can be taken up");
+        if let Some(forgotten) = forgotten_by(&machine, self.disks[log].entries()) {
+            self.checker.violation(forgotten);
+        }
+        self.hosts[host].given_up = given_up_in(self.disks[log].entries());
+        self.hosts[host].machine = Some(machine);
         self.hosts[host].started = self.now;
         self.effects = effects;
+        self.look(host);
         self.carry_out(host);
         if self.disks[log].full {
             self.coordinate(host, Event::LogFull(true));
@@ -118,6 +132,7 @@ impl World {
             return false;
         }
         self.hosts[host].life += 1;
+        self.hosts[host].seen.ends();
         self.checker.coordinator_ends();
         (self.hosts[host].tick_at, self.hosts[host].supervised) = (None, false);
         let log = self.hosts[host].disk;
@@ -144,9 +159,23 @@ impl World {
         }
         let Some(backup) = self.log_backup.take() else { return };
         let gone: Vec<_> = self.disks[0].entries().iter().filter(|entry| entry.lsn > backup.last()).cloned().collect();
+        let old = self.disks[0].log_id();
         self.disks[0] = backup;
         (self.disks[0].appender, self.disks[0].examined) = (host, self.disks[0].last());
         self.checker.log_lost(0, &gone);
+        self.log_backup_used += 1;
+        let by_command = self.climate.restored_by_command;
+        let again = self.disks[0].log_id();
+        match (old, again) {
+            (Some(old), Some(_)) if by_command > 0.0 && self.dice.chance(by_command) => {
+                let log_id = LogId(u128::from(self.dice.number()));
+                let record = self.disks[0].restored(log_id);
+                reached::record_written(&record);
+                self.checker.restored_by_command(old);
+            }
+            (_, Some(again)) => self.checker.restored_in_silence(again),
+            (_, None) => {}
+        }
     }
 
     pub(super) fn restart_later(&mut self, happening: Happening) {
@@ -196,15 +225,22 @@ impl World {
                 self.after(found_out, Happening::DropClone);
             }
             Twin::Successor => {
-                if self.hosts[0].machine.is_none() {
+                let first = second - 1;
+                if self.hosts[first].machine.is_none() {
                     return self.after(10_000, Happening::Twin);
                 }
-                self.hosts[0].paused = Some(Vec::new());
+                self.hosts[first].paused = Some(Vec::new());
                 self.hosts.push(Host::new(0, self.actors.len()));
                 let lease = self.dice.log_between(1_000, 1_000_000);
                 self.after(lease, Happening::StartCoordinator(second));
+                // Its successor may have one, and that one another, by then.
                 let wakes = lease + self.dice.log_between(1, 4_000_000);
-                self.after(wakes, Happening::Wake(0));
+                self.after(wakes, Happening::Wake(first));
+                if self.climate.successions > 0 {
+                    self.climate.successions -= 1;
+                    let next = lease + self.dice.log_between(10_000, 2_000_000);
+                    self.after(next, Happening::Twin);
+                }
             }
         }
     }
@@ -229,16 +265,29 @@ impl World {
 
     pub(super) fn coordinate(&mut self, host: usize, event: Event) {
         let Some(machine) = &mut self.hosts[host].machine else { return };
-        reached::event(&event);
+        reached::event_comes(&event);
         machine.step(self.now, event, &mut self.effects);
+        self.look(host);
         self.carry_out(host);
+    }
+
+    fn look(&mut self, host: usize) {
+        let Host { machine: Some(machine), seen, .. } = &mut self.hosts[host] else { return };
+        if let Some(wrong) = seen.look(machine) {
+            self.checker.violation(wrong);
+        }
+        let let_in = |f: &&crate::follower::Follower| f.removed && f.open_session().is_some();
+        if let Some(store) = machine.followers().iter().find(let_in).map(|follower| follower.id) {
+            self.checker.violation(format!("store {store} was removed, and is in a session"));
+        }
     }
 
     fn carry_out(&mut self, host: usize) {
         let log = self.hosts[host].disk;
-        for effect in std::mem::take(&mut self.effects) {
+        let mut effects = std::mem::take(&mut self.effects);
+        for effect in effects.drain(..) {
             self.transcript.line(|| format!("             C{host}: {effect:?}"));
-            reached::effect(&effect);
+            reached::effect_goes(&effect);
             match effect {
                 Effect::Append { lsn, record, force } => {
                     if !self.append(host, Entry { lsn, record }, force) {
@@ -248,15 +297,24 @@ impl World {
                 }
                 Effect::Send(to, session, message) => {
                     self.check_presumption(host, to, &message);
+                    if self.disks[log].appender == host {
+                        self.checker.told(log, to.0 as usize, &message);
+                    }
+                    if let ToParticipant::Commit(decided) = &message
+                        && let Some(txid) = decided.txids.iter().find(|txid| self.hosts[host].given_up.contains(&(to, **txid)))
+                    {
+                        self.checker.violation(format!("R-SKIP: {txid} was given up at {to}, and is sent there in a later start"));
+                    }
                     self.send_there(host, to.0 as usize, session, message);
                 }
                 Effect::Reply(ticket, reply) => self.reply(host, ticket, reply),
                 Effect::ForgetPayload(lsn) if self.disks[log].appender == host => self.disks[log].forget_payload(lsn),
                 Effect::ForgetBelow(lsn) if self.disks[log].appender == host => self.disks[log].forget_below(lsn),
                 Effect::ForgetPayload(_) | Effect::ForgetBelow(_) => {}
-                Effect::Alarm(alarm) => self.alarm(log, &alarm),
+                Effect::Alarm(alarm) => self.alarm(host, &alarm),
             }
         }
+        self.effects = effects;
         self.force(host);
         let Some(machine) = &self.hosts[host].machine else { return };
         let safe = matches!(machine.phase(), crate::Phase::Safe(_));
@@ -349,9 +407,23 @@ impl World {
                 group.entries.iter().for_each(|entry| self.checker.decided(log, entry));
             }
         }
+        // An order is durable with what stands before it.
+        let by_hand = entries.iter().filter(|entry| matches!(entry.record, Record::Damage(_) | Record::Admin { .. }));
+        let mut by_hand: Vec<_> = by_hand.collect();
+        by_hand.sort_by_key(|entry| entry.lsn);
+        by_hand.into_iter().for_each(|entry| self.checker.ordered(log, entry));
     }
 
-    fn alarm(&mut self, log: usize, alarm: &Alarm) {
+    fn alarm(&mut self, host: usize, alarm: &Alarm) {
+        let log = self.hosts[host].disk;
+        // One that has a successor takes the successor's start for a loss; and a clone is one.
+        if let Alarm::LogLoss(evidence) = alarm
+            && self.disks[log].appender == host
+            && self.log_backup_used == 0
+            && self.disks.len() == 1
+        {
+            self.checker.violation(format!("the log has lost nothing, and is said to: {evidence}"));
+        }
         // Only where nothing is broken on purpose is a participant of this world known to behave.
         self.checker.alarm(log, alarm);
     }
@@ -368,12 +440,41 @@ impl World {
         let waits = self.climate.config.loss_strict || self.now < self.hosts[host].started.after(self.climate.config.loss_wait);
         let knows = |i: &usize| self.actors[*i].store.live.history.iter().any(|applied| applied.tag == tag);
         let witness = (0..self.actors.len()).filter(|i| *i != to.0 as usize).find(knows);
-        if let Some(witness) = witness.filter(|i| waits || machine.followers()[*i].evidence) {
+        if let Some(witness) = witness.filter(|i| waits || machine.followers()[*i].evidence || self.checker.is_unheard(*i)) {
             self.checker.violation(format!(
                 "R-LOGLOSS: {to} is told to abort {txid} ({tag:?}), of which the log has lost the decision, though store {witness} has applied it"
             ));
         }
     }
+}
+
+/// Redos that an operator has given up, as the log has it.
+fn given_up_in(log: &[Entry]) -> BTreeSet<(ParticipantId, Txid)> {
+    let skipped = |entry: &Entry| match &entry.record {
+        Record::Damage(damage) if damage.kind == DamageKind::Skipped => Some((damage.participant, damage.txid)),
+        _ => None,
+    };
+    log.iter().filter_map(skipped).collect()
+}
+
+/// What stands in the log for people, and this start does not know: damage that nobody has forgotten, and who ordered what.
+fn forgotten_by(machine: &Coordinator, log: &[Entry]) -> Option<String> {
+    for (i, entry) in log.iter().enumerate() {
+        match &entry.record {
+            Record::Damage(damage) => {
+                let is_it = |forget: &AdminAction| matches!(forget, AdminAction::Forget { txid, participant } if (*txid, *participant) == (damage.txid, damage.participant));
+                let forgets = |entry: &Entry| matches!(&entry.record, Record::Admin { action, .. } if is_it(action));
+                if !log[i..].iter().any(forgets) && !machine.damage().contains(damage) {
+                    return Some(format!("I12: a start does not know of the damage of {} any more", damage.txid));
+                }
+            }
+            Record::Audit { audit, .. } if !machine.audit().iter().any(|noted| noted.lsn == entry.lsn && noted.audit == *audit) => {
+                return Some(format!("a start does not know any more who ordered what: {audit:?}"));
+            }
+            _ => {}
+        }
+    }
+    None
 }
 
 fn older(txid: Txid, machine: &Coordinator) -> bool {

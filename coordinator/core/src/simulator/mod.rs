@@ -16,19 +16,24 @@ mod disk;
 mod faults;
 mod hosts;
 mod operator;
+mod queue;
 mod reached;
 #[cfg(test)]
 mod schedules;
+mod shrink;
 mod small;
 mod store;
+mod swarm;
 mod world;
 
 pub use crate::mutation::Mutation;
 use crate::mutation::take_away;
-pub use reached::reached;
+pub use reached::{Reached, Tally, Transitions, reached};
+pub use shrink::{Shrunken, shrink};
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, Once, PoisonError};
+pub use swarm::Switch;
 
 /// What to run.
 #[derive(Clone, Debug, Default)]
@@ -37,6 +42,35 @@ pub struct Options {
     pub mutation: Mutation,
     /// Write every event down, for a failure's transcript.
     pub trace: bool,
+    /// How large a world.
+    pub scale: Scale,
+    /// What is taken out of the world that the seed draws.
+    pub reduced: Reduced,
+}
+
+/// Which worlds are drawn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Scale {
+    /// Up to six stores, and two coordinators at once at most.
+    Small,
+    /// Two thirds of the seeds: up to ten stores, five of a kind; coordinators that take over one after another; any fault may be missing.
+    #[default]
+    Swarm,
+}
+
+/// A world with less in it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Reduced {
+    /// What does not happen.
+    pub without: Vec<Switch>,
+    /// Transactions, at most.
+    pub transactions: Option<usize>,
+    /// Clients, at most.
+    pub clients: Option<usize>,
+    /// The stores that are there, of those that are drawn.
+    pub stores: Option<Vec<usize>>,
+    /// Throws other dice in the world that the seed draws.
+    pub dice: Option<u64>,
 }
 
 /// A run without a violation.
@@ -56,6 +90,20 @@ pub struct Summary {
     pub sessions_lost: usize,
     /// Events in all.
     pub events: u64,
+}
+
+impl Summary {
+    /// Both together.
+    pub fn add(&mut self, other: &Summary) {
+        let Summary { requests, committed, aborted, coordinator_crashes, participant_crashes, sessions_lost, events } = *other;
+        self.requests += requests;
+        self.committed += committed;
+        self.aborted += aborted;
+        self.coordinator_crashes += coordinator_crashes;
+        self.participant_crashes += participant_crashes;
+        self.sessions_lost += sessions_lost;
+        self.events += events;
+    }
 }
 
 /// A violation.
@@ -363,7 +411,7 @@ mod tests {
     #[test]
     fn every_rule_is_needed() {
         let is_missed = |mutation: Mutation| {
-            let in_seed = |seed: u64| simulate(seed, &Options { mutation, trace: false }).is_err();
+            let in_seed = |seed: u64| simulate(seed, &Options { mutation, ..Options::default() }).is_err();
             match (directed(mutation), SEEDS.iter().find(|(known, _)| *known == mutation)) {
                 (Some(schedule), _) => schedule.found.is_some(),
                 (None, Some((_, seed))) => in_seed(*seed) || (1..FIRST_SEEDS).any(in_seed),

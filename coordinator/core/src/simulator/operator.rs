@@ -4,7 +4,7 @@ use super::actors::Actor;
 use super::clients::Asked;
 use super::world::{Happening, World};
 use crate::follower::{Scan, Session};
-use crate::{AdminAction, Coordinator, Decider, Event, Kind, ParticipantId, Phase, Txid};
+use crate::{AdminAction, Audit, Coordinator, Decider, Event, Kind, ParticipantId, Phase, Txid};
 
 impl World {
     pub(super) fn operator(&mut self) {
@@ -21,7 +21,10 @@ impl World {
             && self.dice.chance(self.climate.waives)
         {
             self.checker.waived(leader.0 as usize);
-            return self.order(host, AdminAction::Waive { participant: leader }, Asked::Operator);
+            return self.order(host, AdminAction::Waive { participant: leader });
+        }
+        if let Some(action) = self.seldom_ordered(host) {
+            return self.order(host, action);
         }
         if open.is_empty() {
             return;
@@ -34,11 +37,55 @@ impl World {
             _ => AdminAction::Resolve { txid, participant, commit: self.dice.chance(0.5) },
         };
         self.expect(host, &action);
-        self.order(host, action, Asked::Operator);
+        self.order(host, action);
     }
 
-    fn order(&mut self, host: usize, action: AdminAction, asked: Asked) {
-        let ticket = self.ticket(asked);
+    /// A store is given up, or damage is forgotten: as the machine allows it, and now and then as it does not.
+    fn seldom_ordered(&mut self, host: usize) -> Option<AdminAction> {
+        let (removes, forgets) = (self.climate.removes, self.climate.forgets);
+        if forgets > 0.0
+            && self.dice.chance(forgets)
+            && let Some(machine) = &self.hosts[host].machine
+            && !machine.damage().is_empty()
+        {
+            let damage = self.dice.pick(machine.damage());
+            return Some(AdminAction::Forget { txid: damage.txid, participant: damage.participant });
+        }
+        if removes == 0.0 || !self.dice.chance(removes) || self.removed() + 1 >= self.actors.len() {
+            return None;
+        }
+        let participant = ParticipantId(self.dice.below(self.actors.len() as u64) as u16);
+        let action = AdminAction::Remove { participant };
+        let machine = self.hosts[host].machine.as_ref()?;
+        let allowed = machine.allows(&action).is_ok();
+        if allowed {
+            self.checker.gives_up(participant.0 as usize);
+        }
+        (allowed || self.dice.chance(0.1)).then_some(action)
+    }
+
+    fn removed(&self) -> usize {
+        (0..self.actors.len()).filter(|store| self.checker.is_removed(*store)).count()
+    }
+
+    /// As the daemon does it: who ordered what, or was refused what, stands in the log before the order.
+    fn order(&mut self, host: usize, action: AdminAction) {
+        let audits = self.climate.audits;
+        let audited = audits > 0.0 && self.dice.chance(audits);
+        let Some(machine) = &self.hosts[host].machine else { return };
+        let refused = machine.allows(&action).err().unwrap_or_default();
+        let audit = (audited && refused.is_empty()).then_some(machine.next_lsn);
+        if audited {
+            let (who, what) = ("simulator".into(), format!("{action:?}"));
+            self.coordinate(host, Event::Audit(Audit { who, what, refused, ..Audit::default() }));
+        }
+        if let AdminAction::Waive { participant } = &action {
+            self.checker.heard(participant.0 as usize);
+        }
+        let ticket = self.ticket(match action {
+            AdminAction::LeaveSafeMode => Asked::Leave { host },
+            _ => Asked::Operator { audit },
+        });
         self.coordinate(host, Event::Admin { ticket, operator: "simulator".into(), action, reason: "to see what happens".into() });
     }
 
@@ -70,7 +117,7 @@ impl World {
             let waived: Vec<_> = machine.followers().iter().filter(lost).map(|follower| follower.id).collect();
             let in_doubt = self.in_doubt_for_good(machine);
             if matches!(machine.phase(), Phase::Safe(_)) {
-                self.order(host, AdminAction::LeaveSafeMode, Asked::Leave { host });
+                self.order(host, AdminAction::LeaveSafeMode);
             } else if self.calm && lost_leader_decides(machine) {
                 // What it was told to decide stays open until the coordinator is started again without it.
                 self.after(1, Happening::RestartCoordinator(host));
@@ -79,12 +126,12 @@ impl World {
                     if self.climate.kinds[participant.0 as usize] == Kind::Leader {
                         self.checker.waived(participant.0 as usize);
                     }
-                    self.order(host, AdminAction::Waive { participant }, Asked::Operator);
+                    self.order(host, AdminAction::Waive { participant });
                 }
                 for (txid, participant) in in_doubt {
                     let action = AdminAction::Resolve { txid, participant, commit: false };
                     self.expect(host, &action);
-                    self.order(host, action, Asked::Operator);
+                    self.order(host, action);
                 }
             }
         }

@@ -250,6 +250,11 @@ impl Store {
         StoreReport::Committed { progress: self.progress(), done: Vec::new(), not_prepared: Vec::new(), stuck }
     }
 
+    /// Redos of these will not come any more (R-SKIP).
+    pub(crate) fn given_up(&mut self, txids: &[Txid]) {
+        self.voted.retain(|voted| !txids.contains(&voted.txid));
+    }
+
     /// Whether something is still under way that an ended session, or an unanswered request, has left behind.
     pub(crate) fn has_left_behind(&self) -> bool {
         !self.ghosts.is_empty() || !self.requests.is_empty()
@@ -344,7 +349,12 @@ impl Store {
             StoreCommand::List if broken(Mutation::NotListed) => StoreReport::Listed(None),
             StoreCommand::List => StoreReport::Listed(Some(self.live.prepared.keys().copied().collect())),
             StoreCommand::Tend(closed) => self.tend(now, *closed, dice),
-            StoreCommand::Migrate(..) => StoreReport::Migrated(Ok("nothing to change".into())),
+            StoreCommand::Migrate(..) => {
+                if self.open.is_some() || !self.running.is_empty() || !self.ready.is_empty() || !self.voted.is_empty() {
+                    checker.violation(format!("store {} changes its schema under transactions that are under way", self.index));
+                }
+                StoreReport::Migrated(Ok("changed".into()))
+            }
         }
     }
 
@@ -502,12 +512,12 @@ impl Store {
                     // The one worker that would be told how the other ends is the one that waits.
                     return no(RefusalKind::Timeout, "waited for the document's other writer");
                 }
-                self.voted.push(branch.clone());
                 for operation in work.operations.iter() {
                     if !condition_holds(state, operation) {
                         return no(RefusalKind::Condition, "the document was written by another");
                     }
                 }
+                self.voted.push(branch.clone());
                 Vote::Redo(self.keep_redo(Redo { branches: vec![branch], base: 0 }), [].into())
             }
             Kind::Serial => {

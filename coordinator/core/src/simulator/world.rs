@@ -5,21 +5,23 @@ use super::checker::Checker;
 use super::clients::{Asked, Client, Current};
 use super::dice::Dice;
 use super::disk::Disk;
-use super::faults::Climate;
+use super::faults::{Climate, participants_of};
 use super::hosts::Host;
+use super::queue::Queue;
 use super::store::Store;
-use super::{Options, Summary, Transcript};
+use super::{Options, Reduced, Scale, Summary, Transcript};
 use crate::follower::{Follower, Scan, Session};
 use crate::{
     Ballot, Effect, Event, FromParticipant, Kind, Lsn, ParticipantEffect, ParticipantEvent, Phase, Reply, SessionId, StoreCommand, Ticket,
     Time, ToParticipant, Txid,
 };
-use std::collections::BTreeMap;
 
 /// After the faults have stopped everything must come to rest in this time (I5).
 const PATIENCE: u64 = 600_000_000;
 /// More events than any sane run needs.
 const EVENTS_MAX: u64 = 400_000;
+/// Sets the dice that make a seed's world wider apart from its others.
+const SWARM: u64 = 0x5_7A12_11AA;
 
 /// Something that happens at a moment.
 #[derive(Debug)]
@@ -84,6 +86,7 @@ pub(super) enum Happening {
     LeftBehind(usize),
     BackUpStore(usize),
     RollBackThere(usize),
+    Migrate(usize),
     ToParticipant {
         session: SessionId,
         to: usize,
@@ -122,11 +125,13 @@ pub(super) struct World {
     pub(super) dice: Dice,
     pub(super) climate: Climate,
     pub(super) now: Time,
-    queue: BTreeMap<(Time, u64), Happening>,
+    queue: Queue<Happening>,
     events: u64,
     pub(super) hosts: Vec<Host>,
     pub(super) disks: Vec<Disk>,
     pub(super) log_backup: Option<Disk>,
+    /// How often the log was put back to it.
+    pub(super) log_backup_used: u64,
     pub(super) actors: Vec<Actor>,
     pub(super) clients: Vec<Client>,
     pub(super) tickets: Vec<Asked>,
@@ -142,19 +147,33 @@ pub(super) struct World {
     pub(super) participant_effects: Vec<ParticipantEffect>,
 }
 
+/// The world of a seed.
+pub(super) fn climate_of(dice: &mut Dice, seed: u64, options: &Options) -> Climate {
+    let mut climate = Climate::draw(dice).widened(&mut Dice::new(!seed));
+    if options.scale == Scale::Swarm {
+        climate = climate.swarm(&mut Dice::new(seed ^ SWARM));
+    }
+    options.reduced.apply(&mut climate);
+    climate
+}
+
 impl World {
-    pub(super) fn new(seed: u64, _: &Options, transcript: Transcript) -> World {
+    pub(super) fn new(seed: u64, options: &Options, transcript: Transcript) -> World {
         let mut dice = Dice::new(seed);
-        let climate = Climate::draw(&mut dice).widened(&mut Dice::new(!seed));
+        let climate = climate_of(&mut dice, seed, options);
+        if let Some(other) = options.reduced.dice {
+            dice = Dice::new(other);
+        }
         let actor = |(index, kind): (usize, &Kind)| Actor::new(Store::new(index, *kind, &climate));
         World {
             seed,
             now: Time(0),
-            queue: BTreeMap::new(),
+            queue: Queue::new(),
             events: 0,
             hosts: vec![Host::new(0, climate.kinds.len())],
             disks: vec![Disk::default()],
             log_backup: None,
+            log_backup_used: 0,
             actors: climate.kinds.iter().enumerate().map(actor).collect(),
             clients: (0..climate.clients).map(|_| Client::default()).collect(),
             tickets: Vec::new(),
@@ -182,6 +201,7 @@ impl World {
             self.plan(climate.session_break, Happening::BreakSession(i));
             self.plan(climate.store_backup, Happening::BackUpStore(i));
             self.plan(climate.rolled_back_there, Happening::RollBackThere(i));
+            self.plan(climate.migrates, Happening::Migrate(i));
         }
         for i in 0..self.clients.len() {
             self.after(1, Happening::Client(i));
@@ -194,7 +214,7 @@ impl World {
             self.after(at, Happening::Twin);
         }
         self.after(climate.faults_until, Happening::Calm);
-        while let Some(((at, _), happening)) = self.queue.pop_first() {
+        while let Some((at, happening)) = self.queue.pop() {
             assert!(at >= self.now, "time goes forward");
             self.now = at;
             self.events += 1;
@@ -228,9 +248,7 @@ impl World {
     }
 
     pub(super) fn at(&mut self, at: Time, happening: Happening) {
-        // Ties are broken by the order of asking.
-        let next = self.queue.range((at, 0)..=(at, u64::MAX)).next_back().map_or(0, |((_, n), _)| n + 1);
-        self.queue.insert((at, next), happening);
+        self.queue.push(at, happening);
     }
 
     /// The next fault of a kind, if it occurs at all.
@@ -245,8 +263,7 @@ impl World {
     pub(super) fn take_store_call(&mut self, i: usize) -> Option<StoreCommand> {
         let now = self.actors[i].life;
         let of = |h: &Happening| matches!(h, Happening::StoreDone { at, life, .. } if *at == i && *life == now);
-        let key = self.queue.iter().find(|(_, h)| of(h)).map(|(k, _)| *k)?;
-        match self.queue.remove(&key) {
+        match self.queue.take(of) {
             Some(Happening::StoreDone { command, .. }) => Some(command),
             _ => None,
         }
@@ -283,6 +300,9 @@ impl World {
             Happening::ToCoordinator { host, session, from, message } => {
                 if self.linked(from, host, session) {
                     let is_hello = matches!(message, FromParticipant::Hello(_));
+                    if is_hello {
+                        self.checker.heard(from);
+                    }
                     self.coordinate(host, Event::Message(crate::ParticipantId(from as u16), session, message));
                     if is_hello && self.hosts.len() == 1 {
                         self.checker.said_hello(from);
@@ -336,6 +356,11 @@ impl World {
                 if !self.calm {
                     self.actors[i].store.roll_back_there(&mut self.checker);
                 }
+            }
+            Happening::Migrate(i) => {
+                self.plan(self.climate.migrates, Happening::Migrate(i));
+                let ticket = Ticket(self.events);
+                self.participate(i, ParticipantEvent::Migrate(ticket, "change the schema".into()));
             }
             Happening::ToParticipant { session, to, message } => self.deliver(to, session, message),
             Happening::PrepareAgain { to, message } => self.prepare_again(to, message),
@@ -399,7 +424,9 @@ impl World {
         let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
         let Some(machine) = &host.machine else { return false };
         // A store that has lost changes is refused, for good (R-STORELOSS).
-        let refused = |i: usize| matches!(machine.followers()[i].session, Session::Refused(..)) && self.checker.is_store_lost(i);
+        let lost = |i: usize| matches!(machine.followers()[i].session, Session::Refused(..)) && self.checker.is_store_lost(i);
+        // Nor is one let in that was removed.
+        let refused = |i: usize| machine.followers()[i].removed || lost(i);
         // A preparing store is open while it is scanned.
         let scanned = |follower: &Follower| !matches!(follower.scan, Scan::Running | Scan::Checking);
         let followed = machine.followers().iter().enumerate().all(|(i, follower)| {
@@ -432,5 +459,19 @@ impl World {
             })
             .collect();
         format!("clients wait for {clients:?}; stores {stores:?}; hosts {hosts:?}")
+    }
+}
+
+impl Reduced {
+    fn apply(&self, climate: &mut Climate) {
+        self.without.iter().for_each(|switch| switch.turn_off(climate));
+        climate.transactions = self.transactions.map_or(climate.transactions, |most| most.min(climate.transactions));
+        climate.clients = self.clients.map_or(climate.clients, |most| most.min(climate.clients));
+        if let Some(stores) = &self.stores {
+            let there = |i: &usize| *i < climate.kinds.len();
+            climate.stores = stores.iter().filter(|i| there(i)).map(|i| climate.stores[*i]).collect();
+            climate.kinds = stores.iter().filter(|i| there(i)).map(|i| climate.kinds[*i]).collect();
+            climate.config.participants = participants_of(&climate.kinds);
+        }
     }
 }
