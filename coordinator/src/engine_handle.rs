@@ -7,6 +7,7 @@ use crate::committer::Hold;
 use crate::log::{LogError, Snapshot};
 use crate::meters::Meters;
 use crate::security::Caller;
+use crate::traces::Export;
 use crate::verification::Lacking;
 use crate::view::Pulse;
 use lockstep_core::{
@@ -252,6 +253,8 @@ pub struct RunningEngine {
     pub failed: oneshot::Receiver<String>,
     /// What it measures.
     pub meters: Meters,
+    /// The way to the collector of traces, if there is one.
+    pub export: Option<Export>,
 }
 
 /// What an [`EngineHandle`] is made from.

@@ -63,7 +63,7 @@ pub(super) fn effect(effect: &Effect) {
             Effect::Append { record, .. } => reached.records.note(record),
             Effect::Send(_, _, message) => reached.sent.note(message),
             Effect::Alarm(alarm) => reached.alarms.note(alarm),
-            Effect::Reply(..) | Effect::ForgetPayload(_) | Effect::ForgetBelow(_) => {}
+            Effect::Reply(..) | Effect::ForgetPayload(_) | Effect::ForgetBelow(_) | Effect::Trace(_) => {}
         }
     });
 }
