@@ -85,7 +85,7 @@ pub(crate) async fn make(
         match reply.reply {
             Some(Reply::Progress(sentence)) => writeln!(io.stderr, "lockstep: {sentence}")?,
             Some(Reply::Servers(servers)) => {
-                back_up_servers(&servers.servers, server_command, io)?;
+                back_up_servers(&servers, server_command, io)?;
                 // If it does not listen any more, its answer says why.
                 let _ = told.send(tell(Request::ServersDone(true))).await;
             }
@@ -101,13 +101,17 @@ pub(crate) async fn make(
 }
 
 /// Now is the moment: what they hold when their copies end is in the log that is copied next, and what it lacks is kept until then.
-fn back_up_servers(servers: &[v1::BackupServer], command: Option<&str>, io: &mut Io<'_>) -> Result<(), Failure> {
+fn back_up_servers(
+    v1::BackupServers { servers, paused }: &v1::BackupServers,
+    command: Option<&str>,
+    io: &mut Io<'_>,
+) -> Result<(), Failure> {
     let names: Vec<_> = servers.iter().map(|server| format!("`{}` ({}: {})", server.name, server.r#type, tool(&server.r#type))).collect();
-    writeln!(
-        io.stderr,
-        "lockstep: back up now, from beginning to end, by their own tools: {}; until then the log forgets nothing, and grows",
-        names.join(", ")
-    )?;
+    let meanwhile = match paused {
+        true => "no new transaction is taken until then: a store that prepares can be given nothing that its copy lacks",
+        false => "until then the log forgets nothing, and grows",
+    };
+    writeln!(io.stderr, "lockstep: back up now, from beginning to end, by their own tools: {}; {meanwhile}", names.join(", "))?;
     io.stderr.flush()?;
     let Some(command) = command else {
         let hint = "type `done` when they are backed up, or give --server-command";

@@ -134,6 +134,9 @@ fn attention(reply: &v1::StatusReply) -> Vec<String> {
         "safe mode" => lines.push(format!("it is in safe mode{}; see `lockstep doctor`", because(&reply.why))),
         phase => lines.push(format!("it is {phase}{}; look again in a moment", because(&reply.why))),
     }
+    if reply.paused {
+        lines.push("new transactions are refused: a backup's servers are being copied; see whoever runs `lockstep backup`".into());
+    }
     if reply.log_full {
         let free = output::bytes(reply.log_free_bytes);
         lines.push(format!(

@@ -37,6 +37,11 @@
 //! Where the daemon asks who its callers are, a client shows a certificate or a token, and looks at the daemon's certificate:
 //! [`Builder::credentials`] with [`Credentials`]. The endpoint then begins with `https://`.
 //!
+//! # Traces
+//! With the feature `opentelemetry` every commit is a span of the application's trace (that of `opentelemetry::Context::current()`, by the
+//! global tracer provider), and the coordinator's spans are parts of it. Without it, or to choose, [`Transaction::traceparent`] takes the
+//! context as text.
+//!
 //! # One connection
 //! A [`Client`] is a cheap handle; clone it. All its clones share one stream, over which transactions are sent in batches: whatever
 //! has queued up while the last frame was being sent goes into one message. Reads have a connection of their own.
@@ -56,6 +61,8 @@ mod link;
 mod own_transaction;
 mod read;
 mod receipt;
+#[cfg(feature = "opentelemetry")]
+mod span;
 mod transaction;
 mod value;
 

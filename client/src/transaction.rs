@@ -185,7 +185,9 @@ impl Transaction {
         self
     }
 
-    /// W3C trace context to be carried along.
+    /// W3C trace context (`traceparent`) that the transaction becomes a part of; the coordinator ignores what is malformed. It stands in
+    /// the decision log until every store has the transaction. With the feature `opentelemetry` it is taken from the current context
+    /// where none is given.
     pub fn traceparent(mut self, traceparent: impl Into<String>) -> Transaction {
         self.traceparent = traceparent.into();
         self
@@ -200,7 +202,25 @@ impl Transaction {
         self.commit_by(deadline).await
     }
 
+    /// In a span of its own, unless the caller has given a context.
+    #[cfg(feature = "opentelemetry")]
     pub(crate) async fn commit_by(mut self, deadline: Instant) -> Result<Receipt, CommitError> {
+        if !self.traceparent.is_empty() {
+            return self.commit_untraced(deadline).await;
+        }
+        let span = crate::span::CommitSpan::begin();
+        self.traceparent = span.traceparent();
+        let result = self.commit_untraced(deadline).await;
+        span.end(&result);
+        result
+    }
+
+    #[cfg(not(feature = "opentelemetry"))]
+    pub(crate) async fn commit_by(self, deadline: Instant) -> Result<Receipt, CommitError> {
+        self.commit_untraced(deadline).await
+    }
+
+    async fn commit_untraced(mut self, deadline: Instant) -> Result<Receipt, CommitError> {
         let mut retry = Retry::new(self.retries);
         let mut position = self.position;
         let client = self.client.clone();

@@ -1,8 +1,8 @@
 //! The daemon's configuration: one TOML file, overridden by the environment, overridden by flags. `lockstepd.example.toml` documents
 //! every key; a test holds it to these types and their defaults.
 
-use crate::security;
 use crate::verification::Mapping;
+use crate::{security, traces};
 use clap::Args;
 use lockstep_core::{Config, Kind, ParticipantConfig, Role};
 use serde::{Deserialize, Serialize};
@@ -37,6 +37,8 @@ pub struct Configuration {
     pub logging: Logging,
     /// What is told to machines that watch.
     pub http: Http,
+    /// Where spans go.
+    pub traces: traces::Settings,
     /// Rows and documents that are to agree, for `lockstep verify`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub verify: Vec<Verify>,
@@ -580,6 +582,7 @@ impl Configuration {
             outcomes_max: retention.outcomes_max,
             outcomes_keep: micros(retention.outcomes_keep_hours.saturating_mul(3_600_000)),
             results_max: retention.results_max,
+            traces: self.traces.endpoint.is_some(),
             wall_at_zero_ms,
         }
     }
@@ -590,6 +593,7 @@ impl Configuration {
             .and_then(|()| self.check_verify())
             .and_then(|()| self.check_http())
             .and_then(|()| self.check_security())
+            .and_then(|()| self.traces.check())
             .and_then(|()| self.check_numbers())
             .map(|()| self)
             .map_err(ConfigurationError)
@@ -986,6 +990,7 @@ impl Default for Configuration {
             log: Log::default(),
             shutdown: Shutdown::default(),
             logging: Logging::default(),
+            traces: traces::Settings::default(),
             http: Http::default(),
             verify: Vec::new(),
             security: security::Settings::default(),

@@ -64,7 +64,7 @@ pub async fn run(configuration: Arc<Configuration>, options: Options, began: Ins
         .with_context(|| format!("cannot make the data folder {} (data_dir)", configuration.data_dir.display()))?;
     let starting = Arc::clone(&configuration);
     let engine = tokio::task::spawn_blocking(move || engine::start(&starting, began));
-    let RunningEngine { handle, mut failed, meters } = tokio::select! {
+    let RunningEngine { handle, mut failed, meters, export } = tokio::select! {
         engine = engine => engine.context("the engine's start panicked")??,
         signal = signals.next() => {
             info!(signal, "ends before it has started");
@@ -113,6 +113,9 @@ pub async fn run(configuration: Arc<Configuration>, options: Options, began: Ins
     drop(close);
     if let Err(error) = server.await.context("the server's task is gone")? {
         warn!(%error, "the server ended badly");
+    }
+    if let (Some(export), Exit::Clean) = (export, exit) {
+        export.end().await;
     }
     Ok(exit)
 }

@@ -9,13 +9,14 @@ use crate::engine_handle::{
 };
 use crate::log::{DecisionLog, LogError, Metrics, Options, SledLog};
 use crate::meters::Meters;
+use crate::traces::{self, Tracer};
 use crate::view::View;
 use crate::watches::Watches;
 use crate::{failpoints, stores, workers};
 use lockstep_core::follower::Session;
 use lockstep_core::{
     Alarm, Audit, Ballot, CoordId, Coordinator, Effect, Entry, Event, FromParticipant, LogId, Lsn, ParticipantId, Reply, Request,
-    SessionId, Ticket, Time, ToParticipant, Txid, Wait,
+    SessionId, Ticket, Time, ToParticipant, TraceContext, TraceId, Txid, Wait,
 };
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
@@ -23,6 +24,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+use tracing::field::{DisplayValue, display};
 
 /// Messages taken before effects are carried out: bounds how long a vote waits for its decision.
 const DRAIN: usize = 256;
@@ -42,6 +44,7 @@ pub fn start(configuration: &Configuration, began: Instant) -> anyhow::Result<Ru
         position: machine.position(),
     });
     let meters = Meters::default();
+    let (tracer, export) = traces::start(&configuration.traces, handle.shared(), machine.owner(), &meters)?.unzip();
     let stores: Vec<_> = stores::open(configuration)?.into_iter().map(|store| store.measure(&meters)).collect();
     let (fail, failed) = oneshot::channel();
     let on_failure = move |error: LogError| drop(fail.send(error.to_string()));
@@ -54,6 +57,7 @@ pub fn start(configuration: &Configuration, began: Instant) -> anyhow::Result<Ru
         committer,
         metrics,
         meters: meters.clone(),
+        tracer,
         answers: FxHashMap::default(),
         effects,
         outgoing: Vec::new(),
@@ -74,7 +78,7 @@ pub fn start(configuration: &Configuration, began: Instant) -> anyhow::Result<Ru
         engine.run();
     })?;
     workers::start(stores, &handle, &tokio::runtime::Handle::current())?;
-    Ok(RunningEngine { handle, failed, meters })
+    Ok(RunningEngine { handle, failed, meters, export })
 }
 
 struct Engine {
@@ -84,6 +88,7 @@ struct Engine {
     committer: Committer,
     metrics: Arc<Metrics>,
     meters: Meters,
+    tracer: Option<Tracer>,
     answers: FxHashMap<Ticket, Waiting>,
     sessions: Vec<Option<(SessionId, Outbox)>>,
     effects: Vec<Effect>,
@@ -108,6 +113,7 @@ struct Engine {
 struct Waiting {
     answer: Answer,
     since: Option<Instant>,
+    trace: Option<TraceContext>,
 }
 
 impl Engine {
@@ -173,7 +179,7 @@ impl Engine {
         }
     }
 
-    fn submit(&mut self, Submission { ticket, event, answer, owner }: Submission) {
+    fn submit(&mut self, Submission { ticket, mut event, answer, owner }: Submission) {
         if let (Event::ResultsAcked(txid), Some(owner)) = (&event, owner)
             && !self.owns(&owner, *txid)
         {
@@ -184,7 +190,8 @@ impl Engine {
         }
         if let Some(ticket) = ticket {
             let since = matches!(event, Event::Commit(..)).then(Instant::now);
-            self.answers.insert(ticket, Waiting { answer, since });
+            let trace = self.trace_of(&mut event);
+            self.answers.insert(ticket, Waiting { answer, since, trace });
         }
         if let Event::Commit(_, request) = &event {
             self.watches.note(request);
@@ -203,6 +210,15 @@ impl Engine {
         {
             self.hurry(participant);
         }
+    }
+
+    /// The trace of a request. Where it came without, it may begin one.
+    fn trace_of(&self, event: &mut Event) -> Option<TraceContext> {
+        let (Event::Commit(_, request) | Event::Decline { request, .. }) = event else { return None };
+        if let (None, Some(tracer)) = (request.trace, &self.tracer) {
+            request.trace = tracer.begin();
+        }
+        request.trace
     }
 
     fn order(&mut self, audit: Audit, order: Submission) {
@@ -277,10 +293,11 @@ impl Engine {
                 }
                 Effect::Send(participant, session, message) => self.address(participant, session, message),
                 Effect::Reply(ticket, reply) => {
-                    if let Some(Waiting { answer, since }) = self.answers.remove(&ticket) {
+                    if let Some(Waiting { answer, since, trace }) = self.answers.remove(&ticket) {
                         if let Some(since) = since {
                             self.meters.answered(&reply, since.elapsed());
                         }
+                        note(&reply, trace, self.shared.registry());
                         failpoints::hit("engine.before_reply");
                         answer.give(reply);
                         failpoints::hit("engine.after_reply");
@@ -289,6 +306,11 @@ impl Engine {
                 Effect::ForgetPayload(lsn) => self.forget.push(lsn),
                 Effect::ForgetBelow(lsn) => self.committer.tell(ToCommitter::ForgetBelow(lsn)),
                 Effect::Alarm(alarm) => shout(&alarm, self.shared.registry()),
+                Effect::Trace(span) => {
+                    if let Some(tracer) = &self.tracer {
+                        tracer.tell(*span);
+                    }
+                }
             }
         }
         self.effects = effects;
@@ -421,6 +443,7 @@ impl Engine {
             Question::Unwatch(watch, answer) => drop(answer.send(self.watches.close(watch))),
             Question::Lacking(index, keys, answer) => drop(answer.send(view.lacking(index, &keys))),
             Question::ReadLog(answer) => self.committer.tell(ToCommitter::Snapshot(answer)),
+            Question::PreparingStoresRest(answer) => drop(answer.send(self.machine.preparing_stores_rest())),
             Question::HoldForgetting(answer) => {
                 let hold = self.hold.upgrade().unwrap_or_default();
                 (self.hold, self.held) = (Arc::downgrade(&hold), true);
@@ -458,6 +481,38 @@ fn registry(machine: &Coordinator, configuration: &Configuration) -> Registry {
         .with_retired(machine.followers().iter().filter(|follower| !configured(&follower.name)).map(retired))
 }
 
+/// A transaction's outcome, for those who want to read each.
+fn note(reply: &Reply, trace: Option<TraceContext>, registry: &Registry) {
+    if !tracing::enabled!(tracing::Level::DEBUG) {
+        return;
+    }
+    match reply {
+        Reply::Committed(receipt) => {
+            let (txid, csn, pending) = (receipt.txid, receipt.csn, receipt.pending.len());
+            tracing::debug!(%txid, %csn, trace_id = trace_id(trace), pending, "a transaction is committed");
+        }
+        Reply::Aborted(aborted) => {
+            let (txid, store) = (aborted.txid.map(display), aborted.participant.map(|at| display(registry.name(at))));
+            let (kind, why) = (aborted.refusal.kind.word(), &aborted.refusal.message);
+            tracing::debug!(txid, trace_id = trace_id(trace), store, kind, why, "a transaction is aborted");
+        }
+        Reply::Begun(_)
+        | Reply::Unknown(_)
+        | Reply::Expired(_)
+        | Reply::KeyReused(_)
+        | Reply::Reached(_)
+        | Reply::Behind(_)
+        | Reply::ForeignToken(_)
+        | Reply::Done(_)
+        | Reply::Refused(_) => {}
+    }
+}
+
+/// As a field of a log line: the trace's id, if there is one.
+fn trace_id(trace: Option<TraceContext>) -> Option<DisplayValue<TraceId>> {
+    trace.map(|context| display(context.trace))
+}
+
 fn shout(alarm: &Alarm, registry: &Registry) {
     match alarm {
         Alarm::LogLoss(evidence) => tracing::error!(%evidence, "the decision log has lost records: safe mode (R-LOGLOSS)"),
@@ -466,10 +521,14 @@ fn shout(alarm: &Alarm, registry: &Registry) {
         Alarm::Misbehaves(p, why) => {
             tracing::error!(store = %registry.name(*p), %why, "a store has broken the protocol: its session is ended")
         }
-        Alarm::Stuck(p, txid, why) => tracing::error!(store = %registry.name(*p), %txid, %why, "a decided transaction is not applied"),
-        Alarm::Damage(damage) => {
-            let (txid, kind, reason) = (damage.txid, damage.kind, &damage.reason);
-            tracing::error!(store = %registry.name(damage.participant), %txid, ?kind, %reason, "damage (I12)");
+        Alarm::Stuck { participant, txid, csn, trace, reason } => {
+            let (store, trace_id) = (registry.name(*participant), trace_id(*trace));
+            tracing::error!(%store, %txid, %csn, trace_id, why = reason, "a decided transaction is not applied");
+        }
+        Alarm::Damage(damage, trace) => {
+            let (txid, csn, trace_id) = (damage.txid, damage.csn.map(display), trace_id(*trace));
+            let (store, kind, why) = (registry.name(damage.participant), damage.kind, &damage.reason);
+            tracing::error!(%store, %txid, csn, trace_id, ?kind, why, "damage (I12)");
         }
         Alarm::WrongKind(p, logged, found) => {
             tracing::error!(store = %registry.name(*p), ?logged, ?found, "a store votes in another way than the log knows")

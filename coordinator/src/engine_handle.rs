@@ -7,6 +7,7 @@ use crate::committer::Hold;
 use crate::log::{LogError, Snapshot};
 use crate::meters::Meters;
 use crate::security::Caller;
+use crate::traces::Export;
 use crate::verification::Lacking;
 use crate::view::Pulse;
 use lockstep_core::{
@@ -106,6 +107,8 @@ pub enum Question {
     ReadLog(oneshot::Sender<Result<(Snapshot, Hold), LogError>>),
     /// Nothing is forgotten as long as the answer is kept, and no store is noted in the log to have come further.
     HoldForgetting(oneshot::Sender<Held>),
+    /// Whether no transaction is under way that a preparing store has still to hear of.
+    PreparingStoresRest(oneshot::Sender<bool>),
     /// What is wrong, and what to do about it.
     Doctor(oneshot::Sender<v1::DoctorReply>),
     /// Recorded damage.
@@ -135,6 +138,15 @@ pub struct Held {
     pub csn: Csn,
     /// Until it is dropped.
     pub hold: Arc<()>,
+}
+
+/// Nothing new is taken as long as this is kept.
+pub struct Paused(EngineHandle);
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        self.0.tell(Event::Pause(false));
+    }
 }
 
 /// How the engine ended.
@@ -252,6 +264,8 @@ pub struct RunningEngine {
     pub failed: oneshot::Receiver<String>,
     /// What it measures.
     pub meters: Meters,
+    /// The way to the collector of traces, if there is one.
+    pub export: Option<Export>,
 }
 
 /// What an [`EngineHandle`] is made from.
@@ -359,6 +373,12 @@ impl EngineHandle {
             reason: reason.into(),
             ..Audit::default()
         }
+    }
+
+    /// Takes nothing new until the answer is dropped; what is under way goes on. One at a time.
+    pub fn pause(&self) -> Paused {
+        self.tell(Event::Pause(true));
+        Paused(self.clone())
     }
 
     /// Tells the engine something that nobody waits for. Its number is bounded by what the machine itself has under way.

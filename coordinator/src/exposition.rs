@@ -111,9 +111,10 @@ fn stores(registry: &mut Registry, stores: &[ParticipantStatus]) {
 }
 
 fn measured(registry: &mut Registry, meters: &Meters) {
-    let Meters { commits, forces, group, calls, recent: _ } = meters.clone();
+    let Meters { commits, forces, group, calls, spans, recent: _ } = meters.clone();
     registry.register_with_unit("commit", "From a commit's request to its answer", Unit::Seconds, commits);
     registry.register_with_unit("log_force", "One force of the decision log", Unit::Seconds, forces);
+    registry.register("trace_spans", "Spans that the collector has taken, or that were dropped: it is away, slow, or refuses them", spans);
     registry.register("log_group_records", "Records that one force served", group);
     registry.register_with_unit("store_call", "A call of a store, by its own thread", Unit::Seconds, calls);
 }

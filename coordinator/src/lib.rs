@@ -23,6 +23,7 @@ pub mod service_manager;
 pub mod shutdown;
 pub mod stores;
 pub mod telemetry;
+pub mod traces;
 pub mod verification;
 pub mod view;
 pub mod watches;

@@ -4,6 +4,7 @@
 
 use lockstep_core::Reply;
 use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use std::sync::{Arc, Mutex};
@@ -20,6 +21,8 @@ pub struct Meters {
     pub group: Histogram,
     /// A store's calls.
     pub calls: Family<Called, Histogram, fn() -> Histogram>,
+    /// Spans that a collector has taken, and those that were dropped.
+    pub spans: Family<Told, Counter>,
     /// The newest of it, for the console.
     pub recent: Recent,
 }
@@ -55,6 +58,13 @@ pub struct Called {
     pub call: &'static str,
 }
 
+/// What became of a span.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Told {
+    /// "exported" or "dropped".
+    pub outcome: &'static str,
+}
+
 impl Default for Meters {
     fn default() -> Meters {
         Meters {
@@ -62,6 +72,7 @@ impl Default for Meters {
             forces: seconds(),
             group: Histogram::new(exponential_buckets(1.0, 2.0, 13)),
             calls: Family::new_with_constructor(seconds),
+            spans: Family::default(),
             recent: Recent::default(),
         }
     }
@@ -87,6 +98,12 @@ impl Meters {
             | Reply::Refused(_) => "refused",
         };
         self.commits.get_or_create(&Answered { outcome }).observe(after.as_secs_f64());
+    }
+
+    /// So many spans were taken by the collector, or dropped.
+    pub fn spans(&self, taken: bool, spans: usize) {
+        let outcome = if taken { "exported" } else { "dropped" };
+        self.spans.get_or_create(&Told { outcome }).inc_by(spans as u64);
     }
 
     /// A force of so many records took so long.

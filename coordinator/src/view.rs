@@ -96,6 +96,7 @@ impl View<'_> {
             deciding: status.deciding as u64,
             unanswered: status.asked as u64,
             log_full: status.log_full,
+            paused: status.paused,
         }
     }
 

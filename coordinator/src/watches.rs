@@ -120,6 +120,7 @@ mod tests {
             wait: Wait::Decided,
             timeout: 0,
             deadline: Time(0),
+            trace: None,
         }
     }
 

@@ -304,7 +304,7 @@ impl<'a> Run<'a> {
                 operations.extend(self.subject.refused());
             }
             if !operations.is_empty() {
-                batch.push((Work { txid, operations: operations.into(), timeout: 10_000_000 }, writes, refused));
+                batch.push((Work { txid, operations: operations.into(), timeout: 10_000_000, trace: None }, writes, refused));
             }
         }
         let works: Vec<Work> = batch.iter().map(|(work, ..)| work.clone()).collect();
@@ -365,7 +365,7 @@ impl<'a> Run<'a> {
     fn decide_alone(&mut self, voted: Voted) {
         let csn = self.decide(&voted);
         self.log(|| format!("decide {} at {csn}", voted.txid));
-        self.log.insert(csn, Decided { csn, txids: vec![voted.txid], redo: voted.redo });
+        self.log.insert(csn, Decided { csn, txids: vec![voted.txid], redo: voted.redo, trace: None });
         self.untold.insert(csn);
     }
 
@@ -375,7 +375,10 @@ impl<'a> Run<'a> {
         let csns: Vec<Csn> = group.iter().map(|voted| self.decide(voted)).collect();
         let csn = *csns.last().expect("a group is not empty");
         self.log(|| format!("decide the group at {csns:?}"));
-        self.log.insert(csn, Decided { csn, txids: group.iter().map(|v| v.txid).collect(), redo: std::mem::take(&mut self.group_redo) });
+        self.log.insert(
+            csn,
+            Decided { csn, txids: group.iter().map(|v| v.txid).collect(), redo: std::mem::take(&mut self.group_redo), trace: None },
+        );
         self.untold.insert(csn);
     }
 
@@ -580,7 +583,7 @@ impl<'a> Run<'a> {
     fn marker(&mut self, voted: &Voted) -> Marker {
         let csn = self.decide(voted);
         let entry = CommitEntry { txid: voted.txid, csn, key: key(voted.txid), request_hash: voted.txid.n, at_ms: 0, branches: vec![ME] };
-        Marker { entry, payload: EntryPayload::default(), groups: Vec::new() }
+        Marker { entry, payload: EntryPayload::default(), groups: Vec::new(), trace: None }
     }
 
     /// The open batch's commit. Markers that were not written leave no trace; their CSNs are never used.
@@ -642,7 +645,7 @@ impl<'a> Run<'a> {
         self.outcomes.insert(late, None);
         self.next += 1;
         let writes = vec![(0, Some(self.next))];
-        let work = Work { txid: late, operations: self.operations(&writes[0]).into(), timeout: 10_000_000 };
+        let work = Work { txid: late, operations: self.operations(&writes[0]).into(), timeout: 10_000_000, trace: None };
         let ballot = self.store().prepare(&[work]).expect("prepare");
         self.log(|| format!("{late} was settled ({what:?}) and is prepared after that: {:?}", ballot.votes));
         if let Vote::Ready(_) = ballot.votes[0].1 {

@@ -47,7 +47,7 @@ impl Fixture {
 
     fn vote(&mut self, operations: Vec<Operation>) -> Vote {
         self.next += 1;
-        let work = Work { txid: txid(self.next), operations: operations.into(), timeout: 1_000_000 };
+        let work = Work { txid: txid(self.next), operations: operations.into(), timeout: 1_000_000, trace: None };
         let Ballot { mut votes, .. } = self.store().prepare(&[work]).unwrap();
         votes.pop().unwrap().1
     }
@@ -63,7 +63,7 @@ impl Fixture {
         match self.vote(operations) {
             Vote::Redo(redo, results) => {
                 assert!(results.is_empty());
-                Decided { csn: csn(n), txids: vec![txid(self.next)], redo }
+                Decided { csn: csn(n), txids: vec![txid(self.next)], redo, trace: None }
             }
             vote => panic!("no redo: {vote:?}"),
         }
@@ -576,7 +576,7 @@ fn a_copy_taken_at_any_moment_opens_and_takes_the_replay() {
 fn a_redo_that_cannot_be_read_is_stuck_and_holds_the_watermark() {
     let mut t = Fixture::new();
     let good = t.decide(3, vec![put("a", "{}")]);
-    let bad = Decided { csn: csn(2), txids: vec![txid(2)], redo: vec![99, 1, 2].into() };
+    let bad = Decided { csn: csn(2), txids: vec![txid(2)], redo: vec![99, 1, 2].into(), trace: None };
     let committed = t.store().commit(&[bad.clone(), good], csn(3)).unwrap();
     assert_eq!(committed.stuck.len(), 1);
     assert_eq!(committed.stuck[0].0, csn(2));
@@ -715,12 +715,13 @@ fn speed() {
     let text = "the quick brown fox jumps over the lazy dog and runs away from the hunter ".repeat(3);
     let operations =
         |n| vec![put(&format!("k{}", n % 20_000), &format!(r#"{{"title":"film {n}","year":{},"plot":"{text}"}}"#, 1900 + n % 100))];
-    let works: Vec<_> = (1..=N).map(|n| Work { txid: txid(n), operations: operations(n).into(), timeout: 1_000_000 }).collect();
+    let works: Vec<_> =
+        (1..=N).map(|n| Work { txid: txid(n), operations: operations(n).into(), timeout: 1_000_000, trace: None }).collect();
     let begin = std::time::Instant::now();
     let ballots: Vec<_> = works.chunks(32).map(|batch| t.store().prepare(batch).unwrap()).collect();
     println!("prepare: {:.2} µs a document of {} bytes", begin.elapsed().as_secs_f64() * 1e6 / N as f64, text.len() + 40);
     let redos = ballots.into_iter().flat_map(|ballot| ballot.votes).map(|(txid, vote)| match vote {
-        Vote::Redo(redo, _) => Decided { csn: csn(txid.n), txids: vec![txid], redo },
+        Vote::Redo(redo, _) => Decided { csn: csn(txid.n), txids: vec![txid], redo, trace: None },
         vote => panic!("{vote:?}"),
     });
     let decided: Vec<_> = redos.collect();
@@ -743,7 +744,7 @@ fn speed() {
     println!("tend: {:.1} ms a commit of 3,200 documents", tending.as_secs_f64() * 1e3 / (commits + 1) as f64);
     let condition = Condition::Csn(csn(N));
     let works: Vec<_> = (0..10_000)
-        .map(|n| Work { txid: txid(n), operations: vec![put_if(&format!("k{}", n % 20_000), condition)].into(), timeout: 1 })
+        .map(|n| Work { txid: txid(n), operations: vec![put_if(&format!("k{}", n % 20_000), condition)].into(), timeout: 1, trace: None })
         .collect();
     let begin = std::time::Instant::now();
     works.chunks(32).for_each(|batch| drop(t.store().prepare(batch).unwrap()));

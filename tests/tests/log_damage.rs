@@ -112,7 +112,7 @@ fn commit(lsn: u64) -> Record {
         at_ms: 0,
         branches: vec![ParticipantId(0), ParticipantId(1)],
     };
-    let payload = Payload { entries: vec![EntryPayload { results: Vec::new(), redos: vec![redo] }], groups: Vec::new() };
+    let payload = Payload { entries: vec![EntryPayload { results: Vec::new(), redos: vec![redo] }], ..Payload::default() };
     Record::Commit(CommitGroup { entries: vec![entry], payload: Some(payload) })
 }
 

@@ -159,6 +159,7 @@ impl AdminService for Daemon {
             last_lsn: 4021,
             deciding: 0,
             log_full: false,
+            paused: false,
             unanswered: if self.ill() { 2 } else { 0 },
         }))
     }
@@ -463,7 +464,8 @@ impl AdminService for Daemon {
         if folder.ends_with("occupied") {
             return Err(Status::failed_precondition(format!("folder: {folder} is not empty: it holds `log`")));
         }
-        let servers = v1::BackupServers { servers: vec![v1::BackupServer { name: "pg".into(), r#type: "postgres".into() }] };
+        let servers = vec![v1::BackupServer { name: "pg".into(), r#type: "postgres".into() }];
+        let servers = v1::BackupServers { servers, paused: true };
         let summary = v1::BackupSummary {
             folder,
             coord_id: "0000000000000000000000000000000a".into(),

@@ -101,6 +101,7 @@ impl Play {
             match effect {
                 Effect::Append { lsn, .. } => self.durable = Some(lsn),
                 Effect::Reply(..) => self.answered += 1,
+                Effect::Trace(_) => {}
                 Effect::Send(p, _, ToParticipant::Prepare(work)) => self.votes[p.0 as usize].push(work.txid),
                 Effect::Send(p, _, ToParticipant::Commit(decided)) => {
                     self.commits[p.0 as usize].push((decided.csn.to_u64(), decided.txids))
@@ -182,5 +183,5 @@ fn request(n: u64, position: Position, kinds: [(Kind, Role); 2]) -> Request {
     let branch = |p: usize| BranchRequest { participant: ParticipantId(p as u16), operations: [operation(kinds[p].1)].into() };
     let branches = vec![branch(0), branch(1)];
     let key = RequestKey { key: Arc::from(&n.to_be_bytes()[..]), attempt: 1 };
-    Request { key, position, hash: n, branches, wait: Wait::Applied, timeout: 0, deadline: Time(u64::MAX) }
+    Request { key, position, hash: n, branches, wait: Wait::Applied, timeout: 0, deadline: Time(u64::MAX), trace: None }
 }

@@ -33,6 +33,8 @@ pub struct Config {
     pub outcomes_keep: u64,
     /// Transactions whose statement results are kept for a client that asks again, at most.
     pub results_max: usize,
+    /// Whether [`crate::Effect::Trace`] is asked for.
+    pub traces: bool,
     /// Wall clock at `Time(0)`, milliseconds since 1970; for people only.
     pub wall_at_zero_ms: u64,
 }
@@ -78,6 +80,7 @@ impl Default for Config {
             outcomes_max: 200_000,
             outcomes_keep: 24 * 3600 * SECOND,
             results_max: 10_000,
+            traces: false,
             wall_at_zero_ms: 0,
         }
     }

@@ -78,6 +78,7 @@ pub struct Coordinator {
     /// Presumed abort still waits for every participant's evidence (R-LOGLOSS).
     pub(crate) evidence_awaited: bool,
     pub(crate) log_full: bool,
+    pub(crate) paused: bool,
     /// A Floor record is on its way.
     pub(crate) floor_pending: bool,
     pub(crate) forgetting_held: bool,
@@ -185,6 +186,7 @@ impl Coordinator {
             Event::Message(participant, session, message) => self.message(now, participant, session, message, fx),
             Event::Durable(lsn) => self.durable(now, lsn, fx),
             Event::LogFull(full) => self.log_full = full,
+            Event::Pause(paused) => self.paused = paused,
             Event::Admin { ticket, operator, action, reason } => self.admin(now, ticket, operator, action, reason, fx),
             Event::Audit(audit) => self.note(now, audit, fx),
             Event::Tick => {}

@@ -1,8 +1,9 @@
 //! The one place where votes become a decision.
 
-use crate::ids::{Csn, Lsn, ParticipantId};
+use crate::ids::{Csn, Lsn, ParticipantId, Time, Txid};
 use crate::message::Decided;
 use crate::record::{CommitEntry, Payload};
+use crate::trace::TraceContext;
 
 /// A decision that some participant has not made durable yet: one Commit record, or one transaction that a database led.
 #[derive(Debug)]
@@ -15,6 +16,8 @@ pub struct Decision {
     pub lsn: Option<Lsn>,
     /// Whether it is decided. Before that it is only reserved (R-REDO).
     pub decided: bool,
+    /// When it was reserved or found.
+    pub since: Time,
     /// Participants' items that are not durable yet.
     pub open_items: usize,
 }
@@ -31,15 +34,29 @@ impl Decision {
             Some(i) => {
                 let redo = self.payload.entries[i].redos.iter().find(|redo| redo.participant == participant);
                 let redo = redo.map(|redo| redo.redo.clone()).unwrap_or_default();
-                Decided { csn: self.entries[i].csn, txids: vec![self.entries[i].txid], redo }
+                Decided { csn: self.entries[i].csn, txids: vec![self.entries[i].txid], redo, trace: None }
             }
             None => {
                 let here: Vec<_> = self.entries.iter().filter(|entry| entry.branches.contains(&participant)).collect();
                 let group = self.payload.groups.iter().find(|group| group.participant == participant);
                 let redo = group.map(|group| group.redo.clone()).unwrap_or_default();
-                Decided { csn: here.last().expect("the group has a branch there").csn, txids: here.iter().map(|e| e.txid).collect(), redo }
+                Decided {
+                    csn: here.last().expect("the group has a branch there").csn,
+                    txids: here.iter().map(|e| e.txid).collect(),
+                    redo,
+                    trace: None,
+                }
             }
         }
+    }
+
+    /// The trace of one of its transactions.
+    pub fn context(&self, txid: Txid) -> Option<TraceContext> {
+        if self.payload.traces.is_empty() {
+            return None;
+        }
+        let at = self.entries.iter().position(|entry| entry.txid == txid)?;
+        self.payload.traces.iter().find(|(traced, _)| *traced as usize == at).map(|(_, context)| *context)
     }
 
     /// The entries that an item stands for.

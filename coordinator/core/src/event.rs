@@ -1,9 +1,10 @@
 //! What the coordinator's machine is told, and what it asks for. Closed enums: a driver handles every one.
 
-use crate::ids::{Lsn, ParticipantId, Position, SessionId, Ticket, Time, Token, Txid};
+use crate::ids::{Csn, Lsn, ParticipantId, Position, SessionId, Ticket, Time, Token, Txid};
 use crate::message::{FromParticipant, ToParticipant};
 use crate::record::{AdminAction, Audit, Record};
 use crate::request::{Reply, Request, RequestKey, Wait};
+use crate::trace::{Span, TraceContext};
 use crate::vote::{Kind, Refusal};
 
 /// Told to the machine.
@@ -83,6 +84,8 @@ pub enum Event {
     Durable(Lsn),
     /// The log's space: below the reserve (R-FULL), or enough again.
     LogFull(bool),
+    /// Nothing new is taken, or it is again: stores are copied that no redo can bring further (`lockstep backup`).
+    Pause(bool),
     /// An operator's command.
     Admin {
         /// Whom to answer.
@@ -122,6 +125,8 @@ pub enum Effect {
     ForgetBelow(Lsn),
     /// Tell people.
     Alarm(Alarm),
+    /// A stretch of a sampled transaction's life is over. Only if [`crate::Config::traces`] asks for it.
+    Trace(Box<Span>),
 }
 
 /// What people are told without asking.
@@ -134,9 +139,20 @@ pub enum Alarm {
     /// A participant belongs to another, or a newer, coordinator (R-OWNER).
     NotOwner(ParticipantId, String),
     /// A decided transaction has not been applied for too long, or cannot be.
-    Stuck(ParticipantId, Txid, String),
-    /// A promise is broken (I12).
-    Damage(Box<crate::record::Damage>),
+    Stuck {
+        /// Where.
+        participant: ParticipantId,
+        /// Which one.
+        txid: Txid,
+        /// Its place.
+        csn: Csn,
+        /// The trace that it is a part of.
+        trace: Option<TraceContext>,
+        /// Why.
+        reason: String,
+    },
+    /// A promise is broken (I12). With the transaction's trace, if it is known.
+    Damage(Box<crate::record::Damage>, Option<TraceContext>),
     /// A participant has broken the protocol: its session is over.
     Misbehaves(ParticipantId, String),
     /// A participant is not what the log knows it as.

@@ -126,6 +126,8 @@ pub struct Item {
     pub missed: bool,
     /// When it was sent last in this session.
     pub sent: Option<Time>,
+    /// When it was sent first in this start, decided.
+    pub first_sent: Option<Time>,
     /// The pause before it is sent again.
     pub backoff: u64,
     /// When it was decided or found.

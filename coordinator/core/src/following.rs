@@ -31,6 +31,7 @@ impl Coordinator {
             self.enter_committing(now, *txid, *csn);
             self.compare_by_hand(now, *txid, Some(true), fx);
         }
+        self.trace_decision(now, key, fx);
         self.deliver_decision(now, key, fx);
         for (txid, ..) in fates {
             self.answer_waiters(now, txid, fx);
@@ -72,12 +73,20 @@ impl Coordinator {
     pub(crate) fn deliver(&mut self, now: Time, participant: ParticipantId, csn: Csn, fx: &mut Vec<Effect>) {
         let item = self.follower(participant).items.get(&csn).expect("what is delivered is owed");
         let decision = &self.decisions[&item.decision];
-        let told = decision.told(participant, item.entry);
+        let mut told = decision.told(participant, item.entry);
+        if let [txid] = told.txids[..] {
+            let recovered = (told.csn.epoch() < self.owner.epoch).then_some(self.owner.epoch);
+            told.trace = decision.context(txid).map(|context| context.within(context.commit_span(txid, participant, recovered)));
+        }
         let message = if decision.decided { ToParticipant::Commit(told) } else { ToParticipant::Reserve(told) };
         self.send(participant, message, fx);
         let decided = decision.decided;
         let follower = self.follower_mut(participant);
-        follower.items.get_mut(&csn).expect("just found").sent = Some(now);
+        let item = follower.items.get_mut(&csn).expect("just found");
+        item.sent = Some(now);
+        if decided {
+            item.first_sent.get_or_insert(now);
+        }
         if decided && follower.kind == Kind::Serial {
             follower.let_pass = follower.let_pass.max(csn);
         }
@@ -140,7 +149,8 @@ impl Coordinator {
         let txid = self.decisions[&item.decision].entries.iter().find(|entry| entry.csn == csn).map(|entry| entry.txid);
         let news = self.follower_mut(participant).note_stuck(now, csn, reason.clone(), true);
         if let Some(txid) = txid.filter(|_| news) {
-            self.alarm(Alarm::Stuck(participant, txid, reason), fx);
+            let trace = self.context(txid);
+            self.alarm(Alarm::Stuck { participant, txid, csn, trace, reason }, fx);
         }
     }
 
@@ -150,7 +160,7 @@ impl Coordinator {
         if item.applied {
             return;
         }
-        let (key, entry) = (item.decision, item.entry);
+        let (key, entry, sent) = (item.decision, item.entry, item.first_sent);
         assert!(self.decisions[&key].decided, "I11: {participant} applied {csn} before it was decided");
         let follower = self.follower_mut(participant);
         follower.items.get_mut(&csn).expect("just found").applied = true;
@@ -168,6 +178,9 @@ impl Coordinator {
         for txid in here {
             if let Some(branch) = self.transactions.get_mut(&txid).and_then(|transaction| transaction.branch_mut(participant)) {
                 branch.finish(now);
+                if let Some(sent) = sent {
+                    self.trace_commit(now, txid, participant, sent, fx);
+                }
                 self.answer_waiters(now, txid, fx);
                 self.end_if_followed(txid);
             }

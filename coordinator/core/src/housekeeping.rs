@@ -123,9 +123,10 @@ impl Coordinator {
             && self.decisions[&item.decision].decided
             && let Some(entry) = self.decisions[&item.decision].entries.iter().find(|entry| entry.csn == csn)
         {
-            let (txid, why) = (entry.txid, "it has been decided for long and is not applied".to_string());
-            if self.follower_mut(participant).note_stuck(now, csn, why.clone(), false) {
-                self.alarm(Alarm::Stuck(participant, txid, why), fx);
+            let (txid, reason) = (entry.txid, "it has been decided for long and is not applied".to_string());
+            if self.follower_mut(participant).note_stuck(now, csn, reason.clone(), false) {
+                let trace = self.context(txid);
+                self.alarm(Alarm::Stuck { participant, txid, csn, trace, reason }, fx);
             }
         }
         for csn in due {

@@ -9,6 +9,7 @@ use crate::message::{Settle, ToParticipant};
 use crate::mutation::{Mutation, broken};
 use crate::outcomes::{Fate, Known};
 use crate::record::{DamageKind, Marker, Payload};
+use crate::trace::Traced;
 use crate::transaction::{Branch, BranchState, State, Transaction};
 use crate::vote::{Kind, Refusal};
 use rustc_hash::FxHashSet;
@@ -139,14 +140,16 @@ impl Coordinator {
     }
 
     fn adopt_marker(&mut self, now: Time, marker: Marker, fx: &mut Vec<Effect>) {
-        let Marker { entry, payload, groups } = marker;
+        let Marker { entry, payload, groups, trace } = marker;
         let (txid, csn, everyone) = (entry.txid, entry.csn, entry.branches.clone());
         self.last_csn = self.last_csn.max(csn);
         let fate = Fate::Running;
         self.outcomes.insert(Known { txid, key: entry.key.clone(), hash: entry.request_hash, since: now, settled: None, fate });
         let branches = entry.branches.iter().map(|&participant| Branch::following(participant, [].into()));
         let (state, branches) = (State::Deciding(csn), branches.collect());
-        let transaction = Transaction { txid, began: now, state, branches, group_redo: None, waiters: Vec::new(), timer: None };
+        let traced = trace.map(|context| Traced { context, since: now, told: true });
+        let transaction =
+            Transaction { txid, began: now, state, branches, group_redo: None, trace: traced, waiters: Vec::new(), timer: None };
         self.transactions.insert(txid, transaction);
         self.open += 1;
         for redo in &payload.redos {
@@ -155,8 +158,8 @@ impl Coordinator {
             }
         }
         let keys: Vec<_> = payload.redos.iter().flat_map(|redo| redo.keys.iter().map(|w| (redo.participant, w.key.clone()))).collect();
-        let payload = Payload::of_one(payload, groups);
-        let mut decision = Decision { entries: vec![entry], payload, lsn: None, decided: false, open_items: 0 };
+        let payload = Payload::of_one(payload, groups, trace);
+        let mut decision = Decision { entries: vec![entry], payload, lsn: None, decided: false, since: now, open_items: 0 };
         decision.open_items = self.put_items(now, &decision, &FxHashSet::default());
         self.decisions.insert(csn, decision);
         self.deciding.insert(csn);
@@ -255,6 +258,7 @@ impl Coordinator {
                 self.send(branch.participant, ToParticipant::Abort(txid), fx);
             }
         }
+        self.trace_abort(now, &transaction, Some(leader), refusal.kind, fx);
         self.aborted(now, txid, Some(leader), refusal, transaction.waiters, fx);
     }
 }

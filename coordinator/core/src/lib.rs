@@ -9,14 +9,14 @@
 //!
 //! # Reading order
 //!
-//! 1. The words: [`ids`], [`gid`], [`operation`], [`vote`], [`record`], [`request`], [`message`].
+//! 1. The words: [`ids`], [`gid`], [`operation`], [`vote`], [`record`], [`request`], [`message`], [`trace`].
 //! 2. The contract: [`event`]. A driver feeds [`Event`]s to [`Coordinator::step`] and carries out the [`Effect`]s, in order. It owes
 //!    the machine three things: `Append` is answered by `Durable` only once the record survives power loss; a session is an ordered
 //!    stream that loses nothing before it ends; `Tick` comes when [`Coordinator::next_deadline`] is due.
 //! 3. The coordinator: [`coordinator`] is its state and where each event goes. Then in the order of a transaction's life:
 //!    `requests` (clients), `voting` (phase one and **the decision**), `following` (phase two), `leading` (a database decides),
 //!    `sessions` (what a participant is told when it comes back), `store_loss` (does it hold less than it once did?), `breach` (what it may
-//!    not say), `housekeeping` (time), `operator` (a person's hand), `removal` (a store that is given up), `waiver` (a leader that a person does not wait for), `recovery` (the
+//!    not say), `housekeeping` (time), `operator` (a person's hand), `removal` (a store that is given up), `waiver` (a leader that a person does not wait for), `telling` (what is told of a traced one), `recovery` (the
 //!    start: replay fills the same tables, and then the ordinary resends run).
 //! 4. The participant's end: [`participant`] (its `mod.rs` has an order of its own).
 //!
@@ -51,6 +51,8 @@ mod sessions;
 #[cfg(any(test, feature = "simulator"))]
 pub mod simulator;
 mod store_loss;
+mod telling;
+pub mod trace;
 pub mod transaction;
 pub mod view;
 pub mod vote;
@@ -72,4 +74,5 @@ pub use record::{
 };
 pub use recovery::{Identity, StartError};
 pub use request::{Aborted, BranchRequest, Receipt, Reply, Request, RequestKey, Wait};
+pub use trace::{Outcome, Span, SpanId, Stretch, TraceContext, TraceId};
 pub use vote::{Abilities, Ballot, Kind, Refusal, RefusalKind, Vote};

@@ -5,6 +5,7 @@ use crate::mutation::{Mutation, broken};
 use crate::operation::Operation;
 use crate::record::Marker;
 use crate::request::RequestKey;
+use crate::trace::TraceContext;
 use crate::vote::{Abilities, Ballot, Kind};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -126,6 +127,8 @@ pub struct Work {
     pub operations: Arc<[Operation]>,
     /// How long it may take from receipt, microseconds.
     pub timeout: u64,
+    /// Its trace, within the span of this Prepare.
+    pub trace: Option<TraceContext>,
 }
 
 /// A decision as one participant is told it.
@@ -137,6 +140,8 @@ pub struct Decided {
     pub txids: Vec<Txid>,
     /// What to apply; empty for preparing participants.
     pub redo: Bytes,
+    /// Its trace, within the span of this Commit. None of a group: its transactions have one each.
+    pub trace: Option<TraceContext>,
 }
 
 /// Which outcome a leader is asked for.

@@ -3,6 +3,7 @@
 use crate::ids::{CoordId, Csn, Epoch, LogId, Lsn, ParticipantId, Position, Txid};
 use crate::operation::{KeyWrite, Results};
 use crate::request::RequestKey;
+use crate::trace::TraceContext;
 use crate::vote::Kind;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -138,6 +139,9 @@ pub struct Payload {
     pub entries: Vec<EntryPayload>,
     /// Serial executors' redos, each for all entries that have a branch there.
     pub groups: Vec<GroupRedo>,
+    /// The traces of those entries (by their place) that are a part of one: what a later start sends again joins them. Here, because they
+    /// are needed for exactly as long as the redos are: nothing is sent again once everyone has it. Of format 4 and newer.
+    pub traces: Vec<(u32, TraceContext)>,
 }
 
 /// The heavy part of one decision.
@@ -178,6 +182,9 @@ pub struct Marker {
     pub payload: EntryPayload,
     /// Serial executors' redos, if one of the others is one.
     pub groups: Vec<GroupRedo>,
+    /// The trace that it is a part of. Older markers end before it.
+    #[serde(deserialize_with = "crate::trace::if_there")]
+    pub trace: Option<TraceContext>,
 }
 
 /// A promise broken, by whom and how; never silent (I12).

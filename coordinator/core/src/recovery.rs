@@ -11,7 +11,8 @@ use crate::keys::KeyTable;
 use crate::mutation::{Mutation, broken};
 use crate::operator::{ByHand, Order};
 use crate::outcomes::{CommittedFate, Fate, Known, Outcomes};
-use crate::record::{AdminAction, BranchRedo, CommitGroup, DamageKind, Entry, Payload, Record};
+use crate::record::{AdminAction, BranchRedo, CommitGroup, DamageKind, Entry, EntryPayload, GroupRedo, Payload, Record};
+use crate::trace::{TraceContext, Traced};
 use crate::transaction::{Branch, State, Transaction};
 use crate::vote::Kind;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -136,6 +137,7 @@ impl Coordinator {
             skipped: BTreeSet::new(),
             evidence_awaited: true,
             log_full: false,
+            paused: false,
             floor_pending: false,
             forgetting_held: false,
             housekeeping_at: None,
@@ -236,7 +238,7 @@ impl Coordinator {
             });
         }
         let Some(payload) = payload else { return };
-        let mut decision = Decision { entries, payload, lsn, decided: true, open_items: 0 };
+        let mut decision = Decision { entries, payload, lsn, decided: true, since: now, open_items: 0 };
         decision.open_items = self.put_items(now, &decision, ended);
         if decision.open_items == 0 {
             self.let_go(decision);
@@ -244,6 +246,12 @@ impl Coordinator {
         }
         for entry in &decision.entries {
             self.adopt_transaction(now, entry.txid, entry.csn, &entry.branches);
+        }
+        for (at, context) in &decision.payload.traces {
+            let entry = decision.entries.get(*at as usize);
+            if let Some(transaction) = entry.and_then(|entry| self.transactions.get_mut(&entry.txid)) {
+                transaction.trace = Some(Traced { context: *context, since: now, told: true });
+            }
         }
         self.adopt_keys(&decision);
         self.decisions.insert(key, decision);
@@ -256,7 +264,8 @@ impl Coordinator {
         }
         let branches = owed.into_iter().map(|participant| Branch::following(participant, [].into()));
         let (state, branches) = (State::Committing(csn), branches.collect());
-        let transaction = Transaction { txid, began: now, state, branches, group_redo: None, waiters: Vec::new(), timer: None };
+        let transaction =
+            Transaction { txid, began: now, state, branches, group_redo: None, trace: None, waiters: Vec::new(), timer: None };
         self.transactions.insert(txid, transaction);
     }
 
@@ -313,7 +322,7 @@ impl Coordinator {
         for &(participant, csn, entry) in &places {
             let follower = self.follower_mut(participant);
             let missed = csn <= follower.let_pass;
-            let item = Item { decision: key, entry, applied: false, missed, sent: None, backoff, since: now };
+            let item = Item { decision: key, entry, applied: false, missed, sent: None, first_sent: None, backoff, since: now };
             follower.items.insert(csn, item);
             if !broken(Mutation::LateItemUnseen) {
                 follower.first_unapplied = follower.first_unapplied.min(csn);
@@ -463,7 +472,7 @@ impl Facts {
 
 impl Payload {
     /// The payload of a transaction that a database led.
-    pub(crate) fn of_one(entry: crate::record::EntryPayload, groups: Vec<crate::record::GroupRedo>) -> Payload {
-        Payload { entries: vec![entry], groups }
+    pub(crate) fn of_one(entry: EntryPayload, groups: Vec<GroupRedo>, trace: Option<TraceContext>) -> Payload {
+        Payload { entries: vec![entry], groups, traces: trace.map(|context| (0, context)).into_iter().collect() }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::ids::{Csn, LogId, ParticipantId, Position, Time, Token, Txid};
 use crate::operation::{Operation, Results};
+use crate::trace::TraceContext;
 use crate::vote::Refusal;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -32,6 +33,8 @@ pub struct Request {
     pub timeout: u64,
     /// When to answer *committed, pending* at the latest.
     pub deadline: Time,
+    /// The trace that it is a part of. No part of what it asks for: a retry with another one joins all the same, and the first one's counts.
+    pub trace: Option<TraceContext>,
 }
 
 /// A transaction's part at one store.

@@ -9,6 +9,7 @@ use crate::mutation::{Mutation, broken};
 use crate::outcomes::{CommittedFate, Fate, Known};
 use crate::record::{DamageKind, Marker};
 use crate::request::{Aborted, BranchRequest, Receipt, Reply, Request, RequestKey, Wait};
+use crate::trace::{Outcome, Span, Stretch};
 use crate::transaction::{Branch, State, Transaction, Waiter, is_enlisted};
 use crate::vote::{Kind, Refusal, RefusalKind};
 use crate::{config::Role, follower::Scan};
@@ -53,7 +54,7 @@ impl Coordinator {
         }
         match (self.unseen(request.position), declined) {
             (Unseen::Run, None) => self.run(now, waiter, request, fx),
-            (Unseen::Run, Some((at, refusal))) => self.refuse(now, waiter, request.key, request.hash, at, refusal, fx),
+            (Unseen::Run, Some(refused)) => self.turn_down(now, waiter, request, refused, fx),
             (Unseen::LookUp, _) => self.look_up(now, waiter, request.key, request.position, Some(request.hash), fx),
             (Unseen::Expired, _) => self.reply(ticket, Reply::Expired(self.outcomes.floor()), fx),
             (Unseen::FromTheFuture, _) => self.reply(ticket, Reply::Unknown(self.future_sentence(request.position)), fx),
@@ -91,7 +92,7 @@ impl Coordinator {
                     let txid = self.enter(now, State::Active, decider, key, 0, Vec::new(), Vec::new(), timeout);
                     self.reply(ticket, Reply::Begun(txid), fx);
                 }
-                Err((at, refusal)) => self.refuse(now, waiter, key, 0, at, refusal, fx),
+                Err((at, refusal)) => drop(self.refuse(now, waiter, key, 0, at, refusal, fx)),
             },
             Unseen::LookUp => self.look_up(now, waiter, key, position, None, fx),
             Unseen::Expired => self.reply(ticket, Reply::Expired(self.outcomes.floor()), fx),
@@ -137,7 +138,7 @@ impl Coordinator {
             return self.reply(waiter.ticket, Reply::Unknown(reason), fx);
         }
         match self.unseen(position) {
-            Unseen::Run => self.refuse(now, waiter, key, 0, None, never_came, fx),
+            Unseen::Run => drop(self.refuse(now, waiter, key, 0, None, never_came, fx)),
             Unseen::LookUp => self.look_up(now, waiter, key, position, None, fx),
             Unseen::Expired => self.reply(waiter.ticket, Reply::Expired(self.outcomes.floor()), fx),
             Unseen::FromTheFuture => self.reply(waiter.ticket, Reply::Unknown(self.future_sentence(position)), fx),
@@ -369,6 +370,16 @@ impl Coordinator {
         self.refuse(now, waiter, key, hash, None, refusal, fx);
     }
 
+    /// The same of a request that may be a part of a trace.
+    fn turn_down(&mut self, now: Time, waiter: Waiter, request: Request, (at, refusal): Refused, fx: &mut Vec<Effect>) {
+        let outcome = Outcome::Aborted { at, refusal: refusal.kind };
+        let txid = self.refuse(now, waiter, request.key, request.hash, at, refusal, fx);
+        if let Some(context) = request.trace {
+            let stretch = Stretch::Transaction { wait: waiter.wait, outcome };
+            self.tell_trace(Span { context, txid, csn: None, began: now, ended: now, stretch }, fx);
+        }
+    }
+
     /// A request that is not run: aborted under its key, for ever.
     #[allow(clippy::too_many_arguments)]
     fn refuse(
@@ -380,12 +391,13 @@ impl Coordinator {
         at: Option<ParticipantId>,
         refusal: Refusal,
         fx: &mut Vec<Effect>,
-    ) {
+    ) -> Txid {
         let txid = self.next_txid(Decider::Log);
         let aborted = Aborted { txid: Some(txid), participant: at, refusal };
         self.reply(waiter.ticket, Reply::Aborted(aborted.clone()), fx);
         self.outcomes.insert(Known { txid, key, hash, since: now, settled: Some(now), fate: Fate::Aborted(Box::new(aborted)) });
         self.counts.aborted += 1;
+        txid
     }
 
     fn next_txid(&mut self, decider: Decider) -> Txid {
@@ -401,11 +413,12 @@ impl Coordinator {
     fn run(&mut self, now: Time, waiter: Waiter, request: Request, fx: &mut Vec<Effect>) {
         let decider = match self.admit_new().and_then(|()| self.admit_open()).and_then(|()| self.admit(&request, false)) {
             Ok(decider) => decider,
-            Err((at, refusal)) => return self.refuse(now, waiter, request.key, request.hash, at, refusal, fx),
+            Err(refused) => return self.turn_down(now, waiter, request, refused, fx),
         };
         let deadline = now.after(self.time_to_decide(&request));
         let branches = self.take_branches(request.branches);
         let txid = self.enter(now, State::Preparing, decider, request.key, request.hash, branches, vec![waiter], deadline);
+        self.trace_from(now, txid, request.trace);
         self.advance(now, txid, fx);
     }
 
@@ -413,6 +426,7 @@ impl Coordinator {
     fn commit_begun(&mut self, now: Time, txid: Txid, waiter: Waiter, request: Request, declined: Option<Refused>, fx: &mut Vec<Effect>) {
         self.outcomes.identify(txid, request.hash);
         self.transactions.get_mut(&txid).expect("it is active").waiters.push(waiter);
+        self.trace_from(now, txid, request.trace);
         let admitted = match declined {
             Some(refused) => Err(refused),
             None => self.admit_new().and_then(|()| self.admit(&request, true)).and_then(|decider| self.admit_decider(txid, decider)),
@@ -462,7 +476,7 @@ impl Coordinator {
     ) -> Txid {
         let txid = self.next_txid(decider);
         self.outcomes.insert(Known { txid, key, hash, since: now, settled: None, fate: Fate::Running });
-        let transaction = Transaction { txid, began: now, state, branches, group_redo: None, waiters, timer: None };
+        let transaction = Transaction { txid, began: now, state, branches, group_redo: None, trace: None, waiters, timer: None };
         self.transactions.insert(txid, transaction);
         self.open += 1;
         self.set_timer(txid, Some(deadline));
@@ -480,15 +494,20 @@ impl Coordinator {
 
     /// Whether anything may be decided that is not under way.
     fn admit_new(&self) -> Result<(), Refused> {
-        let sentence = match &self.phase {
-            Phase::Safe(evidence) => format!("the coordinator is in safe mode: {evidence}"),
-            Phase::Starting | Phase::Serving | Phase::Stopped(_) if self.log_full && !broken(Mutation::FullLogRuns) => {
+        let (kind, sentence) = match &self.phase {
+            Phase::Safe(evidence) => (RefusalKind::Unavailable, format!("the coordinator is in safe mode: {evidence}")),
+            Phase::Starting | Phase::Serving | Phase::Stopped(_) if self.log_full && !broken(Mutation::FullLogRuns) => (
+                RefusalKind::Unavailable,
                 "the decision log's disk has less room than log.reserve_bytes keeps free: only what is under way is finished (R-FULL)"
-                    .into()
-            }
+                    .into(),
+            ),
+            Phase::Starting | Phase::Serving | Phase::Stopped(_) if self.paused => (
+                RefusalKind::Busy,
+                "a backup is being made, and nothing new is taken until its servers are copied (lockstep backup)".into(),
+            ),
             Phase::Starting | Phase::Serving | Phase::Stopped(_) => return Ok(()),
         };
-        Err((None, Refusal::new(RefusalKind::Unavailable, sentence)))
+        Err((None, Refusal::new(kind, sentence)))
     }
 
     fn admit_begin(&self, led_by: Option<ParticipantId>) -> Result<(), Refused> {
@@ -660,8 +679,13 @@ impl Coordinator {
                 let pending = if over(waiter) { Vec::new() } else { following.clone() };
                 fx.push(Effect::Reply(waiter.ticket, Reply::Committed(receipt.clone().pending(pending))));
             }
+            let answered = transaction.waiters.iter().find(|waiter| over(waiter) || waiter.deadline <= now).copied();
             let transaction = self.transactions.get_mut(&txid).expect("just found");
             transaction.waiters.retain(|waiter| !over(waiter) && waiter.deadline > now);
+            if let Some(waiter) = answered.filter(|_| transaction.trace.is_some()) {
+                let pending = if over(&waiter) { 0 } else { following.len() };
+                self.trace_answer(now, txid, waiter.wait, Outcome::Committed { pending }, fx);
+            }
         }
         let earliest = self.transactions[&txid].earliest_wait();
         self.set_timer(txid, earliest);

@@ -282,7 +282,7 @@ impl Coordinator {
             Answer::Nothing => {}
             Answer::Commit(csn) if self.owes_branch(participant, csn, txid) => self.deliver(now, participant, csn, fx),
             Answer::Commit(csn) => {
-                let decided = Decided { csn, txids: vec![txid], redo: bytes::Bytes::new() };
+                let decided = Decided { csn, txids: vec![txid], redo: bytes::Bytes::new(), trace: None };
                 self.send(participant, ToParticipant::Commit(decided), fx);
             }
             Answer::Abort => {
@@ -522,6 +522,6 @@ impl Coordinator {
         let damage = Damage { txid, csn, participant, kind, keys: keys.unwrap_or_default(), operator, reason, at_ms: self.wall_ms(now) };
         self.damage.push(damage.clone());
         self.append(crate::record::Record::Damage(damage.clone()), then, fx);
-        self.alarm(Alarm::Damage(Box::new(damage)), fx);
+        self.alarm(Alarm::Damage(Box::new(damage), self.context(txid)), fx);
     }
 }

@@ -5,6 +5,7 @@ use crate::mutation::{Mutation, broken};
 use crate::operation::Operation;
 use crate::record::GroupRedo;
 use crate::request::{Receipt, Wait};
+use crate::trace::Traced;
 use crate::vote::Vote;
 use std::sync::Arc;
 
@@ -21,6 +22,8 @@ pub struct Transaction {
     pub branches: Vec<Branch>,
     /// The serial executor's redo of its batch of one, while a leader of another database votes.
     pub group_redo: Option<GroupRedo>,
+    /// The trace that it is a part of.
+    pub trace: Option<Traced>,
     /// Who waits for it.
     pub waiters: Vec<Waiter>,
     /// Its timer: the deadline of the decision, then that of the waits.

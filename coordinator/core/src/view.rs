@@ -9,7 +9,7 @@ use crate::operation::KeyWrite;
 use crate::operator::ByHand;
 use crate::outcomes::Known;
 use crate::record::Damage;
-use crate::transaction::{State, Transaction};
+use crate::transaction::{Branch, BranchState, State, Transaction};
 use crate::vote::Kind;
 
 /// The machine at a glance.
@@ -31,6 +31,8 @@ pub struct Status {
     pub deciding: usize,
     /// Less than the reserve is free for the log: new transactions are refused (R-FULL).
     pub log_full: bool,
+    /// New transactions are refused while a backup's servers are copied.
+    pub paused: bool,
     /// Prepared branches that cannot be answered yet.
     pub asked: usize,
     /// When the oldest of those not ended came.
@@ -63,6 +65,7 @@ impl Coordinator {
             committing: self.transactions.len() - self.open,
             deciding: self.deciding.len() + self.deciding_alone.len(),
             log_full: self.log_full,
+            paused: self.paused,
             asked: self.asked.len(),
             oldest: self.transactions.values().map(|transaction| transaction.began).min(),
             counts: self.counts,
@@ -73,6 +76,13 @@ impl Coordinator {
             damage: self.damage.len(),
             mended: self.mended(),
         }
+    }
+
+    /// Whether no transaction is under way that a preparing store has still to hear of: undecided, or decided and not committed there.
+    pub fn preparing_stores_rest(&self) -> bool {
+        let prepares = |branch: &Branch| self.follower(branch.participant).kind == Kind::Preparing;
+        let rests = |branch: &Branch| branch.state == BranchState::Finished || !prepares(branch);
+        self.open == 0 && self.transactions.values().all(|transaction| transaction.branches.iter().all(rests))
     }
 
     /// What it may do.

@@ -88,6 +88,20 @@ pub enum RefusalKind {
 }
 
 impl RefusalKind {
+    /// Its word, for logs and traces.
+    pub fn word(self) -> &'static str {
+        match self {
+            RefusalKind::Invalid => "invalid",
+            RefusalKind::Constraint => "constraint",
+            RefusalKind::Condition => "condition",
+            RefusalKind::Conflict => "conflict",
+            RefusalKind::Busy => "busy",
+            RefusalKind::Unavailable => "unavailable",
+            RefusalKind::Timeout => "timeout",
+            RefusalKind::Cancelled => "cancelled",
+        }
+    }
+
     /// Whether the same transaction, tried again unchanged, may succeed.
     pub fn retryable(self) -> bool {
         match self {
@@ -111,6 +125,18 @@ impl std::fmt::Display for Refusal {
 }
 
 impl Vote {
+    /// Its word, for logs and traces.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Vote::Prepared(_) => "prepared",
+            Vote::Redo(..) => "redo",
+            Vote::InGroup(_) => "in_group",
+            Vote::Ready(_) => "ready",
+            Vote::ReadOnly(_) => "read_only",
+            Vote::No(_) => "no",
+        }
+    }
+
     /// Whether the transaction may still commit as far as this participant is concerned (I3).
     pub fn is_yes(&self) -> bool {
         !matches!(self, Vote::No(_))

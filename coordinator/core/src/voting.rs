@@ -11,6 +11,7 @@ use crate::operation::{KeyWrite, Operation};
 use crate::outcomes::{CommittedFate, Fate};
 use crate::record::{BranchRedo, CommitEntry, CommitGroup, EntryPayload, GroupRedo, Marker, Payload, Record};
 use crate::request::{Aborted, Reply};
+use crate::trace::{Span, Stretch, TraceContext};
 use crate::transaction::{Branch, BranchState, State, Transaction};
 use crate::vote::{Ballot, Kind, Refusal, RefusalKind, Vote};
 use rustc_hash::FxHashSet;
@@ -118,7 +119,10 @@ impl Coordinator {
         let branch = transaction.branch_mut(participant).expect("only branches are asked");
         assert_eq!(branch.state, BranchState::Idle, "R-ONEPREP: a second Prepare for {txid}");
         (branch.state, branch.times.asked) = (BranchState::Asked(session), Some(now));
-        let work = Work { txid, operations: branch.operations.clone(), timeout: timeout.min(left) };
+        let within = |context: TraceContext| context.within(context.prepare_span(txid, participant));
+        let trace = transaction.trace.map(|traced| within(traced.context));
+        let branch = transaction.branch(participant).expect("just found");
+        let work = Work { txid, operations: branch.operations.clone(), timeout: timeout.min(left), trace };
         fx.push(Effect::Send(participant, session, ToParticipant::Prepare(work)));
     }
 
@@ -142,7 +146,12 @@ impl Coordinator {
             };
             let transaction = self.transactions.get_mut(&txid).expect("awaited");
             let branch = transaction.branch_mut(participant).expect("awaited");
+            let (word, asked) = (vote.word(), branch.times.asked.unwrap_or(now));
             (branch.state, branch.times.voted) = (BranchState::Voted(session, vote), Some(now));
+            if let Some(traced) = transaction.trace {
+                let stretch = Stretch::Prepare { participant, vote: Some(word), refusal: refusal.as_ref().map(|refusal| refusal.kind) };
+                self.tell_trace(Span { context: traced.context, txid, csn: None, began: asked, ended: now, stretch }, fx);
+            }
             match refusal {
                 Some(refusal) => self.abort(now, txid, Some(participant), refusal, fx),
                 None => voted.push(txid),
@@ -226,13 +235,14 @@ impl Coordinator {
             txids.reverse();
         }
         let (entries, payloads): (Vec<_>, Vec<_>) = txids.iter().map(|txid| self.take_csn(now, *txid)).unzip();
-        let payload = Payload { entries: payloads, groups };
+        let trace = |(at, txid): (usize, &Txid)| Some((at as u32, self.transactions[txid].trace?.context));
+        let payload = Payload { entries: payloads, groups, traces: txids.iter().enumerate().filter_map(trace).collect() };
         let key = self.last_csn;
         let group = CommitGroup { entries: entries.clone(), payload: Some(payload.clone()) };
         let lsn = self.append(Record::Commit(group), Some(Pending::Decision(key)), fx);
         self.last_log_csn = key;
         self.last_commit = Some(lsn);
-        self.reserve(now, Decision { entries, payload, lsn: Some(lsn), decided: false, open_items: 0 });
+        self.reserve(now, Decision { entries, payload, lsn: Some(lsn), decided: false, since: now, open_items: 0 });
     }
 
     /// The CSNs where a database decides: everything has run there; now it may commit (R-LR).
@@ -240,7 +250,9 @@ impl Coordinator {
         let mut markers = Vec::with_capacity(batch.len());
         for txid in batch {
             let (entry, payload) = self.take_csn(now, txid);
-            let groups: Vec<_> = self.transactions.get_mut(&txid).expect("voted").group_redo.take().into_iter().collect();
+            let transaction = self.transactions.get_mut(&txid).expect("voted");
+            let groups: Vec<_> = transaction.group_redo.take().into_iter().collect();
+            let trace = transaction.trace.map(|traced| traced.context);
             if entry.branches == [leader] && self.deciding.remove(&entry.csn) {
                 self.deciding_alone.insert(entry.csn);
             }
@@ -248,9 +260,9 @@ impl Coordinator {
             if broken(Mutation::MarkerHoldsOneRedo) {
                 kept.redos.truncate(1);
             }
-            markers.push(Marker { entry: entry.clone(), payload: kept, groups: groups.clone() });
-            let payload = Payload::of_one(payload, groups);
-            self.reserve(now, Decision { entries: vec![entry], payload, lsn: None, decided: false, open_items: 0 });
+            markers.push(Marker { entry: entry.clone(), payload: kept, groups: groups.clone(), trace });
+            let payload = Payload::of_one(payload, groups, trace);
+            self.reserve(now, Decision { entries: vec![entry], payload, lsn: None, decided: false, since: now, open_items: 0 });
         }
         self.send(leader, ToParticipant::Lead(markers), fx);
     }
@@ -327,6 +339,7 @@ impl Coordinator {
             }
         }
         self.release_keys(&transaction.branches, None);
+        self.trace_abort(now, &transaction, at, refusal.kind, fx);
         self.aborted(now, txid, at, refusal, transaction.waiters, fx);
     }
 

@@ -147,11 +147,11 @@ fn csn(n: u64) -> Csn {
 
 fn work(txid: Txid) -> Work {
     let operation = Operation::Delete { key: "k".into(), condition: None };
-    Work { txid, operations: [operation].into(), timeout: 5_000_000 }
+    Work { txid, operations: [operation].into(), timeout: 5_000_000, trace: None }
 }
 
 fn decided(n: u64, txids: &[Txid]) -> Decided {
-    Decided { csn: csn(n), txids: txids.to_vec(), redo: Default::default() }
+    Decided { csn: csn(n), txids: txids.to_vec(), redo: Default::default(), trace: None }
 }
 
 fn group() -> Vote {
@@ -170,7 +170,7 @@ fn committed(n: u64) -> StoreReport {
 fn marker(txid: Txid, n: u64) -> Marker {
     let key = RequestKey { key: [1][..].into(), attempt: 0 };
     let entry = CommitEntry { txid, csn: csn(n), key, request_hash: 0, at_ms: 0, branches: vec![ME] };
-    Marker { entry, payload: EntryPayload::default(), groups: vec![] }
+    Marker { entry, payload: EntryPayload::default(), groups: vec![], trace: None }
 }
 
 #[test]

@@ -12,16 +12,18 @@
 //! Integers are little-endian where not said otherwise. In every version the first byte is the version and the last four are the
 //! CRC of all before them: so a newer version and a flipped bit can be told apart.
 //!
+//! Up to version 3 a payload ended before its `traces`.
+//!
 //! The engine takes chunks in any order: a crash in between is mended by giving it all of them again, from the write-ahead files. A record
 //! in part is damage. (In a log that has no such files yet it may be the last one: it was never acknowledged.)
 //!
 //! A body that is not there is *lost*, unless a third piece, the *forgotten* mark, stands beside the head. Likewise the *start* tells
 //! records that were forgotten from missing ones.
 
-use lockstep_core::{CommitGroup, Entry, Lsn, Payload, Record};
+use lockstep_core::{CommitGroup, Entry, EntryPayload, GroupRedo, Lsn, Payload, Record};
 
 /// The format that is written; older ones are read, newer ones refused.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 /// Bytes of a chunk at most. Seventeen of them and their keys (the engine's biggest page) stay far below what it would move to `blobs/`.
 pub const CHUNK: usize = 4000;
 /// Bytes of a record's head, and of its body, at most.
@@ -80,6 +82,7 @@ pub struct Encoded {
 /// A checked head.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Head {
+    version: u8,
     record: Record,
     body_len: u32,
     body_crc: u32,
@@ -176,7 +179,7 @@ impl Head {
             _ if body_len != 0 => return Err(damaged("has a payload and is no Commit")),
             _ => {}
         }
-        Ok(Head { record, body_len, body_crc })
+        Ok(Head { version: fixed[0], record, body_len, body_crc })
     }
 
     /// Where its record belongs.
@@ -204,7 +207,7 @@ impl Head {
             return damaged("has a payload whose checksum does not match".to_string());
         }
         match self.record {
-            Record::Commit(group) if !body.is_empty() => match read::<Payload>(body) {
+            Record::Commit(group) if !body.is_empty() => match read_payload(self.version, body) {
                 Some(payload) => Ok(Record::Commit(CommitGroup { payload: Some(payload), ..group })),
                 None => damaged("has a payload that cannot be decoded".to_string()),
             },
@@ -296,6 +299,19 @@ pub fn chunk_count(len: usize) -> u32 {
 
 fn written<T: serde::Serialize>(value: &T, into: Vec<u8>) -> Vec<u8> {
     postcard::to_extend(value, into).expect("every record can be serialised into memory")
+}
+
+fn read_payload(version: u8, body: &[u8]) -> Option<Payload> {
+    /// Of versions up to 3.
+    #[derive(serde::Deserialize)]
+    struct Untraced {
+        entries: Vec<EntryPayload>,
+        groups: Vec<GroupRedo>,
+    }
+    match version {
+        ..=3 => read(body).map(|Untraced { entries, groups }| Payload { entries, groups, traces: Vec::new() }),
+        _ => read(body),
+    }
 }
 
 /// All of the bytes, or nothing.

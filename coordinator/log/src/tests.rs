@@ -1,6 +1,6 @@
 //! The decision log on sled: what it keeps, what it refuses, and what survives `kill -9`.
 
-use super::format::{CHUNK, Encoded, Key, Piece, Space as KeySpace, VERSION, encode};
+use super::format::{CHUNK, Encoded, Head, Key, Piece, Space as KeySpace, VERSION, encode};
 use super::index::{Change, Index};
 use super::write_ahead::WriteAhead;
 use super::*;
@@ -67,7 +67,7 @@ fn commit(lsn: u64, redo: usize) -> Entry {
         at_ms: 1_700_000_000_000 + lsn,
         branches: vec![ParticipantId(1), ParticipantId(2)],
     };
-    let payload = Payload { entries: vec![EntryPayload { results: vec![], redos: vec![branch] }], groups: vec![] };
+    let payload = Payload { entries: vec![EntryPayload { results: vec![], redos: vec![branch] }], ..Payload::default() };
     Entry { lsn: Lsn(lsn), record: Record::Commit(CommitGroup { entries: vec![entry], payload: Some(payload) }) }
 }
 
@@ -110,6 +110,7 @@ fn every_kind() -> Vec<Entry> {
     let payload = rich.payload.as_mut().expect("it has one");
     payload.entries[0].results = vec![(ParticipantId(1), results)];
     payload.groups = vec![GroupRedo { participant: ParticipantId(1), redo: Bytes::from_static(b"changeset") }];
+    payload.traces = vec![(0, TraceContext { trace: TraceId([7; 16]), parent: Some(SpanId([9; 8])), flags: 1 })];
     let damage = Damage {
         txid: txid(4),
         csn: Some(Csn::new(Epoch(3), 4)),
@@ -798,4 +799,24 @@ fn measure() {
         file.sync_data().unwrap();
     }
     println!("bare file: {:.0} records/s", total as f64 / started.elapsed().as_secs_f64());
+}
+
+/// Bodies ended before their traces then.
+#[test]
+fn payloads_of_format_3_are_read() {
+    let entry = commit(1, 10);
+    let Encoded { mut head, mut body, .. } = encode(&entry).expect("it is small");
+    assert_eq!(body.pop(), Some(0), "no traces");
+    head.truncate(head.len() - 4);
+    head[0] = 3;
+    head[9..13].copy_from_slice(&u32::try_from(body.len()).unwrap().to_le_bytes());
+    head[13..17].copy_from_slice(&crc32c::crc32c(&body).to_le_bytes());
+    head.extend_from_slice(&crc32c::crc32c(&head).to_le_bytes());
+    let read = Head::decode(entry.lsn, &head).and_then(|head| head.with_body(&body));
+    assert_eq!(read, Ok(entry.record.clone()));
+    // What is newer has them, or is damaged.
+    head.truncate(head.len() - 4);
+    head[0] = VERSION;
+    head.extend_from_slice(&crc32c::crc32c(&head).to_le_bytes());
+    assert!(Head::decode(entry.lsn, &head).and_then(|head| head.with_body(&body)).is_err());
 }

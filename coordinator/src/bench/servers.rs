@@ -230,7 +230,7 @@ fn leave_in_doubt(log: &Path, urls: &[String; 2], decided: bool) -> anyhow::Resu
             let key = RequestKey { key: txid.to_string().as_bytes().into(), attempt: 1 };
             let csn = Csn::new(epoch, txid.n);
             let entry = CommitEntry { txid: *txid, csn, key, request_hash: 1, at_ms: 0, branches: participants.to_vec() };
-            let payload = Payload { entries: vec![EntryPayload::default()], groups: Vec::new() };
+            let payload = Payload { entries: vec![EntryPayload::default()], ..Payload::default() };
             Record::Commit(CommitGroup { entries: vec![entry], payload: Some(payload) })
         };
         let mut lsn = log.next();

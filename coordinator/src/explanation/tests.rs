@@ -137,6 +137,7 @@ impl Play {
             wait: Wait::Visible,
             timeout: 0,
             deadline: Time(self.now.0 + 5 * SECOND),
+            trace: None,
         };
         self.step(Event::Commit(Ticket(self.requests), request));
         self.newest(position)

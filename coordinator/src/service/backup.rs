@@ -4,17 +4,18 @@
 //! In this order, each step resting on the one before:
 //! 1. a **hold**: nothing is forgotten, and the log does not say of any store that it has come further (R-STORELOSS);
 //! 2. the indices, then the databases: an index must not know of what a database that leads has not decided in its copy;
-//! 3. the servers, by their own tools;
+//! 3. the servers, by their own tools. What a store that prepares lacks no redo brings: if there is one, nothing new is taken from here until
+//!    the log is copied, and what is under way has come to its end there;
 //! 4. the log, last: it has every decision that any copy holds (R-LOGLOSS), and every redo that one may lack;
 //! 5. the manifest: without it there is no backup.
 
 use super::Context;
 use super::verify::Replies;
 use crate::configuration::Store;
-use crate::engine_handle::{Held, Question};
+use crate::engine_handle::{Held, Paused, Question};
 use crate::failpoints;
 use crate::log::backup::{self, LOG, Manifest, STORES, StoreCopy};
-use lockstep_core::{Csn, Entry, Record, Role};
+use lockstep_core::{Csn, Entry, Kind, Record, Role};
 use lockstep_participants::StoreError;
 use lockstep_proto::v1;
 use lockstep_proto::v1::backup_reply::Reply as Said;
@@ -22,11 +23,15 @@ use lockstep_proto::v1::backup_request::Request as Told;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
+/// How long transactions under way may take to come to their end before servers are copied.
+const REST: Duration = Duration::from_secs(30);
+/// Between two looks whether they have.
+const LOOK: Duration = Duration::from_millis(5);
 /// Replies that wait for their reader.
 const QUEUE: usize = 64;
 
@@ -80,10 +85,17 @@ impl Run {
                 stores.push(self.copy(store).await?);
             }
         }
+        let mut paused = None;
         let servers: Vec<_> = stores.iter().filter(|store| store.copy.is_none()).cloned().collect();
         if !servers.is_empty() {
             let server = |store: &StoreCopy| v1::BackupServer { name: store.name.clone(), r#type: store.r#type.clone() };
-            self.say(Said::Servers(v1::BackupServers { servers: servers.iter().map(server).collect() })).await?;
+            let prepares =
+                |store: &StoreCopy| self.context.engine.names().named(&store.name).is_some_and(|store| store.kind == Kind::Preparing);
+            if servers.iter().any(prepares) {
+                paused = Some(self.pause().await?);
+            }
+            let paused = paused.is_some();
+            self.say(Said::Servers(v1::BackupServers { servers: servers.iter().map(server).collect(), paused })).await?;
             match told.message().await?.and_then(|request| request.request) {
                 Some(Told::ServersDone(true)) => {}
                 _ => return Err(Status::cancelled("the servers were not backed up")),
@@ -91,6 +103,7 @@ impl Run {
         }
         failpoints::hit("backup.before_log");
         let entries = self.copy_log().await?;
+        drop(paused);
         failpoints::hit("backup.before_manifest");
         let manifest = self.manifest(&held, stores, &entries);
         let folder = self.folder.clone();
@@ -114,6 +127,23 @@ impl Run {
             elapsed_ms: self.began.elapsed().as_millis() as u64,
         }))
         .await
+    }
+
+    /// Takes nothing new, and waits until no preparing store has anything to do.
+    async fn pause(&self) -> Result<Paused, Status> {
+        let engine = &self.context.engine;
+        self.say(Said::Progress("no new transaction is taken, and those under way are waited for".into())).await?;
+        let paused = engine.pause();
+        let until = Instant::now() + REST;
+        while !engine.ask(Question::PreparingStoresRest).await? {
+            if Instant::now() > until {
+                return Err(Status::unavailable(format!(
+                    "transactions under way did not come to their end within {REST:?}, so the servers cannot be copied: see `lockstep tx list`"
+                )));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(paused)
     }
 
     /// A store's own copy, if it is not a server.

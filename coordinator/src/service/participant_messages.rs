@@ -8,7 +8,7 @@ use super::translate::{
 use lockstep_core::{
     Abilities, Ballot, BranchRedo, CommitEntry, Condition, CoordId, Csn, Decided, EntryPayload, FromParticipant, GroupRedo, Hello,
     KeyWrite, Kind, Marker, MarkerEvidence, Operation, Owner, ParticipantId, Position, Progress, Refusal, Results, Settle, Starts,
-    StatementResult, ToParticipant, Txid, Vote, Work,
+    StatementResult, ToParticipant, TraceContext, Txid, Vote, Work,
 };
 use lockstep_proto::v1;
 use v1::from_participant_message::Message as From;
@@ -253,11 +253,21 @@ fn evidence_out(evidence: MarkerEvidence) -> v1::MarkerEvidence {
 }
 
 fn work(wire: v1::Work) -> Result<Work, Malformed> {
-    Ok(Work { txid: id(wire.txid, "prepare.txid")?, operations: all(wire.operations, operation)?.into(), timeout: wire.timeout_us })
+    Ok(Work {
+        txid: id(wire.txid, "prepare.txid")?,
+        operations: all(wire.operations, operation)?.into(),
+        timeout: wire.timeout_us,
+        trace: TraceContext::parse(&wire.traceparent),
+    })
 }
 
 fn work_out(work: &Work) -> v1::Work {
-    v1::Work { txid: Some(txid_out(work.txid)), operations: work.operations.iter().map(operation_out).collect(), timeout_us: work.timeout }
+    v1::Work {
+        txid: Some(txid_out(work.txid)),
+        operations: work.operations.iter().map(operation_out).collect(),
+        timeout_us: work.timeout,
+        traceparent: traceparent(work.trace),
+    }
 }
 
 /// Without a client's limits: the coordinator has checked them.
@@ -358,11 +368,17 @@ fn refusal_out(refusal: &Refusal) -> v1::Refusal {
 }
 
 fn decided(wire: v1::Decided) -> Result<Decided, Malformed> {
-    Ok(Decided { csn: place(wire.csn, "decided.csn")?, txids: ids(wire.txids, "decided.txids")?, redo: wire.redo })
+    let trace = TraceContext::parse(&wire.traceparent);
+    Ok(Decided { csn: place(wire.csn, "decided.csn")?, txids: ids(wire.txids, "decided.txids")?, redo: wire.redo, trace })
 }
 
 fn decided_out(decided: &Decided) -> v1::Decided {
-    v1::Decided { csn: decided.csn.to_u64(), txids: decided.txids.iter().copied().map(txid_out).collect(), redo: decided.redo.clone() }
+    v1::Decided {
+        csn: decided.csn.to_u64(),
+        txids: decided.txids.iter().copied().map(txid_out).collect(),
+        redo: decided.redo.clone(),
+        traceparent: traceparent(decided.trace),
+    }
 }
 
 fn settle(wire: v1::Settle) -> Result<Settle, Malformed> {
@@ -400,11 +416,21 @@ fn marker(wire: v1::Marker) -> Result<Marker, Malformed> {
     };
     let groups =
         all(wire.groups, |wire| Ok(GroupRedo { participant: number(wire.participant, "marker.groups.participant")?, redo: wire.redo }))?;
-    Ok(Marker { entry, payload, groups })
+    Ok(Marker { entry, payload, groups, trace: TraceContext::parse(&wire.traceparent) })
+}
+
+/// Empty if there is none.
+fn traceparent(context: Option<TraceContext>) -> String {
+    context.and_then(|context| context.traceparent()).unwrap_or_default()
 }
 
 fn marker_out(marker: &Marker) -> v1::Marker {
-    let Marker { entry, payload, groups } = marker;
+    let Marker { entry, payload, groups, trace } = marker;
+    // Where the trace begins with the transaction, its span is the parent of what a later start does.
+    let within = |context: TraceContext| match context.parent {
+        Some(_) => context,
+        None => context.within(context.transaction_span(entry.txid)),
+    };
     let key = |write: &KeyWrite| v1::KeyWrite { key: write.key.to_string(), delete: write.delete };
     let redo = |redo: &BranchRedo| v1::NumberedRedo {
         participant: redo.participant.0.into(),
@@ -428,6 +454,7 @@ fn marker_out(marker: &Marker) -> v1::Marker {
             .iter()
             .map(|group| v1::NumberedRedo { participant: group.participant.0.into(), redo: group.redo.clone(), keys: vec![] })
             .collect(),
+        traceparent: traceparent(trace.map(within)),
     }
 }
 
@@ -439,6 +466,7 @@ mod tests {
     use prost::Message as _;
 
     const TXID: Txid = Txid { epoch: Epoch(3), n: 17, decider: Decider::Leader(ParticipantId(2)) };
+    const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     const OWNER: Owner = Owner { coord_id: CoordId(1 << 127 | 5), epoch: Epoch(3), incarnation: u64::MAX };
 
     fn a_marker() -> Marker {
@@ -473,12 +501,18 @@ mod tests {
                 }],
             },
             groups: vec![GroupRedo { participant: ParticipantId(3), redo: Bytes::from_static(b"group") }],
+            trace: TraceContext::parse(TRACEPARENT),
         }
     }
 
     #[test]
     fn every_message_to_a_participant_comes_back() {
-        let decided = Decided { csn: Csn::new(Epoch(3), 4), txids: vec![TXID], redo: Bytes::from_static(b"redo") };
+        let decided = Decided {
+            csn: Csn::new(Epoch(3), 4),
+            txids: vec![TXID],
+            redo: Bytes::from_static(b"redo"),
+            trace: TraceContext::parse(TRACEPARENT),
+        };
         let operations = vec![
             Operation::Statement { sql: "x".into(), parameters: vec![Value::Integer(1)], expect_rows: Some(0) },
             Operation::Put { key: "k".into(), document: "{}".into(), condition: Some(Condition::Absent) },
@@ -494,7 +528,7 @@ mod tests {
             },
             ToParticipant::Reserve(decided.clone()),
             ToParticipant::Open,
-            ToParticipant::Prepare(Work { txid: TXID, operations: operations.into(), timeout: 5 }),
+            ToParticipant::Prepare(Work { txid: TXID, operations: operations.into(), timeout: 5, trace: TraceContext::parse(TRACEPARENT) }),
             ToParticipant::Commit(decided.clone()),
             ToParticipant::Abort(TXID),
             ToParticipant::Lead(vec![a_marker()]),

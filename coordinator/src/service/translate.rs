@@ -7,7 +7,7 @@ use crate::engine_handle::{Registered, Registry};
 use crate::security::{self, Caller, settings::NAME_BYTES};
 use lockstep_core::{
     Aborted, BranchRequest, Condition, Csn, Decider, Epoch, Event, Kind, LogId, Operation, ParticipantId, Position, Receipt, Refusal,
-    RefusalKind, Reply, Request, RequestKey, Role, StatementResult, Ticket, Time, Token, Txid, Value, Wait,
+    RefusalKind, Reply, Request, RequestKey, Role, StatementResult, Ticket, Time, Token, TraceContext, Txid, Value, Wait,
 };
 use lockstep_participants::Document;
 use lockstep_proto::v1;
@@ -90,7 +90,8 @@ impl<'a> Translator<'a> {
         };
         let timeout = self.timeouts.transaction(request.timeout_ms).as_micros() as u64;
         let deadline = now.after(self.timeouts.wait(request.wait_ms).as_micros() as u64);
-        let request = Request { key, position, hash, branches, wait, timeout, deadline };
+        let trace = TraceContext::parse(&request.traceparent);
+        let request = Request { key, position, hash, branches, wait, timeout, deadline, trace };
         Ok(match invalid {
             None => Event::Commit(ticket, request),
             Some(invalid) => Event::Decline {
@@ -119,7 +120,7 @@ impl<'a> Translator<'a> {
                     let refusal = Refusal::new(RefusalKind::Invalid, format!("led_by: {why}"));
                     let deadline = now.after(self.timeouts.wait(0).as_micros() as u64);
                     let (branches, wait) = (Vec::new(), Wait::Decided);
-                    let request = Request { key, position, hash: 0, branches, wait, timeout, deadline };
+                    let request = Request { key, position, hash: 0, branches, wait, timeout, deadline, trace: None };
                     return Ok(Event::Decline { ticket, request, at: None, refusal });
                 }
             },

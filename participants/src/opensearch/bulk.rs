@@ -44,6 +44,8 @@ pub(super) struct Way<'a> {
     /// Requests under way at once.
     pub parallel: usize,
     pub timeout: Duration,
+    /// The trace that all of it is a part of.
+    pub traceparent: Option<&'a str>,
 }
 
 #[derive(Deserialize)]
@@ -144,7 +146,7 @@ impl Way<'_> {
             segment(self.alias),
             self.timeout.as_millis()
         );
-        Ok(self.http.call(Purpose::Write, "POST", &path, Payload::Lines(&body), self.timeout)?)
+        Ok(self.http.call(Purpose::Write, "POST", &path, Payload::Lines(&body, self.traceparent), self.timeout)?)
     }
 
     /// What the answer says of each item; those for which the server was too busy are sent again.

@@ -43,8 +43,8 @@ pub(super) enum Payload<'a> {
     Json(&'a Value),
     /// JSON that is a text already.
     Text(&'a str),
-    /// Lines of JSON.
-    Lines(&'a [u8]),
+    /// Lines of JSON, and the trace that they are a part of (a `traceparent`).
+    Lines(&'a [u8], Option<&'a str>),
 }
 
 /// A server's answer, whatever its status.
@@ -128,13 +128,14 @@ impl Http {
         payload: Payload<'_>,
         timeout: Duration,
     ) -> Result<Answer, Fault> {
+        let traceparent = if let Payload::Lines(_, traceparent) = &payload { *traceparent } else { None };
         let (body, content_type) = match payload {
             // A body of no bytes, and not one in chunks.
             Payload::Nothing if method == "POST" => (Some(Cow::Borrowed(&[][..])), None),
             Payload::Nothing => (None, None),
             Payload::Json(value) => (Some(Cow::Owned(value.to_string().into_bytes())), Some("application/json")),
             Payload::Text(text) => (Some(Cow::Borrowed(text.as_bytes())), Some("application/json")),
-            Payload::Lines(lines) => (Some(Cow::Borrowed(lines)), Some("application/x-ndjson")),
+            Payload::Lines(lines, _) => (Some(Cow::Borrowed(lines)), Some("application/x-ndjson")),
         };
         let deadline = Instant::now() + timeout;
         let first = self.current.load(Ordering::Relaxed) % self.nodes.len();
@@ -145,7 +146,7 @@ impl Http {
             if turn > 0 && left.is_zero() {
                 break;
             }
-            match self.send(&self.nodes[node], method, path, body.as_deref(), content_type, left) {
+            match self.send(&self.nodes[node], method, path, body.as_deref(), content_type, traceparent, left) {
                 Ok(answer) => {
                     self.current.store(node, Ordering::Relaxed);
                     return Ok(answer);
@@ -164,6 +165,7 @@ impl Http {
         Err(worst.expect("at least one node was tried"))
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn send(
         &self,
         node: &str,
@@ -171,6 +173,7 @@ impl Http {
         path: &str,
         body: Option<&[u8]>,
         content_type: Option<&str>,
+        traceparent: Option<&str>,
         timeout: Duration,
     ) -> Result<Answer, Fault> {
         let mut request = Request::builder().method(method).uri(format!("{node}{path}")).header(header::ACCEPT, "application/json");
@@ -179,6 +182,9 @@ impl Http {
         }
         if let Some(content_type) = content_type {
             request = request.header(header::CONTENT_TYPE, content_type);
+        }
+        if let Some(traceparent) = traceparent {
+            request = request.header("traceparent", traceparent);
         }
         let answered = match body {
             Some(body) => request

@@ -10,12 +10,13 @@ use super::state::{Kept, STATE_KEY, State};
 use super::survey::{self, Found, Survey, hiding_filter, own_fields};
 use crate::document_redo::{self as redo, Write};
 use crate::{Committed, Recovered, StoreError, Tended};
-use lockstep_core::{Csn, Decided, Decider, Owner, Progress, Txid};
+use lockstep_core::{Csn, Decided, Decider, Owner, Progress, TraceContext, Txid};
 use rustc_hash::{FxHashMap, FxHashSet};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tracing::field::display;
 
 /// Keys of one multi-get at most.
 const KEYS_MAX: usize = 1_000;
@@ -66,6 +67,8 @@ struct Outgoing<'a> {
     /// Of which decision.
     decision: usize,
     csn: Csn,
+    txid: Option<Txid>,
+    trace: Option<TraceContext>,
     led: bool,
     write: Write<'a>,
 }
@@ -262,6 +265,7 @@ impl Session {
             bytes: options.bulk_bytes.min(self.request_max),
             parallel: options.bulk_parallel,
             timeout: options.request_timeout,
+            traceparent: None,
         }
     }
 
@@ -336,13 +340,17 @@ impl Session {
             match redo::decode(&decided.redo) {
                 Ok(writes) => {
                     let led = !decided.txids.iter().any(|txid| txid.decider == Decider::Log);
-                    outgoing.extend(writes.into_iter().map(|write| Outgoing { decision, csn: decided.csn, led, write }));
+                    let (txid, trace) = (decided.txids.first().copied(), decided.trace);
+                    outgoing.extend(writes.into_iter().map(|write| Outgoing { decision, csn: decided.csn, txid, trace, led, write }));
                 }
                 Err(why) => outcomes[decision] = Err(why),
             }
         }
         let items: Vec<Item> = outgoing.iter().map(|out| out.item(out.csn.to_u64())).collect();
-        let became = self.send(&items)?;
+        // A request can be a part of one trace only.
+        let traceparent = if let [alone] = decided { alone.trace.and_then(|trace| trace.traceparent()) } else { None };
+        let way = Way { traceparent: traceparent.as_deref(), ..self.way() };
+        let became = way.send(&items).map_err(|error| StoreError::Broken(error.sentence()))?;
         let mut conflicts = Vec::new();
         let mut trouble = false;
         for (out, became) in outgoing.into_iter().zip(became) {
@@ -391,7 +399,7 @@ impl Session {
                 };
                 if superseded {
                     if let Some(found) = found.filter(|found| !found.ours) {
-                        self.complain(out.write.key(), found.version);
+                        self.complain(&out, found.version);
                     }
                     continue;
                 }
@@ -400,7 +408,7 @@ impl Session {
                     let version = version.unwrap_or_default().max(found.map_or(0, |found| found.version));
                     // Ours may stand above its CSN since the last time.
                     if !found.is_some_and(|found| found.ours) {
-                        self.complain(out.write.key(), version);
+                        self.complain(&out, version);
                     }
                     let next = version.saturating_add(1).max(out.csn.to_u64());
                     over.push((out.item(next), out, version));
@@ -426,10 +434,11 @@ impl Session {
         Ok(unsettled)
     }
 
-    fn complain(&mut self, key: &str, version: u64) {
+    fn complain(&mut self, out: &Outgoing, version: u64) {
         self.overwritten += 1;
-        let (n, key) = (self.overwritten, super::document::shown(key));
-        tracing::warn!(key, version, "another program has written this document; what was decided goes over it");
+        let (n, key) = (self.overwritten, super::document::shown(out.write.key()));
+        let (txid, csn, trace_id) = (out.txid.map(display), out.csn, out.trace.map(|context| display(context.trace)));
+        tracing::warn!(txid, %csn, trace_id, key, version, "another program has written this document; what was decided goes over it");
         let sentence = format!(
             "another program writes to the index `{}`, past Lockstep: {n} documents so far, the last one `{key}`; \
              what was decided was written over it",

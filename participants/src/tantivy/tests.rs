@@ -22,7 +22,7 @@ fn csn(n: u64) -> Csn {
 
 fn decided(n: u64, operation: Operation) -> Decided {
     let txid = Txid { epoch: Epoch(1), n, decider: Decider::Log };
-    Decided { csn: csn(n), txids: vec![txid], redo: redo::encode(vec![Write::of(&operation).unwrap()]) }
+    Decided { csn: csn(n), txids: vec![txid], redo: redo::encode(vec![Write::of(&operation).unwrap()]), trace: None }
 }
 
 fn put(n: u64, key: &str) -> Decided {

@@ -114,7 +114,7 @@ impl Lab {
     pub fn vote(&mut self, operations: Vec<Operation>) -> Vote {
         self.next += 1;
         let txid = Txid { epoch: Epoch(self.epoch), n: self.next, decider: Decider::Log };
-        let work = Work { txid, operations: operations.into(), timeout: 30_000_000 };
+        let work = Work { txid, operations: operations.into(), timeout: 30_000_000, trace: None };
         self.store.prepare(&[work]).unwrap().votes.remove(0).1
     }
 
@@ -122,7 +122,9 @@ impl Lab {
     pub fn decide(&mut self, n: u64, operations: Vec<Operation>) -> Decided {
         let csn = csn(self.epoch, n);
         match self.vote(operations) {
-            Vote::Redo(redo, _) => Decided { csn, txids: vec![Txid { epoch: Epoch(self.epoch), n, decider: Decider::Log }], redo },
+            Vote::Redo(redo, _) => {
+                Decided { csn, txids: vec![Txid { epoch: Epoch(self.epoch), n, decider: Decider::Log }], redo, trace: None }
+            }
             vote => panic!("{vote:?}"),
         }
     }

@@ -99,6 +99,7 @@ fn an_index_that_is_gone_or_rolled_over_is_noticed() {
         txid: lockstep_core::Txid { epoch: lockstep_core::Epoch(1), n: 99, decider: lockstep_core::Decider::Log },
         operations: vec![put("k", "{}")].into(),
         timeout: 1_000_000,
+        trace: None,
     }]);
     assert!(matches!(&work, Err(StoreError::Broken(why)) if why.contains("points at")), "{work:?}");
     lab.ok("POST", "/_aliases", &format!(r#"{{"actions":[{{"add":{{"index":"{index}","alias":"{alias}"}}}}]}}"#));
@@ -173,7 +174,7 @@ fn an_index_follows_one_coordinator() {
     other.recover(owner(4), ParticipantId(3)).unwrap();
     assert!(late.recover(owner(5), ParticipantId(3)).unwrap_err().to_string().contains("R-OWNER"));
     // The one that was taken over writes nothing any more, and says why.
-    let decided = lockstep_core::Decided { csn: csn(3, 2), txids: vec![], redo: lab_redo(&mut other) };
+    let decided = lockstep_core::Decided { csn: csn(3, 2), txids: vec![], redo: lab_redo(&mut other), trace: None };
     let refused = lab.store.commit(&[decided], csn(3, 2));
     assert!(matches!(&refused, Err(StoreError::Broken(why)) if why.contains("another coordinator")), "{refused:?}");
     assert!(lab.recover().unwrap_err().to_string().contains("R-OWNER"));
@@ -182,7 +183,7 @@ fn an_index_follows_one_coordinator() {
 
 fn lab_redo(store: &mut OpenSearch) -> bytes::Bytes {
     let txid = lockstep_core::Txid { epoch: lockstep_core::Epoch(4), n: 1, decider: lockstep_core::Decider::Log };
-    let work = lockstep_core::Work { txid, operations: vec![put("k", r#"{"late":true}"#)].into(), timeout: 30_000_000 };
+    let work = lockstep_core::Work { txid, operations: vec![put("k", r#"{"late":true}"#)].into(), timeout: 30_000_000, trace: None };
     match store.prepare(&[work]).unwrap().votes.remove(0).1 {
         lockstep_core::Vote::Redo(redo, _) => redo,
         vote => panic!("{vote:?}"),

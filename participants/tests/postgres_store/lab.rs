@@ -98,7 +98,7 @@ impl Lab {
 
     pub fn work(&mut self, operations: Vec<Operation>) -> Work {
         self.n += 1;
-        Work { txid: self.txid(self.n), operations: operations.into(), timeout: 20_000_000 }
+        Work { txid: self.txid(self.n), operations: operations.into(), timeout: 20_000_000, trace: None }
     }
 
     /// Numbers a transaction for each list of operations, and prepares them together.
@@ -133,7 +133,7 @@ impl Lab {
 
     /// Phase two of one transaction.
     pub fn tell(&mut self, txid: Txid) -> Committed {
-        let decided = Decided { csn: csn(txid.n), txids: vec![txid], redo: bytes::Bytes::new() };
+        let decided = Decided { csn: csn(txid.n), txids: vec![txid], redo: bytes::Bytes::new(), trace: None };
         self.store.commit(&[decided], csn(txid.n)).unwrap()
     }
 
@@ -161,5 +161,5 @@ impl Lab {
 pub fn marker(txid: Txid) -> Marker {
     let key = RequestKey { key: txid.to_string().as_bytes().into(), attempt: 1 };
     let entry = CommitEntry { txid, csn: csn(txid.n), key, request_hash: 1, at_ms: 0, branches: vec![ME] };
-    Marker { entry, payload: EntryPayload::default(), groups: Vec::new() }
+    Marker { entry, payload: EntryPayload::default(), groups: Vec::new(), trace: None }
 }

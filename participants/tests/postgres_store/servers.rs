@@ -48,8 +48,12 @@ fn tls_is_verified_as_configured(cluster: &Cluster) {
         let mode = encrypted.ssl_mode;
         let mut store = Postgres::new(encrypted);
         store.recover(owner(2), ME).unwrap();
-        let work =
-            Work { txid: Txid { epoch: Epoch(2), n: 1, decider: Decider::Log }, operations: [sql("SELECT 1")].into(), timeout: 20_000_000 };
+        let work = Work {
+            txid: Txid { epoch: Epoch(2), n: 1, decider: Decider::Log },
+            operations: [sql("SELECT 1")].into(),
+            timeout: 20_000_000,
+            trace: None,
+        };
         assert!(matches!(store.prepare(&[work]).unwrap().votes[0].1, Vote::ReadOnly(_)));
         assert_eq!(cluster.psql("postgres", ours), "t", "{mode:?}");
     }

@@ -59,7 +59,7 @@ impl Bench {
     }
 
     fn prepare(&self, txid: Txid, statement: &str) {
-        self.send(ToParticipant::Prepare(Work { txid, operations: [sql(statement)].into(), timeout: 50_000_000 }));
+        self.send(ToParticipant::Prepare(Work { txid, operations: [sql(statement)].into(), timeout: 50_000_000, trace: None }));
     }
 
     fn vote(&self) -> (Txid, Vote) {
@@ -84,7 +84,7 @@ fn a_branch_waits_for_a_lock_and_holds_up_nothing() {
     bench.prepare(second, "UPDATE stock SET n = n - 1 RETURNING n");
     bench.prepare(third, "SELECT 1");
     assert!(matches!(bench.vote(), (txid, Vote::ReadOnly(_)) if txid == third), "the second waits");
-    bench.send(ToParticipant::Commit(Decided { csn: csn(1), txids: vec![first], redo: bytes::Bytes::new() }));
+    bench.send(ToParticipant::Commit(Decided { csn: csn(1), txids: vec![first], redo: bytes::Bytes::new(), trace: None }));
     let (mut committed, mut voted) = (false, None);
     while !committed || voted.is_none() {
         match bench.next() {

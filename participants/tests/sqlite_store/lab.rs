@@ -45,7 +45,7 @@ pub fn text(value: &str) -> Value {
 }
 
 pub fn work(n: u64, operations: Vec<Operation>) -> Work {
-    Work { txid: txid(n), operations: operations.into(), timeout: 20_000_000 }
+    Work { txid: txid(n), operations: operations.into(), timeout: 20_000_000, trace: None }
 }
 
 /// A store with this schema, opened and recovered.
@@ -89,7 +89,8 @@ impl Lab {
         let batch = self.batch(transactions);
         let ballot = self.store.prepare(&batch).unwrap();
         let txids: Vec<Txid> = ballot.votes.iter().filter(|(_, vote)| matches!(vote, Vote::InGroup(_))).map(|(txid, _)| *txid).collect();
-        let decided = txids.last().map(|last| Decided { csn: csn(last.n), redo: ballot.group_redo.clone(), txids: txids.clone() });
+        let decided =
+            txids.last().map(|last| Decided { csn: csn(last.n), redo: ballot.group_redo.clone(), txids: txids.clone(), trace: None });
         (ballot, decided)
     }
 

@@ -1,7 +1,7 @@
 //! Database-led (R-LR): an outcome is written once, by the coordinator's marker or by recovery's 'A'.
 
 use crate::lab::{Lab, ME, csn, lab_with, lines, owner, work};
-use lockstep_core::{CommitEntry, Csn, Decider, EntryPayload, Epoch, Marker, Position, RequestKey, Settle, Txid, Vote, Work};
+use lockstep_core::{CommitEntry, Csn, Decider, EntryPayload, Epoch, Marker, Position, RequestKey, Settle, TraceContext, Txid, Vote, Work};
 use lockstep_participants::sqlite::SqliteMode;
 use lockstep_participants::{Led, ResourceManager, StoreError};
 
@@ -21,7 +21,19 @@ fn key(n: u64) -> RequestKey {
 
 fn marker(n: u64) -> Marker {
     let entry = CommitEntry { txid: txid(n), csn: csn(n), key: key(n), request_hash: n, at_ms: 0, branches: vec![ME] };
-    Marker { entry, payload: EntryPayload::default(), groups: vec![] }
+    Marker { entry, payload: EntryPayload::default(), groups: vec![], trace: None }
+}
+
+/// Markers ended before their trace once, and stand in files until the floor has passed them.
+#[test]
+fn a_marker_that_ends_before_its_trace_is_read() {
+    let bytes = postcard::to_stdvec(&marker(1)).unwrap();
+    let (last, older) = bytes.split_last().unwrap();
+    assert_eq!((*last, postcard::from_bytes(older)), (0, Ok(marker(1))));
+    let trace = TraceContext::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+    let traced = Marker { trace, ..marker(1) };
+    assert!(trace.is_some());
+    assert_eq!(postcard::from_bytes(&postcard::to_stdvec(&traced).unwrap()), Ok(traced));
 }
 
 fn insert(n: u64) -> Work {

@@ -39,14 +39,14 @@ fn measure(size: u64) {
                 n += 1;
                 let parameters = vec![Value::Integer(rng.random_range(0..ROWS)), Value::Text(format!("{n:0100}"))];
                 let operation = Operation::Statement { sql: sql.into(), parameters, expect_rows: None };
-                Work { txid: txid(n), operations: crate::lab::shared(vec![operation]), timeout: 5_000_000 }
+                Work { txid: txid(n), operations: crate::lab::shared(vec![operation]), timeout: 5_000_000, trace: None }
             })
             .collect();
         let start = Instant::now();
         let ballot = lab.store.prepare(&batch).unwrap();
         exec += start.elapsed();
         redo += ballot.group_redo.len();
-        let decided = Decided { csn: csn(n), txids: batch.iter().map(|work| work.txid).collect(), redo: ballot.group_redo };
+        let decided = Decided { csn: csn(n), txids: batch.iter().map(|work| work.txid).collect(), redo: ballot.group_redo, trace: None };
         let start = Instant::now();
         lab.store.commit(&[decided], csn(n)).unwrap();
         commit += start.elapsed();

@@ -77,18 +77,24 @@ impl Cluster {
 
     /// A hot standby of it: another server, which follows it.
     pub fn standby(&self) -> Cluster {
+        let mut standby = self.base_backup(&["-R"]);
+        standby.run();
+        standby
+    }
+
+    /// A copy of the running server by `pg_basebackup`, with these flags too; it is not started.
+    pub fn base_backup(&self, flags: &[&str]) -> Cluster {
         let folder = new_folder(Place::Memory).expect("a folder");
         let copied = as_user(Command::new(binary("pg_basebackup")))
-            .args(["-R", "-c", "fast", "-N", "-X", "stream", "-d", &self.url("postgres"), "-D"])
+            .args(flags)
+            .args(["-c", "fast", "-N", "-X", "stream", "-d", &self.url("postgres"), "-D"])
             .arg(folder.path().join("data"))
             .current_dir(folder.path())
             .output()
             .unwrap();
         assert!(copied.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&copied.stderr));
         let port = crate::free_port().expect("a free port");
-        let mut standby = Cluster { folder, port, settings: self.settings.clone(), shared: false, running: None };
-        standby.run();
-        standby
+        Cluster { folder, port, settings: self.settings.clone(), shared: false, running: None }
     }
 
     /// Switches TLS on, with this certificate and this key (PEM), and waits until it is.

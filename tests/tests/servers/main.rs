@@ -2,6 +2,7 @@
 //! away or is interfered with; then everything that anybody was told is held against both stores.
 
 mod away;
+mod backup;
 mod bad_input;
 mod branches;
 mod by_hand;

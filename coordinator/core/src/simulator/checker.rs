@@ -470,8 +470,8 @@ impl Checker {
                 self.violation(format!("store {} has lost nothing, and is said to: {why}", store.0));
             }
             Alarm::StoreLoss(store, _) => drop(self.store_alarms.insert(store.0 as usize)),
-            Alarm::Damage(damage) => self.damaged(log, damage),
-            Alarm::Stuck(..) => {}
+            Alarm::Damage(damage, _) => self.damaged(log, damage),
+            Alarm::Stuck { .. } => {}
             Alarm::Misbehaves(store, why) => self.violation(format!("store {} is said to misbehave: {why}", store.0)),
             Alarm::WrongKind(store, ..) => self.violation(format!("store {} is said to be of another kind", store.0)),
         }

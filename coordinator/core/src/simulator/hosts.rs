@@ -310,7 +310,7 @@ impl World {
                 Effect::Reply(ticket, reply) => self.reply(host, ticket, reply),
                 Effect::ForgetPayload(lsn) if self.disks[log].appender == host => self.disks[log].forget_payload(lsn),
                 Effect::ForgetBelow(lsn) if self.disks[log].appender == host => self.disks[log].forget_below(lsn),
-                Effect::ForgetPayload(_) | Effect::ForgetBelow(_) => {}
+                Effect::ForgetPayload(_) | Effect::ForgetBelow(_) | Effect::Trace(_) => {}
                 Effect::Alarm(alarm) => self.alarm(host, &alarm),
             }
         }

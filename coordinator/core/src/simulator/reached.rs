@@ -40,7 +40,7 @@ kinds!(event(Event) {
     Event::Begin { .. } => Begin, Event::Rollback { .. } => Rollback, Event::Commit(..) => Commit, Event::Decline { .. } => Decline,
     Event::Inquire { .. } => Inquire, Event::AtLeast { .. } => AtLeast, Event::ResultsAcked(_) => ResultsAcked,
     Event::SessionUp(..) => SessionUp, Event::SessionDown(..) => SessionDown, Event::Message(..) => Message,
-    Event::Durable(_) => Durable, Event::LogFull(_) => LogFull, Event::Admin { .. } => Admin, Event::Audit(_) => Audit, Event::Tick => Tick,
+    Event::Durable(_) => Durable, Event::LogFull(_) => LogFull, Event::Pause(_) => Pause, Event::Admin { .. } => Admin, Event::Audit(_) => Audit, Event::Tick => Tick,
 });
 kinds!(said(FromParticipant) {
     FromParticipant::Hello(_) => Hello, FromParticipant::Refused(_) => Refused, FromParticipant::Ballot(_) => Ballot,
@@ -51,7 +51,7 @@ kinds!(said(FromParticipant) {
 });
 kinds!(effect(Effect) {
     Effect::Append { .. } => Append, Effect::Send(..) => Send, Effect::Reply(..) => Reply, Effect::ForgetPayload(_) => ForgetPayload,
-    Effect::ForgetBelow(_) => ForgetBelow, Effect::Alarm(_) => Alarm,
+    Effect::ForgetBelow(_) => ForgetBelow, Effect::Alarm(_) => Alarm, Effect::Trace(_) => Trace,
 });
 kinds!(sent(ToParticipant) {
     ToParticipant::Welcome { .. } => Welcome, ToParticipant::Reserve(_) => Reserve, ToParticipant::Open => Open,
@@ -86,8 +86,8 @@ kinds!(order(AdminAction) {
     AdminAction::Remove { .. } => Remove,
 });
 kinds!(alarm(Alarm) {
-    Alarm::LogLoss(_) => LogLoss, Alarm::StoreLoss(..) => StoreLoss, Alarm::NotOwner(..) => NotOwner, Alarm::Stuck(..) => Stuck,
-    Alarm::Damage(_) => Damage, Alarm::Misbehaves(..) => Misbehaves, Alarm::WrongKind(..) => WrongKind,
+    Alarm::LogLoss(_) => LogLoss, Alarm::StoreLoss(..) => StoreLoss, Alarm::NotOwner(..) => NotOwner, Alarm::Stuck { .. } => Stuck,
+    Alarm::Damage(..) => Damage, Alarm::Misbehaves(..) => Misbehaves, Alarm::WrongKind(..) => WrongKind,
 });
 kinds!(command(StoreCommand) {
     StoreCommand::Recover { .. } => Recover, StoreCommand::Prepare(_) => Prepare, StoreCommand::Commit { .. } => Commit,
@@ -416,7 +416,7 @@ pub(super) fn effect_goes(effect: &Effect) {
                 note(REFUSAL, refusal::number(&aborted.refusal.kind));
             }
         }
-        Effect::ForgetPayload(_) | Effect::ForgetBelow(_) => {}
+        Effect::ForgetPayload(_) | Effect::ForgetBelow(_) | Effect::Trace(_) => {}
     }
 }
 

@@ -366,7 +366,7 @@ impl SmallWorld {
                 Effect::Send(to, session, message) if self.seats[to.0 as usize].session == Some(session) => {
                     self.seats[to.0 as usize].there.push_back(message);
                 }
-                Effect::Send(..) | Effect::ForgetPayload(_) | Effect::ForgetBelow(_) => {}
+                Effect::Send(..) | Effect::ForgetPayload(_) | Effect::ForgetBelow(_) | Effect::Trace(_) => {}
                 Effect::Reply(ticket, reply) => self.reply(ticket, reply),
                 Effect::Alarm(alarm) => self.checker.alarm(self.log, &alarm),
             }
@@ -405,7 +405,7 @@ impl SmallWorld {
             operations: operations.into(),
         };
         let branches = operations.into_iter().map(branch).collect();
-        let request = Request { key, position, hash: i as u64 + 1, branches, wait, timeout: 0, deadline };
+        let request = Request { key, position, hash: i as u64 + 1, branches, wait, timeout: 0, deadline, trace: None };
         self.coordinate(Event::Commit(ticket, request));
     }
 

@@ -542,7 +542,7 @@ impl Store {
 
     /// An application prepares a branch on its own connection, if the locks let it. Its marker keeps it from doing so after the end.
     pub(crate) fn enlist(&mut self, txid: Txid, operations: &[Operation]) -> bool {
-        let work = Work { txid, operations: operations.into(), timeout: 0 };
+        let work = Work { txid, operations: operations.into(), timeout: 0, trace: None };
         let Some(branch) = read_work(&work) else { return false };
         let used = self.live.prepared.contains_key(&txid) || self.live.committed.contains(&txid);
         if used || self.live.locked(&branch) || self.held(&branch) {

@@ -192,7 +192,7 @@ impl Play {
         let hash = described.join(";").bytes().fold(7u64, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
         let branches = parts.iter().map(|(store, operations)| self.branch(store, operations)).collect();
         let deadline = self.now.after(deadline_ms * 1000);
-        let request = Request { key: key(name), position, hash, branches, wait, timeout: 0, deadline };
+        let request = Request { key: key(name), position, hash, branches, wait, timeout: 0, deadline, trace: None };
         self.step(Event::Commit(ticket, request));
         ticket
     }
@@ -498,7 +498,7 @@ impl Play {
                 Effect::Send(to, _, ToParticipant::Abort(txid)) => {
                     self.actors[to.0 as usize].prepared.retain(|prepared| *prepared != txid);
                 }
-                Effect::Send(..) | Effect::Reply(..) | Effect::Alarm(_) => {}
+                Effect::Send(..) | Effect::Reply(..) | Effect::Alarm(_) | Effect::Trace(_) => {}
             }
         }
     }

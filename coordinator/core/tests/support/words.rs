@@ -56,6 +56,7 @@ impl Words {
             Effect::ForgetPayload(lsn) => format!("log: the redos of {lsn} may be forgotten"),
             Effect::ForgetBelow(lsn) => format!("log: Commit, End and Floor records below {lsn} may be forgotten"),
             Effect::Alarm(alarm) => format!("ALARM {}", self.alarm(alarm, machine)),
+            Effect::Trace(span) => format!("trace: {:?}", span.stretch),
         }
     }
 
@@ -216,8 +217,8 @@ impl Words {
             Alarm::LogLoss(evidence) => format!("the log has lost records: {evidence}"),
             Alarm::StoreLoss(id, why) => format!("{}: {why}", self.name(*id)),
             Alarm::NotOwner(id, why) => format!("{}: {why}", self.name(*id)),
-            Alarm::Stuck(id, txid, why) => format!("{txid} is stuck at {}: {why}", self.name(*id)),
-            Alarm::Damage(damage) => {
+            Alarm::Stuck { participant, txid, reason, .. } => format!("{txid} is stuck at {}: {reason}", self.name(*participant)),
+            Alarm::Damage(damage, _) => {
                 format!("damage: {} at {}, {:?}: {}", damage.txid, self.name(damage.participant), damage.kind, damage.reason)
             }
             Alarm::WrongKind(id, logged, found) => format!("{} votes as {found:?}, the log knows it as {logged:?}", self.name(*id)),
