@@ -1,4 +1,5 @@
-//! A backup of a running system whose database is a server: its own tool is told when, and all of it is put back together.
+//! A backup of a running system whose database is a server: its own tool is told when, and all of it is put back together. Without the pause
+//! what two-phase mode decides behind the server's copy would be lost there, and be in the index.
 
 use crate::lab::{INDEX, MEND, all_up, database, launch, mended};
 use anyhow::{Context, ensure};
