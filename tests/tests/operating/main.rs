@@ -3,4 +3,5 @@
 mod backup;
 mod lab;
 mod removal;
+mod traces;
 mod verify;

@@ -16,6 +16,8 @@ use std::time::Duration;
 /// What was written before the folder was put away, and the transaction that was decided and reached no store.
 const WRITTEN: Size = Size { clients: 2, transactions: 4, items: 3 };
 const DECIDED: &str = "decided";
+/// Of that transaction, in formats that keep it.
+const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 /// Far above what anything here takes.
 const LIMIT: Duration = Duration::from_secs(30);
 /// Small files.
@@ -63,7 +65,8 @@ async fn make_a_data_folder() -> anyhow::Result<()> {
     daemon.relaunch(launch(folder.path(), Some("engine.before_send_commit:1:kill"))).await?;
     daemon.wait_until_serving().await?;
     let client: Client = workload::connect(&daemon.url()).await?;
-    let _ = workload::transaction(&client, DECIDED, DECIDED).deadline(Duration::from_secs(2)).commit().await;
+    let traced = workload::transaction(&client, DECIDED, DECIDED).traceparent(TRACEPARENT);
+    let _ = traced.deadline(Duration::from_secs(2)).commit().await;
     ensure!(daemon.wait_until_dead(LIMIT).await?.is_some(), "it did not die");
     let to = kept(std::env::var("LOCKSTEP_LOG_VERSION").map_or(VERSION, |text| text.parse().expect("a number")));
     ensure!(!to.exists(), "{} is there: a released format is not made anew", to.display());

@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 /// In every place that takes one.
 const DATABASE: &str = "s3cr3t-of-the-database";
 const SEARCH: &str = "s3cr3t-of-the-search";
+const HEADER: &str = "s3cr3t-of-the-collector";
 const API_KEY: &str = "czNjcjN0LW9mLXRoZS1hcGkta2V5";
 const TOKEN: &str = "s3cr3t-token-of-shop-0123";
 const TOKEN_IN_ENVIRONMENT: &str = "s3cr3t-token-of-ops-01234";
@@ -26,6 +27,7 @@ async fn no_secret_is_written_anywhere() -> anyhow::Result<()> {
     make_certificates(at, &["--client", "shop"])?;
     let database = refusing_database().await?;
     let search = refusing_search().await?;
+    let collector = refusing_collector().await?;
     for (name, secret) in [("database", DATABASE), ("search", SEARCH), ("shop", TOKEN)] {
         std::fs::write(at.join(name), secret)?;
     }
@@ -57,6 +59,9 @@ key_file = "{0}/certificates/server.key"
 client_ca_file = "{0}/certificates/ca.pem"
 [logging]
 level = "trace"
+[traces]
+endpoint = "http://{collector}"
+headers_env = "TEST_HEADERS"
 [[principal]]
 name = "shop"
 roles = ["client"]
@@ -70,7 +75,11 @@ token_env = "TEST_TOKEN"
     );
     let file = at.join("lockstepd.toml");
     std::fs::write(&file, configuration)?;
-    let environment = vec![("TEST_API_KEY".to_string(), API_KEY.to_string()), ("TEST_TOKEN".into(), TOKEN_IN_ENVIRONMENT.into())];
+    let environment = vec![
+        ("TEST_API_KEY".to_string(), API_KEY.to_string()),
+        ("TEST_TOKEN".into(), TOKEN_IN_ENVIRONMENT.into()),
+        ("TEST_HEADERS".into(), format!("authorization=Bearer {HEADER},x-tenant=shop")),
+    ];
     let arguments = vec!["--config".to_string(), file.display().to_string()];
     let launch = Launch { program: program(), data_dir: at.join("data"), arguments, environment: environment.clone() };
     let mut daemon = Daemon::start(launch).await?;
@@ -87,6 +96,9 @@ token_env = "TEST_TOKEN"
         let found = client.search(store, "x").timeout(Duration::from_secs(2)).await;
         written += &format!("{read:?} {found:?}\n");
     }
+    let traced = client.transaction().sql("db", "INSERT INTO nowhere VALUES (1)", []);
+    let traced = traced.traceparent("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").commit().await;
+    written += &format!("{traced:?}\n");
     let refused = Client::builder(&url).credentials(trusted().token(WRONG_TOKEN)).connect().await;
     let error = refused.err().context("it is no token")?;
     written += &format!("{error} {error:?}\n");
@@ -109,11 +121,11 @@ token_env = "TEST_TOKEN"
         written += &tokio::task::spawn_blocking(move || run_cli(line).1).await?;
     }
     says(&written, &["far-db", "this token is not one that is known here"]);
-    // Until all three stores have been asked, and have refused us.
+    // Until all three stores have been asked, and the collector, and have refused us.
     let until = Instant::now() + LIMIT;
     let log = daemon.launch().log_file();
     let heard = |words: &str| std::fs::read_to_string(&log).is_ok_and(|text| text.contains(words));
-    while !(heard("me is not welcome") && heard("401")) {
+    while !(heard("me is not welcome") && heard("401") && heard("the collector takes no spans")) {
         ensure!(Instant::now() < until, "the stores were not asked: {}", std::fs::read_to_string(&log)?);
         tokio::time::sleep(LOOK).await;
     }
@@ -132,7 +144,7 @@ token_env = "TEST_TOKEN"
     ensure!(places[1].1.len() > 10_000, "the log is not at its loudest");
     let key = std::fs::read_to_string(at.join("certificates/server.key"))?;
     let key = key.lines().nth(1).context("a key")?.to_string();
-    for secret in [DATABASE, SEARCH, SEARCH_BASIC, API_KEY, TOKEN, TOKEN_IN_ENVIRONMENT, WRONG_TOKEN, &key] {
+    for secret in [HEADER, DATABASE, SEARCH, SEARCH_BASIC, API_KEY, TOKEN, TOKEN_IN_ENVIRONMENT, WRONG_TOKEN, &key] {
         for (place, content) in &places {
             let found = content.windows(secret.len()).position(|window| window == secret.as_bytes());
             let around =
@@ -192,5 +204,15 @@ async fn refusing_search() -> anyhow::Result<std::net::SocketAddr> {
             });
         }
     });
+    Ok(address)
+}
+
+/// A collector that knows no traces. The headers come to it all the same.
+async fn refusing_collector() -> anyhow::Result<std::net::SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let address = listener.local_addr()?;
+    let (_, health) = tonic_health::server::health_reporter();
+    let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+    tokio::spawn(tonic::transport::Server::builder().add_service(health).serve_with_incoming(incoming));
     Ok(address)
 }
