@@ -1,6 +1,7 @@
 //! What the tests that cross a process boundary share.
 
 pub mod command_line;
+pub mod history;
 pub mod power_loss;
 pub mod remote_participant;
 pub mod small_disk;
