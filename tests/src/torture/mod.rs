@@ -130,7 +130,7 @@ pub fn run(words: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
     let tallies = runtime.context("cannot start").and_then(|runtime| runtime.block_on(torture(&arguments)));
     match tallies {
         Ok(tallies) => {
-            report(&tallies, arguments.output);
+            report(&tallies, &arguments);
             if tallies.iter().all(|tally| tally.violations.is_empty()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(error) => {
@@ -249,8 +249,9 @@ impl Tally {
     }
 }
 
-fn report(tallies: &[Tally], output: Output) {
-    match output {
+fn report(tallies: &[Tally], arguments: &Arguments) {
+    let servers = arguments.servers;
+    match arguments.output {
         Output::Json => println!("{}", serde_json::to_string_pretty(tallies).expect("a report is JSON")),
         Output::Table => {
             let mut table = Table::new();
@@ -264,8 +265,8 @@ fn report(tallies: &[Tally], output: Output) {
             for tally in tallies {
                 tally.notes.iter().for_each(|note| println!("{}: {note}", tally.name()));
                 if tally.kind == Kind::Crashes {
-                    let places = crashes::places();
-                    let never: Vec<&str> = places.iter().map(String::as_str).filter(|place| !tally.places.contains_key(*place)).collect();
+                    let places = crashes::places(servers);
+                    let never: Vec<&str> = places.iter().copied().filter(|place| !tally.places.contains_key(*place)).collect();
                     println!("crashes: died at {} of {} places; never at: {}", tally.places.len(), places.len(), never.join(", "));
                 }
                 tally.violations.iter().for_each(|violation| violation.print(&tally.name()));
