@@ -158,7 +158,11 @@ impl Crowd {
         let op = self.recorder.invoke(process, Ask::Append { writes: only.clone() });
         let wait = *[Wait::Decided, Wait::Applied, Wait::Applied, Wait::Visible].choose(random).expect("not empty");
         let deadline = if random.random_range(0..100) < mix.impatient { IMPATIENT } else { PATIENT };
-        let answer = self.transaction(op, &writes).wait(wait).deadline(deadline).commit().await;
+        let mut transaction = self.transaction(op, &writes);
+        if random.random_range(0..100) < mix.refused {
+            transaction = transaction.put("index", format!("refused-{op}"), &serde_json::json!({ "_lockstep": 1, "last": op }));
+        }
+        let answer = transaction.wait(wait).deadline(deadline).commit().await;
         let token = answer.as_ref().ok().map(|receipt| (op, receipt.token.clone()));
         let told = self.told(op, answer, wait, &only);
         self.recorder.told(op, told);

@@ -27,6 +27,7 @@ pub fn schedule(round: Round) -> Schedule {
         deletes: random.random_range(0..30),
         based: random.random_range(0..40),
         impatient: 2,
+        refused: random.random_range(0..5),
         keys: random.random_range(1..6),
         pause_ms: *[0, 0, 5].choose(&mut random).expect("not empty"),
     };

@@ -30,6 +30,9 @@ const AGAIN: Duration = Duration::from_millis(20);
 /// Lines of the daemon's output, and events of a history, that are shown.
 const SHOWN: usize = 40;
 
+/// So that what is kept of outcomes is cut off within a run.
+const FORGETS: &str = "[retention]\noutcomes_max = 300\n";
+
 /// Where runs are played: the daemon's program, and servers if there are any.
 pub struct Lab {
     program: PathBuf,
@@ -444,7 +447,7 @@ fn configuration(schedule: &Schedule, servers: Option<&mut Servers>, proxies: &H
     let embedded = |more: &str| sqlite("log-decided") + tantivy + more;
     let mut text = match schedule.setting {
         Setting::LogDecided => embedded(""),
-        Setting::DatabaseLed => sqlite("database-led") + tantivy,
+        Setting::DatabaseLed => sqlite("database-led") + tantivy + FORGETS,
         Setting::SmallFiles => embedded("[log]\nwrite_ahead_bytes = 65536\n"),
         Setting::Overloaded => embedded(&format!("[limits]\nopen_transactions = {}\n", super::load::OPEN)),
         Setting::LowFloor => embedded("[retention]\noutcomes_max = 2000\n"),
@@ -474,6 +477,9 @@ fn configuration(schedule: &Schedule, servers: Option<&mut Servers>, proxies: &H
             )
         }
     };
+    if schedule.setting.has_servers() {
+        text += FORGETS;
+    }
     if schedule.proxied {
         text += "[timeouts]\nprepare_ms = 1000\ntransaction_ms = 2000\nwait_ms = 1000\nstatement_ms = 1000\nstream_stall_ms = 1000\n";
     }

@@ -63,6 +63,7 @@ pub fn schedule(round: Round) -> Schedule {
         deletes: random.random_range(0..30),
         based: random.random_range(0..30),
         impatient: random.random_range(0..60),
+        refused: random.random_range(0..10),
         keys: random.random_range(1..5),
         pause_ms: *[0, 5].choose(&mut random).expect("not empty"),
     };

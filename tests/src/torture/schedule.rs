@@ -64,6 +64,9 @@ pub struct Mix {
     pub based: u32,
     /// Appends whose client gives up early.
     pub impatient: u32,
+    /// Appends that the index refuses, so that the database has something to take back.
+    #[serde(default)]
+    pub refused: u32,
     /// Keys of one append or read at most.
     pub keys: u64,
     /// Between two operations at most.
