@@ -13,9 +13,9 @@ const SHOWN: usize = 60;
 /// Seeds from this one on, until it is time.
 pub fn run(seed: u64, time: Duration, seeds: Option<u64>, tally: &mut Tally, mut tell: impl FnMut(&Tally)) -> anyhow::Result<()> {
     let until = Instant::now() + time;
-    let mut first = seed;
+    let (mut first, most) = (seed, seeds.unwrap_or(u64::MAX));
     loop {
-        let seeds = seeds.unwrap_or(SEEDS);
+        let seeds = SEEDS.min(most - tally.runs);
         let said = simulate(&["--seed", &first.to_string(), "--seeds", &seeds.to_string()])?;
         let last = said.lines().last().with_context(|| format!("the simulator said nothing that ends a run:\n{said}"))?;
         let (committed, crashes) = counts(last).with_context(|| format!("the simulator said: {last}"))?;
@@ -32,7 +32,7 @@ pub fn run(seed: u64, time: Duration, seeds: Option<u64>, tally: &mut Tally, mut
         }
         first += seeds;
         tell(tally);
-        if Instant::now() > until || !tally.violations.is_empty() {
+        if Instant::now() > until || tally.runs >= most || !tally.violations.is_empty() {
             return Ok(());
         }
     }
