@@ -1,9 +1,12 @@
 //! What the tests that cross a process boundary share.
 
 pub mod command_line;
+pub mod history;
 pub mod power_loss;
+pub mod proxy;
 pub mod remote_participant;
 pub mod small_disk;
+pub mod torture;
 pub mod verbatim;
 pub mod witness;
 pub mod workload;

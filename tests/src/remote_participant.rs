@@ -9,6 +9,7 @@ use lockstep_proto::v1::participant_service_client::ParticipantServiceClient;
 use lockstepd::service::participant_messages::{from_participant_out, to_participant};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
@@ -17,6 +18,9 @@ use tonic::transport::Endpoint;
 const FRAMES: usize = 64;
 /// One frame at most; the daemon's default.
 const FRAME_BYTES: usize = 256 << 20;
+
+/// How long a silent connection stands before it is probed, and then before it counts as lost.
+const ALIVE: Duration = Duration::from_secs(1);
 
 /// A remote participant: its store lives as long as this, over any number of sessions.
 pub struct RemoteParticipant {
@@ -45,7 +49,10 @@ impl RemoteParticipant {
 
     /// Attends at the daemon until the session ends, from whichever side. The next call opens a new one.
     pub async fn attend(&self, endpoint: &str) -> anyhow::Result<()> {
-        let channel = Endpoint::from_shared(endpoint.to_string())?.tcp_nodelay(true).connect().await.context("cannot reach the daemon")?;
+        // A daemon that has gone without a word is noticed at this end: the daemon takes its time.
+        let endpoint = Endpoint::from_shared(endpoint.to_string())?.tcp_nodelay(true).connect_timeout(ALIVE);
+        let endpoint = endpoint.http2_keep_alive_interval(ALIVE).keep_alive_timeout(ALIVE).keep_alive_while_idle(true);
+        let channel = endpoint.connect().await.context("cannot reach the daemon")?;
         let mut client =
             ParticipantServiceClient::new(channel).max_decoding_message_size(FRAME_BYTES).max_encoding_message_size(FRAME_BYTES);
         let (frames, outgoing) = mpsc::channel(FRAMES);

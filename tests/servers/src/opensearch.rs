@@ -91,6 +91,11 @@ impl Node {
         format!("http://127.0.0.1:{}", self.port)
     }
 
+    /// Its process, while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.running.as_ref().map(|(child, _)| child.id())
+    }
+
     /// Ends it at once, as a crash does.
     pub fn kill(&mut self) {
         if let Some((mut child, _)) = self.running.take() {

@@ -194,6 +194,18 @@ impl Cluster {
         text.lines().next().unwrap().parse().unwrap()
     }
 
+    /// All processes of the server.
+    pub fn processes(&self) -> Vec<u32> {
+        let ids = std::fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
+            let folder = std::fs::read_link(entry.path().join("cwd")).ok()?;
+            let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+            let is_ours =
+                folder.starts_with(self.data()) && (line.starts_with(b"postgres:") || line.windows(8).any(|part| part == b"postgres"));
+            entry.file_name().to_str()?.parse().ok().filter(|_| is_ours)
+        });
+        ids.collect()
+    }
+
     /// The cluster's files.
     pub fn data(&self) -> PathBuf {
         self.folder.path().join("data")

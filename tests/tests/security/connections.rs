@@ -15,8 +15,8 @@ async fn a_thousand_idle_connections() -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "takes 20,000 descriptors: raise the limit (ulimit -n) first"]
 async fn ten_thousand_idle_connections() -> anyhow::Result<()> {
+    lockstep_tests::torture::load::raise_limit(11_000)?;
     idle(10_000).await
 }
 

@@ -1,0 +1,400 @@
+//! Clients that append, read, give up and ask again, and record all of it.
+
+use super::schedule::Mix;
+use crate::history::{Ask, Document, Op, Recorder, SeenDocument, SeenRow, Shown, Store, Told, Write};
+use anyhow::Context;
+use lockstep_client::{Client, CommitError, Receipt, RequestId, Row, Token, Value, Wait, params};
+use lockstep_participants::Reader;
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// The table.
+pub const TABLE: &str = "CREATE TABLE list (key TEXT PRIMARY KEY NOT NULL, ops TEXT NOT NULL)";
+/// Keys that are written at a time.
+const KEYS: u64 = 6;
+/// Writes of them all, until others take their place: so that lists stay short.
+const WRITES: u64 = 200;
+/// How long a client waits that gives up early.
+const IMPATIENT: Duration = Duration::from_millis(400);
+/// How long others do.
+const PATIENT: Duration = Duration::from_secs(5);
+/// How long everybody does when all has come to rest.
+const AT_REST: Duration = Duration::from_secs(30);
+/// Questions that are asked at once.
+const AT_ONCE: usize = 16;
+/// Keys of one read.
+const PAGE: usize = 50;
+/// A process number above those of clients.
+const JUDGE: u32 = 1_000_000;
+
+/// What all clients of one run share.
+pub struct Crowd {
+    client: Client,
+    recorder: Recorder,
+    documents: Documents,
+    writes: AtomicU64,
+    unknown: Mutex<Vec<(Op, RequestId)>>,
+    trouble: Mutex<Vec<String>>,
+    enough: AtomicBool,
+}
+
+/// How documents are read.
+#[derive(Clone)]
+pub enum Documents {
+    /// Of the daemon, by key; or by a search, which shows one instant.
+    Daemon {
+        /// Whether a search shows one instant.
+        search: bool,
+    },
+    /// Of a remote store, at its own address.
+    Remote(Arc<dyn Reader>),
+}
+
+impl Crowd {
+    /// With this client, which may be on its own network.
+    pub fn new(client: Client, documents: Documents) -> Crowd {
+        Crowd {
+            client,
+            recorder: Recorder::default(),
+            documents,
+            writes: AtomicU64::new(0),
+            unknown: Mutex::default(),
+            trouble: Mutex::default(),
+            enough: AtomicBool::new(false),
+        }
+    }
+
+    /// What was recorded.
+    pub fn recorder(&self) -> &Recorder {
+        &self.recorder
+    }
+
+    /// Answers that no client should ever get.
+    pub fn trouble(&self) -> Vec<String> {
+        self.trouble.lock().expect("no holder panics").clone()
+    }
+
+    /// Everybody ends after what it is doing.
+    pub fn stop(&self) {
+        self.enough.store(true, Ordering::Relaxed);
+    }
+
+    /// Operations until [`Crowd::stop`], one after the other.
+    pub async fn run(self: Arc<Self>, process: u32, seed: u64, mix: Mix) {
+        let mut random = ChaCha8Rng::seed_from_u64(seed.wrapping_mul(1_000).wrapping_add(process.into()));
+        let mut token = None;
+        while !self.enough.load(Ordering::Relaxed) {
+            if random.random_range(0..100) < mix.reads {
+                let keys = self.keys(&mut random, mix.keys);
+                let at_least = token.as_ref().filter(|_| random.random_bool(0.5));
+                if random.random_bool(0.5) {
+                    self.read_rows(process, keys, at_least, false, PATIENT).await;
+                } else {
+                    self.read_documents(process, keys, at_least, PATIENT).await;
+                }
+            } else if let Some(new) = self.append(process, &mut random, mix, token.as_ref()).await {
+                token = Some(new);
+            }
+            if mix.pause_ms > 0 {
+                tokio::time::sleep(Duration::from_millis(random.random_range(0..=mix.pause_ms))).await;
+            }
+        }
+    }
+
+    /// Asks once more what became of everything that nobody knows.
+    pub async fn settle(&self) {
+        let unknown: Vec<(Op, RequestId)> = std::mem::take(&mut *self.unknown.lock().expect("no holder panics"));
+        for some in unknown.chunks(AT_ONCE) {
+            let mut asked = tokio::task::JoinSet::new();
+            for (op, request) in some.iter().cloned() {
+                let inquiry = self.client.inquire(&request).deadline(AT_REST).wait(Wait::Decided);
+                asked.spawn(async move { (op, inquiry.await) });
+            }
+            while let Some(Ok((op, answer))) = asked.join_next().await {
+                let told = self.told(op, answer, Wait::Decided, &[]);
+                self.recorder.told(op, told);
+            }
+        }
+    }
+
+    /// One more transaction, which must be committed now; then what is in both stores.
+    pub async fn last_reads(&self) -> anyhow::Result<()> {
+        let key = self.keys(&mut ChaCha8Rng::seed_from_u64(0), 1).remove(0);
+        let write = Write { key, document: Document::Put };
+        let op = self.recorder.invoke(JUDGE, Ask::Append { writes: vec![write.clone()] });
+        let answer = self.transaction(op, &[(write.clone(), None)]).wait(Wait::Visible).deadline(AT_REST).retry(50).commit().await;
+        let why = answer.as_ref().err().map(ToString::to_string);
+        let told = self.told(op, answer, Wait::Visible, std::slice::from_ref(&write));
+        self.recorder.told(op, told);
+        if let Some(why) = why {
+            anyhow::bail!("nothing can be committed any more: {why}");
+        }
+        let generations = self.writes.load(Ordering::Relaxed) / WRITES;
+        let keys: Vec<String> = (0..=generations).flat_map(|generation| (0..KEYS).map(move |n| key_of(generation, n))).collect();
+        for keys in keys.chunks(PAGE) {
+            self.read_rows(JUDGE, keys.to_vec(), None, true, AT_REST).await.context("rows cannot be read any more")?;
+            self.read_at_rest(keys.to_vec()).await.context("documents cannot be read any more")?;
+        }
+        Ok(())
+    }
+
+    async fn append(&self, process: u32, random: &mut ChaCha8Rng, mix: Mix, token: Option<&(Op, Token)>) -> Option<(Op, Token)> {
+        let mut writes = Vec::new();
+        for key in self.keys(random, mix.keys) {
+            let document = match random.random_range(0..100) {
+                n if n < mix.deletes => Document::Delete,
+                n if n < mix.deletes + mix.based => Document::Based,
+                _ => Document::Put,
+            };
+            let read = if document == Document::Based { Some(self.base(process, &key, token).await?) } else { None };
+            writes.push((Write { key, document }, read));
+        }
+        self.writes.fetch_add(writes.len() as u64, Ordering::Relaxed);
+        let only: Vec<Write> = writes.iter().map(|(write, _)| write.clone()).collect();
+        let op = self.recorder.invoke(process, Ask::Append { writes: only.clone() });
+        let wait = *[Wait::Decided, Wait::Applied, Wait::Applied, Wait::Visible].choose(random).expect("not empty");
+        let deadline = if random.random_range(0..100) < mix.impatient { IMPATIENT } else { PATIENT };
+        let mut transaction = self.transaction(op, &writes);
+        if random.random_range(0..100) < mix.refused {
+            transaction = transaction.put("index", format!("refused-{op}"), &serde_json::json!({ "_lockstep": 1, "last": op }));
+        }
+        let answer = transaction.wait(wait).deadline(deadline).commit().await;
+        let token = answer.as_ref().ok().map(|receipt| (op, receipt.token.clone()));
+        let told = self.told(op, answer, wait, &only);
+        self.recorder.told(op, told);
+        token
+    }
+
+    fn transaction(&self, op: Op, writes: &[(Write, Option<Base>)]) -> lockstep_client::Transaction {
+        let mut transaction = self.client.transaction();
+        for (write, base) in writes {
+            let (key, number) = (write.key.as_str(), op.to_string());
+            let list = base.as_ref().map(|base| base.list.as_slice());
+            transaction = match list {
+                None => transaction.sql(
+                    "db",
+                    "INSERT INTO list VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET ops = list.ops || ' ' || excluded.ops RETURNING ops",
+                    params![key, number],
+                ),
+                Some([]) => transaction.sql("db", "INSERT INTO list VALUES ($1, $2) RETURNING ops", params![key, number]),
+                Some(list) => transaction
+                    .sql(
+                        "db",
+                        "UPDATE list SET ops = ops || ' ' || $2 WHERE key = $1 AND ops = $3 RETURNING ops",
+                        params![key, number, text(list)],
+                    )
+                    .expect_rows(1),
+            };
+            let group = key.split('-').next().unwrap_or(key);
+            transaction = match (write.document, base) {
+                (Document::Delete, _) => transaction.delete("index", key),
+                (Document::Based, Some(base)) => {
+                    let whole = format!("{} {op}", text(&base.list));
+                    let put = transaction.put("index", key, &serde_json::json!({ "of": group, "last": op, "list": whole.trim() }));
+                    base.csn.map_or(put.clone().if_absent(), |csn| put.if_csn(csn))
+                }
+                (Document::Put | Document::Based, _) => transaction.put("index", key, &serde_json::json!({ "of": group, "last": op })),
+            };
+        }
+        transaction
+    }
+
+    /// What a conditional write is based on.
+    async fn base(&self, process: u32, key: &str, token: Option<&(Op, Token)>) -> Option<Base> {
+        let rows = self.read_rows(process, vec![key.to_owned()], token, false, PATIENT).await?;
+        let token = token.filter(|_| matches!(self.documents, Documents::Daemon { .. }));
+        let documents = self.read_documents(process, vec![key.to_owned()], token, PATIENT).await?;
+        let csn = documents.first().filter(|document| document.last.is_some()).map(|document| lockstep_client::Csn::from_u64(document.csn));
+        Some(Base { list: rows.into_iter().next()?.list, csn })
+    }
+
+    async fn read_rows(
+        &self,
+        process: u32,
+        keys: Vec<String>,
+        token: Option<&(Op, Token)>,
+        last: bool,
+        timeout: Duration,
+    ) -> Option<Vec<SeenRow>> {
+        let at_least = token.map(|(op, _)| *op);
+        let ask = Ask::Read { store: Store::Rows, keys: keys.clone(), at_least, snapshot: true, last };
+        let op = self.recorder.invoke(process, ask);
+        let places: Vec<String> = (1..=keys.len()).map(|n| format!("${n}")).collect();
+        let sql = format!("SELECT key, ops FROM list WHERE key IN ({})", places.join(", "));
+        let mut query = self.client.query("db", &sql, keys.iter().map(Value::from)).limit(1_000).timeout(timeout);
+        if let Some((_, token)) = token {
+            query = query.at_least(token);
+        }
+        let rows = query.await.map_err(|error| error.to_string()).and_then(|result| {
+            let found: Vec<(String, Vec<Op>)> = result.rows.iter().map(found).collect::<Result<_, _>>()?;
+            let row = |key: &String| found.iter().find(|(found, _)| found == key).map_or(Vec::new(), |(_, list)| list.clone());
+            Ok(keys.iter().map(|key| SeenRow { key: key.clone(), list: row(key) }).collect::<Vec<_>>())
+        });
+        match rows {
+            Ok(rows) => {
+                self.recorder.told(op, Told::Rows { rows: rows.clone() });
+                Some(rows)
+            }
+            Err(why) => {
+                self.recorder.told(op, Told::Unknown { why });
+                None
+            }
+        }
+    }
+
+    async fn read_documents(
+        &self,
+        process: u32,
+        keys: Vec<String>,
+        token: Option<&(Op, Token)>,
+        timeout: Duration,
+    ) -> Option<Vec<SeenDocument>> {
+        let search = matches!(self.documents, Documents::Daemon { search: true }) && keys.len() > 1;
+        // One by one they are not of one instant.
+        let keys = if search { keys } else { keys[..1].to_vec() };
+        let token = token.filter(|_| matches!(self.documents, Documents::Daemon { .. }));
+        let at_least = token.map(|(op, _)| *op);
+        let ask = Ask::Read { store: Store::Documents, keys: keys.clone(), at_least, snapshot: search, last: false };
+        let op = self.recorder.invoke(process, ask);
+        let documents = if search {
+            self.search(&keys, token, timeout).await
+        } else {
+            self.get(&keys[0], token, timeout).await.map(|document| vec![document])
+        };
+        self.heard(op, documents)
+    }
+
+    async fn read_at_rest(&self, keys: Vec<String>) -> Option<Vec<SeenDocument>> {
+        let ask = Ask::Read { store: Store::Documents, keys: keys.clone(), at_least: None, snapshot: false, last: true };
+        let op = self.recorder.invoke(JUDGE, ask);
+        let mut documents = Ok(Vec::new());
+        for key in &keys {
+            let got = self.get(key, None, AT_REST).await;
+            documents = documents.and_then(|mut all: Vec<SeenDocument>| got.map(|got| all.push(got)).map(|()| all));
+        }
+        self.heard(op, documents)
+    }
+
+    fn heard(&self, op: Op, documents: Result<Vec<SeenDocument>, String>) -> Option<Vec<SeenDocument>> {
+        match documents {
+            Ok(documents) => {
+                self.recorder.told(op, Told::Documents { documents: documents.clone() });
+                Some(documents)
+            }
+            Err(why) => {
+                self.recorder.told(op, Told::Unknown { why });
+                None
+            }
+        }
+    }
+
+    /// All documents of a generation at one instant; those that were asked for.
+    async fn search(&self, keys: &[String], token: Option<&(Op, Token)>, timeout: Duration) -> Result<Vec<SeenDocument>, String> {
+        let group = keys[0].split('-').next().unwrap_or_default();
+        let mut search = self.client.search("index", &format!("of:{group}")).limit(1_000).timeout(timeout);
+        if let Some((_, token)) = token {
+            search = search.at_least(token);
+        }
+        let hits = search.await.map_err(|error| error.to_string())?;
+        let mut found = Vec::new();
+        for document in hits.documents {
+            found.push(seen(&document.key, Some((document.csn.to_u64(), &document.document)))?);
+        }
+        let one = |key: &String| found.iter().find(|document| document.key == *key).cloned();
+        keys.iter().map(|key| one(key).map_or_else(|| seen(key, None), Ok)).collect()
+    }
+
+    async fn get(&self, key: &str, token: Option<&(Op, Token)>, timeout: Duration) -> Result<SeenDocument, String> {
+        match &self.documents {
+            Documents::Daemon { .. } => {
+                let mut get = self.client.get("index", key).timeout(timeout);
+                if let Some((_, token)) = token {
+                    get = get.at_least(token);
+                }
+                let got = get.await.map_err(|error| error.to_string())?;
+                seen(key, got.as_ref().map(|document| (document.csn.to_u64(), document.document.as_str())))
+            }
+            Documents::Remote(reader) => {
+                let got = reader.get(key).map_err(|error| error.to_string())?;
+                seen(key, got.as_ref().map(|document| (document.csn.to_u64(), document.document.as_str())))
+            }
+        }
+    }
+
+    fn told(&self, op: Op, answer: Result<Receipt, CommitError>, wait: Wait, writes: &[Write]) -> Told {
+        match answer {
+            Ok(receipt) => {
+                let there = |store: &str| !receipt.pending.iter().any(|pending| pending == store);
+                let shown = match wait {
+                    Wait::Decided => Shown::Nowhere,
+                    Wait::Applied | Wait::Visible if !there("db") => Shown::Nowhere,
+                    Wait::Visible if there("index") && matches!(self.documents, Documents::Daemon { .. }) => Shown::Both,
+                    Wait::Applied | Wait::Visible => Shown::Rows,
+                };
+                let results = receipt.results("db").iter();
+                let rows = results.zip(writes).filter_map(|(result, write)| {
+                    let text: &str = result.rows.first()?.get(0).ok()?;
+                    Some(SeenRow { key: write.key.clone(), list: list(text).ok()? })
+                });
+                Told::Committed { csn: receipt.csn.to_u64(), shown, rows: rows.collect() }
+            }
+            Err(CommitError::Aborted(aborted)) => Told::Aborted { why: format!("{:?}: {}", aborted.reason, aborted.message) },
+            Err(CommitError::NotSent(why)) => Told::Aborted { why: format!("not sent: {why}") },
+            Err(CommitError::Unknown { request, message }) => {
+                self.unknown.lock().expect("no holder panics").push((op, *request));
+                Told::Unknown { why: message }
+            }
+            Err(CommitError::Expired { .. }) => Told::Unknown { why: "expired".into() },
+            Err(error @ (CommitError::Invalid(_) | CommitError::Damaged(_) | CommitError::KeyReused { .. })) => {
+                self.trouble.lock().expect("no holder panics").push(format!("{op} was told: {error}"));
+                Told::Unknown { why: error.to_string() }
+            }
+        }
+    }
+
+    /// Some keys of those that are written now, in one order: so transactions that lock rows do not wait for each other in a circle.
+    fn keys(&self, random: &mut ChaCha8Rng, most: u64) -> Vec<String> {
+        let generation = self.writes.load(Ordering::Relaxed) / WRITES;
+        let all: Vec<u64> = (0..KEYS).collect();
+        let count = random.random_range(1..=most.clamp(1, KEYS)) as usize;
+        let mut some: Vec<u64> = all.sample(random, count).copied().collect();
+        some.sort_unstable();
+        some.into_iter().map(|n| key_of(generation, n)).collect()
+    }
+}
+
+/// A list and a document as they were read.
+struct Base {
+    list: Vec<Op>,
+    csn: Option<lockstep_client::Csn>,
+}
+
+fn key_of(generation: u64, n: u64) -> String {
+    format!("g{generation}-{n}")
+}
+
+fn text(list: &[Op]) -> String {
+    list.iter().map(Op::to_string).collect::<Vec<_>>().join(" ")
+}
+
+fn list(text: &str) -> Result<Vec<Op>, String> {
+    text.split_whitespace().map(|op| op.parse().map_err(|_| format!("`{text}` is no list"))).collect()
+}
+
+fn found(row: Row<'_>) -> Result<(String, Vec<Op>), String> {
+    let key: String = row.get(0).map_err(|error| error.to_string())?;
+    let ops: &str = row.get(1).map_err(|error| error.to_string())?;
+    Ok((key, list(ops)?))
+}
+
+fn seen(key: &str, document: Option<(u64, &str)>) -> Result<SeenDocument, String> {
+    let Some((csn, json)) = document else { return Ok(SeenDocument { key: key.into(), last: None, csn: 0, list: None }) };
+    let value: serde_json::Value = serde_json::from_str(json).map_err(|error| error.to_string())?;
+    let last = value["last"].as_u64().ok_or_else(|| format!("the document `{key}` has no last write: {json}"))?;
+    let list = value["list"].as_str().map(list).transpose()?;
+    Ok(SeenDocument { key: key.into(), last: Some(last), csn, list })
+}

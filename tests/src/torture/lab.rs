@@ -1,0 +1,487 @@
+//! Plays a schedule with real processes, and judges what clients were told.
+
+use super::clients::{Crowd, Documents, TABLE};
+use super::schedule::{Link, Schedule, Setting, Step, Who};
+use crate::history::{Event, Happened, Recorder, Told, check};
+use crate::proxy::{Fault, Proxy};
+use crate::remote_participant::RemoteParticipant;
+use anyhow::{Context, bail};
+use lockstep_client::Client;
+use lockstep_participants::ResourceManager;
+use lockstep_participants::tantivy::{Tantivy, TantivyOptions};
+use lockstep_proto::v1::StatusReply;
+use lockstep_servers::opensearch::{Life, Node};
+use lockstep_servers::postgres::{Cluster, Place};
+use lockstepd::demo::daemon::{Daemon, Launch};
+use rustix::process::{Pid, Signal, kill_process};
+use std::collections::HashMap;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long all may take to come to rest. Far above what it does take: the point is that it ends.
+const MEND: Duration = Duration::from_secs(60);
+/// How long clients may take to end: longer than any of them waits.
+const CLIENTS_END: Duration = Duration::from_secs(60);
+/// Between two tries of a remote participant to reach its daemon.
+const AGAIN: Duration = Duration::from_millis(20);
+/// Lines of the daemon's output, and events of a history, that are shown.
+const SHOWN: usize = 40;
+
+/// So that what is kept of outcomes is cut off within a run.
+const FORGETS: &str = "[retention]\noutcomes_max = 300\n";
+
+/// Where runs are played: the daemon's program, and servers if there are any.
+pub struct Lab {
+    program: PathBuf,
+    servers: Option<Servers>,
+}
+
+/// Real servers, which all runs share.
+struct Servers {
+    postgres: Cluster,
+    search: Node,
+    runs: u32,
+}
+
+/// What a run showed.
+#[derive(Debug, Default)]
+pub struct Played {
+    /// What must not be; empty if all is well.
+    pub findings: Vec<String>,
+    /// Faults that happened.
+    pub faults: u64,
+    /// Appends told committed.
+    pub transactions: u64,
+    /// Operations of clients in all.
+    pub operations: u64,
+    /// Appends that were refused as busy.
+    pub busy: u64,
+    /// How long each append took that was told committed, microseconds, in order.
+    pub latencies_us: Vec<u64>,
+    /// Places at which the daemon died.
+    pub reached: Vec<String>,
+    /// The events that the findings are about, and the daemon's last words.
+    pub transcript: Vec<String>,
+    /// Everything that the run left, if something was found.
+    pub kept: Option<PathBuf>,
+}
+
+impl Lab {
+    /// `program`: a daemon with failpoints.
+    pub fn new(program: PathBuf) -> Lab {
+        Lab { program, servers: None }
+    }
+
+    /// Starts real servers, too.
+    pub fn start_servers(&mut self) -> anyhow::Result<()> {
+        if self.servers.is_none() {
+            let postgres = Cluster::try_start(&["max_prepared_transactions=200", "max_connections=300"], Place::Memory)?;
+            self.servers = Some(Servers { postgres, search: Node::try_start(&[], Life::Short)?, runs: 0 });
+        }
+        Ok(())
+    }
+
+    /// The daemon's program.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// One run. An error is one of the lab's own.
+    pub async fn play(&mut self, schedule: &Schedule) -> anyhow::Result<Played> {
+        self.play_with(schedule, async |_| Ok(())).await
+    }
+
+    /// One run, with something more before its faults are over.
+    pub async fn play_with(
+        &mut self,
+        schedule: &Schedule,
+        more: impl AsyncFnOnce(&mut Run) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Played> {
+        let folder =
+            if schedule.in_memory { tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())? } else { tempfile::tempdir()? };
+        let mut run = Run::start(&self.program, self.servers.as_mut(), folder.path(), schedule).await?;
+        let mut clients = tokio::task::JoinSet::new();
+        for process in 0..schedule.clients {
+            clients.spawn(run.crowd.clone().run(process, schedule.seed, schedule.mix));
+        }
+        for step in &schedule.steps {
+            run.step(step, self.servers.as_mut()).await?;
+            if !run.played.findings.is_empty() {
+                break;
+            }
+        }
+        more(&mut run).await?;
+        run.crowd.stop();
+        run.rest(&mut clients).await?;
+        let mut played = run.judge();
+        if !played.findings.is_empty() {
+            played.kept = Some(folder.keep());
+        }
+        Ok(played)
+    }
+}
+
+/// A run that goes on.
+pub struct Run {
+    launch: Launch,
+    daemon: Daemon,
+    crowd: Arc<Crowd>,
+    proxies: HashMap<Link, Proxy>,
+    attending: Option<tokio::task::JoinHandle<()>>,
+    played: Played,
+    /// Bytes of the daemon's output that were looked at.
+    heard: usize,
+}
+
+impl Run {
+    async fn start(program: &Path, mut servers: Option<&mut Servers>, folder: &Path, schedule: &Schedule) -> anyhow::Result<Run> {
+        let mut proxies = HashMap::new();
+        if let (Some(servers), true, true) = (servers.as_deref(), schedule.proxied, schedule.setting.has_servers()) {
+            proxies.insert(Link::Database, Proxy::before(servers.postgres.port()).await?);
+            proxies.insert(Link::Index, Proxy::before(port(&servers.search.url())?).await?);
+        }
+        let configuration = configuration(schedule, servers.as_deref_mut(), &proxies)?;
+        let file = folder.join("lockstepd.toml");
+        std::fs::write(&file, configuration)?;
+        let arguments = vec!["--config".into(), file.display().to_string()];
+        let launch = Launch { program: program.to_path_buf(), data_dir: folder.join("data"), arguments, environment: Vec::new() };
+        let daemon = Daemon::start(launch.clone()).await?;
+        let mut url = daemon.url();
+        if schedule.proxied {
+            let proxy = Proxy::before(daemon.address().port()).await?;
+            url = format!("http://127.0.0.1:{}", proxy.port());
+            proxies.insert(Link::Client, proxy);
+        }
+        let (mut attending, mut documents) = (None, Documents::Daemon { search: !schedule.setting.has_servers() });
+        if schedule.setting == Setting::Remote {
+            let store = Tantivy::open(TantivyOptions::new(folder.join("index")))?;
+            documents = Documents::Remote(store.reader());
+            let mut endpoint = daemon.url();
+            if schedule.proxied {
+                let proxy = Proxy::before(daemon.address().port()).await?;
+                endpoint = format!("http://127.0.0.1:{}", proxy.port());
+                proxies.insert(Link::Participant, proxy);
+            }
+            let remote = RemoteParticipant::start("index", Box::new(store))?;
+            attending = Some(tokio::spawn(async move {
+                loop {
+                    // Its end is the daemon's, or the network's.
+                    let _ = remote.attend(&endpoint).await;
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }));
+        }
+        daemon.wait_until_ready().await?;
+        let client = Client::builder(url)
+            .reconnect(Duration::from_millis(5), Duration::from_millis(50))
+            .keep_alive(Duration::from_millis(if schedule.proxied { 500 } else { 5_000 }))
+            .connect_timeout(Duration::from_secs(1))
+            .connect_lazy()?;
+        client.migrate("db", TABLE).await?;
+        let crowd = Arc::new(Crowd::new(client, documents));
+        Ok(Run { launch, daemon, crowd, proxies, attending, played: Played::default(), heard: 0 })
+    }
+
+    /// The daemon's process, while it runs.
+    pub fn daemon_id(&self) -> Option<u32> {
+        self.daemon.id()
+    }
+
+    /// What the daemon says of itself.
+    pub async fn status(&self) -> anyhow::Result<StatusReply> {
+        self.daemon.status().await
+    }
+
+    /// One of those that leave the daemon's process as it is.
+    pub async fn next_small_fault(&mut self, number: u64) -> anyhow::Result<()> {
+        let link = |fault, ms| Step::Link { link: Link::Client, fault, ms };
+        let step = match number % 4 {
+            0 => Step::Stand { who: Who::Daemon, ms: 100 },
+            1 => link(Fault::Partition, 300),
+            2 => link(Fault::Cut, 50),
+            _ => link(Fault::HalfOpen, 100),
+        };
+        self.step(&step, None).await
+    }
+
+    async fn step(&mut self, step: &Step, servers: Option<&mut Servers>) -> anyhow::Result<()> {
+        if !matches!(step, Step::Die { .. }) {
+            self.up(None).await?;
+        }
+        let pause = |ms: &u64| tokio::time::sleep(Duration::from_millis(*ms));
+        self.played.faults += u64::from(!matches!(step, Step::Run { .. }));
+        match step {
+            Step::Run { ms } => pause(ms).await,
+            Step::Stop { ms } => {
+                pause(ms).await;
+                let status = self.daemon.stop().await;
+                match status {
+                    Ok(status) if status.success() => {}
+                    Ok(status) => self.found(format!("asked to stop, the daemon ends with {status}")),
+                    Err(error) => self.found(format!("{error:#}")),
+                }
+            }
+            Step::Kill { ms } => {
+                pause(ms).await;
+                self.still_alive().await?;
+                self.daemon.kill();
+            }
+            Step::Die { place, ms } => {
+                self.daemon.kill();
+                self.up(Some(place)).await?;
+                if self.daemon.id().is_some() {
+                    match self.daemon.wait_until_dead(Duration::from_millis(*ms)).await? {
+                        Some(status) => self.died(status),
+                        None => self.daemon.kill(),
+                    }
+                }
+                if self.said().contains("failpoint ") {
+                    self.played.reached.push(place.split(':').next().unwrap_or(place).to_owned());
+                }
+            }
+            Step::Stand { who, ms } => {
+                let pids = self.pids(*who, servers.as_deref())?;
+                signal(&pids, Signal::STOP);
+                pause(ms).await;
+                signal(&pids, Signal::CONT);
+            }
+            Step::KillServer { who, ms } => {
+                pause(ms).await;
+                let servers = servers.context("the step takes real servers")?;
+                tokio::task::block_in_place(|| match who {
+                    Who::Database => {
+                        servers.postgres.kill();
+                        servers.postgres.run();
+                    }
+                    Who::Index => {
+                        servers.search.kill();
+                        servers.search.run();
+                    }
+                    Who::Daemon => {}
+                });
+            }
+            Step::Link { link, fault, ms } => {
+                let proxy = self.proxies.get(link).with_context(|| format!("there is no link {link:?}"))?;
+                proxy.set(*fault);
+                pause(ms).await;
+                proxy.set(Fault::None);
+            }
+            Step::Repeat { link } => {
+                self.proxies.get(link).with_context(|| format!("there is no link {link:?}"))?.repeat().await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the daemon if it does not run; with a place where it is to die.
+    async fn up(&mut self, place: Option<&str>) -> anyhow::Result<()> {
+        if self.daemon.id().is_some() {
+            return Ok(());
+        }
+        self.heard = std::fs::metadata(self.launch.log_file()).map_or(0, |log| log.len() as usize);
+        let environment = place.map(|place| ("LOCKSTEP_FAILPOINT".to_string(), format!("{place}:kill"))).into_iter().collect();
+        let started = self.daemon.relaunch(Launch { environment, ..self.launch.clone() }).await;
+        match started {
+            Err(error) if !self.said().contains("failpoint ") => self.found(format!("the daemon does not start: {error:#}")),
+            // It died on its way up, as it should.
+            Ok(()) | Err(_) => {}
+        }
+        Ok(())
+    }
+
+    /// It is nobody's doing but its own if it has ended.
+    async fn still_alive(&mut self) -> anyhow::Result<()> {
+        if self.daemon.id().is_some()
+            && let Some(status) = self.daemon.wait_until_dead(Duration::ZERO).await?
+        {
+            self.died(status);
+        }
+        Ok(())
+    }
+
+    fn died(&mut self, status: ExitStatus) {
+        if status.signal() != Some(Signal::KILL.as_raw()) {
+            self.found(format!("the daemon ended by itself: {status}"));
+        }
+    }
+
+    /// Faults are over: clients end, everything comes to rest, and is read.
+    async fn rest(&mut self, clients: &mut tokio::task::JoinSet<()>) -> anyhow::Result<()> {
+        self.proxies.values().for_each(|proxy| proxy.set(Fault::None));
+        self.still_alive().await?;
+        self.up(None).await?;
+        if self.daemon.id().is_none() {
+            clients.abort_all();
+            return Ok(());
+        }
+        let ended = tokio::time::timeout(CLIENTS_END, async { while clients.join_next().await.is_some() {} }).await;
+        if ended.is_err() {
+            self.found(format!("clients get no answer within {CLIENTS_END:?}, though all waits end before"));
+            clients.abort_all();
+        }
+        if let Err(error) = self.daemon.wait_for(MEND, at_rest).await {
+            self.not_at_rest(error).await;
+            return Ok(());
+        }
+        self.crowd.settle().await;
+        if let Err(error) = self.crowd.last_reads().await {
+            self.found(format!("{error:#}"));
+        }
+        match self.daemon.wait_for(MEND, at_rest).await {
+            Ok(status) if status.damage > 0 => self.found(format!("I12: {} damages are recorded", status.damage)),
+            Ok(_) => {}
+            Err(error) => self.not_at_rest(error).await,
+        }
+        self.still_alive().await
+    }
+
+    async fn not_at_rest(&mut self, error: anyhow::Error) {
+        let status = self.daemon.status().await.map_or_else(|error| format!("{error:#}"), |status| format!("{status:?}"));
+        self.found(format!("it does not come to rest: {error:#}: {status}"));
+    }
+
+    fn judge(mut self) -> Played {
+        self.daemon.kill();
+        if let Some(attending) = &self.attending {
+            attending.abort();
+        }
+        for trouble in self.crowd.trouble() {
+            self.found(trouble);
+        }
+        let history = self.crowd.recorder().history();
+        let report = check(&history);
+        self.played.latencies_us = latencies(&history);
+        self.played.busy = history.iter().filter(|happened| is_busy(&happened.event)).count() as u64;
+        self.played.transactions = report.committed as u64;
+        self.played.operations = (report.committed + report.aborted + report.unknown + report.reads) as u64;
+        self.played.findings.extend(report.findings.iter().map(ToString::to_string));
+        if !self.played.findings.is_empty() {
+            let folder = self.launch.data_dir.parent().unwrap_or(Path::new("."));
+            if let Err(error) = Recorder::save(&history, &folder.join("history.jsonl")) {
+                self.played.transcript.push(format!("the history cannot be kept: {error:#}"));
+            }
+            let words: Vec<String> = report.findings.iter().flat_map(|finding| numbers(&finding.to_string())).collect();
+            let about = |event: &Event| words.iter().any(|word| *word == event.op().to_string());
+            let about = history.iter().filter(|happened| about(&happened.event)).take(SHOWN);
+            self.played.transcript.extend(about.map(|happened| serde_json::to_string(happened).unwrap_or_default()));
+            let said = std::fs::read_to_string(self.launch.log_file()).unwrap_or_default();
+            let lines: Vec<&str> = said.lines().collect();
+            self.played.transcript.extend(lines[lines.len().saturating_sub(SHOWN)..].iter().map(|line| format!("daemon: {line}")));
+        }
+        self.played
+    }
+
+    fn found(&mut self, what: String) {
+        self.played.findings.push(what);
+    }
+
+    /// What the daemon has said since it was started.
+    fn said(&self) -> String {
+        let said = std::fs::read(self.launch.log_file()).unwrap_or_default();
+        String::from_utf8_lossy(&said[self.heard.min(said.len())..]).into_owned()
+    }
+
+    fn pids(&self, who: Who, servers: Option<&Servers>) -> anyhow::Result<Vec<u32>> {
+        match (who, servers) {
+            (Who::Daemon, _) => Ok(self.daemon.id().into_iter().collect()),
+            (Who::Database, Some(servers)) => Ok(servers.postgres.processes()),
+            (Who::Index, Some(servers)) => Ok(servers.search.id().into_iter().collect()),
+            (Who::Database | Who::Index, None) => bail!("the step takes real servers"),
+        }
+    }
+}
+
+/// Everything that was decided is everywhere, and nothing is under way.
+fn at_rest(status: &StatusReply) -> bool {
+    let followed = status.participants.iter().all(|store| store.session == "up" && store.lag == 0 && store.stuck == 0);
+    let quiet = status.in_doubt == 0 && status.active == 0 && status.deciding == 0 && status.unanswered == 0;
+    status.phase == "serving" && status.mended_after_ms > 0 && quiet && followed
+}
+
+/// How long appends took that were told committed.
+fn latencies(history: &[Happened]) -> Vec<u64> {
+    let mut asked = HashMap::new();
+    let mut latencies = Vec::new();
+    for happened in history {
+        match &happened.event {
+            Event::Invoke { op, .. } => {
+                asked.insert(*op, happened.at_us);
+            }
+            Event::Told { op, told: Told::Committed { .. } } => {
+                latencies.extend(asked.remove(op).map(|asked| happened.at_us - asked));
+            }
+            Event::Told { op, .. } => {
+                asked.remove(op);
+            }
+        }
+    }
+    latencies
+}
+
+fn is_busy(event: &Event) -> bool {
+    matches!(event, Event::Told { told: Told::Aborted { why }, .. } if why.starts_with("Busy"))
+}
+
+fn signal(pids: &[u32], signal: Signal) {
+    for pid in pids.iter().filter_map(|pid| Pid::from_raw(pid.cast_signed())) {
+        // Fails only if it is gone.
+        let _ = kill_process(pid, signal);
+    }
+}
+
+/// All numbers in a sentence.
+fn numbers(sentence: &str) -> Vec<String> {
+    sentence.split(|c: char| !c.is_ascii_digit()).filter(|word| !word.is_empty()).map(str::to_owned).collect()
+}
+
+fn port(url: &str) -> anyhow::Result<u16> {
+    Ok(url.rsplit(':').next().context("a port")?.trim_end_matches('/').parse()?)
+}
+
+fn configuration(schedule: &Schedule, servers: Option<&mut Servers>, proxies: &HashMap<Link, Proxy>) -> anyhow::Result<String> {
+    let sqlite = |mode: &str| format!("[[store]]\ntype = \"sqlite\"\nname = \"db\"\nmode = \"{mode}\"\n");
+    let tantivy = "[[store]]\ntype = \"tantivy\"\nname = \"index\"\n";
+    let embedded = |more: &str| sqlite("log-decided") + tantivy + more;
+    let mut text = match schedule.setting {
+        Setting::LogDecided => embedded(""),
+        Setting::DatabaseLed => sqlite("database-led") + tantivy + FORGETS,
+        Setting::SmallFiles => embedded("[log]\nwrite_ahead_bytes = 65536\n"),
+        Setting::Overloaded => embedded(&format!("[limits]\nopen_transactions = {}\n", super::load::OPEN)),
+        Setting::LowFloor => embedded("[retention]\noutcomes_max = 2000\n"),
+        Setting::Remote => {
+            sqlite("log-decided")
+                + "[[store]]\ntype = \"remote\"\nname = \"index\"\nrole = \"index\"\nkind = \"redo\"\n[log]\nloss_check_wait_ms = 1000\n"
+        }
+        Setting::ServersTwoPhase | Setting::ServersLed => {
+            let servers = servers.context("real servers are not started")?;
+            servers.runs += 1;
+            let mode = if schedule.setting == Setting::ServersLed { "database-led" } else { "two-phase" };
+            let mut url = servers.postgres.database();
+            if let Some(proxy) = proxies.get(&Link::Database) {
+                let name = url.rsplit("dbname=").next().unwrap_or_default();
+                url = format!("host=127.0.0.1 port={} user=postgres dbname={name}", proxy.port());
+            }
+            let search = match proxies.get(&Link::Index) {
+                Some(proxy) => format!("http://127.0.0.1:{}", proxy.port()),
+                None => servers.search.url(),
+            };
+            format!(
+                "[[store]]\ntype = \"postgres\"\nname = \"db\"\nmode = \"{mode}\"\nsslmode = \"disable\"\npool_size = 8\nurl = \"{url}\"\n\
+                 connect_timeout_ms = 1000\n\
+                 [[store]]\ntype = \"opensearch\"\nname = \"index\"\nnodes = [\"{search}\"]\nalias = \"run{}\"\n\
+                 connect_timeout_ms = 500\nrequest_timeout_ms = 2000\n",
+                servers.runs
+            )
+        }
+    };
+    if schedule.setting.has_servers() {
+        text += FORGETS;
+    }
+    if schedule.proxied {
+        text += "[timeouts]\nprepare_ms = 1000\ntransaction_ms = 2000\nwait_ms = 1000\nstatement_ms = 1000\nstream_stall_ms = 1000\n";
+    }
+    Ok(text)
+}

@@ -1,0 +1,314 @@
+//! `torture`: breaks Lockstep in every way there is, for as long as it is let, and says what came of it.
+//!
+//! One kind a file: each makes runs out of seeds. What is common: [`schedule`] says what happens to whom, [`lab`] does it to real
+//! processes while [`clients`] write and read, and `crate::history` judges what they were told.
+
+mod clients;
+pub mod crashes;
+pub mod histories;
+pub mod lab;
+pub mod load;
+pub mod networks;
+pub mod schedule;
+mod simulation;
+
+use anyhow::Context;
+use clap::{Parser, ValueEnum};
+use comfy_table::presets::ASCII_MARKDOWN;
+use comfy_table::{CellAlignment, Table};
+use indicatif::{ProgressBar, ProgressStyle};
+use lab::{Lab, Played};
+use rand::RngExt;
+use schedule::{Schedule, shrink};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+/// Break it in every way there is, and see whether anything is lost
+#[derive(Parser, Debug)]
+#[command(
+    name = "torture",
+    after_help = "Exit codes: 0 nothing was found; 1 a promise was broken; 2 wrong usage, or it could not be tried."
+)]
+struct Arguments {
+    /// The first seed; each run takes the next one. Drawn if absent
+    #[arg(long, value_name = "S")]
+    seed: Option<u64>,
+    /// How long in all; each kind gets the same share
+    #[arg(long, value_name = "M", default_value_t = 5.0)]
+    minutes: f64,
+    /// Only this kind; may be given more than once
+    #[arg(long, value_name = "KIND", value_enum)]
+    only: Vec<Kind>,
+    /// With PostgreSQL and OpenSearch, started here, instead of SQLite and Tantivy (histories, crashes, networks)
+    #[arg(long)]
+    servers: bool,
+    /// So many runs of each kind at most
+    #[arg(long, value_name = "N")]
+    runs: Option<u64>,
+    /// Play this schedule again (JSON, as a violation shows it), so many times as --runs says, and nothing else
+    #[arg(long, value_name = "FILE")]
+    replay: Option<PathBuf>,
+    /// What to print on stdout
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+/// A way to break it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Kind {
+    /// Whole clusters in virtual time
+    Simulation,
+    /// Long histories of many clients, nothing fails
+    Histories,
+    /// kill -9 at every place, in pairs, at random
+    Crashes,
+    /// Links that fail, processes that stand still
+    Networks,
+    /// Ten times too much, ten thousand connections, and for a long time
+    Load,
+}
+
+/// The form of the report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+/// Which run of a kind.
+#[derive(Clone, Copy, Debug)]
+pub struct Round {
+    /// What everything is drawn from.
+    pub seed: u64,
+    /// From 0.
+    pub number: usize,
+    /// With real servers.
+    pub servers: bool,
+}
+
+/// What came of a kind.
+#[derive(Debug, Serialize)]
+pub struct Tally {
+    kind: Kind,
+    /// Runs.
+    pub runs: u64,
+    /// Faults that happened.
+    pub faults: u64,
+    /// Transactions committed.
+    pub transactions: u64,
+    /// Reads and transactions of any outcome.
+    pub operations: u64,
+    /// What must not be.
+    pub violations: Vec<Violation>,
+    /// How often the daemon died at which place.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub places: BTreeMap<String, u64>,
+    /// What else is to be said.
+    pub notes: Vec<String>,
+}
+
+/// Something that must not be, and how to see it again.
+#[derive(Debug, Serialize)]
+pub struct Violation {
+    seed: u64,
+    what: Vec<String>,
+    schedule: serde_json::Value,
+    transcript: Vec<String>,
+    kept: Option<PathBuf>,
+}
+
+/// The whole command, from its arguments (without the program's name) to its exit code.
+pub fn run(words: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
+    let arguments = Arguments::parse_from(words);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let tallies = runtime.context("cannot start").and_then(|runtime| runtime.block_on(torture(&arguments)));
+    match tallies {
+        Ok(tallies) => {
+            report(&tallies, &arguments);
+            if tallies.iter().all(|tally| tally.violations.is_empty()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            eprintln!("torture: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+async fn torture(arguments: &Arguments) -> anyhow::Result<Vec<Tally>> {
+    let seed = arguments.seed.unwrap_or_else(|| rand::rng().random_range(0..1_000_000_000));
+    let kinds = if arguments.only.is_empty() { Kind::value_variants() } else { &arguments.only };
+    let share = Duration::from_secs_f64(arguments.minutes.max(0.0) * 60.0 / kinds.len() as f64);
+    let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{elapsed_precise} {msg}")?);
+    bar.enable_steady_tick(Duration::from_millis(200));
+    eprintln!("torture: seed {seed}, {:.1} minutes for each of {} kinds", share.as_secs_f64() / 60.0, kinds.len());
+    let mut lab = Lab::new(program()?);
+    if let Some(file) = &arguments.replay {
+        return replay(&mut lab, file, arguments.runs.unwrap_or(1)).await.map(|tally| vec![tally]);
+    }
+    if arguments.servers {
+        lab.start_servers()?;
+    }
+    let mut tallies = Vec::new();
+    for &kind in kinds {
+        let mut tally = Tally::new(kind);
+        let tell = |tally: &Tally| bar.set_message(tally.line());
+        tell(&tally);
+        match kind {
+            Kind::Simulation => {
+                let runs = arguments.runs;
+                tokio::task::block_in_place(|| simulation::run(seed, share, runs, &mut tally, tell))?;
+            }
+            Kind::Histories | Kind::Crashes | Kind::Networks => {
+                let until = Instant::now() + share;
+                let most = usize::try_from(arguments.runs.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
+                for number in 0..most {
+                    let round = Round { seed: seed.wrapping_add(number as u64), number, servers: arguments.servers };
+                    let schedule = match kind {
+                        Kind::Histories => histories::schedule(round),
+                        Kind::Crashes => crashes::schedule(round),
+                        Kind::Networks | Kind::Simulation | Kind::Load => networks::schedule(round),
+                    };
+                    play(&mut lab, &schedule, &mut tally).await?;
+                    tell(&tally);
+                    if Instant::now() > until || !tally.violations.is_empty() {
+                        break;
+                    }
+                }
+            }
+            Kind::Load => load::run(&mut lab, seed, share, &mut tally, tell).await?,
+        }
+        bar.println(tally.line());
+        tallies.push(tally);
+    }
+    bar.finish_and_clear();
+    Ok(tallies)
+}
+
+/// Plays a run; of one that fails, the smallest that does, too, is told.
+async fn play(lab: &mut Lab, schedule: &Schedule, tally: &mut Tally) -> anyhow::Result<()> {
+    let played = lab.play(schedule).await.with_context(|| format!("seed {} cannot be tried", schedule.seed))?;
+    tally.add(&played);
+    if !played.findings.is_empty() {
+        eprintln!("seed {}: {}; looking for a smaller run …", schedule.seed, played.findings[0]);
+        let (smallest, played) = shrink(lab, schedule, played).await;
+        tally.violated(smallest.seed, played.findings, serde_json::to_value(&smallest)?, played.transcript, played.kept);
+    }
+    Ok(())
+}
+
+async fn replay(lab: &mut Lab, file: &Path, runs: u64) -> anyhow::Result<Tally> {
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let schedule: Schedule = serde_json::from_str(&text).with_context(|| format!("{} is no schedule", file.display()))?;
+    if schedule.setting.has_servers() {
+        lab.start_servers()?;
+    }
+    let mut tally = Tally::new(if schedule.proxied { Kind::Networks } else { Kind::Crashes });
+    for _ in 0..runs {
+        let played = lab.play(&schedule).await?;
+        tally.add(&played);
+        if !played.findings.is_empty() {
+            tally.violated(schedule.seed, played.findings, serde_json::to_value(&schedule)?, played.transcript, played.kept);
+        }
+    }
+    Ok(tally)
+}
+
+impl Tally {
+    fn new(kind: Kind) -> Tally {
+        let (violations, places, notes) = (Vec::new(), BTreeMap::new(), Vec::new());
+        Tally { kind, runs: 0, faults: 0, transactions: 0, operations: 0, violations, places, notes }
+    }
+
+    fn add(&mut self, played: &Played) {
+        self.runs += 1;
+        self.faults += played.faults;
+        self.transactions += played.transactions;
+        self.operations += played.operations;
+        for place in &played.reached {
+            *self.places.entry(place.clone()).or_default() += 1;
+        }
+    }
+
+    fn violated(&mut self, seed: u64, what: Vec<String>, schedule: serde_json::Value, transcript: Vec<String>, kept: Option<PathBuf>) {
+        self.violations.push(Violation { seed, what, schedule, transcript, kept });
+    }
+
+    fn name(&self) -> String {
+        self.kind.to_possible_value().map_or(String::new(), |value| value.get_name().to_owned())
+    }
+
+    fn line(&self) -> String {
+        let (name, found) = (self.name(), self.violations.len());
+        format!("{name}: {} runs, {} faults, {} transactions, {found} violations", self.runs, self.faults, self.transactions)
+    }
+}
+
+fn report(tallies: &[Tally], arguments: &Arguments) {
+    let servers = arguments.servers;
+    match arguments.output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(tallies).expect("a report is JSON")),
+        Output::Table => {
+            let mut table = Table::new();
+            table.load_style(ASCII_MARKDOWN).set_header(["kind", "runs", "faults injected", "transactions", "operations", "violations"]);
+            for tally in tallies {
+                let counts = [tally.runs, tally.faults, tally.transactions, tally.operations, tally.violations.len() as u64];
+                table.add_row(std::iter::once(tally.name()).chain(counts.iter().map(u64::to_string)));
+            }
+            table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+            println!("{table}");
+            for tally in tallies {
+                tally.notes.iter().for_each(|note| println!("{}: {note}", tally.name()));
+                if tally.kind == Kind::Crashes {
+                    let places = crashes::places(servers);
+                    let never: Vec<&str> = places.iter().copied().filter(|place| !tally.places.contains_key(*place)).collect();
+                    println!("crashes: died at {} of {} places; never at: {}", tally.places.len(), places.len(), never.join(", "));
+                }
+                tally.violations.iter().for_each(|violation| violation.print(&tally.name()));
+            }
+        }
+    }
+}
+
+impl Violation {
+    fn print(&self, kind: &str) {
+        println!("\nVIOLATION: {kind}, seed {}", self.seed);
+        self.what.iter().for_each(|what| println!("  {what}"));
+        println!("schedule (torture --replay FILE):\n{}", serde_json::to_string_pretty(&self.schedule).unwrap_or_default());
+        println!("transcript:");
+        self.transcript.iter().for_each(|line| println!("  {line}"));
+        if let Some(kept) = &self.kept {
+            println!("everything else is kept in {}", kept.display());
+        }
+    }
+}
+
+/// A daemon that can be told where to die: this very program, or, where that is built without, one that is built now.
+fn program() -> anyhow::Result<PathBuf> {
+    let this = std::env::current_exe().context("cannot tell which program this is")?;
+    if cfg!(any(debug_assertions, feature = "failpoints")) {
+        return Ok(this);
+    }
+    let folder = this.parent().context("the program's folder")?;
+    let built = cargo()
+        .args(["build", "--quiet", "--release", "-p", "lockstep-tests", "--features", "failpoints", "--bin", "lockstepd-with-failpoints"])
+        .status()
+        .context("cannot run cargo")?;
+    anyhow::ensure!(built.success(), "the daemon with failpoints cannot be built");
+    // The next build of this program takes the file's place.
+    let copy = folder.join("lockstepd-to-be-tortured");
+    std::fs::copy(folder.join("lockstepd-with-failpoints"), &copy)?;
+    Ok(copy)
+}
+
+/// The cargo that runs this, in the source tree.
+fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    command
+}

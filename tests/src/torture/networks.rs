@@ -1,0 +1,87 @@
+//! Links fail in every way, and processes stand still for longer than every time-out.
+
+use super::Round;
+use super::schedule::{Mix, Schedule, Setting, Step, Who};
+use crate::proxy::Fault;
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// Steps of one run.
+const STEPS: usize = 6;
+/// Longer than the time-outs of a proxied run.
+const LONG_MS: u64 = 3_000;
+
+/// The run of this number.
+pub fn schedule(round: Round) -> Schedule {
+    let mut random = ChaCha8Rng::seed_from_u64(round.seed);
+    let settings = if round.servers {
+        &[Setting::ServersTwoPhase, Setting::ServersLed][..]
+    } else {
+        &[Setting::Remote, Setting::LogDecided, Setting::Remote, Setting::DatabaseLed][..]
+    };
+    let setting = settings[round.number % settings.len()];
+    let mut steps = Vec::new();
+    for _ in 0..STEPS {
+        let link = *setting.links().choose(&mut random).expect("not empty");
+        // Mostly short, now and then longer than anybody waits.
+        let ms = if random.random_bool(0.2) { LONG_MS } else { random.random_range(50..600) };
+        let fault = *[
+            Fault::Delay { ms: 30 },
+            Fault::Throttle { bytes: 20_000 },
+            Fault::Partition,
+            Fault::PartitionThere,
+            Fault::PartitionBack,
+            Fault::Cut,
+            Fault::HalfOpen,
+            Fault::Mute,
+        ]
+        .choose(&mut random)
+        .expect("not empty");
+        steps.push(match random.random_range(0..10) {
+            // A participant's session is one connection: it is not a request that may arrive twice.
+            0 => Step::Repeat {
+                link: *setting
+                    .links()
+                    .iter()
+                    .filter(|link| repeats(**link))
+                    .collect::<Vec<_>>()
+                    .choose(&mut random)
+                    .copied()
+                    .expect("clients"),
+            },
+            1 => Step::Stand { who: stands(&mut random, round.servers), ms },
+            2 => Step::Kill { ms: random.random_range(1..200) },
+            // A link that takes new connections and does not answer is only seen by who makes one.
+            3 if fault == Fault::Mute => Step::Link { link, fault: Fault::Cut, ms: 50 },
+            _ => Step::Link { link, fault, ms },
+        });
+        steps.push(Step::Run { ms: random.random_range(20..200) });
+    }
+    let mix = Mix {
+        reads: random.random_range(0..40),
+        deletes: random.random_range(0..30),
+        based: random.random_range(0..30),
+        impatient: random.random_range(0..60),
+        refused: random.random_range(0..10),
+        keys: random.random_range(1..5),
+        pause_ms: *[0, 5].choose(&mut random).expect("not empty"),
+    };
+    let clients = random.random_range(2..12);
+    Schedule { seed: round.seed, setting, clients, mix, in_memory: true, proxied: true, steps }
+}
+
+fn repeats(link: super::schedule::Link) -> bool {
+    use super::schedule::Link;
+    match link {
+        Link::Client | Link::Index => true,
+        Link::Participant | Link::Database => false,
+    }
+}
+
+fn stands(random: &mut ChaCha8Rng, servers: bool) -> Who {
+    if !servers {
+        return Who::Daemon;
+    }
+    *[Who::Daemon, Who::Database, Who::Index].choose(random).expect("not empty")
+}

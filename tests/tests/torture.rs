@@ -1,0 +1,113 @@
+//! A little of each kind of torture; all of it: `cargo run --release -p lockstep-tests -- torture`.
+
+use anyhow::ensure;
+use lockstep_tests::proxy::Fault;
+use lockstep_tests::torture::lab::{Lab, Played};
+use lockstep_tests::torture::schedule::{Link, Mix, Schedule, Setting, Step, Who};
+use lockstep_tests::torture::{Round, crashes, histories, load, networks};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_lockstepd-with-failpoints");
+
+fn lab() -> Lab {
+    Lab::new(PathBuf::from(PROGRAM))
+}
+
+async fn play(schedule: &Schedule) -> anyhow::Result<Played> {
+    let played = lab().play(schedule).await?;
+    ensure!(played.findings.is_empty(), "{schedule:?}: {:#?}\n{:#?}", played.findings, played.transcript);
+    ensure!(played.transactions > 0, "{schedule:?}: nothing was committed");
+    Ok(played)
+}
+
+fn round(number: usize) -> Round {
+    Round { seed: number as u64, number, servers: false }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn histories_of_every_setting() -> anyhow::Result<()> {
+    for number in 0..5 {
+        let mut schedule = histories::schedule(round(number));
+        schedule.steps = vec![Step::Run { ms: 400 }, Step::Stop { ms: 1 }, Step::Run { ms: 200 }];
+        play(&schedule).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn crashes_of_every_setting() -> anyhow::Result<()> {
+    let mut died = 0;
+    for number in 0..4 {
+        died += play(&crashes::schedule(round(number))).await?.reached.len();
+    }
+    ensure!(died > 5, "the daemon died at {died} places only");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn networks_of_every_kind() -> anyhow::Result<()> {
+    let mix = networks::schedule(round(0)).mix;
+    let faults = [
+        Fault::Delay { ms: 20 },
+        Fault::Throttle { bytes: 50_000 },
+        Fault::Partition,
+        Fault::PartitionThere,
+        Fault::PartitionBack,
+        Fault::Cut,
+        Fault::HalfOpen,
+        Fault::Mute,
+    ];
+    let links = [Link::Client, Link::Participant];
+    let mut steps: Vec<Step> =
+        faults.iter().flat_map(|&fault| links.map(|link| [Step::Link { link, fault, ms: 100 }, Step::Run { ms: 50 }])).flatten().collect();
+    steps.push(Step::Repeat { link: Link::Client });
+    steps.push(Step::Stand { who: Who::Daemon, ms: 2_500 });
+    let mix = Mix { impatient: 40, ..mix };
+    play(&Schedule { seed: 1, setting: Setting::Remote, clients: 6, mix, in_memory: true, proxied: true, steps }).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn overload_is_shed() -> anyhow::Result<()> {
+    let mut schedule = load::overload(1);
+    schedule.steps = vec![Step::Run { ms: 500 }];
+    let played = play(&schedule).await?;
+    ensure!(played.busy > 0, "nobody is told that it is too much");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn idle_connections() -> anyhow::Result<()> {
+    load::idle(Path::new(PROGRAM), 300).await.map(drop)
+}
+
+/// A place that is not on the list would never be tried.
+#[test]
+fn every_place_is_known() -> anyhow::Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../coordinator");
+    let mut found = BTreeSet::new();
+    let mut folders = vec![root.join("src"), root.join("log/src")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path)?;
+                found.extend(quoted(&text, "failpoints::hit(\""));
+                found.extend(quoted(&text, "self.around(\"").map(|call| format!("store.db.before_{call}")));
+                found.extend(quoted(&text, "format!(\"store.{}.").map(|rest| format!("store.db.{rest}")));
+            }
+        }
+    }
+    ensure!(found.len() > 20, "the places are not found any more: {found:?}");
+    found.retain(|place| !place.contains('{'));
+    let known: BTreeSet<String> = crashes::PLACES.iter().map(|(place, _)| place.to_string()).collect();
+    ensure!(found.is_subset(&known), "not on the list: {:?}", found.difference(&known));
+    Ok(())
+}
+
+fn quoted<'a>(text: &'a str, before: &'a str) -> impl Iterator<Item = String> + 'a {
+    text.match_indices(before).filter_map(move |(at, _)| text[at + before.len()..].split('"').next().map(str::to_owned))
+}
