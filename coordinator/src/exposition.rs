@@ -92,7 +92,7 @@ fn stores(registry: &mut Registry, stores: &[ParticipantStatus]) {
         ("store_up", "1 while the store's session is up", |store| u64::from(store.session == "up")),
         ("store_lag_transactions", "Decided transactions that it has not applied", |store| store.lag),
         ("store_stuck_transactions", "Those of them that it says it cannot apply now", |store| store.stuck),
-        ("store_prepared_branches", "Branches that it holds prepared, as of its last word", |store| store.prepared),
+        ("store_prepared_branches", "Branches that it holds prepared, as far as it has told", |store| store.prepared),
     ];
     for (name, help, value) in numbers {
         let family = Family::<Store, Number>::default();

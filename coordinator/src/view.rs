@@ -255,7 +255,7 @@ impl View<'_> {
             lag: follower.unapplied() as u64,
             lag_ms: oldest.map_or(0, |(_, item)| self.age(item.since)),
             stuck: follower.stuck.len() as u64,
-            prepared: follower.prepared as u64,
+            prepared: self.machine.prepared_at(follower.id) as u64,
             forces: 0,
             session_ms: self.age(follower.session_since),
             reported_ms: self.age(follower.progress_at),

@@ -58,8 +58,6 @@ pub struct Follower {
     pub readers: Vec<ReadWaiter>,
     /// What it cannot apply yet, by CSN: at most [`Follower::STUCK_MAX`].
     pub stuck: BTreeMap<Csn, Stuck>,
-    /// Prepared branches, as of its last Hello.
-    pub prepared: usize,
     /// What it can do beside preparing, as of its last Hello.
     pub abilities: Abilities,
     /// A preparing store that may have decided transactions: the log says so, durably.
@@ -211,7 +209,6 @@ impl Follower {
             evidence: false,
             readers: Vec::new(),
             stuck: BTreeMap::new(),
-            prepared: 0,
             abilities: Abilities::default(),
             has_led: false,
             acked_told: Csn::ZERO,

@@ -94,7 +94,7 @@ impl Coordinator {
         let epoch = self.owner.epoch;
         let follower = self.follower_mut(participant);
         (follower.abilities, follower.heard) = (hello.abilities, epoch);
-        (follower.evidence, follower.progress, follower.prepared) = (true, hello.progress, hello.prepared.len());
+        (follower.evidence, follower.progress) = (true, hello.progress);
         follower.progress_at = now;
         follower.exclusive = hello.exclusive;
         let first = follower.followed_before.is_none();

@@ -10,7 +10,7 @@ use crate::operator::ByHand;
 use crate::outcomes::Known;
 use crate::record::Damage;
 use crate::transaction::{Branch, BranchState, State, Transaction};
-use crate::vote::Kind;
+use crate::vote::{Kind, Vote};
 
 /// The machine at a glance.
 #[derive(Clone, Debug)]
@@ -76,6 +76,20 @@ impl Coordinator {
             damage: self.damage.len(),
             mended: self.mended(),
         }
+    }
+
+    /// Branches that this store holds prepared, as far as it has told: those in the log's hands, and those that it asks about.
+    pub fn prepared_at(&self, participant: ParticipantId) -> usize {
+        if self.follower(participant).kind != Kind::Preparing {
+            return 0;
+        }
+        let holds = |branch: &Branch| {
+            branch.participant == participant
+                && matches!(branch.state, BranchState::Voted(_, Vote::Prepared(_)) | BranchState::Following)
+        };
+        let live = self.transactions.values().filter(|transaction| transaction.branches.iter().any(holds)).count();
+        let strangers = self.asked.iter().filter(|(holder, txid)| *holder == participant && !self.transactions.contains_key(txid));
+        live + strangers.count()
     }
 
     /// Whether no transaction is under way that a preparing store has still to hear of: undecided, or decided and not committed there.
