@@ -223,7 +223,7 @@ impl Coordinator {
         }
         let results = payload.as_ref().map(|payload| payload.entries.iter().map(|entry| entry.results.clone()).collect::<Vec<_>>());
         let floor = self.outcomes.floor();
-        for (i, entry) in entries.iter().enumerate().filter(|(_, entry)| is_known(entry.txid.position(), floor)) {
+        for (i, entry) in entries.iter().enumerate().filter(|(_, entry)| entry.txid.position() >= floor) {
             let results = results.as_ref().map(|results| results[i].clone());
             let fate = Fate::Committed(CommittedFate { csn: entry.csn, lsn, at_ms: entry.at_ms, results });
             self.outcomes.insert(Known {
@@ -321,10 +321,6 @@ impl Coordinator {
         }
         places.len()
     }
-}
-
-fn is_known(position: Position, floor: Position) -> bool {
-    position > floor || (position == floor && !broken(Mutation::FloorOffByOneAtStart))
 }
 
 /// What must be known of a log before its Commit records are read.
