@@ -441,7 +441,8 @@ impl Facts {
     fn take_action(&mut self, action: &AdminAction, order: Order) {
         match action {
             AdminAction::Resolve { txid, participant, commit } => {
-                self.by_hand.insert((*txid, *participant), ByHand { commit: *commit, order: Some(order) });
+                // A later one against it was refused when it was durable.
+                self.by_hand.entry((*txid, *participant)).or_insert(ByHand { commit: *commit, order: Some(order) });
             }
             AdminAction::Forget { txid, participant } => {
                 self.damage.retain(|damage| (damage.txid, damage.participant) != (*txid, *participant));

@@ -456,6 +456,14 @@ mod tests {
         }
     }
 
+    /// A branch is committed by hand, and then to be rolled back by hand.
+    #[test]
+    fn by_hand_one_way_and_then_the_other() {
+        for seed in [260_426, 272_432] {
+            check(seed, &Options::default());
+        }
+    }
+
     /// The checker took these for violations: see docs/testing.md.
     #[test]
     fn what_no_protocol_survives() {
