@@ -274,11 +274,7 @@ impl Coordinator {
             let follower = self.follower(*keeper);
             !follower.keeps_acked() || follower.progress.durable.max(follower.acked) >= csn
         };
-        let releasable = self.releasable.iter().map(|r| {
-            let first = broken(Mutation::FirstKeeperReleases) && r.keepers.iter().any(|keeper| written(keeper, r.csn));
-            first || r.keepers.iter().all(|keeper| written(keeper, r.csn))
-        });
-        let releasable = releasable.collect::<Vec<_>>();
+        let releasable = self.releasable.iter().map(|r| r.keepers.iter().all(|keeper| written(keeper, r.csn))).collect::<Vec<_>>();
         let mut releasable = releasable.into_iter();
         let (ready, held): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.releasable).into_iter().partition(|_| releasable.next() == Some(true));

@@ -141,8 +141,7 @@ impl Coordinator {
         if let Scan::Again(at) = self.follower(participant).scan
             && at <= now
         {
-            let above = if broken(Mutation::RescanAboveNewest) { self.newest_known(participant) } else { crate::ids::Csn::ZERO };
-            self.begin_scan(participant, above, Scan::Again(now.after(self.config.inquiry)), fx);
+            self.begin_scan(participant, crate::ids::Csn::ZERO, Scan::Again(now.after(self.config.inquiry)), fx);
         }
     }
 
@@ -206,7 +205,7 @@ impl Coordinator {
         outcomes
             .chain(decisions)
             .chain(self.releasable.iter().map(|releasable| releasable.lsn))
-            .chain(self.last_commit.filter(|_| !broken(Mutation::LastCommitForgotten)))
+            .chain(self.last_commit)
             .min()
             .unwrap_or(self.next_lsn)
     }

@@ -78,7 +78,7 @@ impl KeyTable {
         let keys = self.indices.get_mut(&index).expect("a decided writer has begun");
         let state = keys.get_mut(key).expect("a decided writer has begun");
         state.undecided -= 1;
-        if state.undecided == 0 || broken(Mutation::ExclusionEndsEarly) {
+        if state.undecided == 0 {
             state.conditional = false;
         }
         match committed {

@@ -56,7 +56,7 @@ impl Coordinator {
     /// Whether an operator's order makes sense now, whoever gives it; if not, why not.
     pub fn allows(&self, action: &AdminAction) -> Result<(), String> {
         match action {
-            AdminAction::Resolve { txid, participant, .. } => self.may_resolve(*txid, *participant),
+            AdminAction::Resolve { txid, participant, commit } => self.may_resolve(*txid, *participant, *commit),
             AdminAction::Skip { txid, participant } => {
                 self.owed(*txid, *participant)?;
                 let given_up = (*txid, *participant, DamageKind::Skipped);
@@ -91,10 +91,16 @@ impl Coordinator {
         if known { Ok(()) } else { Err(format!("there is no participant {participant}")) }
     }
 
-    fn may_resolve(&self, txid: Txid, participant: ParticipantId) -> Result<(), String> {
+    fn may_resolve(&self, txid: Txid, participant: ParticipantId, commit: bool) -> Result<(), String> {
         self.exists(participant)?;
         if self.follower(participant).kind != Kind::Preparing {
             return Err("only a branch that its own store holds prepared can be resolved by hand; see `skip` for the others".into());
+        }
+        // The first order may be carried out already: a second one against it would hide how the branch has ended (I12).
+        let other = self.by_hand.get(&(txid, participant)).filter(|by_hand| by_hand.commit != commit);
+        if let Some(ByHand { commit, .. }) = other {
+            let how = if *commit { "committed" } else { "rolled back" };
+            return Err(format!("the branch of {txid} at `{}` is {how} by hand already", self.follower(participant).name));
         }
         match self.outcomes.by_txid(txid).map(|known| &known.fate) {
             Some(Fate::Committed(_)) => Err(format!("{txid} is committed: its branches follow by themselves")),

@@ -225,7 +225,7 @@ impl Coordinator {
         }
         let results = payload.as_ref().map(|payload| payload.entries.iter().map(|entry| entry.results.clone()).collect::<Vec<_>>());
         let floor = self.outcomes.floor();
-        for (i, entry) in entries.iter().enumerate().filter(|(_, entry)| is_known(entry.txid.position(), floor)) {
+        for (i, entry) in entries.iter().enumerate().filter(|(_, entry)| entry.txid.position() >= floor) {
             let results = results.as_ref().map(|results| results[i].clone());
             let fate = Fate::Committed(CommittedFate { csn: entry.csn, lsn, at_ms: entry.at_ms, results });
             self.outcomes.insert(Known {
@@ -330,10 +330,6 @@ impl Coordinator {
         }
         places.len()
     }
-}
-
-fn is_known(position: Position, floor: Position) -> bool {
-    position > floor || (position == floor && !broken(Mutation::FloorOffByOneAtStart))
 }
 
 /// What must be known of a log before its Commit records are read.
@@ -454,7 +450,8 @@ impl Facts {
     fn take_action(&mut self, action: &AdminAction, order: Order) {
         match action {
             AdminAction::Resolve { txid, participant, commit } => {
-                self.by_hand.insert((*txid, *participant), ByHand { commit: *commit, order: Some(order) });
+                // A later one against it was refused when it was durable.
+                self.by_hand.entry((*txid, *participant)).or_insert(ByHand { commit: *commit, order: Some(order) });
             }
             AdminAction::Forget { txid, participant } => {
                 self.damage.retain(|damage| (damage.txid, damage.participant) != (*txid, *participant));

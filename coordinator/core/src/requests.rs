@@ -333,7 +333,7 @@ impl Coordinator {
         let Some(settling) = self.settling.get_mut(&key) else { return };
         settling.waiting.remove(&leader);
         let known = self.outcomes.by_key(&key).map(|known| known.txid);
-        if known.is_none() && !settling.waiting.is_empty() && !broken(Mutation::FirstLeaderSettles) {
+        if known.is_none() && !settling.waiting.is_empty() {
             return;
         }
         let settling = self.settling.remove(&key).expect("just found");

@@ -4,8 +4,8 @@
 use super::store::State;
 use crate::vote::Kind;
 use crate::{
-    AdminAction, Alarm, CommitEntry, Condition, Csn, Damage, Entry, Epoch, LogId, Owner, ParticipantId, Receipt, Record, RequestKey,
-    ToParticipant, Txid, Value, Wait,
+    AdminAction, Alarm, CommitEntry, Condition, Csn, Damage, DamageKind, Entry, Epoch, LogId, Owner, ParticipantId, Receipt, Record,
+    RequestKey, ToParticipant, Txid, Value, Wait,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -88,6 +88,8 @@ pub(crate) struct Checker {
     removed: BTreeSet<(usize, usize)>,
     /// Stores of which an operator has ordered that, whether the order came to be durable or not.
     given_up: BTreeSet<usize>,
+    /// Redos that were given up before a host was started, as its log has it (R-SKIP).
+    skipped: BTreeMap<usize, BTreeSet<(ParticipantId, Txid)>>,
     /// Since a log was put back by command: stores that have not been heard.
     unheard: BTreeSet<usize>,
     /// Identities that a log had before it was put back by command.
@@ -135,6 +137,7 @@ impl Checker {
             recorded: BTreeSet::new(),
             removed: BTreeSet::new(),
             given_up: BTreeSet::new(),
+            skipped: BTreeMap::new(),
             unheard: BTreeSet::new(),
             retired: BTreeSet::new(),
             violation: None,
@@ -290,6 +293,23 @@ impl Checker {
     /// Whether a store was given up for ever. If the log has lost the order since, nothing is promised of it all the same.
     pub(crate) fn is_removed(&self, store: usize) -> bool {
         self.removed.iter().any(|(_, removed)| *removed == store)
+    }
+
+    /// A host is started on this log.
+    pub(crate) fn started(&mut self, host: usize, log: &[Entry]) {
+        let skipped = |entry: &Entry| match &entry.record {
+            Record::Damage(damage) if damage.kind == DamageKind::Skipped => Some((damage.participant, damage.txid)),
+            _ => None,
+        };
+        self.skipped.insert(host, log.iter().filter_map(skipped).collect());
+    }
+
+    /// It says something to a store: what was given up there before is not sent again.
+    pub(crate) fn sent(&mut self, host: usize, to: ParticipantId, message: &ToParticipant) {
+        let (ToParticipant::Commit(decided), Some(skipped)) = (message, self.skipped.get(&host)) else { return };
+        if let Some(txid) = decided.txids.iter().find(|txid| skipped.contains(&(to, **txid))) {
+            self.violation(format!("R-SKIP: {txid} was given up at {to}, and is sent there in a later start"));
+        }
     }
 
     /// A coordinator says something to a store.

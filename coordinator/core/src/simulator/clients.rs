@@ -390,11 +390,7 @@ impl World {
         let actor = &self.actors[store];
         let known = matches!(machine.followers()[store].session, Session::Open(session) if self.linked(store, host, session));
         if known && actor.machine.is_some() {
-            let visible = match actor.store.kind {
-                Kind::Redo => &actor.store.durable,
-                Kind::Preparing | Kind::Serial | Kind::Leader => &actor.store.live,
-            };
-            self.checker.reached(store, csn, visible);
+            self.checker.reached(store, csn, actor.store.visible());
         }
     }
 

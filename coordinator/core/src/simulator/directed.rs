@@ -158,6 +158,7 @@ impl SmallWorld {
     /// Everything goes on, and comes to rest.
     fn rest(&mut self) -> Way {
         self.held.clear();
+        self.seats.iter_mut().for_each(|seat| seat.store.lazy = false);
         self.until("everything is at rest", |w| w.at_rest())?;
         self.end()
     }
@@ -251,6 +252,193 @@ impl SmallWorld {
 }
 
 pub(super) const SCHEDULES: &[Schedule] = &[
+    Schedule {
+        name: "a store is removed before the leader is back",
+        misses: &[Mutation::RemovalBeforeScan],
+        misses_both: None,
+        setup: || Setup::new(&[Kind::Leader, Kind::Redo], vec![vec![Write::of(0, "a"), Write::of(1, "k")]]),
+        way: |w| {
+            w.decided_and_unheard(0, 0)?;
+            w.until("the index is there", |w| w.is_open(1))?;
+            w.order(AdminAction::Remove { participant: ParticipantId(1) });
+            w.drain()?;
+            w.rest()
+        },
+    },
+    Schedule {
+        name: "the damage of a redo that was given up is forgotten",
+        misses: &[Mutation::SkippedReplayed, Mutation::ForgetUnskips],
+        misses_both: None,
+        setup: || {
+            let requests = vec![vec![Write::of(0, "a"), Write::of(1, "k"), Write::of(2, "k")]];
+            Setup { wait: Wait::Applied, ..Setup::new(&[Kind::Preparing, Kind::Redo, Kind::Redo], requests) }
+        },
+        way: |w| {
+            // The other index keeps the record in the log.
+            w.seats[2].store.lazy = true;
+            w.leave_unanswered(1)?;
+            w.until("its database has it", |w| w.answered(0))?;
+            let (txid, participant) = (w.txid_of(0)?, ParticipantId(1));
+            w.checker.by_hand(1, super::checker::Tag(0));
+            w.order(AdminAction::Skip { txid, participant });
+            w.until("it is given up", |w| w.machine.as_ref().is_some_and(|m| !m.damage.is_empty() && m.followers()[1].items.is_empty()))?;
+            w.order(AdminAction::Forget { txid, participant });
+            w.until("its damage is forgotten", |w| w.machine.as_ref().is_some_and(|machine| machine.damage.is_empty()))?;
+            w.die()?;
+            w.lose_store(1);
+            w.lose_store(2);
+            w.seats[2].store.lazy = false;
+            w.rest()
+        },
+    },
+    Schedule {
+        name: "a log is put back by command, and a store is away",
+        misses: &[Mutation::RestoredPresumes],
+        misses_both: None,
+        setup: || {
+            let requests = vec![vec![Write::of(0, "a"), Write::of(1, "b")]];
+            Setup { wait: Wait::Decided, ..Setup::new(&[Kind::Preparing, Kind::Preparing], requests) }
+        },
+        way: |w| {
+            w.hold(Step::Client(0));
+            w.until("both are there", |w| w.is_open(0) && w.is_open(1))?;
+            let (mut backup, old) = (w.disk.copy(), w.disk.log_id().ok_or(Stop::Lost("it has an identity"))?);
+            w.release(Step::Client(0));
+            w.until("both are prepared", |w| (0..2).all(|i| !w.seats[i].store.durable.prepared.is_empty()))?;
+            w.until("their votes are heard", |w| w.seats[1].back.is_empty() && w.seats[1].command.is_none())?;
+            w.hold(Step::There(0));
+            w.until("the other has committed", |w| !w.seats[1].store.durable.history.is_empty())?;
+            w.die()?;
+            let gone: Vec<_> = w.disk.entries().iter().filter(|entry| entry.lsn > backup.last()).cloned().collect();
+            w.checker.log_lost(0, &gone);
+            backup.examined = backup.last();
+            backup.restored(crate::LogId(99));
+            w.checker.restored_by_command(old);
+            w.disk = backup;
+            w.held = vec![Step::Connect(1), Step::Client(0)];
+            w.until("the first is there", |w| w.is_open(0))?;
+            // Longer than any wait for evidence.
+            w.pass(5)?;
+            w.release(Step::Connect(1));
+            w.until("the log's loss is found out", |w| {
+                w.machine.as_ref().is_some_and(|machine| matches!(machine.phase(), crate::Phase::Safe(_)))
+            })?;
+            w.drain()?;
+            w.end()
+        },
+    },
+    Schedule {
+        name: "what a leader tells late is older than what conditions know",
+        misses: &[Mutation::NewestIsLatest],
+        misses_both: None,
+        setup: || {
+            let first = Write { condition: Some(Condition::Csn(Csn::new(crate::Epoch(1), 1))), ..Write::of(2, "k") };
+            let requests = vec![
+                vec![Write::of(0, "a"), Write::of(2, "k"), Write::of(2, "l")],
+                vec![Write::of(1, "b"), Write::of(2, "k"), Write::of(2, "m")],
+                vec![Write::of(1, "c"), first],
+            ];
+            Setup { wait: Wait::Applied, ..Setup::new(&[Kind::Leader, Kind::Preparing, Kind::Redo], requests) }
+        },
+        way: |w| {
+            w.hold(Step::Client(1));
+            w.hold(Step::Client(2));
+            w.decided_and_unheard(0, 0)?;
+            w.until("the others are there", |w| w.is_open(1) && w.is_open(2))?;
+            w.go(Step::Client(1))?;
+            w.leave_unanswered(2)?;
+            w.until("its database has the second", |w| w.answered(1))?;
+            w.release(Step::Connect(0));
+            w.until("the leader has told", |w| w.is_open(0))?;
+            w.until("the index has the first", |w| w.seats[2].store.live.documents.contains_key("k"))?;
+            w.go(Step::Client(2))?;
+            w.drain()?;
+            w.rest()
+        },
+    },
+    Schedule {
+        name: "of two writes of a document the index has applied the older",
+        misses: &[Mutation::SettlesNewer],
+        misses_both: None,
+        setup: || {
+            let first = Write { condition: Some(Condition::Csn(Csn::new(crate::Epoch(1), 1))), ..Write::of(1, "k") };
+            let requests = vec![
+                vec![Write::of(0, "a"), Write::of(1, "k"), Write::of(1, "l")],
+                vec![Write::of(0, "b"), Write::of(1, "k"), Write::of(1, "m")],
+                vec![Write::of(0, "c"), first],
+            ];
+            Setup { wait: Wait::Applied, ..Setup::new(&[Kind::Preparing, Kind::Redo], requests) }
+        },
+        way: |w| {
+            w.held = vec![Step::Client(0), Step::Client(1), Step::Client(2)];
+            w.until("both are there", |w| w.is_open(0) && w.is_open(1))?;
+            w.go(Step::Client(0))?;
+            w.until("the index has voted", |w| !w.seats[1].back.is_empty())?;
+            w.until("its vote is heard", |w| w.seats[1].back.is_empty() && w.seats[0].command.is_none() && w.seats[0].back.is_empty())?;
+            w.hold(Step::Force);
+            w.drain()?;
+            w.go(Step::Client(1))?;
+            w.drain()?;
+            w.held.retain(|step| *step != Step::Force);
+            w.hold(Step::Back(1));
+            w.until("the index has the first", |w| w.seats[1].store.live.documents.contains_key("k"))?;
+            w.leave_unanswered(1)?;
+            w.release(Step::Back(1));
+            w.until("both are decided", |w| w.answered(0) && w.answered(1))?;
+            w.until("the index is heard", |w| w.seats[1].back.is_empty())?;
+            w.go(Step::Client(2))?;
+            w.drain()?;
+            w.rest()
+        },
+    },
+    Schedule {
+        name: "a serial executor cannot apply the redo below what a leader decides",
+        misses: &[Mutation::BarrierIgnoresStuck],
+        misses_both: None,
+        setup: || Setup::new(&[Kind::Leader, Kind::Serial], vec![vec![Write::of(1, "b")], vec![Write::of(0, "a"), Write::of(1, "b")]]),
+        way: |w| {
+            w.hold(Step::Client(1));
+            w.seats[1].store.lazy = true;
+            w.until("the first is applied", |w| w.answered(0))?;
+            w.drain()?;
+            w.go(Step::Client(1))?;
+            w.until("the leader is told to decide", |w| w.is_on_its_way(0, |m| matches!(m, ToParticipant::Lead(_))))?;
+            w.hold(Step::There(0));
+            w.lose_store(1);
+            w.leave_unanswered(1)?;
+            w.until("the serial executor is back", |w| w.is_open(1))?;
+            w.drain()?;
+            w.release(Step::There(0));
+            w.seats[1].store.lazy = false;
+            w.drain()?;
+            w.rest()
+        },
+    },
+    Schedule {
+        name: "an index loses what it showed, and a condition is tested",
+        misses: &[Mutation::KeysNotTakenBack],
+        misses_both: None,
+        setup: || {
+            let absent = Write { condition: Some(Condition::Absent), ..Write::of(1, "k") };
+            Setup::new(
+                &[Kind::Preparing, Kind::Redo],
+                vec![vec![Write::of(0, "a"), Write::of(1, "k"), Write::of(1, "l")], vec![Write::of(0, "b"), absent]],
+            )
+        },
+        way: |w| {
+            w.hold(Step::Client(1));
+            (w.seats[1].store.lazy, w.seats[1].store.shows_early) = (true, true);
+            w.until("the first is found", |w| w.answered(0))?;
+            w.drain()?;
+            w.lose_store(1);
+            w.leave_unanswered(1)?;
+            w.until("the index is back", |w| w.is_open(1))?;
+            w.go(Step::Client(1))?;
+            w.drain()?;
+            w.seats[1].store.lazy = false;
+            w.rest()
+        },
+    },
     Schedule {
         name: "a vote of a session that has ended",
         misses: &[Mutation::VoteOutlivesSession],

@@ -7,10 +7,9 @@ use crate::mutation::{Mutation, broken};
 use crate::request::Aborted;
 use crate::transaction::State;
 use crate::{
-    AdminAction, Alarm, CoordId, Coordinator, DamageKind, Decider, Effect, Entry, Event, Identity, Kind, LogId, Lsn, ParticipantId, Record,
-    Refusal, RefusalKind, Reply, Time, ToParticipant, Txid,
+    AdminAction, Alarm, CoordId, Coordinator, Decider, Effect, Entry, Event, Identity, Kind, LogId, Lsn, ParticipantId, Record, Refusal,
+    RefusalKind, Reply, Time, ToParticipant, Txid,
 };
-use std::collections::BTreeSet;
 
 /// One process.
 #[derive(Debug)]
@@ -31,8 +30,6 @@ pub(super) struct Host {
     /// Somebody looks after it soon.
     pub(super) supervised: bool,
     seen: CoordinatorSeen,
-    /// Redos that were given up before it was started (R-SKIP).
-    given_up: BTreeSet<(ParticipantId, Txid)>,
 }
 
 impl Host {
@@ -48,7 +45,6 @@ impl Host {
             connecting: vec![false; participants],
             supervised: false,
             seen: CoordinatorSeen::default(),
-            given_up: BTreeSet::new(),
         }
     }
 }
@@ -80,7 +76,7 @@ impl World {
         if let Some(forgotten) = forgotten_by(&machine, self.disks[log].entries()) {
             self.checker.violation(forgotten);
         }
-        self.hosts[host].given_up = given_up_in(self.disks[log].entries());
+        self.checker.started(host, self.disks[log].entries());
         self.hosts[host].machine = Some(machine);
         self.hosts[host].started = self.now;
         self.effects = effects;
@@ -300,11 +296,7 @@ impl World {
                     if self.disks[log].appender == host {
                         self.checker.told(log, to.0 as usize, &message);
                     }
-                    if let ToParticipant::Commit(decided) = &message
-                        && let Some(txid) = decided.txids.iter().find(|txid| self.hosts[host].given_up.contains(&(to, **txid)))
-                    {
-                        self.checker.violation(format!("R-SKIP: {txid} was given up at {to}, and is sent there in a later start"));
-                    }
+                    self.checker.sent(host, to, &message);
                     self.send_there(host, to.0 as usize, session, message);
                 }
                 Effect::Reply(ticket, reply) => self.reply(host, ticket, reply),
@@ -446,15 +438,6 @@ impl World {
             ));
         }
     }
-}
-
-/// Redos that an operator has given up, as the log has it.
-fn given_up_in(log: &[Entry]) -> BTreeSet<(ParticipantId, Txid)> {
-    let skipped = |entry: &Entry| match &entry.record {
-        Record::Damage(damage) if damage.kind == DamageKind::Skipped => Some((damage.participant, damage.txid)),
-        _ => None,
-    };
-    log.iter().filter_map(skipped).collect()
 }
 
 /// What stands in the log for people, and this start does not know: damage that nobody has forgotten, and who ordered what.

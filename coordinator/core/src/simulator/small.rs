@@ -249,6 +249,9 @@ impl SmallWorld {
             Step::Back(i) => {
                 let (session, message) = (self.seats[i].session, self.seats[i].back.pop_front());
                 let (Some(session), Some(message)) = (session, message) else { return };
+                if matches!(message, FromParticipant::Hello(_)) {
+                    self.checker.heard(i);
+                }
                 self.coordinate(Event::Message(ParticipantId(i as u16), session, message));
             }
             Step::Store(i) => self.call_store(i),
@@ -287,6 +290,7 @@ impl SmallWorld {
     fn start(&mut self) {
         let identity = Identity { coord_id: CoordId(7), log_id: LogId(7), incarnation: self.disk.last().0 + 1 + ((self.log as u64) << 32) };
         let mut effects = Vec::new();
+        self.checker.started(self.host, self.disk.entries());
         let machine = Coordinator::start(self.config.clone(), identity, self.disk.replay(), self.now, &mut effects);
         self.machine = Some(machine.expect("the log can be taken up"));
         self.clients.iter_mut().for_each(|client| client.asked = false);
@@ -302,11 +306,13 @@ impl SmallWorld {
 
     fn examine(&mut self) {
         let new: Vec<_> = self.disk.durable_since(self.disk.examined).cloned().collect();
-        for entry in new {
-            if let Record::Commit(group) = entry.record {
+        for entry in &new {
+            if let Record::Commit(group) = &entry.record {
                 group.entries.iter().for_each(|entry| self.checker.decided(self.log, entry));
             }
         }
+        // The newest comes first.
+        new.iter().rev().for_each(|entry| self.checker.ordered(self.log, entry));
         self.disk.examined = self.disk.durable();
     }
 
@@ -364,6 +370,8 @@ impl SmallWorld {
             match effect {
                 Effect::Append { lsn, record, force } => drop(self.disk.append(self.host, Entry { lsn, record }, force)),
                 Effect::Send(to, session, message) if self.seats[to.0 as usize].session == Some(session) => {
+                    self.checker.sent(self.host, to, &message);
+                    self.check_presumption(to, &message);
                     self.seats[to.0 as usize].there.push_back(message);
                 }
                 Effect::Send(..) | Effect::ForgetPayload(_) | Effect::ForgetBelow(_) | Effect::Trace(_) => {}
@@ -372,6 +380,16 @@ impl SmallWorld {
             }
         }
         self.forcing |= self.disk.start_force(self.host);
+    }
+
+    /// R-LOGLOSS: a log that was put back by command presumes nothing before every store has been heard.
+    fn check_presumption(&mut self, to: ParticipantId, message: &ToParticipant) {
+        let ToParticipant::Abort(txid) = message else { return };
+        let knows = |seat: &Seat| seat.store.live.history.iter().any(|applied| applied.txid == *txid);
+        let unheard = |i: &usize| self.checker.is_unheard(*i) && knows(&self.seats[*i]);
+        if let Some(witness) = (0..self.seats.len()).find(unheard) {
+            self.checker.violation(format!("R-LOGLOSS: {to} is told to abort {txid}, which store {witness} has applied"));
+        }
     }
 
     // ---- clients ----

@@ -114,6 +114,8 @@ pub(crate) struct Store {
     backup: Option<State>,
     /// How long redos stay stuck.
     pub calm: bool,
+    /// An index in which one finds what a crash may take.
+    pub shows_early: bool,
     /// It syncs nothing by itself.
     pub lazy: bool,
 }
@@ -164,6 +166,7 @@ impl Store {
             voted: Vec::new(),
             backup: None,
             calm: false,
+            shows_early: false,
             lazy: false,
         }
     }
@@ -253,6 +256,11 @@ impl Store {
     /// Redos of these will not come any more (R-SKIP).
     pub(crate) fn given_up(&mut self, txids: &[Txid]) {
         self.voted.retain(|voted| !txids.contains(&voted.txid));
+    }
+
+    /// What one who reads there finds.
+    pub(crate) fn visible(&self) -> &State {
+        if self.kind == Kind::Redo && !self.shows_early { &self.durable } else { &self.live }
     }
 
     /// Whether something is still under way that an ended session, or an unanswered request, has left behind.
@@ -372,6 +380,7 @@ impl Store {
             Kind::Serial if broken(Mutation::AckBeforeDurable) => Progress { applied: self.live.watermark, durable: self.live.watermark },
             Kind::Serial => Progress { applied: self.live.watermark, durable: self.durable.watermark },
             Kind::Redo if broken(Mutation::AckBeforeDurable) => Progress { applied: self.live.watermark, durable: self.live.watermark },
+            Kind::Redo if self.shows_early => Progress { applied: self.live.watermark, durable: self.durable.watermark },
             Kind::Redo => Progress { applied: self.durable.watermark, durable: self.durable.watermark },
             Kind::Preparing => Progress { applied: self.durable.acked, durable: self.durable.acked },
             Kind::Leader => Progress::default(),
