@@ -84,8 +84,7 @@ impl Coordinator {
             return 0;
         }
         let holds = |branch: &Branch| {
-            branch.participant == participant
-                && matches!(branch.state, BranchState::Voted(_, Vote::Prepared(_)) | BranchState::Following)
+            branch.participant == participant && matches!(branch.state, BranchState::Voted(_, Vote::Prepared(_)) | BranchState::Following)
         };
         let live = self.transactions.values().filter(|transaction| transaction.branches.iter().any(holds)).count();
         let strangers = self.asked.iter().filter(|(holder, txid)| *holder == participant && !self.transactions.contains_key(txid));

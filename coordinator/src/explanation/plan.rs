@@ -198,11 +198,12 @@ impl View<'_> {
             };
             harms.push(self.harm(participant, sentence, owed.iter().map(written).collect()));
         }
-        if follower.kind == Kind::Preparing && (follower.prepared > 0 || follower.open_session().is_none()) {
+        let prepared = self.machine.prepared_at(participant);
+        if follower.kind == Kind::Preparing && (prepared > 0 || follower.open_session().is_none()) {
             let sentence = format!(
                 "Branches that `{name}` holds prepared keep their locks until somebody finishes them there by hand ({} when it last told): `lockstep \
                  branches` lists them.",
-                follower.prepared
+                prepared
             );
             harms.push(self.harm(participant, sentence, Vec::new()));
         }
