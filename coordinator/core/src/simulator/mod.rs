@@ -245,7 +245,7 @@ mod tests {
         (Mutation::ReadsUncommitted, 92),
         (Mutation::NotListed, 579),
         (Mutation::MarkersUntold, 27),
-        (Mutation::IndexWaits, 36),
+        (Mutation::IndexWaits, 913),
         (Mutation::AbortMissesWorking, 186),
         (Mutation::DurableBeforeForce, 1),
         (Mutation::AckBeforeDurable, 3),
