@@ -192,7 +192,7 @@ impl Transitions {
         let (from, to) = (from.unwrap_or(absent), to.unwrap_or(absent));
         let count = &mut self.counts[from * (absent + 1) + to];
         *count += 1;
-        (*count == 1 && !self.allowed.contains(&(from, to)))
+        (!self.allowed.contains(&(from, to)))
             .then(|| format!("{}: from {} to {}, which the protocol does not know", self.title, self.name(from), self.name(to)))
     }
 
@@ -357,7 +357,7 @@ fn transitions() -> Vec<Transitions> {
             scan::LABELS,
             &[
                 (ABSENT, "NotNeeded Needed Waived"),
-                ("NotNeeded", "Needed Running"),
+                ("NotNeeded", "Needed Waived Running"),
                 ("Needed", "Waived Running"),
                 ("Waived", "Running"),
                 ("Running", "Needed Complete Again"),
