@@ -16,8 +16,8 @@ pub struct Relay {
 
 struct Shared {
     server: SocketAddr,
-    /// The message to be held back, whole.
-    hold: Mutex<Option<Vec<u8>>>,
+    /// The statement whose message is to be held back.
+    hold: Mutex<Option<String>>,
     held: Mutex<Option<Held>>,
     arrived: Notify,
 }
@@ -50,11 +50,9 @@ impl Relay {
         format!("host=127.0.0.1 port={} user=postgres dbname={database}", self.port)
     }
 
-    /// Holds back the next message that is this statement alone, and whatever is sent behind it on that connection.
+    /// Holds back the next message that begins with this statement, and whatever is sent behind it on that connection.
     pub fn hold(&self, statement: &str) {
-        let length = u32::try_from(statement.len() + 5).expect("a short statement").to_be_bytes();
-        let message = [b"Q", &length[..], statement.as_bytes(), b"\0"].concat();
-        *self.shared.hold.lock().expect("no holder panics") = Some(message);
+        *self.shared.hold.lock().expect("no holder panics") = Some(statement.into());
     }
 
     /// Waits until it is held back.
@@ -88,7 +86,7 @@ impl Shared {
             message.clear();
             message.push(from_client.read_u8().await?);
             body(&mut from_client, &mut message).await?;
-            let held = self.hold.lock().expect("no holder panics").take_if(|hold| *hold == message).is_some();
+            let held = self.hold.lock().expect("no holder panics").take_if(|statement| begins_with(&message, statement)).is_some();
             if held {
                 *self.held.lock().expect("no holder panics") = Some(Held { server: to_server, message });
                 self.arrived.notify_one();
@@ -97,6 +95,12 @@ impl Shared {
             to_server.write_all(&message).await?;
         }
     }
+}
+
+/// Whether a message is a simple query, and this is its first statement.
+fn begins_with(message: &[u8], statement: &str) -> bool {
+    let script = message.strip_prefix(b"Q").and_then(|rest| rest.get(4..)).unwrap_or_default();
+    script.strip_prefix(statement.as_bytes()).is_some_and(|rest| matches!(rest.first(), Some(b';' | b'\0')))
 }
 
 /// A length, which counts itself, and what it is the length of.
