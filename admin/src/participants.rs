@@ -26,6 +26,10 @@ pub(crate) struct Participant {
     lag_ms: u64,
     pub stuck: u64,
     prepared: u64,
+    /// How long the oldest of these has been there, at least.
+    prepared_ms: u64,
+    /// Those among them that nobody can answer yet.
+    unanswered: u64,
 }
 
 #[derive(Serialize)]
@@ -38,7 +42,11 @@ pub(crate) async fn list(daemon: &mut Daemon, output: &Output, io: &mut Io<'_>) 
     let reply = Daemon::answer(&daemon.endpoint, call).await?;
     let participants = reply.participants.into_iter().map(Participant::from).collect();
     let data = Participants { participants };
-    output.write(io, &data, || table(output, &data.participants))?;
+    output.write(io, &data, || {
+        let held: String = data.participants.iter().filter_map(Participant::held).map(|sentence| output::wrapped(&sentence, "")).collect();
+        let table = table(output, &data.participants);
+        if held.is_empty() { table } else { format!("{table}\n\n{held}") }
+    })?;
     Ok(Exit::Ok)
 }
 
@@ -67,6 +75,23 @@ pub(crate) fn table(output: &Output, participants: &[Participant]) -> String {
 }
 
 impl Participant {
+    /// What its prepared branches hold back, if it has any.
+    fn held(&self) -> Option<String> {
+        let name = &self.name;
+        let orphans = match self.unanswered {
+            0 => String::new(),
+            n => format!(" Nobody can tell the outcome of {n} of them yet: see `lockstep tx list --state in-doubt`."),
+        };
+        (self.prepared > 0).then(|| {
+            format!(
+                "`{name}` holds {} branches prepared, the oldest for {} at least. Until they are finished they keep their locks, and a PostgreSQL cannot \
+                 vacuum what is younger: see `lockstep tx list --participant {name}`.{orphans}",
+                self.prepared,
+                output::duration(self.prepared_ms)
+            )
+        })
+    }
+
     fn tone(&self) -> Tone {
         match self.session.as_str() {
             "up" => Tone::Good,
@@ -93,6 +118,8 @@ impl From<v1::ParticipantStatus> for Participant {
             lag_ms: status.lag_ms,
             stuck: status.stuck,
             prepared: status.prepared,
+            prepared_ms: status.prepared_ms,
+            unanswered: status.unanswered,
         }
     }
 }

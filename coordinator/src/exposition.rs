@@ -101,12 +101,16 @@ fn stores(registry: &mut Registry, stores: &[ParticipantStatus]) {
         }
         registry.register(name, help, family);
     }
-    let (lag, forces) = (Family::<Store, Seconds>::default(), Family::<Store, Counter>::default());
+    let (lag, prepared) = (Family::<Store, Seconds>::default(), Family::<Store, Seconds>::default());
+    let forces = Family::<Store, Counter>::default();
     for store in stores {
+        prepared.get_or_create(&label(store)).set(store.prepared_ms as f64 / 1000.0);
         lag.get_or_create(&label(store)).set(store.lag_ms as f64 / 1000.0);
         forces.get_or_create(&label(store)).inc_by(store.forces);
     }
     registry.register_with_unit("store_lag", "Age of the oldest decided transaction that it has not applied", Unit::Seconds, lag);
+    let help = "Age of the oldest branch that it holds prepared, at least: it keeps its locks, and in PostgreSQL holds vacuum back";
+    registry.register_with_unit("store_prepared_age", help, Unit::Seconds, prepared);
     registry.register("store_forces", "Forced writes of an embedded store since it was opened", forces);
 }
 

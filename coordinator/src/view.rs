@@ -243,6 +243,7 @@ impl View<'_> {
     fn participant(&self, follower: &Follower) -> v1::ParticipantStatus {
         let (session, why) = self.session_words(follower);
         let oldest = follower.oldest_unapplied();
+        let prepared = self.machine.prepared_at(follower.id);
         v1::ParticipantStatus {
             name: follower.name.clone(),
             id: u32::from(follower.id.0),
@@ -255,7 +256,9 @@ impl View<'_> {
             lag: follower.unapplied() as u64,
             lag_ms: oldest.map_or(0, |(_, item)| self.age(item.since)),
             stuck: follower.stuck.len() as u64,
-            prepared: self.machine.prepared_at(follower.id) as u64,
+            prepared: prepared.branches as u64,
+            prepared_ms: prepared.since.map_or(0, |since| self.age(since)),
+            unanswered: prepared.unanswered as u64,
             forces: 0,
             session_ms: self.age(follower.session_since),
             reported_ms: self.age(follower.progress_at),

@@ -72,8 +72,8 @@ impl Daemon {
         let database = v1::ParticipantStatus {
             name: "db".into(),
             id: 0,
-            r#type: "sqlite".into(),
-            kind: "serial".into(),
+            r#type: if self.ill() { "postgres" } else { "sqlite" }.into(),
+            kind: if self.ill() { "preparing" } else { "serial" }.into(),
             session: "up".into(),
             why: String::new(),
             applied_csn: csn(1204),
@@ -81,7 +81,9 @@ impl Daemon {
             lag: 0,
             lag_ms: 0,
             stuck: 0,
-            prepared: 0,
+            prepared: if self.ill() { 2 } else { 0 },
+            prepared_ms: if self.ill() { 312_000 } else { 0 },
+            unanswered: u64::from(self.ill()),
             forces: 0,
             session_ms: 187_200_000,
             reported_ms: 40,
@@ -95,6 +97,9 @@ impl Daemon {
             durable_csn: csn(1198),
             lag: 6,
             lag_ms: 84,
+            prepared: 0,
+            prepared_ms: 0,
+            unanswered: 0,
             ..database.clone()
         };
         if self.ill() {

@@ -53,6 +53,17 @@ pub struct Status {
     pub mended: bool,
 }
 
+/// What a preparing store holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Prepared {
+    /// Branches, in all.
+    pub branches: usize,
+    /// Those among them that belong to no transaction under way, and cannot be answered yet: orphans until somebody can tell.
+    pub unanswered: usize,
+    /// Since when the oldest of them has been there at least, as far as this start knows.
+    pub since: Option<Time>,
+}
+
 impl Coordinator {
     /// The machine at a glance.
     pub fn status(&self) -> Status {
@@ -78,17 +89,22 @@ impl Coordinator {
         }
     }
 
-    /// Branches that this store holds prepared, as far as it has told: those in the log's hands, and those that it asks about.
-    pub fn prepared_at(&self, participant: ParticipantId) -> usize {
-        if self.follower(participant).kind != Kind::Preparing {
-            return 0;
+    /// What this store holds prepared, as far as it has told.
+    pub fn prepared_at(&self, participant: ParticipantId) -> Prepared {
+        let follower = self.follower(participant);
+        if follower.kind != Kind::Preparing {
+            return Prepared::default();
         }
         let holds = |branch: &Branch| {
             branch.participant == participant && matches!(branch.state, BranchState::Voted(_, Vote::Prepared(_)) | BranchState::Following)
         };
-        let live = self.transactions.values().filter(|transaction| transaction.branches.iter().any(holds)).count();
-        let strangers = self.asked.iter().filter(|(holder, txid)| *holder == participant && !self.transactions.contains_key(txid));
-        live + strangers.count()
+        let held =
+            self.transactions.values().filter_map(|one| one.branches.iter().find(|branch| holds(branch)).map(|branch| (one, branch)));
+        let since: Vec<Time> = held.map(|(one, branch)| branch.times.voted.unwrap_or(one.began)).collect();
+        let strangers = self.asked.iter().filter(|(holder, txid)| *holder == participant && !self.transactions.contains_key(txid)).count();
+        // One that is asked about was there when the session began, or came since.
+        let heard = (strangers > 0).then_some(follower.session_since);
+        Prepared { branches: since.len() + strangers, unanswered: strangers, since: since.into_iter().chain(heard).min() }
     }
 
     /// Whether no transaction is under way that a preparing store has still to hear of: undecided, or decided and not committed there.

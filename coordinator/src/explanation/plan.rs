@@ -198,7 +198,7 @@ impl View<'_> {
             };
             harms.push(self.harm(participant, sentence, owed.iter().map(written).collect()));
         }
-        let prepared = self.machine.prepared_at(participant);
+        let prepared = self.machine.prepared_at(participant).branches;
         if follower.kind == Kind::Preparing && (prepared > 0 || follower.open_session().is_none()) {
             let sentence = format!(
                 "Branches that `{name}` holds prepared keep their locks until somebody finishes them there by hand ({} when it last told): `lockstep \
