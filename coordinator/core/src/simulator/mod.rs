@@ -472,6 +472,12 @@ mod tests {
         }
     }
 
+    /// A store is put back as everything else rests, and the coordinator has not heard yet that its session has ended.
+    #[test]
+    fn an_ended_session_is_no_rest() {
+        check(329_333, &Options::default());
+    }
+
     #[test]
     fn a_failure_is_shrunken_and_fails_again() {
         let options = Options { mutation: Mutation::ThirdForgotten, ..Options::default() };
