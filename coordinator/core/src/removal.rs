@@ -51,6 +51,11 @@ impl Coordinator {
         if let Some(leader) = self.unscanned_leader().filter(|_| !broken(Mutation::RemovalBeforeScan)) {
             return Err(format!("`{}` decides transactions, perhaps with a part at `{name}`, and has not told which", leader.name));
         }
+        if self.forgetting_held && follower.leads() {
+            return Err(format!(
+                "a copy of everything is being made, and stores in it may lack what `{name}` has decided: wait until it is made"
+            ));
+        }
         // A branch that they hold for it could be settled nowhere else.
         let silent = |other: &&Follower| other.configured && !other.evidence && other.id != participant;
         if follower.leads()
@@ -76,6 +81,10 @@ impl Coordinator {
         if let Some(session) = current {
             self.session_down(now, participant, session, fx);
             self.follower_mut(participant).turn(now, Session::Refused(session, REMOVED.into()));
+        }
+        // With it go its markers: nothing else shows that a store once had what they say (R-STORELOSS).
+        if self.follower(participant).leads() && !broken(Mutation::RemovalNotAcked) {
+            self.append_acked(Vec::new(), fx);
         }
         let follower = self.follower_mut(participant);
         // Nor is it let in while the order is on its way to the disk: it would be handed what goes on record as damage.

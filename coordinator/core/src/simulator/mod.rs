@@ -464,6 +464,12 @@ mod tests {
         }
     }
 
+    /// A leader is removed, the coordinator dies, and an index comes back without what that leader had decided.
+    #[test]
+    fn an_index_is_put_back_after_its_leader_was_removed() {
+        check(472_471, &Options::default());
+    }
+
     /// The checker took these for violations: see docs/testing.md.
     #[test]
     fn what_no_protocol_survives() {
