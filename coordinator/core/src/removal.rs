@@ -56,12 +56,16 @@ impl Coordinator {
                 "a copy of everything is being made, and stores in it may lack what `{name}` has decided: wait until it is made"
             ));
         }
-        // A branch that they hold for it could be settled nowhere else.
-        let silent = |other: &&Follower| other.configured && !other.evidence && other.id != participant;
+        // A branch that they hold for it could be settled nowhere else: those that prepare are there, and their branches are among the asked.
+        let told = |other: &Follower| match other.kind {
+            Kind::Preparing => other.open_session().is_some(),
+            Kind::Redo | Kind::Serial | Kind::Leader => other.evidence,
+        };
+        let silent = |other: &&Follower| other.configured && !told(other) && other.id != participant;
         if follower.leads()
             && let Some(silent) = self.followers.iter().find(silent)
         {
-            return Err(format!("`{}` has not told what it holds, perhaps of transactions that `{name}` decides", silent.name));
+            return Err(format!("`{}` is away, or has not told what it holds, perhaps of transactions that `{name}` decides", silent.name));
         }
         // What others lack of it stands in its markers alone.
         let undelivered =

@@ -470,6 +470,14 @@ mod tests {
         check(472_471, &Options::default());
     }
 
+    /// A leader is removed; of a branch that its client prepares late, or a store that was waived holds, nobody can tell the outcome any more.
+    #[test]
+    fn a_leader_is_removed_and_a_branch_is_prepared() {
+        for seed in [558_020, 636_536] {
+            check(seed, &Options::default());
+        }
+    }
+
     /// The checker took these for violations: see docs/testing.md.
     #[test]
     fn what_no_protocol_survives() {
