@@ -283,7 +283,8 @@ impl Coordinator {
         ready.into_iter().map(|releasable| releasable.lsn).collect()
     }
 
-    /// Forces how far everyone has come, before payloads, or leaders' markers below the floor, go (R-STORELOSS); then these payloads go.
+    /// Forces how far everyone has come, before payloads, leaders' markers below the floor, or a leader go (R-STORELOSS); then these
+    /// payloads go.
     pub(crate) fn append_acked(&mut self, lsns: Vec<Lsn>, fx: &mut Vec<Effect>) {
         if broken(Mutation::AckedNotForced) {
             return fx.extend(lsns.into_iter().map(Effect::ForgetPayload));

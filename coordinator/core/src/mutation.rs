@@ -128,6 +128,7 @@ mutations! {
     RemovalLetsIn, "a removed store", "a store is let in while the order that removes it is on its way to the disk";
     RemovalUnrecorded, "a removed store, I12", "a store is removed, and what it was owed is not recorded as damage";
     RemovalBeforeScan, "a removed store, I12", "a store is removed though a leader has not told what it owes to it";
+    RemovalNotAcked, "a removed store, R-STORELOSS", "a leader is removed, and the log does not say how far stores had followed it";
     RestoredPresumes, "R-LOGLOSS", "a log put back by command waits for stores no longer than another";
     RestoredKeepsTokens, "R-LOGLOSS", "a log put back by command honours the tokens of before";
     MigratesOverVotes, "R-REDO: the schema", "a schema is changed while redos made under the old one are not decided";

@@ -51,12 +51,21 @@ impl Coordinator {
         if let Some(leader) = self.unscanned_leader().filter(|_| !broken(Mutation::RemovalBeforeScan)) {
             return Err(format!("`{}` decides transactions, perhaps with a part at `{name}`, and has not told which", leader.name));
         }
-        // A branch that they hold for it could be settled nowhere else.
-        let silent = |other: &&Follower| other.configured && !other.evidence && other.id != participant;
+        if self.forgetting_held && follower.leads() {
+            return Err(format!(
+                "a copy of everything is being made, and stores in it may lack what `{name}` has decided: wait until it is made"
+            ));
+        }
+        // A branch that they hold for it could be settled nowhere else: those that prepare are there, and their branches are among the asked.
+        let told = |other: &Follower| match other.kind {
+            Kind::Preparing => other.open_session().is_some(),
+            Kind::Redo | Kind::Serial | Kind::Leader => other.evidence,
+        };
+        let silent = |other: &&Follower| other.configured && !told(other) && other.id != participant;
         if follower.leads()
             && let Some(silent) = self.followers.iter().find(silent)
         {
-            return Err(format!("`{}` has not told what it holds, perhaps of transactions that `{name}` decides", silent.name));
+            return Err(format!("`{}` is away, or has not told what it holds, perhaps of transactions that `{name}` decides", silent.name));
         }
         // What others lack of it stands in its markers alone.
         let undelivered =
@@ -76,6 +85,10 @@ impl Coordinator {
         if let Some(session) = current {
             self.session_down(now, participant, session, fx);
             self.follower_mut(participant).turn(now, Session::Refused(session, REMOVED.into()));
+        }
+        // With it go its markers: nothing else shows that a store once had what they say (R-STORELOSS).
+        if self.follower(participant).leads() && !broken(Mutation::RemovalNotAcked) {
+            self.append_acked(Vec::new(), fx);
         }
         let follower = self.follower_mut(participant);
         // Nor is it let in while the order is on its way to the disk: it would be handed what goes on record as damage.

@@ -614,7 +614,10 @@ impl Checker {
             let tag = Tag(i as u64);
             let there = |store: usize| stores[store].history.iter().any(|applied| applied.tag == tag);
             let anywhere = asked.writes.iter().any(|w| there(w.store));
-            let everywhere = asked.writes.iter().all(|w| there(w.store) || self.damage.contains(&(w.store, tag)));
+            // From its removal on nobody looks after a store: it may lose what it had.
+            let unattended = |store: usize| self.is_removed(store) && asked.ever_applied.contains(&store);
+            let settled = |store: usize| there(store) || self.damage.contains(&(store, tag)) || unattended(store);
+            let everywhere = asked.writes.iter().all(|w| settled(w.store));
             if asked.lost {
                 // What a copy told its clients, and no store has ever heard of it, shows nowhere.
                 let shows = |log: &usize| !self.cloned || self.followed.contains(log);

@@ -266,6 +266,34 @@ pub(super) const SCHEDULES: &[Schedule] = &[
         },
     },
     Schedule {
+        name: "an index is put back after its leader was removed",
+        misses: &[Mutation::RemovalNotAcked],
+        misses_both: None,
+        setup: || Setup::new(&[Kind::Leader, Kind::Redo], vec![vec![Write::of(0, "a"), Write::of(1, "k")]]),
+        way: |w| {
+            w.hold(Step::Client(0));
+            w.until("both are there", |w| w.is_open(0) && w.is_open(1))?;
+            w.seats[1].store.back_up();
+            w.release(Step::Client(0));
+            w.until("the index has it", |w| w.answered(0) && w.at_rest())?;
+            w.checker.gives_up(0);
+            w.order(AdminAction::Remove { participant: ParticipantId(0) });
+            w.until("the leader is removed", |w| {
+                let removed = w.machine.as_ref().is_some_and(|machine| machine.followers()[0].removed);
+                removed && w.disk.durable() == w.disk.last()
+            })?;
+            w.die()?;
+            w.lose_store(1);
+            if !w.seats[1].store.restore() {
+                return Err(Stop::Lost("it has changed since"));
+            }
+            w.restart_participant(1);
+            w.checker.store_restored(1, None);
+            w.drain()?;
+            w.end()
+        },
+    },
+    Schedule {
         name: "the damage of a redo that was given up is forgotten",
         misses: &[Mutation::SkippedReplayed, Mutation::ForgetUnskips],
         misses_both: None,

@@ -464,12 +464,32 @@ mod tests {
         }
     }
 
+    /// A leader is removed, the coordinator dies, and an index comes back without what that leader had decided.
+    #[test]
+    fn an_index_is_put_back_after_its_leader_was_removed() {
+        check(472_471, &Options::default());
+    }
+
+    /// A leader is removed; of a branch that its client prepares late, or a store that was waived holds, nobody can tell the outcome any more.
+    #[test]
+    fn a_leader_is_removed_and_a_branch_is_prepared() {
+        for seed in [558_020, 636_536] {
+            check(seed, &Options::default());
+        }
+    }
+
     /// The checker took these for violations: see docs/testing.md.
     #[test]
     fn what_no_protocol_survives() {
-        for seed in [87_144, 166_964, 212_027, 228_734, 234_848, 253_470] {
+        for seed in [87_144, 166_964, 212_027, 228_734, 234_848, 253_470, 502_977] {
             check(seed, &Options::default());
         }
+    }
+
+    /// A store is put back as everything else rests, and the coordinator has not heard yet that its session has ended.
+    #[test]
+    fn an_ended_session_is_no_rest() {
+        check(329_333, &Options::default());
     }
 
     #[test]

@@ -420,8 +420,8 @@ impl World {
     // ---- the end ----
 
     fn at_rest(&self) -> bool {
-        let mut hosts = self.hosts.iter().filter(|host| !host.gone);
-        let (Some(host), None) = (hosts.next(), hosts.next()) else { return false };
+        let mut hosts = self.hosts.iter().enumerate().filter(|(_, host)| !host.gone);
+        let (Some((number, host)), None) = (hosts.next(), hosts.next()) else { return false };
         let Some(machine) = &host.machine else { return false };
         // A store that has lost changes is refused, for good (R-STORELOSS).
         let lost = |i: usize| matches!(machine.followers()[i].session, Session::Refused(..)) && self.checker.is_store_lost(i);
@@ -429,9 +429,11 @@ impl World {
         let refused = |i: usize| machine.followers()[i].removed || lost(i);
         // A preparing store is open while it is scanned.
         let scanned = |follower: &Follower| !matches!(follower.scan, Scan::Running | Scan::Checking);
-        let followed = machine.followers().iter().enumerate().all(|(i, follower)| {
-            refused(i) || (follower.items.is_empty() && matches!(follower.session, Session::Open(_)) && scanned(follower))
-        });
+        // A session may have ended, and its coordinator has not heard of that.
+        let open = |i: usize, follower: &Follower| follower.open_session().is_some_and(|session| self.linked(i, number, session));
+        let followed =
+            |(i, follower): (usize, &Follower)| refused(i) || (follower.items.is_empty() && open(i, follower) && scanned(follower));
+        let followed = machine.followers().iter().enumerate().all(followed);
         *machine.phase() == Phase::Serving
             && machine.status().open == 0
             && machine.transactions().all(|transaction| transaction.following().all(|participant| refused(participant.0 as usize)))
