@@ -1060,6 +1060,32 @@ story!(removal_in_doubt, "While something is being decided with a part at a stor
     play.operator(AdminAction::Remove { participant: INDEX }, "it is not used any more");
 });
 
+story!(
+    removal_of_a_leader,
+    "A leader is given up: those that may hold its branches are there, and what stores have followed is forced before (R-STORELOSS).",
+    play = Play::new(&[("bank", Kind::Leader), ("index", Kind::Redo), ("pg", Kind::Preparing)]),
+    {
+        let bank = ParticipantId(0);
+        play.asks("add film 1", vec![row("bank"), put("index", "film-1", None)]);
+        play.all_yes(&["index", "bank"], "1-1@p0");
+        play.says("bank", FromParticipant::Led(vec![txid("1-1@p0")]));
+        play.follows("index", "1.1", "1.1");
+        play.asks("row 2", vec![row("bank"), row("pg")]);
+        play.yes("pg", "1-2@p0");
+        play.disconnects("pg");
+        play.no("bank", "1-2@p0", RefusalKind::Conflict, "could not serialize");
+        play.operator(AdminAction::Remove { participant: bank }, "it is not used any more");
+        play.connects("pg");
+        play.operator(AdminAction::Remove { participant: bank }, "it is not used any more");
+        play.forced();
+        (play.actor("index").progress, play.actor("index").highest) = (Progress::default(), Csn::ZERO);
+        play.coordinator_dies();
+        play.recovers(&["pg"]);
+        play.note("The leader's markers are nowhere any more, and an older copy of the index is found out all the same.");
+        play.connects("index");
+    }
+);
+
 story!(cover, "A document without a row has no place in the order: refused (R-COVER).", play = Play::new(EMBEDDED), {
     play.asks("document only", vec![put("index", "film-1", None)]);
     play.note("A statement that turns out to write nothing does not count either.");
