@@ -1,5 +1,6 @@
 //! `lockstep`, run inside this process.
 
+use anyhow::{Context, ensure};
 use lockstep::{Exit, Io};
 
 /// What a run said, and how it ended.
@@ -22,4 +23,17 @@ pub async fn run(words: &[&str]) -> anyhow::Result<Said> {
     })
     .await?;
     Ok(Said { exit, stdout: String::from_utf8(stdout)?, stderr: String::from_utf8(stderr)? })
+}
+
+/// The data of a run that ends as expected.
+pub async fn data(words: &[&str], expected: Exit) -> anyhow::Result<String> {
+    let Said { exit, stdout, stderr } = run(words).await?;
+    ensure!(exit == expected, "{words:?}: {exit:?}\n{stdout}{stderr}");
+    Ok(stdout)
+}
+
+/// A CSN as the command line writes it, as a number.
+pub fn csn(value: &serde_json::Value) -> anyhow::Result<u64> {
+    let text = value.as_str().context("a CSN is a text")?;
+    Ok(text.parse::<lockstep_core::Csn>().map_err(|error| anyhow::anyhow!("{text}: {error}"))?.to_u64())
 }

@@ -234,16 +234,7 @@ impl Crowd {
             let row = |key: &String| found.iter().find(|(found, _)| found == key).map_or(Vec::new(), |(_, list)| list.clone());
             Ok(keys.iter().map(|key| SeenRow { key: key.clone(), list: row(key) }).collect::<Vec<_>>())
         });
-        match rows {
-            Ok(rows) => {
-                self.recorder.told(op, Told::Rows { rows: rows.clone() });
-                Some(rows)
-            }
-            Err(why) => {
-                self.recorder.told(op, Told::Unknown { why });
-                None
-            }
-        }
+        self.heard(op, rows, |rows| Told::Rows { rows })
     }
 
     async fn read_documents(
@@ -265,7 +256,7 @@ impl Crowd {
         } else {
             self.get(&keys[0], token, timeout).await.map(|document| vec![document])
         };
-        self.heard(op, documents)
+        self.heard(op, documents, |documents| Told::Documents { documents })
     }
 
     async fn read_at_rest(&self, keys: Vec<String>) -> Option<Vec<SeenDocument>> {
@@ -276,20 +267,14 @@ impl Crowd {
             let got = self.get(key, None, AT_REST).await;
             documents = documents.and_then(|mut all: Vec<SeenDocument>| got.map(|got| all.push(got)).map(|()| all));
         }
-        self.heard(op, documents)
+        self.heard(op, documents, |documents| Told::Documents { documents })
     }
 
-    fn heard(&self, op: Op, documents: Result<Vec<SeenDocument>, String>) -> Option<Vec<SeenDocument>> {
-        match documents {
-            Ok(documents) => {
-                self.recorder.told(op, Told::Documents { documents: documents.clone() });
-                Some(documents)
-            }
-            Err(why) => {
-                self.recorder.told(op, Told::Unknown { why });
-                None
-            }
-        }
+    /// Records what a read has shown, or that it is not known.
+    fn heard<T: Clone>(&self, op: Op, seen: Result<Vec<T>, String>, told: impl FnOnce(Vec<T>) -> Told) -> Option<Vec<T>> {
+        let answer = seen.as_ref().map_or_else(|why| Told::Unknown { why: why.clone() }, |seen| told(seen.clone()));
+        self.recorder.told(op, answer);
+        seen.ok()
     }
 
     /// All documents of a generation at one instant; those that were asked for.

@@ -4,7 +4,7 @@ use crate::lab::{LIMIT, Lab, STORES, has, launch, put, says_at};
 use anyhow::ensure;
 use lockstep::Exit;
 use lockstep_client::Client;
-use lockstep_tests::workload;
+use lockstep_tests::{command_line, workload};
 use lockstepd::demo::daemon::Daemon;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -68,7 +68,7 @@ async fn round(mode: &str) -> anyhow::Result<()> {
 
     // Every write that was told committed up to the backup's CSN is there, or a later one of the same row.
     let client = workload::connect(&daemon.url()).await?;
-    let since = csn(&made["since_csn"])?;
+    let since = command_line::csn(&made["since_csn"])?;
     let mut held = 0;
     for (name, versions) in told.lock().unwrap().clone() {
         let Some((_, newest)) = versions.iter().filter(|(csn, _)| *csn <= since).next_back() else { continue };
@@ -82,12 +82,6 @@ async fn round(mode: &str) -> anyhow::Result<()> {
     ensure!(status.damage == 0 && status.log_id != made["log_id"].as_str().unwrap(), "{status:?}");
     daemon.kill();
     Ok(())
-}
-
-/// A CSN as the CLI writes it, as a number.
-fn csn(value: &Value) -> anyhow::Result<u64> {
-    let (epoch, n) = value.as_str().and_then(|text| text.split_once('.')).expect("a CSN is a text");
-    Ok(epoch.parse::<u64>()? << 39 | n.parse::<u64>()?)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,11 +2,11 @@
 //! what two-phase mode decides behind the server's copy would be lost there, and be in the index.
 
 use crate::lab::{INDEX, MEND, all_up, database, launch, mended};
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use lockstep::Exit;
 use lockstep_client::params;
 use lockstep_servers::postgres::Cluster;
-use lockstep_tests::command_line::{self, Said};
+use lockstep_tests::command_line;
 use lockstep_tests::workload::{self, Size, Told};
 use lockstepd::demo::daemon::Daemon;
 use serde_json::Value;
@@ -51,14 +51,14 @@ async fn is_put_back(mode: &str) -> anyhow::Result<()> {
     let again = folder.path().join("again");
     std::fs::create_dir(&again)?;
     let words = ["restore", &folder.path().join("backup").display().to_string(), "--data-dir", &again.join("data").display().to_string()];
-    says(&words, Exit::Ok).await?;
+    command_line::data(&words, Exit::Ok).await?;
     let mut daemon = Daemon::start(launch(&again, None, &(database(&restored.url("shop"), mode) + INDEX))?).await?;
     daemon.wait_for(MEND, mended).await?;
     ensure!(daemon.status().await?.damage == 0, "nothing is damaged");
     let client = workload::connect(&daemon.url()).await?;
     let rows = client.query("db", "SELECT id FROM journal", params![]).await?.rows;
     let there: BTreeSet<String> = rows.iter().map(|row| row.get(0)).collect::<Result<_, _>>()?;
-    let since = csn(&made["since_csn"])?;
+    let since = command_line::csn(&made["since_csn"])?;
     let promised = told.iter().filter(|told| matches!(told.outcome, Ok(csn) if csn <= since)).map(|told| &told.id);
     let (held, lost): (Vec<_>, Vec<_>) = promised.partition(|id| there.contains(*id));
     ensure!(held.len() >= 100 && lost.is_empty(), "{} are there, {lost:?} are not", held.len());
@@ -85,7 +85,7 @@ async fn back_up(daemon: &Daemon, server: &Cluster, folder: &Path) -> anyhow::Re
     let target = folder.join("backup").display().to_string();
     let url = daemon.url();
     let said = tokio::spawn(async move {
-        says(&["--endpoint", &url, "--output", "json", "backup", &target, "--server-command", &command], Exit::Ok).await
+        command_line::data(&["--endpoint", &url, "--output", "json", "backup", &target, "--server-command", &command], Exit::Ok).await
     });
     let copy = async {
         let until = Instant::now() + MEND;
@@ -99,16 +99,4 @@ async fn back_up(daemon: &Daemon, server: &Cluster, folder: &Path) -> anyhow::Re
     };
     let copy = copy.await?;
     Ok((serde_json::from_str(&said.await??)?, copy))
-}
-
-async fn says(words: &[&str], expected: Exit) -> anyhow::Result<String> {
-    let Said { exit, stdout, stderr } = command_line::run(words).await?;
-    ensure!(exit == expected, "{words:?}: {exit:?}\n{stdout}{stderr}");
-    Ok(stdout)
-}
-
-/// A CSN as the CLI writes it, as a number.
-fn csn(value: &Value) -> anyhow::Result<u64> {
-    let (epoch, n) = value.as_str().and_then(|text| text.split_once('.')).context("a CSN is a text")?;
-    Ok(epoch.parse::<u64>()? << 39 | n.parse::<u64>()?)
 }

@@ -82,7 +82,5 @@ async fn a_server_that_lists_its_branches_is_verified() -> anyhow::Result<()> {
 
 async fn list(words: &[&str], expected: Exit) -> anyhow::Result<Value> {
     let words = [&["--output", "json"], words].concat();
-    let Said { exit, stdout, stderr } = command_line::run(&words).await?;
-    ensure!(exit == expected, "{words:?}: {exit:?}\n{stdout}{stderr}");
-    Ok(serde_json::from_str(&stdout)?)
+    Ok(serde_json::from_str(&command_line::data(&words, expected).await?)?)
 }
