@@ -30,6 +30,17 @@ pub(crate) struct Participant {
     prepared_ms: u64,
     /// Those among them that nobody can answer yet.
     unanswered: u64,
+    /// Connections that are lent, as the store counts them now.
+    pools: Vec<Pool>,
+}
+
+#[derive(Serialize)]
+struct Pool {
+    name: String,
+    limit: u32,
+    open: u32,
+    lent: u32,
+    waiting: u32,
 }
 
 #[derive(Serialize)]
@@ -43,9 +54,10 @@ pub(crate) async fn list(daemon: &mut Daemon, output: &Output, io: &mut Io<'_>) 
     let participants = reply.participants.into_iter().map(Participant::from).collect();
     let data = Participants { participants };
     output.write(io, &data, || {
-        let held: String = data.participants.iter().filter_map(Participant::held).map(|sentence| output::wrapped(&sentence, "")).collect();
+        let sentences = data.participants.iter().flat_map(|participant| participant.held().into_iter().chain(participant.short()));
+        let sentences: String = sentences.map(|sentence| output::wrapped(&sentence, "")).collect();
         let table = table(output, &data.participants);
-        if held.is_empty() { table } else { format!("{table}\n\n{held}") }
+        if sentences.is_empty() { table } else { format!("{table}\n\n{sentences}") }
     })?;
     Ok(Exit::Ok)
 }
@@ -92,6 +104,14 @@ impl Participant {
         })
     }
 
+    /// Which of its pools has too few connections now.
+    fn short(&self) -> impl Iterator<Item = String> {
+        let short = self.pools.iter().filter(|pool| pool.waiting > 0);
+        short.map(|Pool { name, limit, lent, waiting, .. }| {
+            format!("`{}` has lent {lent} of its {limit} connections for {name}, and {waiting} more are wanted.", self.name)
+        })
+    }
+
     fn tone(&self) -> Tone {
         match self.session.as_str() {
             "up" => Tone::Good,
@@ -120,6 +140,14 @@ impl From<v1::ParticipantStatus> for Participant {
             prepared: status.prepared,
             prepared_ms: status.prepared_ms,
             unanswered: status.unanswered,
+            pools: status.pools.into_iter().map(Pool::from).collect(),
         }
+    }
+}
+
+impl From<v1::ConnectionPool> for Pool {
+    fn from(pool: v1::ConnectionPool) -> Pool {
+        let v1::ConnectionPool { name, limit, open, lent, waiting } = pool;
+        Pool { name, limit, open, lent, waiting }
     }
 }

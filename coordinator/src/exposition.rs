@@ -2,7 +2,7 @@
 //! test holds both to the names made here.
 
 use crate::meters::Meters;
-use lockstep_proto::v1::{ParticipantStatus, StatusReply};
+use lockstep_proto::v1::{ConnectionPool, ParticipantStatus, StatusReply};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -22,6 +22,7 @@ pub fn text(status: &StatusReply, meters: &Meters) -> String {
     transactions(&mut registry, status);
     log(&mut registry, status);
     stores(&mut registry, &status.participants);
+    pools(&mut registry, &status.participants);
     measured(&mut registry, meters);
     let mut text = String::new();
     encode(&mut text, &registry).expect("a String takes everything");
@@ -42,6 +43,12 @@ struct Store {
     store: String,
     r#type: String,
     kind: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Pool {
+    store: String,
+    pool: String,
 }
 
 fn daemon(registry: &mut Registry, status: &StatusReply) {
@@ -114,6 +121,22 @@ fn stores(registry: &mut Registry, stores: &[ParticipantStatus]) {
     registry.register("store_forces", "Forced writes of an embedded store since it was opened", forces);
 }
 
+fn pools(registry: &mut Registry, stores: &[ParticipantStatus]) {
+    let numbers: [(&str, &str, fn(&ConnectionPool) -> u32); 4] = [
+        ("store_pool_connections_max", "Connections that a pool may open to its store", |pool| pool.limit),
+        ("store_pool_connections", "Connections that are open", |pool| pool.open),
+        ("store_pool_connections_lent", "Those of them that are lent", |pool| pool.lent),
+        ("store_pool_waiting", "Who waits for a connection of the pool", |pool| pool.waiting),
+    ];
+    for (name, help, value) in numbers {
+        let family = Family::<Pool, Number>::default();
+        for (store, pool) in stores.iter().flat_map(|store| store.pools.iter().map(|pool| (store.name.clone(), pool))) {
+            family.get_or_create(&Pool { store, pool: pool.name.clone() }).set(value(pool).into());
+        }
+        registry.register(name, help, family);
+    }
+}
+
 fn measured(registry: &mut Registry, meters: &Meters) {
     let Meters { commits, forces, group, calls, spans, recent: _ } = meters.clone();
     registry.register_with_unit("commit", "From a commit's request to its answer", Unit::Seconds, commits);
@@ -148,7 +171,9 @@ mod tests {
     use std::time::Duration;
 
     fn served() -> String {
-        let store = ParticipantStatus { name: "db".into(), session: "up".into(), lag: 3, lag_ms: 1_500, ..ParticipantStatus::default() };
+        let pools = vec![ConnectionPool { name: "branches".into(), limit: 32, open: 8, lent: 5, waiting: 0 }];
+        let store =
+            ParticipantStatus { name: "db".into(), session: "up".into(), lag: 3, lag_ms: 1_500, pools, ..ParticipantStatus::default() };
         let status = StatusReply { phase: "serving".into(), committed: 7, participants: vec![store], ..StatusReply::default() };
         let meters = Meters::default();
         meters.forced(4, Duration::from_millis(2));
@@ -170,6 +195,7 @@ mod tests {
             "lockstep_transactions_total{outcome=\"committed\"} 7",
             "lockstep_store_lag_transactions{store=\"db\",type=\"\",kind=\"\"} 3",
             "lockstep_store_lag_seconds{store=\"db\",type=\"\",kind=\"\"} 1.5",
+            "lockstep_store_pool_connections_lent{store=\"db\",pool=\"branches\"} 5",
             "lockstep_log_group_records_sum 4.0",
             "lockstep_log_force_seconds_count 1",
             "lockstep_commit_seconds_count{outcome=\"unknown\"} 1",

@@ -260,6 +260,7 @@ impl View<'_> {
             prepared_ms: prepared.since.map_or(0, |since| self.age(since)),
             unanswered: prepared.unanswered as u64,
             forces: 0,
+            pools: Vec::new(),
             session_ms: self.age(follower.session_since),
             reported_ms: self.age(follower.progress_at),
         }

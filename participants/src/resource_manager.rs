@@ -206,6 +206,11 @@ pub trait Reader: Send + Sync {
         0
     }
 
+    /// How the connections to the store are used now, a pool each; none where nothing is lent.
+    fn pools(&self) -> Vec<PoolUse> {
+        Vec::new()
+    }
+
     /// One document by its key.
     fn get(&self, key: &str) -> Result<Option<Document>, StoreError> {
         let _ = key;
@@ -236,6 +241,21 @@ pub trait Reader: Send + Sync {
     fn examine(&self) -> Vec<Finding> {
         Vec::new()
     }
+}
+
+/// How a pool of connections is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolUse {
+    /// What its connections are for.
+    pub name: &'static str,
+    /// Connections at most.
+    pub limit: usize,
+    /// Connections that are open.
+    pub open: usize,
+    /// Those of them that are lent.
+    pub lent: usize,
+    /// Who waits for one.
+    pub waiting: usize,
 }
 
 /// Something an operator should know of a store.

@@ -56,6 +56,10 @@ fn csn(n: u64) -> u64 {
     3 << 39 | n
 }
 
+fn pool((name, limit, lent, waiting): (&str, u32, u32, u32)) -> v1::ConnectionPool {
+    v1::ConnectionPool { name: name.into(), limit, open: limit, lent, waiting }
+}
+
 impl Daemon {
     fn awake(&self) -> Result<(), Status> {
         match self.0 {
@@ -87,6 +91,7 @@ impl Daemon {
             forces: 0,
             session_ms: 187_200_000,
             reported_ms: 40,
+            pools: if self.ill() { [("branches", 32, 32, 5), ("readers", 4, 0, 0)].map(pool).into() } else { Vec::new() },
         };
         let mut index = v1::ParticipantStatus {
             name: "index".into(),
@@ -100,6 +105,7 @@ impl Daemon {
             prepared: 0,
             prepared_ms: 0,
             unanswered: 0,
+            pools: Vec::new(),
             ..database.clone()
         };
         if self.ill() {

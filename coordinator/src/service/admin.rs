@@ -47,10 +47,7 @@ impl AdminService for Admin {
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
         let mut status = self.0.engine.ask(Question::Status).await?;
-        for participant in &mut status.participants {
-            let reader = self.0.engine.names().named(&participant.name).and_then(|store| self.0.engine.reader(store.id));
-            participant.forces = reader.map_or(0, |reader| reader.forces());
-        }
+        status.participants.iter_mut().for_each(|participant| self.ask_store(participant));
         Ok(Response::new(status))
     }
 
@@ -88,7 +85,9 @@ impl AdminService for Admin {
     }
 
     async fn list_participants(&self, _: Request<v1::ListParticipantsRequest>) -> Result<Response<v1::ListParticipantsReply>, Status> {
-        Ok(Response::new(self.0.engine.ask(Question::ListParticipants).await?))
+        let mut reply = self.0.engine.ask(Question::ListParticipants).await?;
+        reply.participants.iter_mut().for_each(|participant| self.ask_store(participant));
+        Ok(Response::new(reply))
     }
 
     async fn dump_log(&self, request: Request<v1::DumpLogRequest>) -> Result<Response<Records>, Status> {
@@ -215,6 +214,15 @@ impl Admin {
             }
             Order::LeaveSafeMode(_) => AdminAction::LeaveSafeMode,
         })
+    }
+
+    /// What only the store itself can tell, at once.
+    fn ask_store(&self, participant: &mut v1::ParticipantStatus) {
+        let named = self.0.engine.names().named(&participant.name);
+        if let Some(reader) = named.and_then(|store| self.0.engine.reader(store.id)) {
+            participant.forces = reader.forces();
+            participant.pools = reader.pools().into_iter().map(translate::pool_out).collect();
+        }
     }
 
     fn participant(&self, name: &str) -> Result<ParticipantId, Status> {

@@ -9,7 +9,7 @@ use lockstep_core::{
     Aborted, BranchRequest, Condition, Csn, Decider, Epoch, Event, Kind, LogId, Operation, ParticipantId, Position, Receipt, Refusal,
     RefusalKind, Reply, Request, RequestKey, Role, StatementResult, Ticket, Time, Token, TraceContext, Txid, Value, Wait,
 };
-use lockstep_participants::Document;
+use lockstep_participants::{Document, PoolUse};
 use lockstep_proto::v1;
 use std::sync::Arc;
 
@@ -491,6 +491,13 @@ pub fn result_out(result: &StatementResult) -> v1::StatementResult {
         columns: result.columns.clone(),
         rows: result.rows.iter().map(|row| v1::Row { values: row.iter().map(value_out).collect() }).collect(),
     }
+}
+
+/// How a pool is used.
+pub fn pool_out(pool: PoolUse) -> v1::ConnectionPool {
+    let number = |n| u32::try_from(n).unwrap_or(u32::MAX);
+    let PoolUse { name, limit, open, lent, waiting } = pool;
+    v1::ConnectionPool { name: name.into(), limit: number(limit), open: number(open), lent: number(lent), waiting: number(waiting) }
 }
 
 /// A document on the wire.

@@ -2,6 +2,7 @@
 
 use super::failure::{Failure, is_stale_plan, sentence};
 use super::{PostgresOptions, SslMode, tls};
+use crate::PoolUse;
 use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult, Timeouts};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -248,6 +249,12 @@ impl Connection {
 
 fn millis(duration: Duration) -> u128 {
     duration.as_millis()
+}
+
+/// How this pool is used now.
+pub fn pool_use(name: &'static str, pool: &Pool) -> PoolUse {
+    let managed::Status { max_size, size, available, waiting, .. } = pool.status();
+    PoolUse { name, limit: max_size, open: size, lent: size.saturating_sub(available), waiting }
 }
 
 /// A connection of the pool, or why there is none.

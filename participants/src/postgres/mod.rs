@@ -296,8 +296,9 @@ impl ResourceManager for Postgres {
         let connector = self.connector()?.clone();
         let taken = self.runtime().block_on(bounded(takeover::take_over(&connector, &self.options, owner, me)));
         let (session, state, recovered) = taken?;
-        let now = Instant::now();
-        self.session = Some(Current { session: Arc::new(session), state, stored: state.acked, tasks: JoinSet::new(), acked_at: now });
+        let (session, now) = (Arc::new(session), Instant::now());
+        self.readers.watch(&session);
+        self.session = Some(Current { session, state, stored: state.acked, tasks: JoinSet::new(), acked_at: now });
         Ok(recovered)
     }
 

@@ -1,11 +1,12 @@
 //! Queries beside the transactions, on connections of their own.
 
-use super::connection::{Connector, Pool, lend};
+use super::connection::{Connector, Pool, lend, pool_use};
 use super::failure::Failure;
+use super::session::Session;
 use super::{Limits, PostgresOptions, branch, examination, statement};
-use crate::{Finding, ReadLimits, Reader, StoreError};
+use crate::{Finding, PoolUse, ReadLimits, Reader, StoreError};
 use lockstep_core::{Refusal, RefusalKind, StatementResult, Value};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Instant;
 use tokio::runtime::Handle;
 
@@ -18,13 +19,20 @@ pub struct Readers {
     /// Or why no connection can be made.
     pool: Result<Pool, String>,
     runtime: Handle,
+    /// Whose pools are told beside their own. Never kept alive from here: its connections end with it.
+    session: Mutex<Weak<Session>>,
 }
 
 impl Readers {
     /// None is connected yet.
     pub fn new(connector: &Result<Connector, String>, options: &Arc<PostgresOptions>, runtime: Handle) -> Readers {
         let pool = connector.as_ref().map(|connector| connector.named(NAME).pool(options.readers)).map_err(String::clone);
-        Readers { options: Arc::clone(options), pool, runtime }
+        Readers { options: Arc::clone(options), pool, runtime, session: Mutex::default() }
+    }
+
+    /// This session has begun.
+    pub fn watch(&self, session: &Arc<Session>) {
+        *self.session.lock().expect("no holder panics") = Arc::downgrade(session);
     }
 
     async fn run(&self, sql: &str, parameters: &[Value], limits: ReadLimits) -> Result<StatementResult, Failure> {
@@ -67,6 +75,12 @@ impl Reader for Readers {
                 }
             }),
         }
+    }
+
+    fn pools(&self) -> Vec<PoolUse> {
+        let session = self.session.lock().expect("no holder panics").upgrade();
+        let of_session = session.iter().flat_map(|session| [("branches", &session.branches), ("finishers", &session.finishers)]);
+        of_session.chain(self.pool.iter().map(|pool| ("readers", pool))).map(|(name, pool)| pool_use(name, pool)).collect()
     }
 
     fn examine(&self) -> Vec<Finding> {

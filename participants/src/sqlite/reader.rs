@@ -6,7 +6,7 @@ use super::failure::broken;
 use super::hooks::Guarded;
 use super::schema::{Promise, Schema};
 use super::writer::{Room, compile, rows_of};
-use crate::{ReadLimits, Reader, StoreError};
+use crate::{PoolUse, ReadLimits, Reader, StoreError};
 use lockstep_core::{StatementResult, Value};
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
@@ -31,6 +31,8 @@ struct Pool {
     idle: Vec<Guarded>,
     /// Connections that exist, lent ones too.
     open: usize,
+    /// Who waits for one.
+    waiting: usize,
     /// Changes with every change of the schema; connections are then opened anew.
     generation: u64,
 }
@@ -70,7 +72,9 @@ impl Readers {
             if left == Duration::ZERO {
                 return Err(StoreError::Timeout(format!("all {} reading connections are busy (readers)", self.options.limits.readers)));
             }
+            pool.waiting += 1;
             pool = self.returned.wait_timeout(pool, left).unwrap_or_else(PoisonError::into_inner).0;
+            pool.waiting -= 1;
         }
     }
 
@@ -131,6 +135,12 @@ impl Reader for Readers {
 
     fn forces(&self) -> u64 {
         self.forces.load(Ordering::Relaxed)
+    }
+
+    fn pools(&self) -> Vec<PoolUse> {
+        let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let lent = pool.open - pool.idle.len();
+        vec![PoolUse { name: "readers", limit: self.options.limits.readers, open: pool.open, lent, waiting: pool.waiting }]
     }
 
     fn query(&self, sql: &str, parameters: &[Value], limits: ReadLimits) -> Result<StatementResult, StoreError> {
