@@ -144,10 +144,10 @@ async fn torture(arguments: &Arguments) -> anyhow::Result<Vec<Tally>> {
     let seed = arguments.seed.unwrap_or_else(|| rand::rng().random_range(0..1_000_000_000));
     let kinds = if arguments.only.is_empty() { Kind::value_variants() } else { &arguments.only };
     let share = Duration::from_secs_f64(arguments.minutes.max(0.0) * 60.0 / kinds.len() as f64);
+    let mut lab = Lab::new(program()?);
+    eprintln!("torture: seed {seed}, {:.1} minutes for each of {} kinds", share.as_secs_f64() / 60.0, kinds.len());
     let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{elapsed_precise} {msg}")?);
     bar.enable_steady_tick(Duration::from_millis(200));
-    eprintln!("torture: seed {seed}, {:.1} minutes for each of {} kinds", share.as_secs_f64() / 60.0, kinds.len());
-    let mut lab = Lab::new(program()?);
     if let Some(file) = &arguments.replay {
         return replay(&mut lab, file, arguments.runs.unwrap_or(1)).await.map(|tally| vec![tally]);
     }
@@ -295,8 +295,9 @@ fn program() -> anyhow::Result<PathBuf> {
         return Ok(this);
     }
     let folder = this.parent().context("the program's folder")?;
+    eprintln!("torture: the daemon with places to die at is built, which takes minutes the first time");
     let built = cargo()
-        .args(["build", "--quiet", "--release", "-p", "lockstep-tests", "--features", "failpoints", "--bin", "lockstepd-with-failpoints"])
+        .args(["build", "--release", "-p", "lockstep-tests", "--features", "failpoints", "--bin", "lockstepd-with-failpoints"])
         .status()
         .context("cannot run cargo")?;
     anyhow::ensure!(built.success(), "the daemon with failpoints cannot be built");
