@@ -129,13 +129,16 @@ pub fn schedule(round: Round) -> Schedule {
         let ms = if round.servers { 4 * LIFE_MS } else { LIFE_MS };
         steps.push(match random.random_range(0..10) {
             0..5 if life % 2 == 0 => die(&mut random, places[next], ms),
+            5..9 if round.servers => {
+                // An index takes seconds to start.
+                let who = if random.random_bool(0.85) { Who::Database } else { Who::Index };
+                Step::KillServer { who, ms: random.random_range(1..ms) }
+            }
             0..7 => {
                 let place = places.choose(&mut random).expect("not empty");
                 die(&mut random, place, ms)
             }
             7..9 => Step::Kill { ms: random.random_range(1..ms) },
-            _ if round.servers && random.random_bool(0.8) => Step::KillServer { who: Who::Database, ms: random.random_range(1..ms) },
-            _ if round.servers => Step::KillServer { who: Who::Index, ms: random.random_range(1..ms) },
             _ => Step::Stop { ms: random.random_range(1..ms) },
         });
     }

@@ -14,7 +14,7 @@ use lockstep_servers::opensearch::{Life, Node};
 use lockstep_servers::postgres::{Cluster, Place};
 use lockstepd::demo::daemon::{Daemon, Launch};
 use rustix::process::{Pid, Signal, kill_process};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -51,8 +51,8 @@ struct Servers {
 pub struct Played {
     /// What must not be; empty if all is well.
     pub findings: Vec<String>,
-    /// Faults that happened.
-    pub faults: u64,
+    /// Faults that happened, by their kind.
+    pub faults: BTreeMap<String, u64>,
     /// Appends told committed.
     pub transactions: u64,
     /// Operations of clients in all.
@@ -212,7 +212,9 @@ impl Run {
             self.up(None).await?;
         }
         let pause = |ms: &u64| tokio::time::sleep(Duration::from_millis(*ms));
-        self.played.faults += u64::from(!matches!(step, Step::Run { .. }));
+        if let Some(fault) = step.fault() {
+            *self.played.faults.entry(fault).or_default() += 1;
+        }
         match step {
             Step::Run { ms } => pause(ms).await,
             Step::Stop { ms } => {

@@ -57,7 +57,7 @@ pub fn overload(seed: u64) -> Schedule {
 /// What was too much was refused as busy, and all is well afterwards.
 pub fn shed(played: &Played, schedule: &Schedule, tally: &mut Tally) -> anyhow::Result<()> {
     tally.add(played);
-    tally.faults += 1;
+    tally.count("ten times too much", 1);
     let mut what = played.findings.clone();
     if played.busy == 0 {
         what.push("ten times too much is not refused as busy".into());

@@ -21,6 +21,7 @@ use lab::{Lab, Played};
 use rand::RngExt;
 use schedule::{Schedule, shrink};
 use serde::Serialize;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -55,6 +56,9 @@ struct Arguments {
     #[arg(long, value_enum, default_value_t = Output::Table)]
     output: Output,
 }
+
+/// Between two lines of progress where there is no terminal.
+const TELL: Duration = Duration::from_secs(30);
 
 /// A way to break it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum, Serialize)]
@@ -100,6 +104,8 @@ pub struct Tally {
     pub runs: u64,
     /// Faults that happened.
     pub faults: u64,
+    /// The same by their kind.
+    by_fault: BTreeMap<String, u64>,
     /// Transactions committed.
     pub transactions: u64,
     /// Reads and transactions of any outcome.
@@ -157,7 +163,14 @@ async fn torture(arguments: &Arguments) -> anyhow::Result<Vec<Tally>> {
     let mut tallies = Vec::new();
     for &kind in kinds {
         let mut tally = Tally::new(kind);
-        let tell = |tally: &Tally| bar.set_message(tally.line());
+        let told = Cell::new(Instant::now());
+        let tell = |tally: &Tally| {
+            bar.set_message(tally.line());
+            if bar.is_hidden() && told.get().elapsed() > TELL {
+                told.set(Instant::now());
+                eprintln!("{}", tally.line());
+            }
+        };
         tell(&tally);
         match kind {
             Kind::Simulation => {
@@ -222,17 +235,23 @@ async fn replay(lab: &mut Lab, file: &Path, runs: u64) -> anyhow::Result<Tally> 
 impl Tally {
     fn new(kind: Kind) -> Tally {
         let (violations, places, notes) = (Vec::new(), BTreeMap::new(), Vec::new());
-        Tally { kind, runs: 0, faults: 0, transactions: 0, operations: 0, violations, places, notes }
+        Tally { kind, runs: 0, faults: 0, by_fault: BTreeMap::new(), transactions: 0, operations: 0, violations, places, notes }
     }
 
     fn add(&mut self, played: &Played) {
         self.runs += 1;
-        self.faults += played.faults;
+        played.faults.iter().for_each(|(fault, times)| self.count(fault, *times));
         self.transactions += played.transactions;
         self.operations += played.operations;
         for place in &played.reached {
             *self.places.entry(place.clone()).or_default() += 1;
         }
+    }
+
+    /// So many faults of a kind.
+    pub fn count(&mut self, fault: &str, times: u64) {
+        self.faults += times;
+        *self.by_fault.entry(fault.to_owned()).or_default() += times;
     }
 
     fn violated(&mut self, seed: u64, what: Vec<String>, schedule: serde_json::Value, transcript: Vec<String>, kept: Option<PathBuf>) {
@@ -263,6 +282,8 @@ fn report(tallies: &[Tally], arguments: &Arguments) {
             table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
             println!("{table}");
             for tally in tallies {
+                let faults: Vec<String> = tally.by_fault.iter().map(|(fault, times)| format!("{fault} {times}")).collect();
+                println!("{}: {}", tally.name(), if faults.is_empty() { "no faults".into() } else { faults.join(", ") });
                 tally.notes.iter().for_each(|note| println!("{}: {note}", tally.name()));
                 if tally.kind == Kind::Crashes {
                     let places = crashes::places(servers);

@@ -129,6 +129,31 @@ pub enum Step {
     },
 }
 
+impl Step {
+    /// What kind of fault it is, for counts; `None`: none.
+    pub fn fault(&self) -> Option<String> {
+        Some(match self {
+            Step::Run { .. } => return None,
+            Step::Stop { .. } => "daemon stopped".into(),
+            Step::Kill { .. } => "daemon killed at random".into(),
+            Step::Die { .. } => "daemon killed at a place".into(),
+            Step::Stand { who, .. } => format!("{} stood still", word(who)),
+            Step::KillServer { who, .. } => format!("{} killed", word(who)),
+            Step::Link { link, fault, .. } => format!("{} link: {}", word(link), word(fault)),
+            Step::Repeat { link } => format!("{} link: again", word(link)),
+        })
+    }
+}
+
+/// A variant's name, as a schedule has it.
+fn word(value: &impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        Ok(serde_json::Value::Object(fields)) => fields.keys().next().cloned().unwrap_or_default(),
+        Ok(_) | Err(_) => String::new(),
+    }
+}
+
 /// A process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

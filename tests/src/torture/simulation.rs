@@ -20,7 +20,7 @@ pub fn run(seed: u64, time: Duration, seeds: Option<u64>, tally: &mut Tally, mut
         let last = said.lines().last().with_context(|| format!("the simulator said nothing that ends a run:\n{said}"))?;
         let (committed, crashes) = counts(last).with_context(|| format!("the simulator said: {last}"))?;
         tally.runs += seeds;
-        tally.faults += crashes;
+        tally.count("crash", crashes);
         tally.transactions += committed;
         for line in said.lines().filter(|line| line.starts_with("seed ")) {
             let failing = line.trim_start_matches("seed ").split(':').next().unwrap_or_default().to_owned();
