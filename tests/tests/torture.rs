@@ -38,7 +38,7 @@ async fn histories_of_every_setting() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn crashes_of_every_setting() -> anyhow::Result<()> {
     let mut died = 0;
-    for number in 0..4 {
+    for number in 0..5 {
         died += play(&crashes::schedule(round(number))).await?.reached.len();
     }
     ensure!(died > 5, "the daemon died at {died} places only");
@@ -63,6 +63,8 @@ async fn networks_of_every_kind() -> anyhow::Result<()> {
         faults.iter().flat_map(|&fault| links.map(|link| [Step::Link { link, fault, ms: 100 }, Step::Run { ms: 50 }])).flatten().collect();
     steps.push(Step::Repeat { link: Link::Client });
     steps.push(Step::Stand { who: Who::Daemon, ms: 2_500 });
+    steps.push(Step::Stand { who: Who::Index, ms: 2_500 });
+    steps.push(Step::KillServer { who: Who::Index, ms: 50 });
     let mix = Mix { impatient: 40, ..mix };
     play(&Schedule { seed: 1, setting: Setting::Remote, clients: 6, mix, in_memory: true, proxied: true, steps }).await?;
     Ok(())

@@ -1,13 +1,14 @@
 //! Clients that append, read, give up and ask again, and record all of it.
 
+use super::participant::Questions;
 use super::schedule::Mix;
 use crate::history::{Ask, Document, Op, Recorder, SeenDocument, SeenRow, Shown, Store, Told, Write};
 use anyhow::Context;
 use lockstep_client::{Client, CommitError, Receipt, RequestId, Row, Token, Value, Wait, params};
-use lockstep_participants::Reader;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -50,8 +51,17 @@ pub enum Documents {
         /// Whether a search shows one instant.
         search: bool,
     },
-    /// Of a remote store, at its own address.
-    Remote(Arc<dyn Reader>),
+    /// Of a remote store, at its own process.
+    Remote(Arc<Questions>),
+}
+
+/// A document as it stands in an index.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SeenAt {
+    /// Of the write that made it.
+    pub csn: u64,
+    /// A JSON object.
+    pub text: String,
 }
 
 impl Crowd {
@@ -303,9 +313,9 @@ impl Crowd {
                 let got = get.await.map_err(|error| error.to_string())?;
                 seen(key, got.as_ref().map(|document| (document.csn.to_u64(), document.document.as_str())))
             }
-            Documents::Remote(reader) => {
-                let got = reader.get(key).map_err(|error| error.to_string())?;
-                seen(key, got.as_ref().map(|document| (document.csn.to_u64(), document.document.as_str())))
+            Documents::Remote(questions) => {
+                let got = questions.get(key, timeout).await?;
+                seen(key, got.as_ref().map(|SeenAt { csn, text }| (*csn, text.as_str())))
             }
         }
     }

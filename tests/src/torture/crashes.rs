@@ -6,6 +6,8 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+/// What the places of an index begin with.
+const INDEX: &str = "store.index.";
 /// Lives of one run.
 const LIVES: usize = 10;
 /// How long a life lasts that does not come to its place.
@@ -109,7 +111,7 @@ pub fn places(servers: bool) -> Vec<&'static str> {
     PLACES.iter().filter(|(_, passed)| settings.iter().any(|setting| passed.with(*setting))).map(|(place, _)| *place).collect()
 }
 
-const EMBEDDED: &[Setting] = &[Setting::LogDecided, Setting::DatabaseLed, Setting::SmallFiles, Setting::LowFloor];
+const EMBEDDED: &[Setting] = &[Setting::LogDecided, Setting::DatabaseLed, Setting::SmallFiles, Setting::LowFloor, Setting::Remote];
 const SERVERS: &[Setting] = &[Setting::ServersTwoPhase, Setting::ServersLed];
 
 /// The run of this number: every place first, then pairs and random moments.
@@ -117,7 +119,11 @@ pub fn schedule(round: Round) -> Schedule {
     let mut random = ChaCha8Rng::seed_from_u64(round.seed);
     let settings = if round.servers { SERVERS } else { EMBEDDED };
     let setting = settings[round.number % settings.len()];
-    let places: Vec<&(&str, Passed)> = PLACES.iter().filter(|(_, passed)| passed.with(setting)).collect();
+    // A remote index has places in a process of its own.
+    let (there, places): (Vec<&(&str, Passed)>, Vec<_>) = PLACES
+        .iter()
+        .filter(|(_, passed)| passed.with(setting))
+        .partition(|(place, _)| setting == Setting::Remote && place.starts_with(INDEX));
     let die = |random: &mut ChaCha8Rng, (place, passed): &(&str, Passed), ms| {
         let hit = passed.hits().choose(random).expect("not empty");
         Step::Die { place: format!("{place}:{hit}"), ms }
@@ -134,6 +140,11 @@ pub fn schedule(round: Round) -> Schedule {
                 let who = if random.random_bool(0.85) { Who::Database } else { Who::Index };
                 Step::KillServer { who, ms: random.random_range(1..ms) }
             }
+            0..5 if !there.is_empty() => {
+                let (place, passed) = there.choose(&mut random).expect("not empty");
+                Step::DieThere { place: format!("{place}:{}", passed.hits().choose(&mut random).expect("not empty")), ms }
+            }
+            5..7 if !there.is_empty() => Step::KillServer { who: Who::Index, ms: random.random_range(1..ms) },
             0..7 => {
                 let place = places.choose(&mut random).expect("not empty");
                 die(&mut random, place, ms)

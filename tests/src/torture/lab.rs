@@ -1,14 +1,12 @@
 //! Plays a schedule with real processes, and judges what clients were told.
 
 use super::clients::{Crowd, Documents, TABLE};
+use super::participant::{self, Participant};
 use super::schedule::{Link, Schedule, Setting, Step, Who};
 use crate::history::{Event, Happened, Recorder, Told, check};
 use crate::proxy::{Fault, Proxy};
-use crate::remote_participant::RemoteParticipant;
 use anyhow::{Context, bail};
 use lockstep_client::Client;
-use lockstep_participants::ResourceManager;
-use lockstep_participants::tantivy::{Tantivy, TantivyOptions};
 use lockstep_proto::v1::StatusReply;
 use lockstep_servers::opensearch::{Life, Node};
 use lockstep_servers::postgres::{Cluster, Place};
@@ -25,8 +23,6 @@ use std::time::Duration;
 const MEND: Duration = Duration::from_secs(60);
 /// How long clients may take to end: longer than any of them waits.
 const CLIENTS_END: Duration = Duration::from_secs(60);
-/// Between two tries of a remote participant to reach its daemon.
-const AGAIN: Duration = Duration::from_millis(20);
 /// Lines of the daemon's output, and events of a history, that are shown.
 const SHOWN: usize = 40;
 
@@ -130,7 +126,7 @@ pub struct Run {
     daemon: Daemon,
     crowd: Arc<Crowd>,
     proxies: HashMap<Link, Proxy>,
-    attending: Option<tokio::task::JoinHandle<()>>,
+    participant: Option<Participant>,
     played: Played,
     /// Bytes of the daemon's output that were looked at.
     heard: usize,
@@ -155,24 +151,18 @@ impl Run {
             url = format!("http://127.0.0.1:{}", proxy.port());
             proxies.insert(Link::Client, proxy);
         }
-        let (mut attending, mut documents) = (None, Documents::Daemon { search: !schedule.setting.has_servers() });
+        let (mut participant, mut documents) = (None, Documents::Daemon { search: !schedule.setting.has_servers() });
         if schedule.setting == Setting::Remote {
-            let store = Tantivy::open(TantivyOptions::new(folder.join("index")))?;
-            documents = Documents::Remote(store.reader());
             let mut endpoint = daemon.url();
             if schedule.proxied {
                 let proxy = Proxy::before(daemon.address().port()).await?;
                 endpoint = format!("http://127.0.0.1:{}", proxy.port());
                 proxies.insert(Link::Participant, proxy);
             }
-            let remote = RemoteParticipant::start("index", Box::new(store))?;
-            attending = Some(tokio::spawn(async move {
-                loop {
-                    // Its end is the daemon's, or the network's.
-                    let _ = remote.attend(&endpoint).await;
-                    tokio::time::sleep(AGAIN).await;
-                }
-            }));
+            let (program, folder) = (program.to_path_buf(), folder.join("index"));
+            let started = Participant::start(participant::Launch { program, endpoint, folder }).await?;
+            documents = Documents::Remote(started.questions());
+            participant = Some(started);
         }
         daemon.wait_until_ready().await?;
         let client = Client::builder(url)
@@ -182,7 +172,7 @@ impl Run {
             .connect_lazy()?;
         client.migrate("db", TABLE).await?;
         let crowd = Arc::new(Crowd::new(client, documents));
-        Ok(Run { launch, daemon, crowd, proxies, attending, played: Played::default(), heard: 0 })
+        Ok(Run { launch, daemon, crowd, proxies, participant, played: Played::default(), heard: 0 })
     }
 
     /// The daemon's process, while it runs.
@@ -249,6 +239,22 @@ impl Run {
                 signal(&pids, Signal::STOP);
                 pause(ms).await;
                 signal(&pids, Signal::CONT);
+            }
+            Step::KillServer { who: Who::Index, ms } if self.participant.is_some() => {
+                pause(ms).await;
+                let participant = self.participant.as_mut().context("just looked")?;
+                participant.kill().await?;
+                participant.relaunch(None).await?;
+            }
+            Step::DieThere { place, ms } => {
+                let participant = self.participant.as_mut().context("the step takes a remote participant")?;
+                participant.kill().await?;
+                participant.relaunch(Some(place)).await?;
+                match participant.ended_within(Duration::from_millis(*ms)).await? {
+                    Some(_) => self.played.reached.push(format!("participant {}", place.split(':').next().unwrap_or(place))),
+                    None => participant.kill().await?,
+                }
+                participant.relaunch(None).await?;
             }
             Step::KillServer { who, ms } => {
                 pause(ms).await;
@@ -347,9 +353,6 @@ impl Run {
 
     fn judge(mut self) -> Played {
         self.daemon.kill();
-        if let Some(attending) = &self.attending {
-            attending.abort();
-        }
         for trouble in self.crowd.trouble() {
             self.found(trouble);
         }
@@ -389,6 +392,7 @@ impl Run {
     fn pids(&self, who: Who, servers: Option<&Servers>) -> anyhow::Result<Vec<u32>> {
         match (who, servers) {
             (Who::Daemon, _) => Ok(self.daemon.id().into_iter().collect()),
+            (Who::Index, None) if self.participant.is_some() => Ok(self.participant.iter().filter_map(Participant::id).collect()),
             (Who::Database, Some(servers)) => Ok(servers.postgres.processes()),
             (Who::Index, Some(servers)) => Ok(servers.search.id().into_iter().collect()),
             (Who::Database | Who::Index, None) => bail!("the step takes real servers"),

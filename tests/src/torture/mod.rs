@@ -9,6 +9,7 @@ pub mod histories;
 pub mod lab;
 pub mod load;
 pub mod networks;
+pub mod participant;
 pub mod schedule;
 mod simulation;
 
@@ -288,7 +289,7 @@ fn report(tallies: &[Tally], arguments: &Arguments) {
                 if tally.kind == Kind::Crashes {
                     let places = crashes::places(servers);
                     let never: Vec<&str> = places.iter().copied().filter(|place| !tally.places.contains_key(*place)).collect();
-                    println!("crashes: died at {} of {} places; never at: {}", tally.places.len(), places.len(), never.join(", "));
+                    println!("crashes: died at {} of {} places; never at: {}", places.len() - never.len(), places.len(), never.join(", "));
                 }
                 tally.violations.iter().for_each(|violation| violation.print(&tally.name()));
             }

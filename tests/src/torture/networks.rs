@@ -50,7 +50,7 @@ pub fn schedule(round: Round) -> Schedule {
                     .copied()
                     .expect("clients"),
             },
-            1 => Step::Stand { who: stands(&mut random, round.servers), ms },
+            1 => Step::Stand { who: stands(&mut random, setting), ms },
             2 => Step::Kill { ms: random.random_range(1..200) },
             // A link that takes new connections and does not answer is only seen by who makes one.
             3 if fault == Fault::Mute => Step::Link { link, fault: Fault::Cut, ms: 50 },
@@ -79,9 +79,11 @@ fn repeats(link: super::schedule::Link) -> bool {
     }
 }
 
-fn stands(random: &mut ChaCha8Rng, servers: bool) -> Who {
-    if !servers {
-        return Who::Daemon;
-    }
-    *[Who::Daemon, Who::Database, Who::Index].choose(random).expect("not empty")
+fn stands(random: &mut ChaCha8Rng, setting: Setting) -> Who {
+    let who: &[Who] = match setting {
+        Setting::ServersTwoPhase | Setting::ServersLed => &[Who::Daemon, Who::Database, Who::Index],
+        Setting::Remote => &[Who::Daemon, Who::Index],
+        Setting::LogDecided | Setting::DatabaseLed | Setting::SmallFiles | Setting::LowFloor | Setting::Overloaded => &[Who::Daemon],
+    };
+    *who.choose(random).expect("not empty")
 }

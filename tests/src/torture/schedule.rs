@@ -45,7 +45,7 @@ pub enum Setting {
     LowFloor,
     /// As they come; few transactions may be open at once.
     Overloaded,
-    /// SQLite, and Tantivy as a remote participant.
+    /// SQLite, and Tantivy as a remote participant in a process of its own.
     Remote,
     /// PostgreSQL in two phases, and OpenSearch.
     ServersTwoPhase,
@@ -106,11 +106,18 @@ pub enum Step {
         /// Milliseconds.
         ms: u64,
     },
-    /// `kill -9` of a store's server, which is started again.
+    /// `kill -9` of a store's server, or of the process of a remote participant, which is started again.
     KillServer {
         /// Which.
         who: Who,
         /// Milliseconds before.
+        ms: u64,
+    },
+    /// A remote participant is started anew and dies at this place; or after so long, if it does not come there.
+    DieThere {
+        /// `name:hit`
+        place: String,
+        /// Milliseconds.
         ms: u64,
     },
     /// A link fails for so long.
@@ -139,6 +146,7 @@ impl Step {
             Step::Die { .. } => "daemon killed at a place".into(),
             Step::Stand { who, .. } => format!("{} stood still", word(who)),
             Step::KillServer { who, .. } => format!("{} killed", word(who)),
+            Step::DieThere { .. } => "participant killed at a place".into(),
             Step::Link { link, fault, .. } => format!("{} link: {}", word(link), word(fault)),
             Step::Repeat { link } => format!("{} link: again", word(link)),
         })
@@ -162,7 +170,7 @@ pub enum Who {
     Daemon,
     /// PostgreSQL, with its backends.
     Database,
-    /// OpenSearch.
+    /// OpenSearch, or the process of a remote participant.
     Index,
 }
 
