@@ -28,8 +28,12 @@ const CLIENTS: usize = 32;
 const COUNTED: usize = 1_000;
 /// Transactions in doubt at a measured recovery.
 const IN_DOUBT: u64 = 1_000;
-/// How long each side loads the servers before it is measured: a Java server compiles itself for a minute or more, and takes a core for it.
-const WARM_UP: u64 = 40;
+/// How long each side loads the servers at a time before it is measured: a Java server compiles itself for minutes, and takes a core for it …
+const WARM_UP: u64 = 20;
+/// … until its compiler takes no more of a core than this …
+const CALM: f64 = 0.1;
+/// … or so many times.
+const WARM_UPS: usize = 6;
 /// Outcomes that are kept where their removal is measured, too.
 const KEPT: usize = 100;
 
@@ -70,12 +74,41 @@ pub async fn measure(arguments: &BenchArgs, report: &mut Report) -> anyhow::Resu
     }
     if wanted(DUAL) {
         let node = block_in_place(|| opensearch::Node::try_start(&[], Life::Long))?;
-        both(&mut clusters, &node.url(), PostgresMode::DatabaseLed, WARM_UP).await?;
+        warm_up(&mut clusters, &node).await?;
         for mode in [PostgresMode::DatabaseLed, PostgresMode::TwoPhase] {
             dual_write(arguments, report, &mut clusters, &node.url(), mode).await?;
         }
     }
     Ok(())
+}
+
+/// Loads both sides until the search server has compiled what it runs.
+async fn warm_up(clusters: &mut Clusters, node: &opensearch::Node) -> anyhow::Result<()> {
+    let process = node.id().context("the node runs")?;
+    for round in 1..=WARM_UPS {
+        let (began, before) = (Instant::now(), compilers(process)?);
+        both(clusters, &node.url(), PostgresMode::DatabaseLed, WARM_UP).await?;
+        let share = (compilers(process)? - before).as_secs_f64() / began.elapsed().as_secs_f64();
+        eprintln!("warm-up {round}: the search server's compiler takes {:.0} % of a core", share * 100.0);
+        if share < CALM {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Processor time that the compiler threads of a Java process have taken (proc(5): user and system time in hundredths of a second).
+fn compilers(process: u32) -> anyhow::Result<Duration> {
+    let mut hundredths = 0;
+    for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
+        // A thread may end meanwhile.
+        let Ok(stat) = std::fs::read_to_string(thread?.path().join("stat")) else { continue };
+        let (named, numbers) = stat.rsplit_once(')').context("a name in parentheses")?;
+        if named.contains("Compiler") {
+            hundredths += numbers.split_whitespace().skip(11).take(2).map(|number| number.parse().unwrap_or(0)).sum::<u64>();
+        }
+    }
+    Ok(Duration::from_millis(hundredths * 10))
 }
 
 /// PostgreSQL and OpenSearch, over the naive dual write to the same servers.
