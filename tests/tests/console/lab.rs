@@ -83,6 +83,29 @@ impl Drop for Lab {
     }
 }
 
+/// Of this principal: as long as a daemon asks for.
+pub fn token(name: &str) -> String {
+    format!("{name}-0123456789abcdef0123456789abcdef")
+}
+
+/// A daemon that lets in these principals alone, each with its role; the console's address.
+pub async fn guarded(principals: &[(&str, &str)]) -> anyhow::Result<((Daemon, tempfile::TempDir), String)> {
+    let folder = tempfile::tempdir()?;
+    let address = format!("127.0.0.1:{}", lockstep_servers::free_port()?);
+    let mut text = format!("[[store]]\ntype = \"sqlite\"\nname = \"db\"\n[http]\nlisten = \"{address}\"\n");
+    for (name, role) in principals {
+        let file = folder.path().join(name);
+        std::fs::write(&file, token(name))?;
+        text += &format!("[[principal]]\nname = \"{name}\"\nroles = [\"{role}\"]\ntoken_file = \"{}\"\n", file.display());
+    }
+    let configuration = folder.path().join("lockstepd.toml");
+    std::fs::write(&configuration, text)?;
+    let program = PathBuf::from(env!("CARGO_BIN_EXE_lockstepd-with-failpoints"));
+    let arguments = vec!["--config".into(), configuration.display().to_string()];
+    let daemon = Daemon::start(Launch { program, data_dir: folder.path().join("data"), arguments, environment: Vec::new() }).await?;
+    Ok(((daemon, folder), address))
+}
+
 /// One session, until it ends.
 async fn attend(name: &str, kind: Kind, switches: &Switches, url: &str) -> anyhow::Result<()> {
     let channel = Endpoint::from_shared(url.to_owned())?.tcp_nodelay(true).connect().await.context("cannot reach the daemon")?;

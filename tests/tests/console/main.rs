@@ -289,6 +289,29 @@ async fn ten_thousand_in_doubt_are_looked_at() -> anyhow::Result<()> {
     nothing_was_complained_of(&lab, &browser)
 }
 
+/// The browser is asked for a token, keeps it, and shows it with everything that a page asks for, the live stream too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_browser_shows_its_token() -> anyhow::Result<()> {
+    let Some(browser) = Browser::start()? else { return Ok(()) };
+    let (_guarded, address) = lab::guarded(&[("eye", "viewer"), ("hand", "operator")]).await?;
+    let given = "fetch('/console/api/session').then((answer) => answer.json()).then(({ token }) => fetch('/console/api/order', { method: \
+                 'POST', headers: { 'Content-Type': 'application/json', 'X-Lockstep-Token': token }, body: '{}' })).then(async (answer) => \
+                 arguments[0]([answer.status, await answer.text()]))";
+    for (name, status, words) in [("eye", 403, "this needs the role operator"), ("hand", 400, "order")] {
+        // The browser takes them from an address once, and keeps them for the others.
+        browser.open(&format!("http://{name}:{}@{address}/console/", lab::token(name)))?;
+        browser.open(&format!("http://{address}/console/participants"))?;
+        browser.until_shown("sqlite")?;
+        browser.open(&format!("http://{address}/console/"))?;
+        browser.until("document.getElementById('phase').textContent === 'serving'")?;
+        browser.until("document.getElementById('stale').innerText === ''")?;
+        let answer = browser.run_async(given)?;
+        ensure!(answer[0] == status && answer[1].as_str().is_some_and(|text| text.contains(words)), "{name} is told {answer}");
+    }
+    ensure!(!browser.text()?.contains(&lab::token("hand")), "the page shows a token");
+    Ok(())
+}
+
 /// The words of what has the focus.
 fn focused(browser: &Browser) -> anyhow::Result<String> {
     let words = browser.run("return document.activeElement.innerText || document.activeElement.name || document.activeElement.tagName")?;
