@@ -1,5 +1,6 @@
 //! A run: the stores, how many clients, and what happens to whom, one step after the other. And how a run that fails is made smaller.
 
+use super::disks::Trouble;
 use super::lab::{Lab, Played};
 use crate::proxy::Fault;
 use serde::{Deserialize, Serialize};
@@ -121,6 +122,16 @@ pub enum Step {
         fault: Fault,
         /// Milliseconds.
         ms: u64,
+    },
+    /// Something happens to the daemon's disk.
+    Disk {
+        /// What.
+        what: Trouble,
+    },
+    /// The daemon's wall clock jumps, and stays there.
+    Jump {
+        /// So far from the right time, seconds.
+        seconds: i64,
     },
     /// What was sent over a link is delivered again.
     Repeat {
