@@ -636,7 +636,7 @@ fn a_folder_in_use_newer_or_foreign_is_refused() {
     t.tend(1);
     t.store = None;
     let manifest = t.folder.path().join("store.json");
-    let kept = std::fs::read_to_string(&manifest).unwrap();
+    let kept = unsealed(&manifest);
     std::fs::write(&manifest, kept.replace("\"format\": 1", "\"format\": 2")).unwrap();
     let sentence = refused(t.folder.path());
     assert!(sentence.ends_with("was written in format 2; this version reads format 1: start the newer version"), "{sentence}");
@@ -647,7 +647,7 @@ fn a_folder_in_use_newer_or_foreign_is_refused() {
     std::fs::write(&manifest, &kept).unwrap();
 
     let meta = t.folder.path().join("index-1/meta.json");
-    let kept = std::fs::read_to_string(&meta).unwrap();
+    let kept = unsealed(&meta);
     let mut foreign: serde_json::Value = serde_json::from_str(&kept).unwrap();
     foreign["payload"] = serde_json::Value::Null;
     std::fs::write(&meta, foreign.to_string()).unwrap();
@@ -655,6 +655,80 @@ fn a_folder_in_use_newer_or_foreign_is_refused() {
     std::fs::write(&meta, kept).unwrap();
     t.crash();
     assert_eq!(t.all(), [("a".to_owned(), 1)]);
+}
+
+/// Disks (torture): whatever bit is flipped in whichever file, the index is refused by the file's name, or right.
+#[test]
+fn a_flipped_bit_is_refused_by_its_file_or_harmless() {
+    let mut t = Fixture::new();
+    for n in 1..=6 {
+        let decided = t.decide(n, vec![put(&format!("k{}", n % 4), &format!("{{\"n\":{n}}}")), delete("gone")]);
+        t.apply(&[decided], n);
+        t.tend(n);
+    }
+    let all = t.all();
+    t.store = None;
+    let (mut refused, mut harmless) = (0, 0);
+    for folder in [t.folder.path().to_path_buf(), t.folder.path().join("index-1")] {
+        let files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|file| file.unwrap().path()).filter(|path| path.is_file()).collect();
+        for file in files {
+            let whole = std::fs::read(&file).unwrap();
+            for at in (0..whole.len()).step_by(whole.len().div_ceil(12).max(1)) {
+                let mut damaged = whole.clone();
+                damaged[at] ^= 1 << (at % 8);
+                let copied = tempfile::tempdir().unwrap();
+                copy(t.folder.path(), copied.path());
+                let there = copied.path().join(file.strip_prefix(t.folder.path()).unwrap());
+                std::fs::write(&there, damaged).unwrap();
+                let name = file.file_name().unwrap().to_str().unwrap();
+                match Tantivy::open(options(copied.path())) {
+                    Err(StoreError::Refused(sentence)) => {
+                        assert!(sentence.contains(name), "{name} at {at}: {sentence}");
+                        refused += 1;
+                    }
+                    // Tantivy's own list of files decides nothing but what may be deleted.
+                    Err(StoreError::Broken(_)) if name == ".managed.json" => refused += 1,
+                    Err(error) => panic!("{name} at {at}: {error}"),
+                    Ok(store) => {
+                        let found = store.reader().search("*", limits(100)).unwrap().documents;
+                        let mut found: Vec<_> = found.into_iter().map(|d| (d.key, d.csn.n())).collect();
+                        found.sort();
+                        assert_eq!(found, all, "{name} at {at}");
+                        harmless += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert!(refused > 50, "{refused} refused, {harmless} harmless");
+}
+
+/// A manifest that names another generation must not make an index go: there is nobody else who has it.
+#[test]
+fn a_missing_generation_removes_no_other() {
+    let mut t = Fixture::new();
+    let decided = t.decide(1, vec![put("a", "{}")]);
+    t.apply(&[decided], 1);
+    t.tend(1);
+    t.store = None;
+    let manifest = t.folder.path().join("store.json");
+    let kept = unsealed(&manifest);
+    std::fs::write(&manifest, kept.replace("\"generation\": 1", "\"generation\": 3")).unwrap();
+    match Tantivy::open(options(t.folder.path())) {
+        Err(StoreError::Refused(sentence)) => assert!(sentence.contains("index-3 is gone: restore it"), "{sentence}"),
+        Err(other) => panic!("{other:?}"),
+        Ok(_) => panic!("opened"),
+    }
+    std::fs::write(&manifest, kept).unwrap();
+    t.crash();
+    assert_eq!(t.all(), [("a".to_owned(), 1)]);
+}
+
+/// What the file would be without its checksum: as an older version wrote it.
+fn unsealed(path: &Path) -> String {
+    let text = std::fs::read_to_string(path).unwrap();
+    let rest = text.strip_prefix("{\"_crc32c\":\"").expect("it has a checksum");
+    format!("{{{}", &rest["00000000\",".len()..])
 }
 
 #[test]

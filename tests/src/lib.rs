@@ -1,6 +1,8 @@
 //! What the tests that cross a process boundary share.
 
+pub mod clock;
 pub mod command_line;
+pub mod disk_faults;
 pub mod history;
 pub mod power_loss;
 pub mod proxy;

@@ -1,7 +1,9 @@
 //! A little of each kind of torture; all of it: `cargo run --release -p lockstep-tests -- torture`.
 
 use anyhow::ensure;
+use lockstep_tests::disk_faults::{self, Ailment, Call};
 use lockstep_tests::proxy::Fault;
+use lockstep_tests::torture::disks::{self, Damage, Then, Trouble, Verdict, When, Wound};
 use lockstep_tests::torture::lab::{Lab, Played};
 use lockstep_tests::torture::schedule::{Link, Mix, Schedule, Setting, Step, Who};
 use lockstep_tests::torture::{Round, crashes, histories, load, networks};
@@ -82,6 +84,74 @@ async fn overload_is_shed() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn idle_connections() -> anyhow::Result<()> {
     load::idle(Path::new(PROGRAM), 300).await.map(drop)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn disks_that_fail() -> anyhow::Result<()> {
+    let fail = |when, files: &[&str], call, ailment, count| {
+        let files = files.iter().map(|file| (*file).to_owned()).collect();
+        let fault = disk_faults::Fault { files, calls: vec![call], ailment, first: 1, count };
+        Step::Disk { what: Trouble::Fail { fault, when, ms: 400, then: Then::GoOn } }
+    };
+    let steps = vec![
+        Step::Run { ms: 200 },
+        fail(When::Load, &["log/ahead"], Call::Sync, Ailment::Io, Some(1)),
+        fail(When::Load, &["log/ahead"], Call::Write, Ailment::ShortThenFull, None),
+        fail(When::Start, &["log/db"], Call::Read, Ailment::Io, None),
+        fail(When::Load, &["sqlite-wal"], Call::Write, Ailment::Short, Some(1)),
+        fail(When::Load, &["sqlite", "sqlite-wal"], Call::Sync, Ailment::Io, Some(1)),
+        fail(When::Start, &["sqlite-wal"], Call::Write, Ailment::Full, None),
+        fail(When::Load, &["index/meta.json"], Call::Rename, Ailment::Io, Some(1)),
+        fail(When::Load, &["index/store", "index/term"], Call::Create, Ailment::Full, None),
+        fail(When::Load, &[], Call::Write, Ailment::Full, None),
+    ];
+    let mix = disks::schedule(1, 0, &mut vec![(Setting::LogDecided, Vec::new())]).mix;
+    let mix = Mix { reads: 20, pause_ms: 0, ..mix };
+    let schedule = Schedule { seed: 1, setting: Setting::LogDecided, clients: 4, mix, in_memory: true, proxied: false, steps };
+    let played = play(&schedule).await?;
+    ensure!(played.observed.failed.len() >= 6, "nothing failed: {:?}", played.observed);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn power_is_lost_under_all_stores_at_once() -> anyhow::Result<()> {
+    let mut schedule = disks::schedule(6, 6, &mut vec![(Setting::SmallFiles, Vec::new())]);
+    schedule.steps.push(Step::Disk { what: Trouble::LosePower { ms: 500, seed: 3 } });
+    let played = play(&schedule).await?;
+    ensure!(played.observed.power_losses > 1, "the power was not lost");
+    Ok(())
+}
+
+/// What cannot be mended from elsewhere is refused at once; the log's older copy is a loss that stores can prove (R-LOGLOSS).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_is_refused_or_mended() -> anyhow::Result<()> {
+    let cases = [
+        (Wound::Flip, "index/store", Some(Verdict::NotStarted)),
+        (Wound::Flip, "log/db", None),
+        (Wound::Gone, "log/db", Some(Verdict::NotStarted)),
+        (Wound::Gone, "sqlite", None),
+        (Wound::Cut, "index/meta.json", Some(Verdict::NotStarted)),
+        (Wound::Older, "log", Some(Verdict::Refused)),
+        (Wound::Older, "index", None),
+    ];
+    for (number, (wound, what, expected)) in cases.into_iter().enumerate() {
+        let mut schedule = disks::schedule(number as u64, 1, &mut vec![(Setting::LogDecided, Vec::new())]);
+        let damage = Damage { wound, what: what.to_owned(), seed: number as u64 };
+        schedule.steps = vec![
+            Step::Run { ms: 300 },
+            Step::Disk { what: Trouble::Copy { clean: true } },
+            Step::Run { ms: 300 },
+            Step::Disk { what: Trouble::Damage { damage, clean: true } },
+            Step::Run { ms: 200 },
+        ];
+        let played = play(&schedule).await?;
+        let verdicts: BTreeSet<Verdict> = played.observed.verdicts.keys().map(|(.., verdict)| *verdict).collect();
+        ensure!(!verdicts.is_empty(), "{wound:?} {what}: no verdict");
+        if let Some(expected) = expected {
+            ensure!(verdicts.contains(&expected), "{wound:?} {what}: {verdicts:?}");
+        }
+    }
+    Ok(())
 }
 
 /// A place that is not on the list would never be tried.

@@ -45,7 +45,7 @@ impl Executor {
         let above = {
             let mut statement = writer.conn().prepare("SELECT csn FROM _lockstep_applied WHERE csn > ?").map_err(broken)?;
             let rows = statement.query_map([number(state.watermark)], |row| row.get(0)).map_err(broken)?;
-            rows.map(|row| row.map(csn)).collect::<Result<_, _>>().map_err(broken)?
+            rows.map(|row| row.and_then(csn)).collect::<Result<_, _>>().map_err(broken)?
         };
         let Limits { checkpoint_frames, .. } = options.limits;
         Ok(Executor {

@@ -159,7 +159,8 @@ impl Leader {
             Some(Some(number)) => {
                 let marker = find::<Vec<u8>>(writer, "/*lockstep*/SELECT marker FROM _lockstep_marker WHERE csn = ?", [number])?;
                 writer.roll_back()?;
-                let marker = marker.ok_or_else(|| StoreError::Refused(format!("the marker of CSN {} is missing", csn(number))))?;
+                let csn = csn(number).map_err(broken)?;
+                let marker = marker.ok_or_else(|| StoreError::Refused(format!("the marker of CSN {csn} is missing")))?;
                 decode(&marker).map(Some)
             }
             Some(None) => writer.roll_back().map(|()| None),

@@ -129,6 +129,9 @@ impl SqliteOptions {
     }
 }
 
+/// Bytes of a file up to which all of it is checked when it is opened (`PRAGMA integrity_check`): a fraction of a second.
+pub const CHECKED_AT_OPEN: u64 = 32 << 20;
+
 enum Opened {
     Executor(Executor),
     Leader(Leader),
@@ -139,6 +142,7 @@ impl Sqlite {
     pub fn open(options: SqliteOptions) -> Result<Sqlite, StoreError> {
         let readers = Arc::new(Readers::new(options.clone(), promise(options.mode)));
         let (writer, mode) = Self::opened(&options, readers.forces())?;
+        writer.check(CHECKED_AT_OPEN)?;
         Ok(Sqlite { options, writer, mode, readers, refused: None })
     }
 

@@ -5,6 +5,7 @@ use super::writer::Writer;
 use crate::StoreError;
 use lockstep_core::{CoordId, Csn, Epoch, Owner, ParticipantId, Position};
 use rusqlite::OptionalExtension;
+use rusqlite::types::Type;
 
 /// The row.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
@@ -53,7 +54,8 @@ impl State {
                 }),
                 None => None,
             };
-            let state = State { owner, watermark: csn(row.get(5)?), highest: csn(row.get(6)?), floor: position(row.get(7)?) };
+            let (watermark, highest, floor) = (csn(row.get(5)?)?, csn(row.get(6)?)?, csn(row.get(7)?)?);
+            let state = State { owner, watermark, highest, floor: Position { epoch: floor.epoch(), n: floor.n() } };
             Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, state))
         });
         match row.optional().map_err(broken)? {
@@ -92,17 +94,13 @@ pub fn number(csn: Csn) -> i64 {
     csn.to_u64().cast_signed()
 }
 
-/// A CSN that SQLite kept.
-pub fn csn(number: i64) -> Csn {
-    Csn::from_u64(number.cast_unsigned()).expect("the file holds a negative number where a CSN stands")
+/// A CSN that SQLite kept. An error if it never could: the file is damaged.
+pub fn csn(number: i64) -> rusqlite::Result<Csn> {
+    let damaged = || rusqlite::Error::FromSqlConversionFailure(0, Type::Integer, format!("{number} stands where a CSN should").into());
+    Csn::from_u64(number.cast_unsigned()).ok_or_else(damaged)
 }
 
 /// A position as SQLite keeps it: epoch and number as in a CSN.
 pub fn place(position: Position) -> i64 {
     number(Csn::new(position.epoch, position.n))
-}
-
-fn position(place: i64) -> Position {
-    let csn = csn(place);
-    Position { epoch: csn.epoch(), n: csn.n() }
 }

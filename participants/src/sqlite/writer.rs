@@ -115,6 +115,22 @@ impl Writer {
         Ok(writer)
     }
 
+    /// Whether all of the file is what SQLite would have written, unless it is bigger than this. SQLite's pages have no checksums: a value
+    /// that is another one is not seen.
+    pub fn check(&self, limit: u64) -> Result<(), StoreError> {
+        let path = self.conn.path().unwrap_or_default();
+        if std::fs::metadata(path).is_ok_and(|file| file.len() > limit) {
+            return Ok(());
+        }
+        let damaged = |how: String| StoreError::Refused(format!("the database file {path} is damaged: {how}: restore it"));
+        match self.conn.query_row("PRAGMA integrity_check(1)", [], |row| row.get::<_, String>(0)) {
+            Ok(found) if found == "ok" => Ok(()),
+            Ok(found) => Err(damaged(found)),
+            Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseCorrupt) => Err(damaged(error.to_string())),
+            Err(error) => Err(broken(error)),
+        }
+    }
+
     /// The connection, for statements of our own.
     pub fn conn(&self) -> &Connection {
         &self.conn

@@ -1,6 +1,6 @@
 //! The index's writer: applies decided redos, and commits many of them at once, with the watermark in the commit's payload.
 
-use super::directory::{Fence, FencedDirectory};
+use super::directory::{Fence, FencedDirectory, META};
 use super::document;
 use super::manifest::{FORMAT, check_format};
 use super::reader::Snapshot;
@@ -11,8 +11,9 @@ use lockstep_core::{Csn, Decided, Decider, Progress};
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use tantivy::index::SegmentComponent;
 use tantivy::indexer::{IndexWriterOptions, UserOperation};
 use tantivy::{Index, IndexSettings, IndexWriter, Term};
 
@@ -341,6 +342,53 @@ impl Payload {
         };
         read().map_err(|e| StoreError::Refused(format!("the payload of the index's last commit is damaged: {e}")))
     }
+}
+
+/// Files of a segment, each with a checksum at its end.
+const COMPONENTS: &[SegmentComponent] = &[
+    SegmentComponent::Postings,
+    SegmentComponent::Positions,
+    SegmentComponent::FastFields,
+    SegmentComponent::FieldNorms,
+    SegmentComponent::Terms,
+    SegmentComponent::Store,
+    SegmentComponent::Delete,
+];
+
+/// Reads the checksums of the index's files, the smallest first, so many bytes at most. `Refused` if one of them is not what was written:
+/// Tantivy itself trusts what it reads.
+pub(super) fn check(folder: &Path, limit: u64) -> Result<(), StoreError> {
+    let damaged = |path: &Path, how: &str| StoreError::Refused(format!("{} is damaged: {how}: restore the store", path.display()));
+    let directory = FencedDirectory::open(folder, Fence::new()).map_err(broken)?;
+    let index = Index::open(directory).map_err(|error| damaged(&folder.join(META), &error.to_string()))?;
+    let metas = index.load_metas().map_err(broken)?;
+    let mut files: Vec<(u64, PathBuf)> = Vec::new();
+    for segment in &metas.segments {
+        for component in COMPONENTS {
+            let name = segment.relative_path(component.clone());
+            match std::fs::metadata(folder.join(&name)) {
+                Ok(metadata) => files.push((metadata.len(), name)),
+                // Not all kinds of files are there in each segment; what is needed is missed where it is opened.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(StoreError::Refused(format!("{} cannot be read: {error}", folder.join(&name).display()))),
+            }
+        }
+    }
+    files.sort_unstable();
+    let mut read = 0;
+    for (size, name) in &files {
+        read += size;
+        if read > limit {
+            tracing::warn!(folder = %folder.display(), limit, "the index is too big to be checked as a whole before it is opened");
+            break;
+        }
+        match index.directory().validate_checksum(name) {
+            Ok(true) => {}
+            Ok(false) => return Err(damaged(&folder.join(name), "its checksum is another one")),
+            Err(error) => return Err(damaged(&folder.join(name), &error.to_string())),
+        }
+    }
+    Ok(())
 }
 
 /// Any error of Tantivy: what is in memory can't be trusted any more. After a full disk the same writer would say Ok and have lost

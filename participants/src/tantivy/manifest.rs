@@ -1,6 +1,7 @@
 //! The small file beside the index: its format, its owner, its declaration, and which folder holds it now.
 
 use super::schema::Declaration;
+use super::seal::{seal, unseal};
 use crate::StoreError;
 use lockstep_core::{CoordId, Epoch, Owner};
 use serde::{Deserialize, Serialize};
@@ -60,13 +61,16 @@ impl Manifest {
     /// `None` if there is none yet.
     pub fn load(folder: &Path) -> Result<Option<Manifest>, StoreError> {
         let path = folder.join(NAME);
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(StoreError::Refused(format!("{} cannot be read: {e}", path.display()))),
         };
-        check_format(&text, &path.display().to_string())?;
-        serde_json::from_str(&text).map(Some).map_err(|e| StoreError::Refused(format!("{} is damaged: {e}", path.display())))
+        let damaged = |how: &str| StoreError::Refused(format!("{} is damaged: {how}", path.display()));
+        let content = unseal(&bytes).ok_or_else(|| damaged("its checksum is another one"))?;
+        let text = std::str::from_utf8(&content).map_err(|e| damaged(&e.to_string()))?;
+        check_format(text, &path.display().to_string())?;
+        serde_json::from_str(text).map(Some).map_err(|e| damaged(&e.to_string()))
     }
 
     /// Durable on return. After an error the old or the new one is there.
@@ -74,7 +78,7 @@ impl Manifest {
         let write = || -> std::io::Result<()> {
             let new = folder.join(format!("{NAME}.new"));
             let mut file = File::create(&new)?;
-            file.write_all(serde_json::to_string_pretty(self)?.as_bytes())?;
+            file.write_all(&seal(serde_json::to_string_pretty(self)?.as_bytes()))?;
             file.sync_all()?;
             std::fs::rename(&new, folder.join(NAME))?;
             sync_folder(folder)

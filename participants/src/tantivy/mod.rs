@@ -19,6 +19,7 @@ mod index;
 mod manifest;
 mod reader;
 mod schema;
+mod seal;
 mod validation;
 
 pub use document::{DocumentLimits, MAX_KEY, MAX_NAME};
@@ -56,6 +57,9 @@ pub struct TantivyOptions {
     /// them.
     pub background: bool,
 }
+
+/// Bytes of an index whose checksums are read before it is opened, at most: a fraction of a second, and a start is to take no more than that.
+pub const CHECKED_AT_OPEN: u64 = 256 << 20;
 
 /// How often a commit under way is looked at.
 const LOOK: Duration = Duration::from_millis(2);
@@ -102,8 +106,14 @@ impl Tantivy {
             Some(manifest) => manifest,
             None => found(&options)?,
         };
+        let folder = index_folder(&options.folder, manifest.generation);
+        if !folder.is_dir() {
+            // Before others are removed: one of them may be what is wanted.
+            return Err(StoreError::Refused(format!("the index's folder {} is gone: restore it", folder.display())));
+        }
         remove_other_generations(&options.folder, manifest.generation)?;
         let layout = Arc::new(Layout::new(&manifest.declaration));
+        index::check(&folder, CHECKED_AT_OPEN)?;
         let writer = Writer::open(&index_folder(&options.folder, manifest.generation), layout.clone(), options.heap)?;
         let reads = Arc::new(IndexReads::new(writer.snapshot().clone()));
         let seen = writer.seen();

@@ -2,6 +2,7 @@
 
 mod lab;
 
+mod damage;
 mod follow;
 mod leader;
 mod performance;

@@ -21,13 +21,7 @@ pub struct Shadow {
 impl Shadow {
     /// Compiles it into this folder, with the machine's C compiler.
     pub fn compile(into: &Path) -> anyhow::Result<Shadow> {
-        let library = into.join("shadow.so");
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("power_loss/shadow.c");
-        let mut cc = Command::new("cc");
-        cc.args(["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&library).arg(&source);
-        let output = cc.output().context("cannot run the C compiler, cc")?;
-        ensure!(output.status.success(), "{} does not compile:\n{}", source.display(), String::from_utf8_lossy(&output.stderr));
-        Ok(Shadow { library })
+        Ok(Shadow { library: compile("shadow", into)? })
     }
 
     /// The environment of a process whose changes below `folder` (canonical) shall be written to `journal`.
@@ -36,4 +30,15 @@ impl Shadow {
             .map(|(name, value)| (name.to_string(), value.display().to_string()))
             .into()
     }
+}
+
+/// Compiles a library of `tests/power_loss` into this folder, with the machine's C compiler.
+pub fn compile(name: &str, into: &Path) -> anyhow::Result<PathBuf> {
+    let library = into.join(format!("{name}.so"));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("power_loss/{name}.c"));
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&library).arg(&source).arg("-ldl");
+    let output = cc.output().context("cannot run the C compiler, cc")?;
+    ensure!(output.status.success(), "{} does not compile:\n{}", source.display(), String::from_utf8_lossy(&output.stderr));
+    Ok(library)
 }

@@ -2,8 +2,7 @@
 
 use super::participant::Questions;
 use super::schedule::Mix;
-use crate::history::{Ask, Document, Op, Recorder, SeenDocument, SeenRow, Shown, Store, Told, Write};
-use anyhow::Context;
+use crate::history::{Ask, Document, Event, Op, Recorder, SeenDocument, SeenRow, Shown, Store, Told, Write};
 use lockstep_client::{Client, CommitError, Receipt, RequestId, Row, Token, Value, Wait, params};
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
@@ -146,10 +145,22 @@ impl Crowd {
         let generations = self.writes.load(Ordering::Relaxed) / WRITES;
         let keys: Vec<String> = (0..=generations).flat_map(|generation| (0..KEYS).map(move |n| key_of(generation, n))).collect();
         for keys in keys.chunks(PAGE) {
-            self.read_rows(JUDGE, keys.to_vec(), None, true, AT_REST).await.context("rows cannot be read any more")?;
-            self.read_at_rest(keys.to_vec()).await.context("documents cannot be read any more")?;
+            let rows = self.read_rows(JUDGE, keys.to_vec(), None, true, AT_REST).await;
+            anyhow::ensure!(rows.is_some(), "rows cannot be read any more: {}", self.last_trouble());
+            let documents = self.read_at_rest(keys.to_vec()).await;
+            anyhow::ensure!(documents.is_some(), "documents cannot be read any more: {}", self.last_trouble());
         }
         Ok(())
+    }
+
+    /// What the last read said that showed nothing.
+    fn last_trouble(&self) -> String {
+        let history = self.recorder.history();
+        let why = history.into_iter().rev().find_map(|happened| match happened.event {
+            Event::Told { told: Told::Unknown { why }, .. } => Some(why),
+            Event::Told { .. } | Event::Invoke { .. } => None,
+        });
+        why.unwrap_or_default()
     }
 
     async fn append(&self, process: u32, random: &mut ChaCha8Rng, mix: Mix, token: Option<&(Op, Token)>) -> Option<(Op, Token)> {

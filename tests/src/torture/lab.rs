@@ -1,8 +1,10 @@
 //! Plays a schedule with real processes, and judges what clients were told.
 
 use super::clients::{Crowd, Documents, TABLE};
+use super::disks::{DiskLab, Libraries, Observed};
 use super::participant::{self, Participant};
 use super::schedule::{Link, Schedule, Setting, Step, Who};
+use crate::clock::Clock;
 use crate::history::{Event, Happened, Recorder, Told, check};
 use crate::proxy::{Fault, Proxy};
 use anyhow::{Context, bail};
@@ -33,6 +35,7 @@ const FORGETS: &str = "[retention]\noutcomes_max = 300\n";
 pub struct Lab {
     program: PathBuf,
     servers: Option<Servers>,
+    libraries: Option<Libraries>,
 }
 
 /// Real servers, which all runs share.
@@ -59,6 +62,8 @@ pub struct Played {
     pub latencies_us: Vec<u64>,
     /// Places at which the daemon died.
     pub reached: Vec<String>,
+    /// What failing disks have shown.
+    pub observed: Observed,
     /// The events that the findings are about, and the daemon's last words.
     pub transcript: Vec<String>,
     /// Everything that the run left, if something was found.
@@ -68,7 +73,7 @@ pub struct Played {
 impl Lab {
     /// `program`: a daemon with failpoints.
     pub fn new(program: PathBuf) -> Lab {
-        Lab { program, servers: None }
+        Lab { program, servers: None, libraries: None }
     }
 
     /// Starts real servers, too.
@@ -98,14 +103,23 @@ impl Lab {
     ) -> anyhow::Result<Played> {
         let folder =
             if schedule.in_memory { tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())? } else { tempfile::tempdir()? };
-        let mut run = Run::start(&self.program, self.servers.as_mut(), folder.path(), schedule).await?;
+        let disk = if schedule.steps.iter().any(|step| matches!(step, Step::Disk { .. })) {
+            let libraries = match self.libraries.take() {
+                Some(libraries) => libraries,
+                None => Libraries::compile()?,
+            };
+            Some(DiskLab::new(self.libraries.insert(libraries), folder.path(), &folder.path().join("data"))?)
+        } else {
+            None
+        };
+        let mut run = Run::start(&self.program, self.servers.as_mut(), folder.path(), schedule, disk).await?;
         let mut clients = tokio::task::JoinSet::new();
         for process in 0..schedule.clients {
             clients.spawn(run.crowd.clone().run(process, schedule.seed, schedule.mix));
         }
         for step in &schedule.steps {
             run.step(step, self.servers.as_mut()).await?;
-            if !run.played.findings.is_empty() {
+            if !run.played.findings.is_empty() || run.is_over() {
                 break;
             }
         }
@@ -122,18 +136,28 @@ impl Lab {
 
 /// A run that goes on.
 pub struct Run {
-    launch: Launch,
-    daemon: Daemon,
+    pub(super) launch: Launch,
+    pub(super) daemon: Daemon,
     crowd: Arc<Crowd>,
     proxies: HashMap<Link, Proxy>,
     participant: Option<Participant>,
-    played: Played,
+    pub(super) played: Played,
+    pub(super) disk: Option<DiskLab>,
+    clock: Option<Clock>,
+    /// What is counted for the step under way.
+    fault: Option<String>,
     /// Bytes of the daemon's output that were looked at.
     heard: usize,
 }
 
 impl Run {
-    async fn start(program: &Path, mut servers: Option<&mut Servers>, folder: &Path, schedule: &Schedule) -> anyhow::Result<Run> {
+    async fn start(
+        program: &Path,
+        mut servers: Option<&mut Servers>,
+        folder: &Path,
+        schedule: &Schedule,
+        disk: Option<DiskLab>,
+    ) -> anyhow::Result<Run> {
         let mut proxies = HashMap::new();
         if let (Some(servers), true, true) = (servers.as_deref(), schedule.proxied, schedule.setting.has_servers()) {
             proxies.insert(Link::Database, Proxy::before(servers.postgres.port()).await?);
@@ -143,7 +167,11 @@ impl Run {
         let file = folder.join("lockstepd.toml");
         std::fs::write(&file, configuration)?;
         let arguments = vec!["--config".into(), file.display().to_string()];
-        let launch = Launch { program: program.to_path_buf(), data_dir: folder.join("data"), arguments, environment: Vec::new() };
+        let jumps = schedule.steps.iter().any(|step| matches!(step, Step::Jump { .. }));
+        let clock = if jumps { Clock::preloaded(folder)? } else { None };
+        let mut environment = disk.as_ref().map_or(Vec::new(), DiskLab::environment);
+        environment.extend(clock.iter().flat_map(Clock::environment));
+        let launch = Launch { program: program.to_path_buf(), data_dir: folder.join("data"), arguments, environment };
         let daemon = Daemon::start(launch.clone()).await?;
         let mut url = daemon.url();
         if schedule.proxied {
@@ -172,7 +200,7 @@ impl Run {
             .connect_lazy()?;
         client.migrate("db", TABLE).await?;
         let crowd = Arc::new(Crowd::new(client, documents));
-        Ok(Run { launch, daemon, crowd, proxies, participant, played: Played::default(), heard: 0 })
+        Ok(Run { launch, daemon, crowd, proxies, participant, played: Played::default(), disk, clock, fault: None, heard: 0 })
     }
 
     /// The daemon's process, while it runs.
@@ -202,8 +230,9 @@ impl Run {
             self.up(None).await?;
         }
         let pause = |ms: &u64| tokio::time::sleep(Duration::from_millis(*ms));
-        if let Some(fault) = step.fault() {
-            *self.played.faults.entry(fault).or_default() += 1;
+        self.fault = step.fault();
+        if let Some(fault) = &self.fault {
+            *self.played.faults.entry(fault.clone()).or_default() += 1;
         }
         match step {
             Step::Run { ms } => pause(ms).await,
@@ -277,6 +306,12 @@ impl Run {
                 pause(ms).await;
                 proxy.set(Fault::None);
             }
+            Step::Disk { what } => self.trouble(what).await?,
+            // Where it cannot be moved, nothing happens.
+            Step::Jump { seconds } => match &self.clock {
+                Some(clock) => clock.shift(*seconds)?,
+                None => self.did_not_happen(),
+            },
             Step::Repeat { link } => {
                 self.proxies.get(link).with_context(|| format!("there is no link {link:?}"))?.repeat().await;
             }
@@ -285,23 +320,38 @@ impl Run {
     }
 
     /// Starts the daemon if it does not run; with a place where it is to die.
-    async fn up(&mut self, place: Option<&str>) -> anyhow::Result<()> {
-        if self.daemon.id().is_some() {
+    pub(super) async fn up(&mut self, place: Option<&str>) -> anyhow::Result<()> {
+        if self.daemon.id().is_some() || self.is_over() {
             return Ok(());
         }
+        let mut launch = self.launch.clone();
+        launch.environment.extend(place.map(|place| ("LOCKSTEP_FAILPOINT".to_string(), format!("{place}:kill"))));
+        self.launched(launch).await
+    }
+
+    /// Starts the daemon, which does not run, like this.
+    pub(super) async fn launched(&mut self, launch: Launch) -> anyhow::Result<()> {
         self.heard = std::fs::metadata(self.launch.log_file()).map_or(0, |log| log.len() as usize);
-        let environment = place.map(|place| ("LOCKSTEP_FAILPOINT".to_string(), format!("{place}:kill"))).into_iter().collect();
-        let started = self.daemon.relaunch(Launch { environment, ..self.launch.clone() }).await;
-        match started {
-            Err(error) if !self.said().contains("failpoint ") => self.found(format!("the daemon does not start: {error:#}")),
+        if let Some(disk) = &mut self.disk {
+            disk.started();
+        }
+        match self.daemon.relaunch(launch).await {
+            Ok(()) => {}
             // It died on its way up, as it should.
-            Ok(()) | Err(_) => {}
+            Err(_) if self.said().contains("failpoint ") => {}
+            Err(error) if self.disk.as_ref().is_some_and(DiskLab::may_end) => self.not_started(&error),
+            Err(error) => self.found(format!("the daemon does not start: {error:#}")),
         }
         Ok(())
     }
 
+    /// Nothing more can come of it: it does not start on its damaged files.
+    fn is_over(&self) -> bool {
+        self.daemon.id().is_none() && self.disk.as_ref().is_some_and(DiskLab::is_damaged)
+    }
+
     /// It is nobody's doing but its own if it has ended.
-    async fn still_alive(&mut self) -> anyhow::Result<()> {
+    pub(super) async fn still_alive(&mut self) -> anyhow::Result<()> {
         if self.daemon.id().is_some()
             && let Some(status) = self.daemon.wait_until_dead(Duration::ZERO).await?
         {
@@ -310,8 +360,10 @@ impl Run {
         Ok(())
     }
 
-    fn died(&mut self, status: ExitStatus) {
-        if status.signal() != Some(Signal::KILL.as_raw()) {
+    pub(super) fn died(&mut self, status: ExitStatus) {
+        if self.disk.as_ref().is_some_and(DiskLab::may_end) {
+            self.gave_up(status);
+        } else if status.signal() != Some(Signal::KILL.as_raw()) {
             self.found(format!("the daemon ended by itself: {status}"));
         }
     }
@@ -319,6 +371,7 @@ impl Run {
     /// Faults are over: clients end, everything comes to rest, and is read.
     async fn rest(&mut self, clients: &mut tokio::task::JoinSet<()>) -> anyhow::Result<()> {
         self.proxies.values().for_each(|proxy| proxy.set(Fault::None));
+        self.heal().await?;
         self.still_alive().await?;
         self.up(None).await?;
         if self.daemon.id().is_none() {
@@ -330,15 +383,24 @@ impl Run {
             self.found(format!("clients get no answer within {CLIENTS_END:?}, though all waits end before"));
             clients.abort_all();
         }
-        if let Err(error) = self.daemon.wait_for(MEND, at_rest).await {
+        if self.disk.as_ref().is_some_and(DiskLab::is_damaged) {
+            if !self.rests_in_spite(at_rest).await? {
+                return Ok(());
+            }
+        } else if let Err(error) = self.daemon.wait_for(MEND, at_rest).await {
             self.not_at_rest(error).await;
             return Ok(());
         }
         self.crowd.settle().await;
         if let Err(error) = self.crowd.last_reads().await {
+            if self.disk.as_ref().is_some_and(DiskLab::is_damaged) {
+                self.told_why(&format!("{error:#}"));
+                return Ok(());
+            }
             self.found(format!("{error:#}"));
         }
         match self.daemon.wait_for(MEND, at_rest).await {
+            Ok(status) if status.damage > 0 && self.recorded(status.damage) => {}
             Ok(status) if status.damage > 0 => self.found(format!("I12: {} damages are recorded", status.damage)),
             Ok(_) => {}
             Err(error) => self.not_at_rest(error).await,
@@ -362,7 +424,8 @@ impl Run {
         self.played.busy = history.iter().filter(|happened| is_busy(&happened.event)).count() as u64;
         self.played.transactions = report.committed as u64;
         self.played.operations = (report.committed + report.aborted + report.unknown + report.reads) as u64;
-        self.played.findings.extend(report.findings.iter().map(ToString::to_string));
+        let findings = self.excuse(report.findings.iter().map(ToString::to_string).collect());
+        self.played.findings.extend(findings);
         if !self.played.findings.is_empty() {
             let folder = self.launch.data_dir.parent().unwrap_or(Path::new("."));
             if let Err(error) = Recorder::save(&history, &folder.join("history.jsonl")) {
@@ -379,12 +442,19 @@ impl Run {
         self.played
     }
 
-    fn found(&mut self, what: String) {
+    /// What the step was to bring about has not come about.
+    pub(super) fn did_not_happen(&mut self) {
+        if let Some(times) = self.fault.take().and_then(|fault| self.played.faults.get_mut(&fault)) {
+            *times -= 1;
+        }
+    }
+
+    pub(super) fn found(&mut self, what: String) {
         self.played.findings.push(what);
     }
 
     /// What the daemon has said since it was started.
-    fn said(&self) -> String {
+    pub(super) fn said(&self) -> String {
         let said = std::fs::read(self.launch.log_file()).unwrap_or_default();
         String::from_utf8_lossy(&said[self.heard.min(said.len())..]).into_owned()
     }

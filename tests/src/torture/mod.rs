@@ -5,6 +5,7 @@
 
 mod clients;
 pub mod crashes;
+pub mod disks;
 pub mod histories;
 pub mod lab;
 pub mod load;
@@ -71,8 +72,10 @@ enum Kind {
     Histories,
     /// kill -9 at every place, in pairs, at random
     Crashes,
-    /// Links that fail, processes that stand still
+    /// Links that fail, processes that stand still, clocks that jump
     Networks,
+    /// Disks that fail, power loss, files that are damaged, gone or old
+    Disks,
     /// Ten times too much, ten thousand connections, and for a long time
     Load,
 }
@@ -118,6 +121,9 @@ pub struct Tally {
     pub places: BTreeMap<String, u64>,
     /// What else is to be said.
     pub notes: Vec<String>,
+    /// What failing disks have shown; it becomes notes.
+    #[serde(skip)]
+    observed: disks::Observed,
 }
 
 /// Something that must not be, and how to see it again.
@@ -186,7 +192,7 @@ async fn torture(arguments: &Arguments) -> anyhow::Result<Vec<Tally>> {
                     let schedule = match kind {
                         Kind::Histories => histories::schedule(round),
                         Kind::Crashes => crashes::schedule(round),
-                        Kind::Networks | Kind::Simulation | Kind::Load => networks::schedule(round),
+                        Kind::Networks | Kind::Simulation | Kind::Load | Kind::Disks => networks::schedule(round),
                     };
                     play(&mut lab, &schedule, &mut tally).await?;
                     tell(&tally);
@@ -194,6 +200,10 @@ async fn torture(arguments: &Arguments) -> anyhow::Result<Vec<Tally>> {
                         break;
                     }
                 }
+            }
+            Kind::Disks => {
+                disks::run(&mut lab, seed, share, arguments.runs, &mut tally, tell).await?;
+                tally.notes.extend(disks::notes(&tally.observed));
             }
             Kind::Load => load::run(&mut lab, seed, share, &mut tally, tell).await?,
         }
@@ -222,7 +232,12 @@ async fn replay(lab: &mut Lab, file: &Path, runs: u64) -> anyhow::Result<Tally> 
     if schedule.setting.has_servers() {
         lab.start_servers()?;
     }
-    let mut tally = Tally::new(if schedule.proxied { Kind::Networks } else { Kind::Crashes });
+    let on_disks = schedule.steps.iter().any(|step| matches!(step, schedule::Step::Disk { .. }));
+    let mut tally = Tally::new(match (schedule.proxied, on_disks) {
+        (_, true) => Kind::Disks,
+        (true, false) => Kind::Networks,
+        (false, false) => Kind::Crashes,
+    });
     for _ in 0..runs {
         let played = lab.play(&schedule).await?;
         tally.add(&played);
@@ -236,7 +251,8 @@ async fn replay(lab: &mut Lab, file: &Path, runs: u64) -> anyhow::Result<Tally> 
 impl Tally {
     fn new(kind: Kind) -> Tally {
         let (violations, places, notes) = (Vec::new(), BTreeMap::new(), Vec::new());
-        Tally { kind, runs: 0, faults: 0, by_fault: BTreeMap::new(), transactions: 0, operations: 0, violations, places, notes }
+        let (by_fault, observed) = (BTreeMap::new(), disks::Observed::default());
+        Tally { kind, runs: 0, faults: 0, by_fault, transactions: 0, operations: 0, violations, places, notes, observed }
     }
 
     fn add(&mut self, played: &Played) {
@@ -244,6 +260,7 @@ impl Tally {
         played.faults.iter().for_each(|(fault, times)| self.count(fault, *times));
         self.transactions += played.transactions;
         self.operations += played.operations;
+        self.observed.add(&played.observed);
         for place in &played.reached {
             *self.places.entry(place.clone()).or_default() += 1;
         }

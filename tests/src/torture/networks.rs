@@ -1,4 +1,4 @@
-//! Links fail in every way, and processes stand still for longer than every time-out.
+//! Links fail in every way, processes stand still for longer than every time-out, and the daemon's wall clock jumps.
 
 use super::Round;
 use super::schedule::{Mix, Schedule, Setting, Step, Who};
@@ -11,6 +11,9 @@ use rand_chacha::ChaCha8Rng;
 const STEPS: usize = 6;
 /// Longer than the time-outs of a proxied run.
 const LONG_MS: u64 = 3_000;
+
+/// Seconds.
+const HOUR: i64 = 3_600;
 
 /// The run of this number.
 pub fn schedule(round: Round) -> Schedule {
@@ -51,6 +54,9 @@ pub fn schedule(round: Round) -> Schedule {
                     .expect("clients"),
             },
             1 => Step::Stand { who: stands(&mut random, setting), ms },
+            2 if random.random_bool(0.5) => {
+                Step::Jump { seconds: *[-HOUR, -1, 1, HOUR, 24 * HOUR].choose(&mut random).expect("not empty") }
+            }
             2 => Step::Kill { ms: random.random_range(1..200) },
             // A link that takes new connections and does not answer is only seen by who makes one.
             3 if fault == Fault::Mute => Step::Link { link, fault: Fault::Cut, ms: 50 },

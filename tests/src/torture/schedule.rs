@@ -1,5 +1,6 @@
 //! A run: the stores, how many clients, and what happens to whom, one step after the other. And how a run that fails is made smaller.
 
+use super::disks::Trouble;
 use super::lab::{Lab, Played};
 use crate::proxy::Fault;
 use serde::{Deserialize, Serialize};
@@ -129,6 +130,16 @@ pub enum Step {
         /// Milliseconds.
         ms: u64,
     },
+    /// Something happens to the daemon's disk.
+    Disk {
+        /// What.
+        what: Trouble,
+    },
+    /// The daemon's wall clock jumps, and stays there.
+    Jump {
+        /// So far from the right time, seconds.
+        seconds: i64,
+    },
     /// What was sent over a link is delivered again.
     Repeat {
         /// Which.
@@ -149,6 +160,13 @@ impl Step {
             Step::DieThere { .. } => "participant killed at a place".into(),
             Step::Link { link, fault, .. } => format!("{} link: {}", word(link), word(fault)),
             Step::Repeat { link } => format!("{} link: again", word(link)),
+            Step::Jump { .. } => "clock jumped".into(),
+            Step::Disk { what } => match what {
+                Trouble::Count { .. } | Trouble::Copy { .. } => return None,
+                Trouble::Fail { fault, .. } => format!("disk: {}", word(&fault.ailment)),
+                Trouble::LosePower { .. } => "disk: power lost".into(),
+                Trouble::Damage { damage, .. } => format!("disk: {}", word(&damage.wound)),
+            },
         })
     }
 }

@@ -1,0 +1,909 @@
+//! Disks that fail and files that are not what they were: errors and short writes at every place where the daemon touches a file, power
+//! loss under log, database and index at once, bit flips, files that are gone, old files put back.
+//!
+//! After errors alone all is as in any other run: everything recovers, and nothing that was told is wrong. After damage at rest the
+//! daemon recovers, or it refuses and says why; what it tells meanwhile is right, but for what SQLite cannot know:
+//! its pages have no checksums, and an older database file under a newer write-ahead log is a sound file to it. So it counts as *unseen*, and
+//! not as a violation, if the damage is in SQLite's own files and `PRAGMA integrity_check` finds nothing.
+
+use super::lab::{Lab, Run};
+use super::schedule::{Mix, Schedule, Setting, Step};
+use super::{Tally, play};
+use crate::disk_faults::{Ailment, Call, Control, FILES, Fault, Library, Site};
+use crate::power_loss::{Disk, Image, Journal, Loss, Names, Shadow};
+use anyhow::{Context, ensure};
+use lockstep_proto::v1::StatusReply;
+use lockstepd::demo::daemon::Launch;
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+/// Faults of one run.
+const FAULTS: usize = 8;
+/// How long a fault is waited for, and how long one that lasts does.
+const FAULT_MS: u64 = 300;
+/// How long one is looked at after it has happened.
+const AFTERMATH: Duration = Duration::from_millis(60);
+/// Exit codes of a daemon that refuses to start, and of one that cannot go on.
+const ORDERLY: &[i32] = &[1, 3];
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(5);
+/// How long a damaged daemon may take to come to rest, or to say why not.
+const VERDICT: Duration = Duration::from_secs(15);
+/// How long a store's session must have been broken to count as refused.
+const BROKEN: Duration = Duration::from_secs(2);
+
+/// What happens to the disk.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(tag = "trouble", rename_all = "snake_case")]
+pub enum Trouble {
+    /// Nothing: the daemon is killed, started, and what it does to its files is counted.
+    Count {
+        /// How long it works once it has started.
+        ms: u64,
+    },
+    /// Something fails, for so long at most.
+    Fail {
+        /// What.
+        fault: Fault,
+        /// When it begins.
+        when: When,
+        /// Milliseconds.
+        ms: u64,
+        /// What becomes of the daemon when the disk is well again.
+        then: Then,
+    },
+    /// The daemon lives for so long on a disk that forgets what was not forced; then the power is lost.
+    LosePower {
+        /// Milliseconds.
+        ms: u64,
+        /// What is left is drawn from this.
+        seed: u64,
+    },
+    /// The daemon is ended, and its files are copied.
+    Copy {
+        /// Whether it is asked to stop, or killed.
+        clean: bool,
+    },
+    /// The daemon is ended, its files are damaged, and it is started on them.
+    Damage {
+        /// How.
+        damage: Damage,
+        /// Whether it is asked to stop, or killed.
+        clean: bool,
+    },
+}
+
+/// When a fault begins.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum When {
+    /// The daemon is killed; its next start meets it.
+    Start,
+    /// Under load.
+    Load,
+}
+
+/// What becomes of the daemon after a fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Then {
+    /// It goes on, if it can.
+    GoOn,
+    /// It is killed.
+    Kill,
+    /// It is asked to stop.
+    Stop,
+}
+
+/// Damage at rest.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Damage {
+    /// How.
+    pub wound: Wound,
+    /// Which: a name of [`FILES`] for one file, which is drawn if there are several; for `Older` also `log`, `sqlite`, `index` for all of it.
+    pub what: String,
+    /// Which file, which byte, which bit are drawn from this.
+    pub seed: u64,
+}
+
+/// What was done to a file.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wound {
+    /// One bit is another.
+    Flip,
+    /// It is gone.
+    Gone,
+    /// Everything from somewhere on is missing.
+    Cut,
+    /// It is as it was when it was copied.
+    OlderFile,
+    /// All of a store, or of the log, is as it was when it was copied.
+    Older,
+}
+
+/// What is preloaded into the daemon, compiled once.
+#[derive(Debug)]
+pub struct Libraries {
+    faults: Library,
+    shadow: Shadow,
+    _folder: tempfile::TempDir,
+}
+
+/// What a run on such a disk needs.
+#[derive(Debug)]
+pub struct DiskLab {
+    faults: Library,
+    shadow: Shadow,
+    control: Control,
+    /// The data folder, canonical.
+    data: PathBuf,
+    copies: Vec<Image>,
+    /// A fault has happened since the daemon was started: it may end, and says why.
+    wounded: bool,
+    /// Something fails now.
+    armed: bool,
+    damage: Option<Hurt>,
+    /// What was said since the last step.
+    said: BTreeSet<String>,
+}
+
+/// What was damaged in fact.
+#[derive(Clone, Debug)]
+struct Hurt {
+    damage: Damage,
+    what: String,
+    /// It is in SQLite's own files, and SQLite calls what it finds there sound.
+    unseen: bool,
+}
+
+/// What a run showed beside its findings.
+#[derive(Clone, Default, Debug)]
+pub struct Observed {
+    /// Sites at which something was done.
+    pub sites: BTreeSet<Site>,
+    /// Faults that happened: how, and where.
+    pub failed: BTreeSet<(Ailment, Site)>,
+    /// What was said about it, and how often.
+    pub reasons: BTreeMap<String, u64>,
+    /// What became of damage: how, of what, and the end.
+    pub verdicts: BTreeMap<(Wound, String, Verdict), u64>,
+    /// What was counted ([`Trouble::Count`]).
+    pub counts: Vec<(When, Site, u64)>,
+    /// Times that the power was lost.
+    pub power_losses: u64,
+}
+
+/// What became of damage.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Verdict {
+    /// The daemon did not start, or it ended, and said why.
+    NotStarted,
+    /// It refuses, or a store is closed, and says why.
+    Refused,
+    /// Damage is recorded, as after a lost store or log.
+    Recorded,
+    /// All is as it should be.
+    Recovered,
+    /// Something is wrong that nobody can know.
+    Unseen,
+}
+
+impl Libraries {
+    /// With the machine's C compiler.
+    pub fn compile() -> anyhow::Result<Libraries> {
+        let folder = tempfile::tempdir()?;
+        Ok(Libraries { faults: Library::compile(folder.path())?, shadow: Shadow::compile(folder.path())?, _folder: folder })
+    }
+}
+
+impl DiskLab {
+    /// For a run whose data folder is this one.
+    pub fn new(libraries: &Libraries, folder: &Path, data: &Path) -> anyhow::Result<DiskLab> {
+        std::fs::create_dir_all(data)?;
+        let (faults, shadow) = (libraries.faults.clone(), libraries.shadow.clone());
+        let control = Control::create(folder.join("faults"))?;
+        let (data, copies, said) = (data.canonicalize()?, Vec::new(), BTreeSet::new());
+        Ok(DiskLab { faults, shadow, control, data, copies, wounded: false, armed: false, damage: None, said })
+    }
+
+    /// What a daemon is started with.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        self.faults.environment(&self.data, &self.control)
+    }
+
+    /// Whether the daemon may end, because something has happened to its disk since it was started.
+    pub fn may_end(&self) -> bool {
+        self.wounded || self.damage.is_some()
+    }
+
+    /// The daemon is started again: what has failed before is no excuse any more.
+    pub fn started(&mut self) {
+        self.wounded = self.armed;
+    }
+
+    /// Whether its files are damaged.
+    pub fn is_damaged(&self) -> bool {
+        self.damage.is_some()
+    }
+}
+
+impl Run {
+    /// Carries it out.
+    pub(super) async fn trouble(&mut self, trouble: &Trouble) -> anyhow::Result<()> {
+        match trouble {
+            Trouble::Count { ms } => self.count(Duration::from_millis(*ms)).await,
+            Trouble::Fail { fault, when, ms, then } => self.fail(fault, *when, Duration::from_millis(*ms), *then).await,
+            Trouble::LosePower { ms, seed } => self.lose_power(Duration::from_millis(*ms), *seed).await,
+            Trouble::Copy { clean } => {
+                self.end(*clean).await?;
+                let copy = Image::read(&self.disk()?.data)?;
+                self.disk()?.copies.push(copy);
+                Ok(())
+            }
+            Trouble::Damage { damage, clean } => self.damage(damage, *clean).await,
+        }
+    }
+
+    fn disk(&mut self) -> anyhow::Result<&mut DiskLab> {
+        self.disk.as_mut().context("the run has no such disk")
+    }
+
+    async fn count(&mut self, time: Duration) -> anyhow::Result<()> {
+        self.daemon.kill();
+        let before: BTreeMap<Site, u64> = self.disk()?.control.done()?.into_iter().collect();
+        self.up(None).await?;
+        self.daemon.wait_until_ready().await?;
+        let started: BTreeMap<Site, u64> = self.disk()?.control.done()?.into_iter().collect();
+        tokio::time::sleep(time).await;
+        let worked = self.disk()?.control.done()?;
+        let of = |counts: &BTreeMap<Site, u64>, site: &Site| counts.get(site).copied().unwrap_or(0);
+        let observed = &mut self.played.observed;
+        observed.counts.extend(started.iter().map(|(site, count)| (When::Start, *site, count - of(&before, site))));
+        observed.counts.extend(worked.iter().map(|(site, count)| (When::Load, *site, count - of(&started, site))));
+        observed.counts.retain(|(_, _, count)| *count > 0);
+        Ok(())
+    }
+
+    async fn fail(&mut self, fault: &Fault, when: When, time: Duration, then: Then) -> anyhow::Result<()> {
+        let before: BTreeMap<Site, u64> = self.disk()?.control.failures()?.into_iter().collect();
+        if when == When::Start {
+            self.daemon.kill();
+        }
+        let disk = self.disk()?;
+        (disk.wounded, disk.armed) = (true, true);
+        disk.said.clear();
+        disk.control.arm(fault)?;
+        if when == When::Start {
+            self.up(None).await?;
+        }
+        let (until, mut last) = (Instant::now() + time, None);
+        while self.daemon.id().is_some() && Instant::now() < until {
+            if let Some(status) = self.daemon.wait_until_dead(Duration::ZERO).await? {
+                self.died(status);
+                break;
+            }
+            if let Ok(status) = self.daemon.status().await {
+                self.hear(&status);
+            }
+            let failed = self.disk()?.control.failed()?;
+            if last.is_none() && failed > 0 {
+                last = Some(Instant::now() + AFTERMATH);
+            }
+            if last.is_some_and(|last| Instant::now() > last) && fault.count.is_some_and(|count| failed >= count) {
+                break;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        let disk = self.disk()?;
+        disk.control.disarm()?;
+        disk.armed = false;
+        let failures = disk.control.failures()?;
+        let sites = disk.control.done()?;
+        let happened = failures.into_iter().filter(|(site, count)| before.get(site) != Some(count)).map(|(site, _)| (fault.ailment, site));
+        let happened: Vec<_> = happened.collect();
+        // Not counted as one if nothing did fail.
+        if happened.is_empty() {
+            self.did_not_happen();
+        }
+        self.played.observed.failed.extend(happened);
+        self.played.observed.sites.extend(sites.into_iter().map(|(site, _)| site));
+        match then {
+            Then::GoOn => Ok(()),
+            Then::Kill => self.end(false).await,
+            Then::Stop => self.end(true).await,
+        }
+    }
+
+    async fn lose_power(&mut self, time: Duration, seed: u64) -> anyhow::Result<()> {
+        self.daemon.kill();
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let names = if random.random_bool(0.5) { Names::Strict } else { Names::Journaled };
+        let loss = Loss::any(&mut random);
+        let (data, folder) = (self.disk()?.data.clone(), self.launch.data_dir.parent().unwrap_or(Path::new(".")).to_path_buf());
+        let file = folder.join("journal");
+        let mut disk = Disk::holding(&data, names)?;
+        let environment = self.disk()?.shadow.environment(&data, &file);
+        self.launched(Launch { environment, ..self.launch.clone() }).await?;
+        tokio::time::sleep(time).await;
+        self.still_alive().await?;
+        self.daemon.kill();
+        let journal = Journal::read(&file)?;
+        std::fs::remove_file(&file)?;
+        for event in journal.events() {
+            disk.take(event, &journal)?;
+        }
+        let image = disk.after(loss, &journal, &mut random);
+        replace(&data, &image)?;
+        self.played.observed.power_losses += 1;
+        Ok(())
+    }
+
+    async fn damage(&mut self, damage: &Damage, clean: bool) -> anyhow::Result<()> {
+        self.end(clean).await?;
+        if !self.played.findings.is_empty() {
+            return Ok(());
+        }
+        let disk = self.disk()?;
+        let mut image = Image::read(&disk.data)?;
+        let what = damage.apply(&mut image, disk.copies.last())?;
+        let Some(what) = what else {
+            // There is no such file now.
+            self.did_not_happen();
+            return Ok(());
+        };
+        replace(&disk.data, &image)?;
+        let unseen = damage.what.starts_with("sqlite") && damage.wound != Wound::Older && is_sound(&image)?;
+        disk.damage = Some(Hurt { damage: damage.clone(), what: what.clone(), unseen });
+        self.played.transcript.push(format!("damage: {what}"));
+        self.up(None).await
+    }
+
+    /// Ends the daemon, if it runs.
+    async fn end(&mut self, clean: bool) -> anyhow::Result<()> {
+        self.still_alive().await?;
+        if self.daemon.id().is_none() {
+            return Ok(());
+        }
+        if !clean {
+            self.daemon.kill();
+            return Ok(());
+        }
+        match self.daemon.stop().await {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => {
+                self.died(status);
+                Ok(())
+            }
+            Err(error) => {
+                self.found(format!("{error:#}"));
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes note of what a store, or the daemon, says that it lacks.
+    fn hear(&mut self, status: &StatusReply) {
+        for reason in complaints(status) {
+            self.reason(&reason);
+        }
+    }
+
+    /// Takes note of a reason, once a step, and of one that is none.
+    fn reason(&mut self, reason: &str) {
+        if !is_clear(reason) {
+            self.found(format!("this says nothing: {reason}"));
+        }
+        let general = general(reason);
+        if self.disk.as_mut().is_none_or(|disk| disk.said.insert(general.clone())) {
+            *self.played.observed.reasons.entry(general).or_default() += 1;
+        }
+    }
+
+    /// The daemon does not start on such a disk, and says why.
+    pub(super) fn not_started(&mut self, error: &anyhow::Error) {
+        let reason = format!("{error:#}");
+        // In order, and not by a panic.
+        if !ORDERLY.iter().any(|code| reason.contains(&format!("ended at its start (exit status: {code})"))) {
+            self.found(format!("the daemon does not start: {reason}"));
+        }
+        let last = reason.lines().rev().find(|line| line.contains("rror")).unwrap_or(&reason).to_owned();
+        self.reason(&last);
+        self.verdict(Verdict::NotStarted);
+    }
+
+    /// The daemon has ended by itself on such a disk: in order, and it says why.
+    pub(super) fn gave_up(&mut self, status: ExitStatus) {
+        if status.success() {
+            return;
+        }
+        let said = self.said();
+        let reason = said.lines().rev().find(|line| line.contains("ERROR")).unwrap_or("there is no reason in its output").to_owned();
+        match status.code() {
+            Some(code) if ORDERLY.contains(&code) => self.reason(&reason),
+            Some(_) | None => self.found(format!("the daemon ended by itself: {status}: {said}")),
+        }
+        self.verdict(Verdict::NotStarted);
+    }
+
+    fn verdict(&mut self, verdict: Verdict) {
+        if let Some(hurt) = self.disk.as_ref().and_then(|disk| disk.damage.clone()) {
+            *self.played.observed.verdicts.entry((hurt.damage.wound, hurt.damage.what, verdict)).or_default() += 1;
+        }
+    }
+
+    /// Faults are over: stores that were closed for good are open after a start.
+    pub(super) async fn heal(&mut self) -> anyhow::Result<()> {
+        let Some(disk) = &self.disk else { return Ok(()) };
+        disk.control.disarm()?;
+        if disk.is_damaged() || !disk.wounded {
+            return Ok(());
+        }
+        self.still_alive().await?;
+        if self.daemon.id().is_some()
+            && let Ok(status) = self.daemon.status().await
+            && status.participants.iter().any(|store| store.session == "refused" || store.stuck > 0)
+        {
+            self.hear(&status);
+            self.end(true).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until a damaged daemon is at rest, or has said why not. `false`: it has.
+    pub(super) async fn rests_in_spite(&mut self, at_rest: impl Fn(&StatusReply) -> bool) -> anyhow::Result<bool> {
+        let (until, mut broken) = (Instant::now() + VERDICT, None);
+        loop {
+            self.still_alive().await?;
+            if self.daemon.id().is_none() {
+                return Ok(false);
+            }
+            if let Ok(status) = self.daemon.status().await {
+                if at_rest(&status) {
+                    return Ok(true);
+                }
+                let complaints = complaints(&status);
+                let since = match (complaints.is_empty(), broken) {
+                    (true, _) => None,
+                    (false, None) => Some(Instant::now()),
+                    (false, since) => since,
+                };
+                broken = since;
+                let for_good =
+                    status.phase == "safe mode" || status.participants.iter().any(|store| store.session == "refused" || store.stuck > 0);
+                if for_good || since.is_some_and(|since| since.elapsed() > BROKEN) {
+                    self.hear(&status);
+                    self.verdict(Verdict::Refused);
+                    return Ok(false);
+                }
+                if Instant::now() > until {
+                    self.found(format!("after damage it neither comes to rest nor says why: {status:?}"));
+                    return Ok(false);
+                }
+            } else if Instant::now() > until {
+                self.found("after damage it does not answer".to_owned());
+                return Ok(false);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Something could not be read or written any more after damage; the store says why.
+    pub(super) fn told_why(&mut self, why: &str) {
+        self.reason(why);
+        self.verdict(Verdict::Refused);
+    }
+
+    /// Damage is recorded. `true`: as it should be, for files are damaged.
+    pub(super) fn recorded(&mut self, damages: u64) -> bool {
+        let damaged = self.disk.as_ref().is_some_and(DiskLab::is_damaged);
+        if damaged {
+            self.reason(&format!("{damages} damages are recorded in the decision log"));
+            self.verdict(Verdict::Recorded);
+        }
+        damaged
+    }
+
+    /// What the checker has found, held against the damage: what nobody can know is no violation.
+    pub(super) fn excuse(&mut self, findings: Vec<String>) -> Vec<String> {
+        let Some(hurt) = self.disk.as_ref().and_then(|disk| disk.damage.clone()) else { return findings };
+        let settled = !self.played.observed.verdicts.is_empty();
+        if findings.is_empty() {
+            if !settled && self.played.findings.is_empty() {
+                self.verdict(Verdict::Recovered);
+            }
+            return findings;
+        }
+        if hurt.unseen {
+            self.verdict(Verdict::Unseen);
+            return Vec::new();
+        }
+        findings.into_iter().map(|finding| format!("after {}: {finding}", hurt.what)).collect()
+    }
+}
+
+impl Damage {
+    /// Damages the files; says what was done. `None`: there is nothing like that.
+    fn apply(&self, image: &mut Image, copy: Option<&Image>) -> anyhow::Result<Option<String>> {
+        let mut random = ChaCha8Rng::seed_from_u64(self.seed);
+        if self.wound == Wound::Older {
+            let copy = copy.context("an older state takes a copy")?;
+            let prefix = if self.what == "sqlite" { "db.sqlite" } else { &self.what };
+            let ours = |path: &Path| path.as_os_str().as_encoded_bytes().starts_with(prefix.as_bytes());
+            image.0.retain(|path, _| !ours(path));
+            image.0.extend(copy.0.iter().filter(|(path, _)| ours(path)).map(|(path, content)| (path.clone(), content.clone())));
+            return Ok(Some(format!("all of {} is put back", self.what)));
+        }
+        let pattern = FILES.iter().find(|(name, _)| *name == self.what).with_context(|| format!("there is no file `{}`", self.what))?.1;
+        let mut files: Vec<PathBuf> =
+            image.0.iter().filter(|(path, content)| content.is_some() && fits(pattern, path)).map(|(path, _)| path.clone()).collect();
+        if self.wound == Wound::OlderFile {
+            let copy = copy.context("an older state takes a copy")?;
+            files.retain(|path| copy.0.get(path).is_some_and(|older| older.is_some() && image.0.get(path) != Some(older)));
+        }
+        let Some(file) = files.choose(&mut random) else { return Ok(None) };
+        let name = file.display();
+        let content = image.0.get_mut(file).and_then(Option::as_mut).expect("it is a file");
+        let used: Vec<usize> =
+            content.chunks(64).enumerate().filter(|(_, line)| line.iter().any(|byte| *byte != 0)).map(|(n, _)| n * 64).collect();
+        let at = used.choose(&mut random).map(|line| (line + random.random_range(0..64)).min(content.len() - 1));
+        match (self.wound, at) {
+            (Wound::Flip, Some(at)) => {
+                let bit = random.random_range(0..8);
+                content[at] ^= 1 << bit;
+                Ok(Some(format!("bit {bit} of byte {at} of {name} is flipped")))
+            }
+            (Wound::Cut, Some(at)) => {
+                content.truncate(at);
+                Ok(Some(format!("{name} is cut to {at} bytes")))
+            }
+            // An empty file.
+            (Wound::Flip | Wound::Cut, None) => Ok(None),
+            (Wound::Gone, _) => {
+                let said = format!("{name} is gone");
+                image.0.remove(&file.clone());
+                Ok(Some(said))
+            }
+            (Wound::OlderFile | Wound::Older, _) => {
+                let older = copy.and_then(|copy| copy.0.get(file)).cloned().flatten().context("it was there")?;
+                *content = older;
+                Ok(Some(format!("{name} is put back")))
+            }
+        }
+    }
+}
+
+/// What SQLite itself says of its files.
+fn is_sound(image: &Image) -> anyhow::Result<bool> {
+    let folder = tempfile::tempdir()?;
+    image.write(&folder.path().join("data"))?;
+    let open = rusqlite::Connection::open(folder.path().join("data/db.sqlite"));
+    let found = open.and_then(|open| open.query_row("PRAGMA integrity_check(1)", [], |row| row.get::<_, String>(0)));
+    Ok(found.is_ok_and(|found| found == "ok"))
+}
+
+/// All that a status complains of.
+fn complaints(status: &StatusReply) -> Vec<String> {
+    let mut all = Vec::new();
+    if status.phase == "safe mode" {
+        all.push(format!("safe mode: {}", status.why));
+    }
+    for store in &status.participants {
+        if !store.why.is_empty() && (store.session == "refused" || store.session == "down" || store.stuck > 0) {
+            all.push(format!("store `{}` is {}: {}", store.name, if store.stuck > 0 { "stuck" } else { &store.session }, store.why));
+        }
+    }
+    all
+}
+
+/// A sentence that tells an operator where to look.
+fn is_clear(reason: &str) -> bool {
+    let places = ["record ", "LSN ", "CSN ", "epoch ", "/log", "store `", ".sqlite", "index", "database", "decision log"];
+    places.iter().any(|place| reason.contains(place)) && !reason.contains("panicked")
+}
+
+/// The same for all runs: without times, names and numbers of one.
+fn general(reason: &str) -> String {
+    let from = reason.find("ERROR ").unwrap_or(0);
+    let mut text = String::new();
+    for word in reason[from..].split(' ') {
+        let (path, name) = match word.rfind("/data") {
+            Some(at) if word.contains('/') => (&word[..at.min(word.find('/').unwrap_or(at))], &word[at + 1..]),
+            _ => ("", word),
+        };
+        text.push_str(path);
+        let mut last = ' ';
+        // Numbers, and what is long and hexadecimal.
+        let hexadecimal = name.len() >= 12 && name.chars().filter(char::is_ascii_hexdigit).count() * 10 >= name.len() * 8;
+        for c in name.chars() {
+            let c = if c.is_ascii_digit() || (hexadecimal && c.is_ascii_hexdigit()) { '#' } else { c };
+            if !(c == '#' && last == '#') {
+                text.push(c);
+            }
+            last = c;
+        }
+        text.push(' ');
+    }
+    text.trim_end().to_owned()
+}
+
+fn fits(pattern: &str, path: &Path) -> bool {
+    let path = path.to_string_lossy();
+    match pattern.split_once('*') {
+        Some((before, after)) => path.len() >= before.len() + after.len() && path.starts_with(before) && path.ends_with(after),
+        None => path == pattern,
+    }
+}
+
+fn replace(folder: &Path, image: &Image) -> anyhow::Result<()> {
+    std::fs::remove_dir_all(folder)?;
+    image.write(folder)
+}
+
+/// The stores of the runs.
+const SETTINGS: &[Setting] = &[Setting::LogDecided, Setting::DatabaseLed, Setting::SmallFiles, Setting::LowFloor];
+
+/// First counts, then goes along every site, then draws; every third run is damage at rest, every seventh a loss of power.
+pub async fn run(
+    lab: &mut Lab,
+    seed: u64,
+    time: Duration,
+    most: Option<u64>,
+    tally: &mut Tally,
+    tell: impl Fn(&Tally),
+) -> anyhow::Result<()> {
+    let until = Instant::now() + time;
+    let mut plan = Vec::new();
+    for (number, setting) in SETTINGS.iter().enumerate() {
+        let schedule = counting(seed.wrapping_add(number as u64), *setting);
+        let played = lab.play(&schedule).await?;
+        ensure!(played.findings.is_empty(), "a run without faults fails: {:?}", played.findings);
+        plan.push((*setting, faults(seed, &played.observed.counts)));
+        tally.add(&played);
+        tell(tally);
+    }
+    let counts: Vec<String> = plan.iter().map(|(setting, faults)| format!("{} with {setting:?}", faults.len())).collect();
+    tally.notes.push(format!("faults planned: {}", counts.join(", ")));
+    for number in 0..most.unwrap_or(u64::MAX) {
+        if Instant::now() > until || !tally.violations.is_empty() {
+            break;
+        }
+        let schedule = schedule(seed.wrapping_add(number), number as usize, &mut plan);
+        play(lab, &schedule, tally).await?;
+        tell(tally);
+    }
+    Ok(())
+}
+
+/// What is left of a plan, by setting.
+pub type Plan = Vec<(Setting, Vec<(When, Fault)>)>;
+
+/// A run without faults that counts what there is to fail.
+pub fn counting(seed: u64, setting: Setting) -> Schedule {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let steps = vec![Step::Run { ms: 400 }, Step::Disk { what: Trouble::Count { ms: 1_500 } }];
+    Schedule { seed, setting, clients: 4, mix: mix(&mut random), in_memory: true, proxied: false, steps }
+}
+
+/// The run of this number.
+pub fn schedule(seed: u64, number: usize, plan: &mut Plan) -> Schedule {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let place = number % plan.len();
+    let setting = plan[place].0;
+    let steps = match number % 7 {
+        0 | 2 | 4 | 5 => failing(&mut random, &mut plan[place].1),
+        1 | 3 => damaging(&mut random, number),
+        _ => losing_power(&mut random),
+    };
+    let (mix, clients) = (mix(&mut random), random.random_range(2..8));
+    Schedule { seed, setting, clients, mix, in_memory: random.random_bool(0.8), proxied: false, steps }
+}
+
+/// Every fault there can be, those of sites that were not yet met first; each at another of the operations counted.
+pub fn faults(seed: u64, counts: &[(When, Site, u64)]) -> Vec<(When, Fault)> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut all = Vec::new();
+    for (when, site, count) in counts {
+        for ailment in ailments(site.call) {
+            let mut firsts: BTreeSet<u64> = (1..=(*count).min(3)).collect();
+            firsts.extend((0..3).map(|_| random.random_range(1..=*count)));
+            for first in firsts {
+                let count = if random.random_bool(0.5) { Some(1) } else { None };
+                let fault = Fault { files: vec![site.file.to_owned()], calls: vec![site.call], ailment: *ailment, first, count };
+                all.push((*when, fault));
+            }
+        }
+    }
+    // The whole disk.
+    for when in [When::Start, When::Load] {
+        for first in [1, 2, 5, 10, 20, 50, 100] {
+            let calls = vec![Call::Create, Call::Write, Call::Resize, Call::MakeFolder];
+            all.push((when, Fault { files: Vec::new(), calls: calls.clone(), ailment: Ailment::Full, first, count: None }));
+            all.push((when, Fault { files: Vec::new(), calls, ailment: Ailment::ShortThenFull, first, count: None }));
+            let calls = vec![Call::Open, Call::Read, Call::Write, Call::Sync, Call::Rename, Call::Resize, Call::Map];
+            all.push((when, Fault { files: Vec::new(), calls, ailment: Ailment::Io, first, count: None }));
+        }
+    }
+    all.shuffle(&mut random);
+    let mut met = BTreeSet::new();
+    let (mut new, again): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|(when, fault)| met.insert((*when, fault.files.clone(), fault.calls.clone(), fault.ailment)));
+    // Taken from the end.
+    new.reverse();
+    [again, new].concat()
+}
+
+fn ailments(call: Call) -> &'static [Ailment] {
+    match call {
+        Call::Open | Call::Remove | Call::Map => &[Ailment::Io],
+        Call::Create | Call::Resize | Call::Rename | Call::MakeFolder | Call::Sync => &[Ailment::Io, Ailment::Full],
+        Call::Read => &[Ailment::Io, Ailment::Short],
+        Call::Write => &[Ailment::Io, Ailment::Full, Ailment::Short, Ailment::ShortThenFull],
+    }
+}
+
+fn failing(random: &mut ChaCha8Rng, plan: &mut Vec<(When, Fault)>) -> Vec<Step> {
+    let mut steps = vec![Step::Run { ms: 150 }];
+    for _ in 0..FAULTS {
+        // The plan is over: whatever comes, at random.
+        let (when, fault) = plan.pop().unwrap_or_else(|| any_fault(random));
+        let then = *[Then::GoOn, Then::GoOn, Then::Kill, Then::Stop].choose(random).expect("not empty");
+        steps.push(Step::Disk { what: Trouble::Fail { fault, when, ms: FAULT_MS, then } });
+        if random.random_bool(0.5) {
+            steps.push(Step::Run { ms: random.random_range(1..150) });
+        }
+    }
+    steps
+}
+
+fn any_fault(random: &mut ChaCha8Rng) -> (When, Fault) {
+    const ALL: &[Call] =
+        &[Call::Open, Call::Create, Call::Read, Call::Write, Call::Resize, Call::Sync, Call::Rename, Call::Remove, Call::Map];
+    let call = *ALL.choose(random).expect("not empty");
+    let ailment = *ailments(call).choose(random).expect("not empty");
+    let files: Vec<String> = if random.random_bool(0.2) {
+        Vec::new()
+    } else {
+        let some: Vec<_> = FILES.sample(random, 4).map(|(name, _)| (*name).to_owned()).collect();
+        some
+    };
+    let when = if random.random_bool(0.4) { When::Start } else { When::Load };
+    let count = if random.random_bool(0.5) { Some(random.random_range(1..4)) } else { None };
+    (when, Fault { files, calls: vec![call], ailment, first: random.random_range(1..60), count })
+}
+
+/// What is damaged, and how: one after the other.
+const DAMAGES: &[(Wound, &[&str])] = &[
+    (
+        Wound::Flip,
+        &[
+            "sqlite",
+            "log/db",
+            "log/ahead",
+            "index/meta.json",
+            "index/store.json",
+            "index/term",
+            "index/store",
+            "index/fast",
+            "index/idx",
+            "sqlite-wal",
+            "log/db",
+            "log/ahead",
+            "index/del",
+            "index/fieldnorm",
+            "index/pos",
+            "log/conf",
+            "log/snap",
+            "sqlite-shm",
+            "index/managed.json",
+        ],
+    ),
+    (
+        Wound::Gone,
+        &[
+            "sqlite",
+            "log/db",
+            "log/ahead",
+            "index/meta.json",
+            "index/store.json",
+            "index/term",
+            "index/store",
+            "index/fast",
+            "index/idx",
+            "sqlite-wal",
+            "log/conf",
+            "log/snap",
+            "index/managed.json",
+            "index/del",
+            "sqlite-shm",
+        ],
+    ),
+    (Wound::Cut, &["sqlite", "log/db", "log/ahead", "index/meta.json", "index/store.json", "index/store", "sqlite-wal", "index/term"]),
+    (
+        Wound::OlderFile,
+        &["sqlite", "log/db", "log/ahead", "index/meta.json", "index/store.json", "sqlite-wal", "index/managed.json", "log/snap"],
+    ),
+    (Wound::Older, &["log", "sqlite", "index", "log", "sqlite"]),
+];
+
+fn damaging(random: &mut ChaCha8Rng, number: usize) -> Vec<Step> {
+    // Along all of them, however many runs it takes.
+    let (wound, files) = DAMAGES[number / 2 % DAMAGES.len()];
+    let what = files[number / 2 / DAMAGES.len() % files.len()].to_owned();
+    let (clean, copied_clean) = (random.random_bool(0.4), random.random_bool(0.5));
+    let damage = Damage { wound, what, seed: random.random() };
+    vec![
+        Step::Run { ms: random.random_range(200..600) },
+        Step::Disk { what: Trouble::Copy { clean: copied_clean } },
+        Step::Run { ms: random.random_range(200..1_500) },
+        Step::Disk { what: Trouble::Damage { damage, clean } },
+        Step::Run { ms: 300 },
+    ]
+}
+
+fn losing_power(random: &mut ChaCha8Rng) -> Vec<Step> {
+    let mut steps = vec![Step::Run { ms: 100 }];
+    for _ in 0..4 {
+        steps.push(Step::Disk { what: Trouble::LosePower { ms: random.random_range(5..800), seed: random.random() } });
+        if random.random_bool(0.5) {
+            steps.push(Step::Run { ms: random.random_range(1..200) });
+        }
+    }
+    steps
+}
+
+fn mix(random: &mut ChaCha8Rng) -> Mix {
+    Mix {
+        reads: random.random_range(10..50),
+        deletes: random.random_range(0..30),
+        based: random.random_range(0..30),
+        impatient: random.random_range(0..30),
+        refused: random.random_range(0..10),
+        keys: random.random_range(1..5),
+        pause_ms: *[0, 2, 5].choose(random).expect("not empty"),
+    }
+}
+
+/// What is to be said at the end.
+pub fn notes(observed: &Observed) -> Vec<String> {
+    let sites: BTreeSet<Site> = observed.failed.iter().map(|(_, site)| *site).collect();
+    let never: Vec<String> = observed.sites.difference(&sites).map(Site::to_string).collect();
+    let mut notes = vec![
+        format!(
+            "{} kinds of faults, at {} of {} sites; nothing failed at: {}",
+            observed.failed.len(),
+            sites.len(),
+            observed.sites.len(),
+            never.join(", ")
+        ),
+        format!("the power was lost {} times", observed.power_losses),
+    ];
+    let mut damages: BTreeMap<(Wound, &str), Vec<String>> = BTreeMap::new();
+    for ((wound, what, verdict), count) in &observed.verdicts {
+        damages.entry((*wound, what)).or_default().push(format!("{count} {verdict:?}"));
+    }
+    notes.extend(damages.iter().map(|((wound, what), verdicts)| format!("{wound:?} {what}: {}", verdicts.join(", "))));
+    notes.extend(observed.reasons.iter().map(|(reason, count)| format!("said {count} times: {reason}")));
+    notes
+}
+
+impl Observed {
+    /// Together with another run's.
+    pub fn add(&mut self, other: &Observed) {
+        self.sites.extend(&other.sites);
+        self.failed.extend(&other.failed);
+        self.power_losses += other.power_losses;
+        for (reason, count) in &other.reasons {
+            *self.reasons.entry(reason.clone()).or_default() += count;
+        }
+        for (verdict, count) in &other.verdicts {
+            *self.verdicts.entry(verdict.clone()).or_default() += count;
+        }
+    }
+}
