@@ -72,6 +72,13 @@ pub(crate) struct Failure {
     pub hint: String,
 }
 
+/// Whether this is a command line, the program's name first. Runs nothing.
+#[doc(hidden)]
+pub fn understands(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<(), clap::Error> {
+    let matches = arguments::command().try_get_matches_from(arguments)?;
+    Arguments::from_arg_matches(&matches).map(drop)
+}
+
 /// Runs one command line, the program's name first.
 pub fn run(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>, io: &mut Io<'_>) -> Exit {
     let matches = arguments::command().try_get_matches_from(arguments);

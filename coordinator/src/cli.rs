@@ -7,6 +7,7 @@ use crate::configuration::{Configuration, Source};
 use crate::daemon::{self, Exit, Options};
 use crate::{bench, demo, telemetry};
 use clap::{Parser, Subcommand};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -63,6 +64,12 @@ pub fn run() -> ExitCode {
             with_configuration(&source, |configuration| serve(configuration, Options { port_file }, began).map(ExitCode::from))
         }
     }
+}
+
+/// Whether this is a command line, the program's name first. Runs nothing.
+#[doc(hidden)]
+pub fn understands(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<(), clap::Error> {
+    CommandLine::try_parse_from(arguments).map(drop)
 }
 
 fn serve(configuration: Configuration, options: Options, began: Instant) -> anyhow::Result<Exit> {

@@ -497,7 +497,12 @@ impl Source {
         })
     }
 
-    fn apply(&self, text: &str) -> Result<Configuration, ConfigurationError> {
+    /// The same with this text for the file.
+    pub fn apply(&self, text: &str) -> Result<Configuration, ConfigurationError> {
+        self.read(text).map_err(|ConfigurationError(sentence)| ConfigurationError(without_passwords(&sentence)))
+    }
+
+    fn read(&self, text: &str) -> Result<Configuration, ConfigurationError> {
         // By itself first: errors of the file name its line.
         let file: Configuration = toml::from_str(text).map_err(|error| ConfigurationError(error.to_string().trim_end().to_string()))?;
         let overrides = self.overrides()?;
@@ -530,6 +535,20 @@ impl Source {
         set("shutdown.deadline_ms", self.shutdown_deadline_ms.map(Value::Integer));
         Ok(overrides)
     }
+}
+
+/// An error shows the line that it is about. A password has no business there, but people put them into addresses: `user:password@host`.
+fn without_passwords(sentence: &str) -> String {
+    let ends = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`');
+    let hidden = |word: &str| {
+        let Some((before, host)) = word.rsplit_once('@') else { return word.to_string() };
+        let (scheme, who) = before.split_once("://").map_or(("", before), |(scheme, who)| (&before[..scheme.len() + 3], who));
+        match who.split_once(':') {
+            Some((user, password)) => format!("{scheme}{user}:{}@{host}", "*".repeat(password.chars().count())),
+            None => word.to_string(),
+        }
+    };
+    sentence.split_inclusive(ends).map(hidden).collect()
 }
 
 /// A TOML scalar, or else the text as it stands: `--set listen=127.0.0.1:0` needs no quotes.
@@ -1092,6 +1111,18 @@ mod tests {
         let example: Table = toml::from_str(EXAMPLE).unwrap();
         let default = Table::try_from(Configuration::default()).unwrap();
         assert_eq!(example, default, "a key is missing in the example, or has another value there");
+    }
+
+    #[test]
+    fn an_error_shows_its_line_without_a_password() {
+        for text in
+            ["url = \"postgresql://u:hunter2@h/db", "http://u:hunter2@h = 1", "[http]\nlisten = 'u:hunter2@h'", "listen = u:hunter2@"]
+        {
+            let error = refused(text);
+            assert!(!error.contains("hunter2") && error.contains("u:*******@"), "{error}");
+        }
+        let error = Source { set: vec!["postgresql://u:hunter2@h/db".into()], ..Source::default() }.apply("").unwrap_err();
+        assert_eq!(error.0, "--set postgresql://u:*******@h/db: expected KEY=VALUE");
     }
 
     #[test]

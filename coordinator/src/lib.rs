@@ -29,7 +29,7 @@ pub mod view;
 pub mod watches;
 pub mod workers;
 
-pub use cli::run;
+pub use cli::{run, understands};
 pub use lockstep_log as log;
 pub use lockstep_log::failpoints;
 

@@ -3,7 +3,8 @@
 pub mod backup;
 mod engine;
 pub mod failpoints;
-mod format;
+#[doc(hidden)]
+pub mod format;
 mod index;
 mod inspection;
 mod lock;

@@ -43,10 +43,18 @@ use grounds::Grounds;
 use http::Http;
 use lockstep_core::{Ballot, Csn, Decided, Kind, Owner, ParticipantId, Txid, Work};
 use reader::{Reads, Topic};
+use serde_json::{Map, Value};
 use session::Session;
 use state::State;
 use std::sync::Arc;
 use std::time::Instant;
+
+/// What would be said of a document under this mapping, before any server is asked: whether one has to be, or why it is refused.
+#[doc(hidden)]
+pub fn judge(mappings: &Value, settings: &Map<String, Value>, document: &str) -> Result<bool, String> {
+    let mapping = mapping::Mapping::parse(mappings, settings)?;
+    document::check(&mapping, 1 << 20, document).map(|checked| checked.ask.is_some())
+}
 
 /// An index of a cluster as a participant.
 pub struct OpenSearch {

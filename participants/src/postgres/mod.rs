@@ -26,7 +26,8 @@ mod script;
 mod session;
 mod statement;
 mod takeover;
-mod text_form;
+#[doc(hidden)]
+pub mod text_form;
 mod tls;
 mod two_phase;
 mod values;
