@@ -154,6 +154,23 @@ async fn damage_is_refused_or_mended() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Who judges sees what is wrong in a real daemon's stores: here somebody has changed rows behind its back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_wrong_is_found() -> anyhow::Result<()> {
+    for (sql, found) in [
+        ("DELETE FROM list WHERE key = (SELECT min(key) FROM list)", "lost"),
+        ("UPDATE list SET ops = '987654321 ' || ops WHERE key = (SELECT min(key) FROM list)", "987654321"),
+        ("UPDATE list SET ops = ops || ' ' || ops WHERE key = (SELECT min(key) FROM list)", "twice"),
+    ] {
+        let mut schedule = histories::schedule(round(0));
+        schedule.mix.based = 0;
+        schedule.steps = vec![Step::Run { ms: 300 }, Step::Meddle { sql: sql.into() }, Step::Run { ms: 100 }];
+        let findings = lab().play(&schedule).await?.findings;
+        ensure!(findings.iter().any(|finding| finding.contains(found)), "{sql}: {findings:#?}");
+    }
+    Ok(())
+}
+
 /// A place that is not on the list would never be tried.
 #[test]
 fn every_place_is_known() -> anyhow::Result<()> {

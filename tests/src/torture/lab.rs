@@ -306,6 +306,11 @@ impl Run {
                 pause(ms).await;
                 proxy.set(Fault::None);
             }
+            Step::Meddle { sql } => {
+                self.daemon.kill();
+                let database = rusqlite::Connection::open(self.launch.data_dir.join("db.sqlite"))?;
+                anyhow::ensure!(database.execute(sql, [])? > 0, "`{sql}` changes nothing");
+            }
             Step::Disk { what } => self.trouble(what).await?,
             // Where it cannot be moved, nothing happens.
             Step::Jump { seconds } => match &self.clock {

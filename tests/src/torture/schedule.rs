@@ -140,6 +140,12 @@ pub enum Step {
         /// So far from the right time, seconds.
         seconds: i64,
     },
+    /// The daemon is killed, and somebody writes into its SQLite database behind its back: no fault that anybody promises to survive, but one
+    /// that whoever judges must see.
+    Meddle {
+        /// What is written.
+        sql: String,
+    },
     /// What was sent over a link is delivered again.
     Repeat {
         /// Which.
@@ -160,6 +166,7 @@ impl Step {
             Step::DieThere { .. } => "participant killed at a place".into(),
             Step::Link { link, fault, .. } => format!("{} link: {}", word(link), word(fault)),
             Step::Repeat { link } => format!("{} link: again", word(link)),
+            Step::Meddle { .. } => "meddled with".into(),
             Step::Jump { .. } => "clock jumped".into(),
             Step::Disk { what } => match what {
                 Trouble::Count { .. } | Trouble::Copy { .. } => return None,
