@@ -62,7 +62,8 @@ impl Enlistment {
     }
 
     /// Writes the branch's marker, by which the coordinator tells later that it was committed, and returns the transaction's number as a
-    /// text. It fails (23502, not-null violation) if a newer start of the coordinator has taken the database over.
+    /// text. It fails (23502, not-null violation) if a newer start of the coordinator has taken the database over, or
+    /// the transaction has ended so long ago that its outcome is forgotten.
     pub fn marker(&self) -> &str {
         &self.marker
     }
@@ -94,7 +95,7 @@ impl Begun {
                     barrier: mode.barrier(),
                     marker: format!(
                         "INSERT INTO lockstep.branch(place, owner) VALUES ({place}, (SELECT slot FROM lockstep.owner WHERE slot = 0 AND \
-                         epoch = {})) RETURNING pg_current_xact_id()::text",
+                         epoch = {} AND floor <= {place})) RETURNING pg_current_xact_id()::text",
                         txid.epoch
                     ),
                     prepare: format!("PREPARE TRANSACTION '{name}'"),

@@ -151,6 +151,8 @@ pub(crate) struct Releasable {
     pub csn: Csn,
     /// Preparing stores among them that first write down that they were acked.
     pub keepers: Vec<ParticipantId>,
+    /// Where the first of its transactions began.
+    pub began: Position,
 }
 
 /// A key of an older epoch, while leaders are asked about it.

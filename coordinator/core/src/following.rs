@@ -244,7 +244,8 @@ impl Coordinator {
         keepers.retain(|participant| self.follower(*participant).keeps_acked());
         keepers.sort();
         keepers.dedup();
-        self.releasable.push(Releasable { lsn, csn: decision.key(), keepers });
+        let began = decision.entries.iter().map(|entry| entry.txid.position()).min().expect("a Commit record has entries");
+        self.releasable.push(Releasable { lsn, csn: decision.key(), keepers, began });
     }
 
     /// How far watermarks may go (R-WATERMARK). Sent after the Commits it speaks of, in the same ordered stream.

@@ -80,6 +80,7 @@ mutations! {
     SettleReads, "R-LR", "recovery reads that there is no marker, and inserts none";
     OneScanIsEnough, "R-LR: several leaders", "what waits for leaders to be scanned waits for one of them";
     FloorBeforeScan, "R-LR: the floor", "the floor passes what a leader that has not been scanned may have decided";
+    FloorPassesBranches, "R-MARKER: the floor", "a preparing store drops markers of branches that a later start asks for again";
     FloorApart, "R-LR", "markers below the floor go, and may be inserted again";
     // The log
     FailedAppendAborts, "R-UNKNOWN", "an append that fails is taken for not written: its clients are told aborted";

@@ -3,7 +3,7 @@
 use crate::coordinator::{Coordinator, Pending};
 use crate::event::{Alarm, Effect};
 use crate::follower::{Led, Scan, Session};
-use crate::ids::{Csn, Epoch, ParticipantId, SessionId, Time, Txid};
+use crate::ids::{Csn, Epoch, ParticipantId, Position, SessionId, Time, Txid};
 use crate::message::{Hello, ToParticipant};
 use crate::mutation::{Mutation, broken};
 use crate::record::Record;
@@ -59,11 +59,27 @@ impl Coordinator {
     /// A store that leads is told the floor, if it is there: markers below it may be gone from then on. One that is away has them still.
     pub(crate) fn tell_floor(&mut self, leader: ParticipantId, fx: &mut Vec<Effect>) {
         let floor = self.outcomes.floor();
+        let owed = self.first_told_again(leader).filter(|_| !broken(Mutation::FloorPassesBranches));
+        let floor = owed.map_or(floor, |owed| floor.min(owed));
         let follower = self.follower_mut(leader);
         if follower.open_session().is_some() {
             follower.led.take_if(|led| led.position < floor);
             self.send(leader, ToParticipant::Floor(floor), fx);
         }
+    }
+
+    /// The first transaction of which a later start would tell a preparing store again, for the log does not say that it has acked it: what
+    /// became of its branch is to be found there until then (R-MARKER).
+    fn first_told_again(&self, participant: ParticipantId) -> Option<Position> {
+        let follower = self.follower(participant);
+        if follower.kind != Kind::Preparing {
+            return None;
+        }
+        let open = self.decisions.values().filter(|decision| decision.lsn.is_some()).flat_map(|decision| &decision.entries);
+        let open =
+            open.filter(|entry| entry.csn > follower.acked && entry.branches.contains(&participant)).map(|entry| entry.txid.position());
+        let held = self.releasable.iter().filter(|releasable| releasable.keepers.contains(&participant)).map(|releasable| releasable.began);
+        open.chain(held).min()
     }
 
     /// The log is told, unforced and once in a start, which leaders have answered it: a later start compares it with their owners. Not which

@@ -304,6 +304,7 @@ mod tests {
         (Mutation::TakeBackTellsOne, 47),
         (Mutation::UnfollowedForgotten, 1_593),
         (Mutation::FloorPassesLed, 168),
+        (Mutation::FloorPassesBranches, 5_627),
         (Mutation::DroppedAtApplied, 7),
         (Mutation::AckedAtApplied, 7),
         (Mutation::VisibleIsApplied, 2),
@@ -336,6 +337,12 @@ mod tests {
     #[test]
     fn skip_below_the_floor() {
         check(11_355, &small());
+    }
+
+    /// The floor has passed a committed branch whose ack is not durable when the coordinator dies: its store still has the marker (I12).
+    #[test]
+    fn markers_outlast_acks() {
+        check(5_627, &Options::default());
     }
 
     /// A branch is committed by hand, its transaction is presumed aborted by the next start, and nobody asks about it any more (I12).

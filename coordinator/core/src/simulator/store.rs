@@ -346,6 +346,7 @@ impl Store {
                     }
                     self.live.markers.retain(|txid, _| txid.position() >= *below);
                     self.live.aborted_keys.retain(|_, position| *position >= *below);
+                    self.live.committed.retain(|txid| txid.position() >= *below);
                     self.sync();
                 }
                 StoreReport::Floored
@@ -553,7 +554,7 @@ impl Store {
     pub(crate) fn enlist(&mut self, txid: Txid, operations: &[Operation]) -> bool {
         let work = Work { txid, operations: operations.into(), timeout: 0, trace: None };
         let Some(branch) = read_work(&work) else { return false };
-        let used = self.live.prepared.contains_key(&txid) || self.live.committed.contains(&txid);
+        let used = self.live.prepared.contains_key(&txid) || self.live.committed.contains(&txid) || txid.position() < self.live.floor;
         if used || self.live.locked(&branch) || self.held(&branch) {
             return false;
         }
@@ -650,6 +651,7 @@ impl Store {
                     done.push(txid);
                 }
                 None if self.live.committed.contains(&txid) => missing.push((txid, MarkerEvidence::Committed)),
+                None if txid.position() < self.live.floor => missing.push((txid, MarkerEvidence::Unknowable)),
                 None => missing.push((txid, MarkerEvidence::RolledBack)),
             }
         }
