@@ -7,15 +7,30 @@ use tokio_postgres::types::{Kind, Type};
 
 type Failed = Box<dyn Error + Sync + Send>;
 
+/// Records, arrays and ranges inside one another at most.
+const DEPTH_MAX: usize = 100;
+/// Bytes of a text that is put together, at most: each record doubles the quotes of those in it, so that a few bytes can become any number.
+const TEXT_MAX: usize = 64 << 20;
+/// Dimensions of an array at most (PostgreSQL's MAXDIM).
+const DIMENSIONS_MAX: i32 = 6;
+
 /// The text. An error names the type and what to do.
 pub fn of(ty: &Type, raw: &[u8]) -> Result<String, Failed> {
+    inside(ty, raw, 0)
+}
+
+/// The same of a value that stands in so many others.
+fn inside(ty: &Type, raw: &[u8], depth: usize) -> Result<String, Failed> {
+    if depth > DEPTH_MAX {
+        return Err(format!("a result has records or arrays more than {DEPTH_MAX} deep inside one another").into());
+    }
     let ty = base(ty);
     match ty.kind() {
         Kind::Enum(_) => return utf8(raw),
-        Kind::Array(element) => return array(element, raw),
-        Kind::Range(element) => return range(element, raw),
+        Kind::Array(element) => return array(element, raw, depth),
+        Kind::Range(element) => return range(element, raw, depth),
         Kind::Composite(_) => {
-            return composite(raw, |oid, i| match ty.kind() {
+            return composite(raw, depth, |oid, i| match ty.kind() {
                 Kind::Composite(fields) => fields.get(i).map(|field| field.type_().clone()).filter(|ty| ty.oid() == oid),
                 _ => None,
             });
@@ -53,7 +68,7 @@ pub fn of(ty: &Type, raw: &[u8]) -> Result<String, Failed> {
             let at = from.i64()?.cast_unsigned();
             format!("{:X}/{:X}", at >> 32, at & 0xffff_ffff)
         }
-        Type::RECORD => return composite(raw, |oid, _| Type::from_oid(oid)),
+        Type::RECORD => return composite(raw, depth, |oid, _| Type::from_oid(oid)),
         // Extensions whose binary form is their text.
         _ if matches!(ty.name(), "citext") => utf8(raw)?,
         _ => return Err(unknown(ty)),
@@ -301,11 +316,14 @@ fn bits(mut from: Bytes<'_>) -> Result<String, Failed> {
 }
 
 /// Dimensions, a flag, the element's type; for each dimension its length and lower bound; then the elements.
-fn array(element: &Type, raw: &[u8]) -> Result<String, Failed> {
+fn array(element: &Type, raw: &[u8], depth: usize) -> Result<String, Failed> {
     let mut from = Bytes(raw);
     let (dimensions, _has_null, _element) = (from.i32()?, from.i32()?, from.u32()?);
     if dimensions == 0 {
         return Ok("{}".into());
+    }
+    if dimensions > DIMENSIONS_MAX {
+        return Err(format!("an array of {dimensions} dimensions: at most {DIMENSIONS_MAX}").into());
     }
     let bounds: Vec<(i32, i32)> = (0..dimensions).map(|_| Ok((from.i32()?, from.i32()?))).collect::<Result<_, Failed>>()?;
     let mut text = String::new();
@@ -316,11 +334,16 @@ fn array(element: &Type, raw: &[u8]) -> Result<String, Failed> {
         text.push('=');
     }
     let lengths: Vec<i32> = bounds.into_iter().map(|(length, _)| length).collect();
-    elements(element, &lengths, &mut from, &mut text)?;
+    // Without elements it has no dimensions; with them it has at least their lengths.
+    let count = lengths.iter().try_fold(1i64, |count, length| count.checked_mul(i64::from(*length)).filter(|_| *length > 0));
+    if count.is_none_or(|count| count > (from.0.len() / 4) as i64) {
+        return Err("an array is shorter than its dimensions".into());
+    }
+    elements(element, &lengths, &mut from, depth, &mut text)?;
     Ok(text)
 }
 
-fn elements(element: &Type, lengths: &[i32], from: &mut Bytes<'_>, text: &mut String) -> Result<(), Failed> {
+fn elements(element: &Type, lengths: &[i32], from: &mut Bytes<'_>, depth: usize, text: &mut String) -> Result<(), Failed> {
     let (length, inner) = lengths.split_first().ok_or("an array without dimensions")?;
     text.push('{');
     for i in 0..*length {
@@ -328,12 +351,12 @@ fn elements(element: &Type, lengths: &[i32], from: &mut Bytes<'_>, text: &mut St
             text.push(',');
         }
         if !inner.is_empty() {
-            elements(element, inner, from, text)?;
+            elements(element, inner, from, depth, text)?;
             continue;
         }
         match from.field()? {
             None => text.push_str("NULL"),
-            Some(raw) => push_quoted(&of(element, raw)?, needs_quotes, text),
+            Some(raw) => push_quoted(&inside(element, raw, depth + 1)?, needs_quotes, text)?,
         }
     }
     text.push('}');
@@ -346,9 +369,11 @@ fn needs_quotes(text: &str) -> bool {
         || text.contains(|c: char| matches!(c, '{' | '}' | ',' | '"' | '\\') || c.is_ascii_whitespace() || c == '\u{b}')
 }
 
-fn push_quoted(text: &str, needed: fn(&str) -> bool, out: &mut String) {
+fn push_quoted(text: &str, needed: fn(&str) -> bool, out: &mut String) -> Result<(), Failed> {
+    fits(text, out)?;
     if !needed(text) {
-        return out.push_str(text);
+        out.push_str(text);
+        return Ok(());
     }
     out.push('"');
     for c in text.chars() {
@@ -358,10 +383,18 @@ fn push_quoted(text: &str, needed: fn(&str) -> bool, out: &mut String) {
         out.push(c);
     }
     out.push('"');
+    Ok(())
+}
+
+fn fits(text: &str, out: &str) -> Result<(), Failed> {
+    match text.len() + out.len() > TEXT_MAX {
+        true => Err(format!("a value in the result has more than {TEXT_MAX} bytes as text").into()),
+        false => Ok(()),
+    }
 }
 
 /// Flags, then the bounds that are finite.
-fn range(element: &Type, raw: &[u8]) -> Result<String, Failed> {
+fn range(element: &Type, raw: &[u8], depth: usize) -> Result<String, Failed> {
     let mut from = Bytes(raw);
     let [flags] = from.take()?;
     if flags & 0x01 != 0 {
@@ -372,7 +405,7 @@ fn range(element: &Type, raw: &[u8]) -> Result<String, Failed> {
         if flags & infinite == 0 {
             let bound = from.field()?.ok_or("a range without its bound")?;
             let needed = |text: &str| needs_quotes(text) || text.contains(['(', ')', '[', ']']);
-            push_quoted(&of(element, bound)?, needed, &mut text);
+            push_quoted(&inside(element, bound, depth + 1)?, needed, &mut text)?;
         }
         text.push_str(separator);
     }
@@ -381,7 +414,7 @@ fn range(element: &Type, raw: &[u8]) -> Result<String, Failed> {
 }
 
 /// A count; for each column its type and its field.
-fn composite(raw: &[u8], type_of: impl Fn(u32, usize) -> Option<Type>) -> Result<String, Failed> {
+fn composite(raw: &[u8], depth: usize, type_of: impl Fn(u32, usize) -> Option<Type>) -> Result<String, Failed> {
     let mut from = Bytes(raw);
     let mut text = String::from('(');
     for i in 0..usize::try_from(from.i32()?)? {
@@ -392,7 +425,7 @@ fn composite(raw: &[u8], type_of: impl Fn(u32, usize) -> Option<Type>) -> Result
         if let Some(raw) = from.field()? {
             let ty = type_of(oid, i)
                 .ok_or("a result has a record with a column of a type of its own: cast it to text in the statement (::text)")?;
-            push_record_field(&of(&ty, raw)?, &mut text);
+            push_record_field(&inside(&ty, raw, depth + 1)?, &mut text)?;
         }
     }
     text.push(')');
@@ -400,11 +433,13 @@ fn composite(raw: &[u8], type_of: impl Fn(u32, usize) -> Option<Type>) -> Result
 }
 
 /// A record doubles quotes where an array escapes them.
-fn push_record_field(text: &str, out: &mut String) {
+fn push_record_field(text: &str, out: &mut String) -> Result<(), Failed> {
+    fits(text, out)?;
     let needs_quotes =
         text.is_empty() || text.contains(|c: char| matches!(c, '(' | ')' | ',' | '"' | '\\' | '\u{b}') || c.is_ascii_whitespace());
     if !needs_quotes {
-        return out.push_str(text);
+        out.push_str(text);
+        return Ok(());
     }
     out.push('"');
     for c in text.chars() {
@@ -414,4 +449,48 @@ fn push_record_field(text: &str, out: &mut String) {
         out.push(c);
     }
     out.push('"');
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A record with one column.
+    fn record(oid: u32, content: &[u8]) -> Vec<u8> {
+        [&1i32.to_be_bytes()[..], &oid.to_be_bytes(), &(content.len() as i32).to_be_bytes(), content].concat()
+    }
+
+    fn nested(levels: usize, content: &[u8]) -> Vec<u8> {
+        (1..levels).fold(record(Type::TEXT.oid(), content), |inner, _| record(Type::RECORD.oid(), &inner))
+    }
+
+    /// Each level doubles the quotes: 40 of them would take a terabyte.
+    #[test]
+    fn a_small_record_does_not_become_a_huge_text() {
+        assert_eq!(of(&Type::RECORD, &nested(1, b"a b")).unwrap(), "(\"a b\")");
+        assert!(of(&Type::RECORD, &nested(40, b"\"")).unwrap_err().to_string().contains("bytes as text"));
+    }
+
+    #[test]
+    fn records_are_only_so_deep() {
+        assert!(of(&Type::RECORD, &nested(16, b"a")).is_ok());
+        for levels in [DEPTH_MAX + 2, 2_000] {
+            assert!(of(&Type::RECORD, &nested(levels, b"a")).unwrap_err().to_string().contains("deep"));
+        }
+    }
+
+    #[test]
+    fn an_array_has_what_its_dimensions_say() {
+        let array = |lengths: &[i32]| {
+            let mut raw = [lengths.len() as i32, 0, Type::INT4.oid() as i32].map(i32::to_be_bytes).concat();
+            lengths.iter().for_each(|length| raw.extend([*length, 1].map(i32::to_be_bytes).concat()));
+            raw.extend([4, 7].map(i32::to_be_bytes).concat());
+            of(&Type::INT4_ARRAY, &raw)
+        };
+        assert_eq!(array(&[1]).unwrap(), "{7}");
+        for lengths in [&[i32::MAX, 0][..], &[0], &[-1], &[2, 2], &[1 << 30, 1 << 30, 1 << 30], &[1; 7]] {
+            assert!(array(lengths).is_err(), "{lengths:?}");
+        }
+    }
 }
