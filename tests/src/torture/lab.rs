@@ -142,7 +142,7 @@ impl Lab {
 pub struct Run {
     pub(super) launch: Launch,
     pub(super) daemon: Daemon,
-    crowd: Arc<Crowd>,
+    pub(super) crowd: Arc<Crowd>,
     proxies: HashMap<Link, Proxy>,
     attending: Option<tokio::task::JoinHandle<()>>,
     pub(super) played: Played,
