@@ -113,10 +113,27 @@ async fn disks_that_fail() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Sled takes an error at reading for the end of its file, and writes over the rest: so it is read before sled opens it. The log is as it was
+/// when the disk is well again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_cannot_be_read_is_left_alone() -> anyhow::Result<()> {
+    let fault = disk_faults::Fault { files: vec!["log/db".into()], calls: vec![Call::Read], ailment: Ailment::Io, first: 1, count: None };
+    let mut schedule = disks::counting(1, Setting::LogDecided);
+    schedule.steps = vec![
+        Step::Run { ms: 400 },
+        Step::Disk { what: Trouble::Fail { fault, when: When::Start, ms: 300, then: Then::GoOn } },
+        Step::Run { ms: 100 },
+    ];
+    let played = play(&schedule).await?;
+    ensure!(played.observed.reasons.keys().any(|reason| reason.contains("cannot read the decision log")), "{:?}", played.observed.reasons);
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn power_is_lost_under_all_stores_at_once() -> anyhow::Result<()> {
     let mut schedule = disks::schedule(6, 6, &mut vec![(Setting::SmallFiles, Vec::new())]);
-    schedule.steps.push(Step::Disk { what: Trouble::LosePower { ms: 500, seed: 3 } });
+    let lose = |seed| Step::Disk { what: Trouble::LosePower { ms: 500, seed } };
+    schedule.steps = vec![Step::Run { ms: 100 }, lose(3), Step::Run { ms: 50 }, lose(4)];
     let played = play(&schedule).await?;
     ensure!(played.observed.power_losses > 1, "the power was not lost");
     Ok(())
@@ -125,14 +142,16 @@ async fn power_is_lost_under_all_stores_at_once() -> anyhow::Result<()> {
 /// What cannot be mended from elsewhere is refused at once; the log's older copy is a loss that stores can prove (R-LOGLOSS).
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn damage_is_refused_or_mended() -> anyhow::Result<()> {
-    let cases = [
-        (Wound::Flip, "index/store", Some(Verdict::NotStarted)),
-        (Wound::Flip, "log/db", None),
-        (Wound::Gone, "log/db", Some(Verdict::NotStarted)),
-        (Wound::Gone, "sqlite", None),
-        (Wound::Cut, "index/meta.json", Some(Verdict::NotStarted)),
-        (Wound::Older, "log", Some(Verdict::Refused)),
-        (Wound::Older, "index", None),
+    use Verdict::{NotStarted, Recorded, Recovered, Refused};
+    let cases: [(Wound, &str, &[Verdict]); 7] = [
+        // A file of a commit that is over may be damaged as it likes.
+        (Wound::Flip, "index/store", &[NotStarted, Recovered]),
+        (Wound::Flip, "log/db", &[NotStarted, Refused, Recovered]),
+        (Wound::Gone, "log/db", &[NotStarted]),
+        (Wound::Gone, "sqlite", &[NotStarted, Refused]),
+        (Wound::Cut, "index/meta.json", &[NotStarted]),
+        (Wound::Older, "log", &[NotStarted, Refused, Recorded]),
+        (Wound::Older, "index", &[NotStarted, Refused, Recovered]),
     ];
     for (number, (wound, what, expected)) in cases.into_iter().enumerate() {
         let mut schedule = disks::schedule(number as u64, 1, &mut vec![(Setting::LogDecided, Vec::new())]);
@@ -147,9 +166,7 @@ async fn damage_is_refused_or_mended() -> anyhow::Result<()> {
         let played = play(&schedule).await?;
         let verdicts: BTreeSet<Verdict> = played.observed.verdicts.keys().map(|(.., verdict)| *verdict).collect();
         ensure!(!verdicts.is_empty(), "{wound:?} {what}: no verdict");
-        if let Some(expected) = expected {
-            ensure!(verdicts.contains(&expected), "{wound:?} {what}: {verdicts:?}");
-        }
+        ensure!(verdicts.iter().all(|verdict| expected.contains(verdict)), "{wound:?} {what}: {verdicts:?}");
     }
     Ok(())
 }

@@ -9,6 +9,8 @@
 //! - dropping it after an error would write and sync once more, and panic if that fails: it is leaked instead (R-FSYNC);
 //! - its batches (`apply_batch`) keep it from freeing segments as fast as it fills them: with 400 records a batch the file grew by all
 //!   that was written. So changes go in one by one;
+//! - an error of the disk in its own recovery it takes for the end of what there is, and writes over the rest: its file is read as a whole
+//!   before it is opened;
 //! - what it reads it trusts, and panics where that is impossible: caught at a start, and told as the damage that it is;
 //! - concurrent flushes can hang, so whoever writes owns the engine.
 
@@ -20,7 +22,7 @@ use super::{LogError, Metrics, Step, StepFault, failure, reread, step};
 use crate::failpoints;
 use sled::IVec;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -52,7 +54,10 @@ impl Engine {
         let io = |doing: &'static str| move |error: io::Error| failure(folder, doing, &error);
         delete_half_snapshots(folder).map_err(io("clean"))?;
         match File::open(folder.join("db")) {
-            Ok(file) => reread(&file).map_err(io("force"))?,
+            Ok(file) => {
+                reread(&file).map_err(io("force"))?;
+                read_through(file).map_err(io("read"))?;
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(io("open")(error)),
         }
@@ -178,6 +183,19 @@ pub fn caught<T>(folder: &Path, read: impl FnOnce() -> Result<T, LogError>) -> R
         let folder = folder.display();
         Err(LogError::Corrupt(format!("the decision log in {folder} is damaged: its engine cannot make sense of its files; restore them")))
     })
+}
+
+/// Reads all of a file: what the disk cannot read is told before the engine meets it, and the engine finds the rest in memory.
+fn read_through(mut file: File) -> io::Result<()> {
+    let mut bytes = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut bytes) {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 fn sync(path: &Path) -> io::Result<()> {

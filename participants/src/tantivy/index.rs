@@ -13,9 +13,10 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
+use tantivy::directory::error::OpenReadError;
 use tantivy::index::SegmentComponent;
 use tantivy::indexer::{IndexWriterOptions, UserOperation};
-use tantivy::{Index, IndexSettings, IndexWriter, Term};
+use tantivy::{Index, IndexSettings, IndexWriter, TantivyError, Term};
 
 /// An open index. Dropped, it leaves what its last commit left, and nothing of it writes any more.
 pub(super) struct Writer {
@@ -360,7 +361,11 @@ const COMPONENTS: &[SegmentComponent] = &[
 pub(super) fn check(folder: &Path, limit: u64) -> Result<(), StoreError> {
     let damaged = |path: &Path, how: &str| StoreError::Refused(format!("{} is damaged: {how}: restore the store", path.display()));
     let directory = FencedDirectory::open(folder, Fence::new()).map_err(broken)?;
-    let index = Index::open(directory).map_err(|error| damaged(&folder.join(META), &error.to_string()))?;
+    let unread = |path: &Path, error: &dyn std::fmt::Display| StoreError::Broken(format!("{} cannot be read: {error}", path.display()));
+    let index = Index::open(directory).map_err(|error| match &error {
+        TantivyError::OpenReadError(reading) if is_of_the_disk(reading) => unread(&folder.join(META), reading),
+        _ => damaged(&folder.join(META), &error.to_string()),
+    })?;
     let metas = index.load_metas().map_err(broken)?;
     let mut files: Vec<(u64, PathBuf)> = Vec::new();
     for segment in &metas.segments {
@@ -385,10 +390,16 @@ pub(super) fn check(folder: &Path, limit: u64) -> Result<(), StoreError> {
         match index.directory().validate_checksum(name) {
             Ok(true) => {}
             Ok(false) => return Err(damaged(&folder.join(name), "its checksum is another one")),
+            Err(error) if is_of_the_disk(&error) => return Err(unread(&folder.join(name), &error)),
             Err(error) => return Err(damaged(&folder.join(name), &error.to_string())),
         }
     }
     Ok(())
+}
+
+/// Whether the disk could not read, rather than the file being another one.
+fn is_of_the_disk(error: &OpenReadError) -> bool {
+    matches!(error, OpenReadError::IoError { io_error, .. } if io_error.raw_os_error().is_some())
 }
 
 /// Any error of Tantivy: what is in memory can't be trusted any more. After a full disk the same writer would say Ok and have lost

@@ -40,6 +40,8 @@ pub struct Crowd {
     unknown: Mutex<Vec<(Op, RequestId)>>,
     trouble: Mutex<Vec<String>>,
     enough: AtomicBool,
+    held: AtomicBool,
+    under_way: AtomicU64,
 }
 
 /// How documents are read.
@@ -74,6 +76,8 @@ impl Crowd {
             unknown: Mutex::default(),
             trouble: Mutex::default(),
             enough: AtomicBool::new(false),
+            held: AtomicBool::new(false),
+            under_way: AtomicU64::new(0),
         }
     }
 
@@ -92,11 +96,30 @@ impl Crowd {
         self.enough.store(true, Ordering::Relaxed);
     }
 
+    /// Nobody begins anything; on return nothing is under way.
+    pub async fn hold(&self) {
+        self.held.store(true, Ordering::SeqCst);
+        while self.under_way.load(Ordering::SeqCst) > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// They go on.
+    pub fn go_on(&self) {
+        self.held.store(false, Ordering::SeqCst);
+    }
+
     /// Operations until [`Crowd::stop`], one after the other.
     pub async fn run(self: Arc<Self>, process: u32, seed: u64, mix: Mix) {
         let mut random = ChaCha8Rng::seed_from_u64(seed.wrapping_mul(1_000).wrapping_add(process.into()));
         let mut token = None;
         while !self.enough.load(Ordering::Relaxed) {
+            self.under_way.fetch_add(1, Ordering::SeqCst);
+            if self.held.load(Ordering::SeqCst) {
+                self.under_way.fetch_sub(1, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                continue;
+            }
             if random.random_range(0..100) < mix.reads {
                 let keys = self.keys(&mut random, mix.keys);
                 let at_least = token.as_ref().filter(|_| random.random_bool(0.5));
@@ -108,6 +131,7 @@ impl Crowd {
             } else if let Some(new) = self.append(process, &mut random, mix, token.as_ref()).await {
                 token = Some(new);
             }
+            self.under_way.fetch_sub(1, Ordering::SeqCst);
             if mix.pause_ms > 0 {
                 tokio::time::sleep(Duration::from_millis(random.random_range(0..=mix.pause_ms))).await;
             }

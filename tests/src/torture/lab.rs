@@ -138,7 +138,7 @@ impl Lab {
 pub struct Run {
     pub(super) launch: Launch,
     pub(super) daemon: Daemon,
-    crowd: Arc<Crowd>,
+    pub(super) crowd: Arc<Crowd>,
     proxies: HashMap<Link, Proxy>,
     participant: Option<Participant>,
     pub(super) played: Played,
