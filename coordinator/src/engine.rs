@@ -42,6 +42,7 @@ pub fn start(configuration: &Configuration, began: Instant) -> anyhow::Result<Ru
         queue_events: configuration.limits.queue_events,
         identity: Identity { coord_id: machine.owner().coord_id, log_id: machine.log_id() },
         position: machine.position(),
+        before: machine.last_csn(),
     });
     let meters = Meters::default();
     let (tracer, export) = traces::start(&configuration.traces, handle.shared(), machine.owner(), &meters)?.unzip();

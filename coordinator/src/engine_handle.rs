@@ -12,12 +12,12 @@ use crate::verification::Lacking;
 use crate::view::Pulse;
 use lockstep_core::{
     AdminAction, Audit, CoordId, Csn, Epoch, Event, FromParticipant, Kind, LogId, Owner, ParticipantId, Position, Reply, Role, SessionId,
-    Ticket, Time, ToParticipant, Vote, Work,
+    Ticket, Time, ToParticipant, Token, Vote, Work,
 };
 use lockstep_participants::applications::Applications;
 use lockstep_participants::{Reader, StoreError, WorkerHandle};
 use lockstep_proto::v1;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -254,6 +254,9 @@ pub struct Shared {
     position: AtomicU64,
     phase: watch::Sender<Phase>,
     identity: RwLock<Identity>,
+    before: Csn,
+    /// Stores that have followed up to there.
+    caught_up: RwLock<FxHashSet<ParticipantId>>,
 }
 
 /// A started engine, as the daemon holds it.
@@ -278,6 +281,8 @@ pub struct HandleParts {
     pub identity: Identity,
     /// Where the machine stands.
     pub position: Position,
+    /// The last CSN of earlier starts.
+    pub before: Csn,
 }
 
 impl EngineHandle {
@@ -296,6 +301,8 @@ impl EngineHandle {
             position: AtomicU64::new(pack(parts.position)),
             phase: watch::Sender::new(Phase::Starting),
             identity: RwLock::new(parts.identity),
+            before: parts.before,
+            caught_up: RwLock::default(),
         };
         (EngineHandle { shared: Arc::new(shared), queue }, messages)
     }
@@ -426,6 +433,25 @@ impl EngineHandle {
     /// Whose log, and which.
     pub fn identity(&self) -> Identity {
         *self.shared.identity.read().expect("nobody panics while holding the identity")
+    }
+
+    /// How far this store has to follow before what it shows is what it showed in earlier starts; `None` once it has, and where nothing that
+    /// was shown can be lost. A serial executor's commits are not forced: power loss takes them back until the log is followed again.
+    pub fn showed_before(&self, store: &Registered) -> Option<Token> {
+        match store.kind {
+            Kind::Preparing | Kind::Redo | Kind::Leader => None,
+            Kind::Serial if self.shared.before == Csn::ZERO || self.caught_up().contains(&store.id) => None,
+            Kind::Serial => Some(Token { log_id: self.identity().log_id, csn: self.shared.before }),
+        }
+    }
+
+    /// It has followed so far.
+    pub fn shows_again(&self, store: ParticipantId) {
+        self.shared.caught_up.write().expect("nobody panics while holding it").insert(store);
+    }
+
+    fn caught_up(&self) -> std::sync::RwLockReadGuard<'_, FxHashSet<ParticipantId>> {
+        self.shared.caught_up.read().expect("nobody panics while holding it")
     }
 
     /// What the daemon is doing, and changes of it.
@@ -696,8 +722,13 @@ mod tests {
     #[test]
     fn a_full_queue_is_said_so_and_room_returns_with_the_message() {
         let identity = Identity { coord_id: CoordId(1), log_id: LogId(2) };
-        let (handle, messages) =
-            EngineHandle::new(HandleParts { registry: Registry::default(), queue_events: 1, identity, position: Position::default() });
+        let (handle, messages) = EngineHandle::new(HandleParts {
+            registry: Registry::default(),
+            queue_events: 1,
+            identity,
+            position: Position::default(),
+            before: Csn::ZERO,
+        });
         let submit = || handle.submit(handle.ticket(), Event::Tick, Answer::Nobody);
         assert_eq!(submit(), Ok(()));
         assert_eq!(submit(), Err(Overloaded));

@@ -92,6 +92,7 @@ mod tests {
             queue_events: 1,
             identity: Identity { coord_id: CoordId(1), log_id: LogId(1) },
             position: Position { epoch: Epoch(1), n: 0 },
+            before: lockstep_core::Csn::ZERO,
         })
     }
 

@@ -124,6 +124,11 @@ impl Coordinator {
         self.owner
     }
 
+    /// The last CSN that it knows.
+    pub fn last_csn(&self) -> Csn {
+        self.last_csn
+    }
+
     /// The log's identity.
     pub fn log_id(&self) -> LogId {
         self.log_id

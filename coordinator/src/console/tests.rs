@@ -27,6 +27,7 @@ impl Lab {
             queue_events: 16,
             identity: Identity { coord_id: CoordId(1), log_id: LogId(1) },
             position: Position { epoch: Epoch(1), n: 0 },
+            before: lockstep_core::Csn::ZERO,
         });
         let orders = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&orders);

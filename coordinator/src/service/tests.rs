@@ -14,6 +14,7 @@ use lockstep_proto::v1::admin_service_client::AdminServiceClient;
 use lockstep_proto::v1::participant_service_client::ParticipantServiceClient;
 use lockstep_proto::v1::transaction_service_client::TransactionServiceClient;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -25,6 +26,7 @@ use v1::outcome::Outcome as O;
 
 const IDENTITY: Identity = Identity { coord_id: CoordId(7), log_id: LogId(8) };
 const HERE: Position = Position { epoch: Epoch(3), n: 17 };
+const BEFORE: Position = Position { epoch: Epoch(2), n: 7 };
 
 /// A server, and what reaches its engine.
 struct Server {
@@ -46,7 +48,8 @@ impl Server {
             entry(2, "index", "tantivy", Role::Index, Kind::Redo),
             entry(3, "far", "remote", Role::Database, Kind::Preparing),
         ]);
-        let parts = HandleParts { registry, queue_events: configuration.limits.queue_events, identity: IDENTITY, position: HERE };
+        let queue_events = configuration.limits.queue_events;
+        let parts = HandleParts { registry, queue_events, identity: IDENTITY, position: HERE, before: Csn::new(BEFORE.epoch, BEFORE.n) };
         let (engine, messages) = EngineHandle::new(parts);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -310,6 +313,38 @@ async fn a_store_that_is_behind_says_where_it_stands() {
     assert_eq!(behind.code(), Code::DeadlineExceeded);
     assert!(behind.message().contains("up to CSN 3.4"), "{behind}");
     assert_eq!(behind.metadata().get("lockstep-behind-csn").unwrap(), &Csn::new(Epoch(3), 4).to_u64().to_string());
+}
+
+/// Power loss may have taken back what a store showed whose commits are not forced: it is read once it has followed the log again.
+#[tokio::test]
+async fn a_read_waits_until_the_store_shows_what_it_showed_before() {
+    let mut server = Server::start(&[]).await;
+    let messages = server.messages.take().unwrap();
+    let questions = Arc::new(AtomicUsize::new(0));
+    let asked = Arc::clone(&questions);
+    std::thread::spawn(move || {
+        for message in messages {
+            let EngineMessage::Submit(submissions, _room) = message else { continue };
+            for submission in submissions {
+                let Event::AtLeast { participant: ParticipantId(1), token, .. } = submission.event else {
+                    panic!("{:?}", submission.event)
+                };
+                assert_eq!((token.csn.epoch(), token.csn.n()), (BEFORE.epoch, BEFORE.n));
+                let first = asked.fetch_add(1, Ordering::Relaxed) == 0;
+                submission.answer.give(if first { Reply::Behind(Csn::ZERO) } else { Reply::Reached(token.csn) });
+            }
+        }
+    });
+    let mut transactions = server.transactions();
+    let query = v1::QueryRequest { store: "db".into(), sql: "SELECT 1".into(), ..v1::QueryRequest::default() };
+    let search = v1::SearchRequest { store: "index".into(), query: "*".into(), ..v1::SearchRequest::default() };
+    assert_eq!(transactions.query(query.clone()).await.unwrap_err().code(), Code::DeadlineExceeded);
+    // Nothing can be read here; but it is tried.
+    for _ in 0..2 {
+        assert_eq!(transactions.query(query.clone()).await.unwrap_err().code(), Code::FailedPrecondition);
+        assert_eq!(transactions.search(search.clone()).await.unwrap_err().code(), Code::FailedPrecondition);
+    }
+    assert_eq!(questions.load(Ordering::Relaxed), 2, "once it shows them, nobody waits any more");
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use super::stream::{self, Writer};
 use super::translate::{self, Translator};
 use crate::engine_handle::Registered;
 use crate::security::{Caller, Role};
-use lockstep_core::{Csn, Event, ParticipantId, Reply};
+use lockstep_core::{Csn, Event, ParticipantId, Reply, Token};
 use lockstep_participants::{ReadLimits, Reader, StoreError};
 use lockstep_proto::v1;
 use lockstep_proto::v1::transaction_service_server::TransactionService;
@@ -155,12 +155,20 @@ impl Transactions {
         names.named(name).ok_or_else(|| Status::not_found(format!("store: {}", translate::unknown_store(name, names))))
     }
 
-    /// Waits until the store has followed as far as the token says; no token, no wait.
+    /// Waits until the store has followed as far as the token says; without one, until it shows all that it showed before this start.
     async fn at_least(&self, store: &Registered, token: &[u8], wait_ms: u32) -> Result<(), Status> {
-        if token.is_empty() {
-            return Ok(());
+        match self.0.engine.showed_before(store) {
+            Some(before) if token.is_empty() => {
+                self.followed(store, before, wait_ms).await?;
+                self.0.engine.shows_again(store.id);
+                Ok(())
+            }
+            None if token.is_empty() => Ok(()),
+            Some(_) | None => self.followed(store, translate::token(token).map_err(Status::invalid_argument)?, wait_ms).await,
         }
-        let token = translate::token(token).map_err(Status::invalid_argument)?;
+    }
+
+    async fn followed(&self, store: &Registered, token: Token, wait_ms: u32) -> Result<(), Status> {
         let engine = &self.0.engine;
         let deadline = engine.now().after(self.0.configuration.timeouts.wait(wait_ms).as_micros() as u64);
         let participant: ParticipantId = store.id;
@@ -214,7 +222,8 @@ impl Transactions {
 }
 
 fn behind(store: &Registered, wanted: Csn, at: Csn) -> Status {
-    let sentence = format!("store `{}` is behind: it has followed up to CSN {at}, at_least asks for {wanted}; ask again", store.name);
+    let sentence =
+        format!("store `{}` is behind: it has followed up to CSN {at}, and is to be read from {wanted} on; ask again", store.name);
     with_metadata(Status::new(Code::DeadlineExceeded, sentence), BEHIND_METADATA, &at.to_u64().to_string())
 }
 
