@@ -72,6 +72,8 @@ pub struct Follower {
     pub loss_noted: bool,
     /// The newest transaction that it is known to have decided, until it is told a floor above it (R-STORELOSS).
     pub led: Option<Led>,
+    /// How far the floor may go for what it has prepared: known when a Floor has become durable, and with it what was said before it.
+    pub floor_for_branches: Position,
     /// Whether the log was told that this leader has answered this start.
     pub answer_noted: bool,
     /// The highest CSN among the markers of the scan under way.
@@ -216,6 +218,7 @@ impl Follower {
             stale_owner: None,
             loss_noted: false,
             led: None,
+            floor_for_branches: Position::default(),
             answer_noted: false,
             scanned: Csn::ZERO,
         }

@@ -172,6 +172,7 @@ impl Coordinator {
         self.floor_pending = false;
         self.answer_below(now, position, fx);
         self.outcomes.raise_floor(position);
+        self.raise_floor_for_branches();
         for i in 0..self.followers.len() {
             if self.followers[i].leads() {
                 self.tell_floor(self.followers[i].id, fx);

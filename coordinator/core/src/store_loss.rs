@@ -58,28 +58,38 @@ impl Coordinator {
 
     /// A store that leads is told the floor, if it is there: markers below it may be gone from then on. One that is away has them still.
     pub(crate) fn tell_floor(&mut self, leader: ParticipantId, fx: &mut Vec<Effect>) {
-        let floor = self.outcomes.floor();
-        let owed = self.first_told_again(leader).filter(|_| !broken(Mutation::FloorPassesBranches));
-        let floor = owed.map_or(floor, |owed| floor.min(owed));
+        let mut floor = self.outcomes.floor();
         let follower = self.follower_mut(leader);
+        if follower.kind == Kind::Preparing && !broken(Mutation::FloorPassesBranches) {
+            floor = floor.min(follower.floor_for_branches);
+        }
         if follower.open_session().is_some() {
             follower.led.take_if(|led| led.position < floor);
             self.send(leader, ToParticipant::Floor(floor), fx);
         }
     }
 
-    /// The first transaction of which a later start would tell a preparing store again, for the log does not say that it has acked it: what
-    /// became of its branch is to be found there until then (R-MARKER).
-    fn first_told_again(&self, participant: ParticipantId) -> Option<Position> {
-        let follower = self.follower(participant);
-        if follower.kind != Kind::Preparing {
-            return None;
+    /// A Floor has become durable. For what preparing stores have prepared it goes as far only as no later start tells them again: what became
+    /// of a branch is to be found there until the log says that it was acked (R-MARKER).
+    pub(crate) fn raise_floor_for_branches(&mut self) {
+        for i in 0..self.followers.len() {
+            if self.followers[i].kind == Kind::Preparing {
+                let told_again = self.first_told_again(ParticipantId(i as u16));
+                let floor = told_again.map_or(self.outcomes.floor(), |first| first.min(self.outcomes.floor()));
+                let follower = &mut self.followers[i];
+                follower.floor_for_branches = follower.floor_for_branches.max(floor);
+            }
         }
-        let open = self.decisions.values().filter(|decision| decision.lsn.is_some()).flat_map(|decision| &decision.entries);
-        let open =
-            open.filter(|entry| entry.csn > follower.acked && entry.branches.contains(&participant)).map(|entry| entry.txid.position());
-        let held = self.releasable.iter().filter(|releasable| releasable.keepers.contains(&participant)).map(|releasable| releasable.began);
-        open.chain(held).min()
+    }
+
+    /// Where the first transaction began of which a later start may tell this preparing store again. The Ends that were noted before the Floor
+    /// are durable with it, and so is how far a store was acked.
+    fn first_told_again(&self, participant: ParticipantId) -> Option<Position> {
+        let open = self.decisions.values().flat_map(|decision| &decision.entries).filter(|entry| entry.branches.contains(&participant));
+        let open = open.map(|entry| entry.txid.position());
+        let held = self.releasable.iter().map(|releasable| releasable.began);
+        let live = self.transactions.values().filter(|t| t.branches.iter().any(|branch| branch.participant == participant));
+        open.chain(held).chain(live.map(|t| t.txid.position())).chain(self.ended.iter().map(|txid| txid.position())).min()
     }
 
     /// The log is told, unforced and once in a start, which leaders have answered it: a later start compares it with their owners. Not which
