@@ -152,6 +152,7 @@ pub struct DiskLab {
     /// Something fails now.
     armed: bool,
     damage: Option<Hurt>,
+    given_up: bool,
     /// What was said since the last step.
     said: BTreeSet<String>,
 }
@@ -212,7 +213,7 @@ impl DiskLab {
         let (faults, shadow) = (libraries.faults.clone(), libraries.shadow.clone());
         let control = Control::create(folder.join("faults"))?;
         let (data, copies, said) = (data.canonicalize()?, Vec::new(), BTreeSet::new());
-        Ok(DiskLab { faults, shadow, control, data, copies, wounded: false, armed: false, damage: None, said })
+        Ok(DiskLab { faults, shadow, control, data, copies, wounded: false, armed: false, damage: None, given_up: false, said })
     }
 
     /// What a daemon is started with.
@@ -228,6 +229,11 @@ impl DiskLab {
     /// The daemon is started again: what has failed before is no excuse any more.
     pub fn started(&mut self) {
         self.wounded = self.armed;
+    }
+
+    /// Whether it does not start on its damaged files: nothing more can come of it.
+    pub fn is_given_up(&self) -> bool {
+        self.given_up
     }
 
     /// Whether its files are damaged.
@@ -351,7 +357,7 @@ impl Run {
         let image = disk.after(loss, &journal, &mut random);
         replace(&data, &image)?;
         self.played.observed.power_losses += 1;
-        self.up_before_clients().await
+        self.up(None).await
     }
 
     async fn damage(&mut self, damage: &Damage, clean: bool) -> anyhow::Result<()> {
@@ -374,8 +380,7 @@ impl Run {
         self.up_before_clients().await
     }
 
-    /// A start whose replay clients do not see: a store that has lost what was not forced shows less until it has followed the log again, and
-    /// a read without a token does not wait for that.
+    /// A start whose replay clients do not see: a store that was put back shows less until that is noticed, or the log followed again.
     async fn up_before_clients(&mut self) -> anyhow::Result<()> {
         self.crowd.hold().await;
         self.up(None).await?;
@@ -459,6 +464,9 @@ impl Run {
     }
 
     fn verdict(&mut self, verdict: Verdict) {
+        if let (Some(disk), Verdict::NotStarted) = (&mut self.disk, verdict) {
+            disk.given_up = disk.is_damaged();
+        }
         if let Some(hurt) = self.disk.as_ref().and_then(|disk| disk.damage.clone()) {
             *self.played.observed.verdicts.entry((hurt.damage.wound, hurt.damage.what, verdict)).or_default() += 1;
         }
@@ -641,7 +649,9 @@ fn complaints(status: &StatusReply) -> Vec<String> {
 /// A sentence that tells an operator where to look.
 fn is_clear(reason: &str) -> bool {
     let places = ["record ", "LSN ", "CSN ", "epoch ", "/log", "store `", ".sqlite", "index", "database", "decision log", "data folder"];
-    places.iter().any(|place| reason.contains(place)) && !reason.contains("panicked")
+    // Tantivy's words for a writer that the disk has ended.
+    let said = reason.replace("(io::Error most likely) or panicked", "");
+    places.iter().any(|place| said.contains(place)) && !said.contains("panicked")
 }
 
 /// The same for all runs: without times, names and numbers of one.

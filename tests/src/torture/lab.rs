@@ -352,7 +352,7 @@ impl Run {
 
     /// Nothing more can come of it: it does not start on its damaged files.
     fn is_over(&self) -> bool {
-        self.daemon.id().is_none() && self.disk.as_ref().is_some_and(DiskLab::is_damaged)
+        self.daemon.id().is_none() && self.disk.as_ref().is_some_and(DiskLab::is_given_up)
     }
 
     /// It is nobody's doing but its own if it has ended.

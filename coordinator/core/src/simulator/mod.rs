@@ -343,6 +343,8 @@ mod tests {
     #[test]
     fn markers_outlast_acks() {
         check(5_627, &Options::default());
+        // A store that does not keep how far it was acked: the same, after a start that has scanned it.
+        check(51_721, &Options::default());
     }
 
     /// A branch is committed by hand, its transaction is presumed aborted by the next start, and nobody asks about it any more (I12).
