@@ -54,12 +54,7 @@ pub fn lab(schema: &str) -> Lab {
 }
 
 pub fn lab_with(schema: &str, change: impl FnOnce(&mut SqliteOptions)) -> Lab {
-    lab_in(quick_folder(), schema, change)
-}
-
-/// A temporary folder in memory, where there is such a thing: no test here looks at what a disk does.
-fn quick_folder() -> TempDir {
-    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+    lab_in(lockstep_servers::quick_folder().unwrap(), schema, change)
 }
 
 pub fn lab_in(folder: TempDir, schema: &str, change: impl FnOnce(&mut SqliteOptions)) -> Lab {
@@ -126,7 +121,7 @@ impl Lab {
 
     /// The file as a crash at this moment would leave it.
     pub fn image(&self) -> Image {
-        let folder = quick_folder();
+        let folder = lockstep_servers::quick_folder().unwrap();
         for name in ["data.db", "data.db-wal"] {
             let from = self.folder.path().join(name);
             if from.exists() {

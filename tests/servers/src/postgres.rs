@@ -280,7 +280,7 @@ fn try_binary(name: &str) -> anyhow::Result<PathBuf> {
 /// A new folder of the server's user.
 fn new_folder(place: Place) -> anyhow::Result<tempfile::TempDir> {
     let folder = match place {
-        Place::Memory => tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())?,
+        Place::Memory => crate::quick_folder()?,
         Place::Disk => tempfile::tempdir()?,
     };
     give_to_server(folder.path(), 0o711)?;

@@ -101,8 +101,7 @@ impl Lab {
         schedule: &Schedule,
         more: impl AsyncFnOnce(&mut Run) -> anyhow::Result<()>,
     ) -> anyhow::Result<Played> {
-        let folder =
-            if schedule.in_memory { tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())? } else { tempfile::tempdir()? };
+        let folder = if schedule.in_memory { lockstep_servers::quick_folder()? } else { tempfile::tempdir()? };
         let disk = if schedule.steps.iter().any(|step| matches!(step, Step::Disk { .. })) {
             let libraries = match self.libraries.take() {
                 Some(libraries) => libraries,
@@ -307,7 +306,8 @@ impl Run {
                 proxy.set(Fault::None);
             }
             Step::Meddle { sql } => {
-                self.daemon.kill();
+                // At rest: what is decided and not applied yet would stand still before a row that is gone.
+                self.daemon.stop().await?;
                 let database = rusqlite::Connection::open(self.launch.data_dir.join("db.sqlite"))?;
                 anyhow::ensure!(database.execute(sql, [])? > 0, "`{sql}` changes nothing");
             }

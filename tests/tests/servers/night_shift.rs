@@ -87,7 +87,7 @@ async fn the_index_refuses_one_document() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let mut daemon = Daemon::start(launch(folder.path(), Some("store.index.before_commit:2:pause"), &configuration)?).await?;
     let client = workload::connect(&daemon.url()).await?;
-    daemon.wait_for(MEND, all_up).await?;
+    daemon.wait_for(MEND, mended).await?;
     client.migrate("index", r#"{"mappings":{"dynamic":false,"properties":{"item":{"type":"keyword"}}}}"#).await?;
     one(&client, "first", "item-1").await?;
     let writing = tokio::spawn({
@@ -304,6 +304,7 @@ async fn a_participant_is_removed_while_it_holds_branches() -> anyhow::Result<()
     shift.note("It is put into the configuration again, until nothing waits for it.");
     daemon.relaunch(launch(folder.path(), None, &with)?).await?;
     shift.runs(&daemon, &["wait", "--timeout", "60s"], Exit::Ok).await?;
+    daemon.wait_for(MEND, mended).await?;
     shift.runs(&daemon, &["status"], Exit::Ok).await?;
     ensure!(psql(&other, "SELECT count(*) FROM t") == "1");
     daemon.kill();
@@ -363,6 +364,7 @@ async fn postgres_is_restored_to_yesterday() -> anyhow::Result<()> {
     daemon.start_again().await?;
     daemon.wait_for(MEND, all_up).await?;
     shift.runs(&daemon, &["wait", "--timeout", "60s"], Exit::Ok).await?;
+    daemon.wait_for(MEND, mended).await?;
     shift.runs(&daemon, &["status"], Exit::Ok).await?;
     ensure!(psql(&url, "SELECT string_agg(id, ',' ORDER BY id) FROM journal") == "today-1,today-2,yesterday");
     one(&client, "tomorrow", "item").await?;
