@@ -4,6 +4,7 @@ pub mod clock;
 pub mod command_line;
 pub mod disk_faults;
 pub mod history;
+pub mod own_network;
 pub mod power_loss;
 pub mod proxy;
 pub mod remote_participant;

@@ -2,6 +2,7 @@
 
 use anyhow::ensure;
 use lockstep_tests::disk_faults::{self, Ailment, Call};
+use lockstep_tests::own_network::OwnNetwork;
 use lockstep_tests::proxy::Fault;
 use lockstep_tests::torture::disks::{self, Damage, Then, Trouble, Verdict, When, Wound};
 use lockstep_tests::torture::lab::{Lab, Played};
@@ -69,6 +70,26 @@ async fn networks_of_every_kind() -> anyhow::Result<()> {
     steps.push(Step::KillServer { who: Who::Index, ms: 50 });
     let mix = Mix { impatient: 40, ..mix };
     play(&Schedule { seed: 1, setting: Setting::Remote, clients: 6, mix, in_memory: true, proxied: true, steps }).await?;
+    Ok(())
+}
+
+/// Everybody's link at once; a network of its own takes a thread of its own, with all that runs on it.
+#[test]
+fn links_are_taken_down() -> anyhow::Result<()> {
+    let network = match OwnNetwork::enter() {
+        Ok(network) => network,
+        Err(error) => {
+            println!("skipped: {error:#}");
+            return Ok(());
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let mix = networks::schedule(round(0)).mix;
+    let steps = vec![Step::Run { ms: 200 }, Step::LinkDown { ms: 300 }, Step::Run { ms: 200 }, Step::LinkDown { ms: 2_500 }];
+    let schedule = Schedule { seed: 1, setting: Setting::Remote, clients: 6, mix, in_memory: true, proxied: true, steps };
+    let played = runtime.block_on(async { lab().within(network).play(&schedule).await })?;
+    ensure!(played.findings.is_empty(), "{:#?}\n{:#?}", played.findings, played.transcript);
+    ensure!(played.transactions > 0 && played.faults.values().sum::<u64>() == 2, "{played:?}");
     Ok(())
 }
 

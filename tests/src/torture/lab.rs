@@ -6,6 +6,7 @@ use super::participant::{self, Participant};
 use super::schedule::{Link, Schedule, Setting, Step, Who};
 use crate::clock::Clock;
 use crate::history::{Event, Happened, Recorder, Told, check};
+use crate::own_network::OwnNetwork;
 use crate::proxy::{Fault, Proxy};
 use anyhow::{Context, bail};
 use lockstep_client::Client;
@@ -36,6 +37,7 @@ pub struct Lab {
     program: PathBuf,
     servers: Option<Servers>,
     libraries: Option<Libraries>,
+    network: Option<Arc<OwnNetwork>>,
 }
 
 /// Real servers, which all runs share.
@@ -73,7 +75,12 @@ pub struct Played {
 impl Lab {
     /// `program`: a daemon with failpoints.
     pub fn new(program: PathBuf) -> Lab {
-        Lab { program, servers: None, libraries: None }
+        Lab { program, servers: None, libraries: None, network: None }
+    }
+
+    /// In a network of its own, which the calling thread has entered.
+    pub fn within(self, network: OwnNetwork) -> Lab {
+        Lab { network: Some(Arc::new(network)), ..self }
     }
 
     /// Starts real servers, too.
@@ -112,6 +119,7 @@ impl Lab {
             None
         };
         let mut run = Run::start(&self.program, self.servers.as_mut(), folder.path(), schedule, disk).await?;
+        run.network.clone_from(&self.network);
         let mut clients = tokio::task::JoinSet::new();
         for process in 0..schedule.clients {
             clients.spawn(run.crowd.clone().run(process, schedule.seed, schedule.mix));
@@ -143,6 +151,7 @@ pub struct Run {
     pub(super) played: Played,
     pub(super) disk: Option<DiskLab>,
     clock: Option<Clock>,
+    network: Option<Arc<OwnNetwork>>,
     /// What is counted for the step under way.
     fault: Option<String>,
     /// Bytes of the daemon's output that were looked at.
@@ -199,7 +208,19 @@ impl Run {
             .connect_lazy()?;
         client.migrate("db", TABLE).await?;
         let crowd = Arc::new(Crowd::new(client, documents));
-        Ok(Run { launch, daemon, crowd, proxies, participant, played: Played::default(), disk, clock, fault: None, heard: 0 })
+        Ok(Run {
+            launch,
+            daemon,
+            crowd,
+            proxies,
+            participant,
+            played: Played::default(),
+            disk,
+            clock,
+            network: None,
+            fault: None,
+            heard: 0,
+        })
     }
 
     /// The daemon's process, while it runs.
@@ -315,6 +336,14 @@ impl Run {
             // Where it cannot be moved, nothing happens.
             Step::Jump { seconds } => match &self.clock {
                 Some(clock) => clock.shift(*seconds)?,
+                None => self.did_not_happen(),
+            },
+            Step::LinkDown { ms } => match &self.network {
+                Some(network) => {
+                    network.down()?;
+                    pause(ms).await;
+                    network.up()?;
+                }
                 None => self.did_not_happen(),
             },
             Step::Repeat { link } => {

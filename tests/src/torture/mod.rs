@@ -14,6 +14,7 @@ pub mod participant;
 pub mod schedule;
 mod simulation;
 
+use crate::own_network::OwnNetwork;
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use comfy_table::presets::ASCII_MARKDOWN;
@@ -139,9 +140,7 @@ pub struct Violation {
 /// The whole command, from its arguments (without the program's name) to its exit code.
 pub fn run(words: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
     let arguments = Arguments::parse_from(words);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let tallies = runtime.context("cannot start").and_then(|runtime| runtime.block_on(torture(&arguments)));
-    match tallies {
+    match torture(&arguments) {
         Ok(tallies) => {
             report(&tallies, &arguments);
             if tallies.iter().all(|tally| tally.violations.is_empty()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -153,20 +152,37 @@ pub fn run(words: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
     }
 }
 
-async fn torture(arguments: &Arguments) -> anyhow::Result<Vec<Tally>> {
-    let seed = arguments.seed.unwrap_or_else(|| rand::rng().random_range(0..1_000_000_000));
+fn torture(arguments: &Arguments) -> anyhow::Result<Vec<Tally>> {
     let kinds = if arguments.only.is_empty() { Kind::value_variants() } else { &arguments.only };
-    let share = Duration::from_secs_f64(arguments.minutes.max(0.0) * 60.0 / kinds.len() as f64);
+    let replay = arguments.replay.as_deref().map(schedule_in).transpose()?;
     let mut lab = Lab::new(program()?);
+    if arguments.servers || replay.as_ref().is_some_and(|schedule| schedule.setting.has_servers()) {
+        lab.start_servers()?;
+    } else {
+        if kinds.contains(&Kind::Simulation) && replay.is_none() {
+            simulation::build()?;
+        }
+        // Nothing is fetched from here on; and no thread has been started yet, so all will be in it.
+        match OwnNetwork::enter() {
+            Ok(network) => lab = lab.within(network),
+            Err(error) => eprintln!("torture: no link can be taken down here: {error:#}"),
+        }
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
+    runtime.block_on(async {
+        match replay {
+            Some(schedule) => again(&mut lab, &schedule, arguments.runs.unwrap_or(1)).await.map(|tally| vec![tally]),
+            None => all(&mut lab, kinds, arguments).await,
+        }
+    })
+}
+
+async fn all(lab: &mut Lab, kinds: &[Kind], arguments: &Arguments) -> anyhow::Result<Vec<Tally>> {
+    let seed = arguments.seed.unwrap_or_else(|| rand::rng().random_range(0..1_000_000_000));
+    let share = Duration::from_secs_f64(arguments.minutes.max(0.0) * 60.0 / kinds.len() as f64);
     eprintln!("torture: seed {seed}, {:.1} minutes for each of {} kinds", share.as_secs_f64() / 60.0, kinds.len());
     let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{elapsed_precise} {msg}")?);
     bar.enable_steady_tick(Duration::from_millis(200));
-    if let Some(file) = &arguments.replay {
-        return replay(&mut lab, file, arguments.runs.unwrap_or(1)).await.map(|tally| vec![tally]);
-    }
-    if arguments.servers {
-        lab.start_servers()?;
-    }
     let mut tallies = Vec::new();
     for &kind in kinds {
         let mut tally = Tally::new(kind);
@@ -194,7 +210,7 @@ async fn torture(arguments: &Arguments) -> anyhow::Result<Vec<Tally>> {
                         Kind::Crashes => crashes::schedule(round),
                         Kind::Networks | Kind::Simulation | Kind::Load | Kind::Disks => networks::schedule(round),
                     };
-                    play(&mut lab, &schedule, &mut tally).await?;
+                    play(lab, &schedule, &mut tally).await?;
                     tell(&tally);
                     if Instant::now() > until || !tally.violations.is_empty() {
                         break;
@@ -202,10 +218,10 @@ async fn torture(arguments: &Arguments) -> anyhow::Result<Vec<Tally>> {
                 }
             }
             Kind::Disks => {
-                disks::run(&mut lab, seed, share, arguments.runs, &mut tally, tell).await?;
+                disks::run(lab, seed, share, arguments.runs, &mut tally, tell).await?;
                 tally.notes.extend(disks::notes(&tally.observed));
             }
-            Kind::Load => load::run(&mut lab, seed, share, &mut tally, tell).await?,
+            Kind::Load => load::run(lab, seed, share, &mut tally, tell).await?,
         }
         bar.println(tally.line());
         tallies.push(tally);
@@ -226,12 +242,12 @@ async fn play(lab: &mut Lab, schedule: &Schedule, tally: &mut Tally) -> anyhow::
     Ok(())
 }
 
-async fn replay(lab: &mut Lab, file: &Path, runs: u64) -> anyhow::Result<Tally> {
+fn schedule_in(file: &Path) -> anyhow::Result<Schedule> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let schedule: Schedule = serde_json::from_str(&text).with_context(|| format!("{} is no schedule", file.display()))?;
-    if schedule.setting.has_servers() {
-        lab.start_servers()?;
-    }
+    serde_json::from_str(&text).with_context(|| format!("{} is no schedule", file.display()))
+}
+
+async fn again(lab: &mut Lab, schedule: &Schedule, runs: u64) -> anyhow::Result<Tally> {
     let on_disks = schedule.steps.iter().any(|step| matches!(step, schedule::Step::Disk { .. }));
     let mut tally = Tally::new(match (schedule.proxied, on_disks) {
         (_, true) => Kind::Disks,
@@ -239,10 +255,10 @@ async fn replay(lab: &mut Lab, file: &Path, runs: u64) -> anyhow::Result<Tally> 
         (false, false) => Kind::Crashes,
     });
     for _ in 0..runs {
-        let played = lab.play(&schedule).await?;
+        let played = lab.play(schedule).await?;
         tally.add(&played);
         if !played.findings.is_empty() {
-            tally.violated(schedule.seed, played.findings, serde_json::to_value(&schedule)?, played.transcript, played.kept);
+            tally.violated(schedule.seed, played.findings, serde_json::to_value(schedule)?, played.transcript, played.kept);
         }
     }
     Ok(tally)

@@ -130,6 +130,11 @@ pub enum Step {
         /// Milliseconds.
         ms: u64,
     },
+    /// The link itself is taken down for so long, under everybody, where the lab has a network of its own.
+    LinkDown {
+        /// Milliseconds.
+        ms: u64,
+    },
     /// Something happens to the daemon's disk.
     Disk {
         /// What.
@@ -165,6 +170,7 @@ impl Step {
             Step::KillServer { who, .. } => format!("{} killed", word(who)),
             Step::DieThere { .. } => "participant killed at a place".into(),
             Step::Link { link, fault, .. } => format!("{} link: {}", word(link), word(fault)),
+            Step::LinkDown { .. } => "all links taken down".into(),
             Step::Repeat { link } => format!("{} link: again", word(link)),
             Step::Meddle { .. } => "meddled with".into(),
             Step::Jump { .. } => "clock jumped".into(),

@@ -7,8 +7,17 @@ use std::time::{Duration, Instant};
 
 /// Seeds of one process.
 const SEEDS: u64 = 2_000;
+/// What cargo builds.
+const SIMULATOR: [&str; 8] = ["--quiet", "--release", "-p", "lockstep-core", "--features", "simulator", "--example", "simulate"];
 /// Lines of a violation's events that are shown.
 const SHOWN: usize = 60;
+
+/// Builds the simulator, which may have to fetch what it is built from.
+pub fn build() -> anyhow::Result<()> {
+    let built = super::cargo().arg("build").args(SIMULATOR).stderr(Stdio::inherit()).status().context("cannot run cargo")?;
+    anyhow::ensure!(built.success(), "the simulator cannot be built");
+    Ok(())
+}
 
 /// Seeds from this one on, until it is time.
 pub fn run(seed: u64, time: Duration, seeds: Option<u64>, tally: &mut Tally, mut tell: impl FnMut(&Tally)) -> anyhow::Result<()> {
@@ -60,8 +69,6 @@ fn simulate_traced(seed: &str) -> anyhow::Result<String> {
 
 fn command(words: &[&str]) -> Command {
     let mut command = super::cargo();
-    command
-        .args(["run", "--quiet", "--release", "-p", "lockstep-core", "--features", "simulator", "--example", "simulate", "--"])
-        .args(words);
+    command.arg("run").args(SIMULATOR).arg("--").args(words);
     command
 }
