@@ -1,6 +1,6 @@
 //! A little of each kind of torture; all of it: `cargo run --release -p lockstep-tests -- torture`.
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use lockstep_tests::disk_faults::{self, Ailment, Call};
 use lockstep_tests::own_network::OwnNetwork;
 use lockstep_tests::proxy::Fault;
@@ -138,7 +138,21 @@ async fn disks_that_fail() -> anyhow::Result<()> {
 /// when the disk is well again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_log_that_cannot_be_read_is_left_alone() -> anyhow::Result<()> {
-    let fault = disk_faults::Fault { files: vec!["log/db".into()], calls: vec![Call::Read], ailment: Ailment::Io, first: 1, count: None };
+    says(Call::Read, 1, "cannot read the decision log").await
+}
+
+/// Dropped after such an error, the log's engine panics.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_whose_forces_fail_says_so() -> anyhow::Result<()> {
+    for first in 1..4 {
+        says(Call::Sync, first, "the decision log").await.with_context(|| format!("from force {first} on"))?;
+    }
+    Ok(())
+}
+
+/// All such calls of a start fail from this one on, and it says this.
+async fn says(call: Call, first: u64, what: &str) -> anyhow::Result<()> {
+    let fault = disk_faults::Fault { files: vec!["log/db".into()], calls: vec![call], ailment: Ailment::Io, first, count: None };
     let mut schedule = disks::counting(1, Setting::LogDecided);
     schedule.steps = vec![
         Step::Run { ms: 400 },
@@ -146,7 +160,7 @@ async fn a_log_that_cannot_be_read_is_left_alone() -> anyhow::Result<()> {
         Step::Run { ms: 100 },
     ];
     let played = play(&schedule).await?;
-    ensure!(played.observed.reasons.keys().any(|reason| reason.contains("cannot read the decision log")), "{:?}", played.observed.reasons);
+    ensure!(played.observed.reasons.keys().any(|reason| reason.contains(what)), "{:?}", played.observed.reasons);
     Ok(())
 }
 

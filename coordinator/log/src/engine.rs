@@ -68,6 +68,8 @@ impl Engine {
             .use_compression(false)
             .flush_every_ms(flush_every_ms);
         let db = caught(folder, || open_after_remains(&config).map_err(|error| recovery::engine(folder, "open", error)))?;
+        // Dropped on a disk that fails it would write once more, and panic.
+        let db = ManuallyDrop::new(db);
         let file = File::open(folder.join("db")).map_err(io("open"))?;
         // The folder may have been made just now, and the file's length and name with it.
         file.sync_all().and_then(|()| sync(&folder.join("conf"))).map_err(io("sync"))?;
@@ -75,7 +77,7 @@ impl Engine {
         if let Some(parent) = folder.canonicalize().map_err(io("find"))?.parent() {
             sync(parent).map_err(io("sync"))?;
         }
-        Ok(Engine { db, file, blobs: folder.join("blobs"), _lock: lock })
+        Ok(Engine { db: ManuallyDrop::into_inner(db), file, blobs: folder.join("blobs"), _lock: lock })
     }
 
     /// Carries out the steps of a start. After an error that the disk made, the engine is left as it is (R-FSYNC).

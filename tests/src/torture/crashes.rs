@@ -12,6 +12,9 @@ const INDEX: &str = "store.index.";
 const LIVES: usize = 10;
 /// How long a life lasts that does not come to its place.
 const LIFE_MS: u64 = 250;
+/// So many times longer lasts one that waits for what is seldom.
+const SELDOM: u64 = 6;
+
 /// Where places are passed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Passed {
@@ -27,7 +30,9 @@ pub enum Passed {
     LeadingAtStart,
     /// With a database that prepares.
     Preparing,
-    /// By an order of an operator, or a change of the schema: tests of their own lead there.
+    /// With a database that leads, when its session has ended in the middle of a decision.
+    LeaderLost,
+    /// By an order of an operator, a change of the schema, or a branch of an application's own: tests of their own lead there.
     ByOrder,
 }
 
@@ -57,16 +62,16 @@ pub const PLACES: &[(&str, Passed)] = &[
     ("store.db.after_abort", Passed::Preparing),
     ("store.db.before_lead", Passed::Leading),
     ("store.db.after_lead", Passed::Leading),
-    ("store.db.before_settle", Passed::LeadingAtStart),
-    ("store.db.after_settle", Passed::LeadingAtStart),
+    ("store.db.before_settle", Passed::LeaderLost),
+    ("store.db.after_settle", Passed::LeaderLost),
     ("store.db.before_scan", Passed::LeadingAtStart),
     ("store.db.after_scan", Passed::LeadingAtStart),
     ("store.db.before_floor", Passed::LeadingAtStart),
     ("store.db.after_floor", Passed::LeadingAtStart),
     ("store.db.before_acked", Passed::Preparing),
     ("store.db.after_acked", Passed::Preparing),
-    ("store.db.before_prepared", Passed::Preparing),
-    ("store.db.after_prepared", Passed::Preparing),
+    ("store.db.before_prepared", Passed::ByOrder),
+    ("store.db.after_prepared", Passed::ByOrder),
     ("store.db.before_tend", Passed::Always),
     ("store.db.after_tend", Passed::Always),
     ("store.db.before_resolve", Passed::ByOrder),
@@ -90,7 +95,8 @@ impl Passed {
         match self {
             Passed::Always | Passed::AtStart | Passed::Seldom => true,
             Passed::Leading | Passed::LeadingAtStart => matches!(setting, Setting::DatabaseLed | Setting::ServersLed),
-            Passed::Preparing => setting.has_servers(),
+            Passed::Preparing => setting == Setting::ServersTwoPhase,
+            Passed::LeaderLost => setting == Setting::ServersLed,
             Passed::ByOrder => false,
         }
     }
@@ -100,7 +106,7 @@ impl Passed {
         match self {
             Passed::Always | Passed::Leading => &[1, 2, 5, 20],
             Passed::Preparing => &[1, 2, 5],
-            Passed::AtStart | Passed::Seldom | Passed::LeadingAtStart | Passed::ByOrder => &[1, 1, 1, 2],
+            Passed::AtStart | Passed::Seldom | Passed::LeadingAtStart | Passed::LeaderLost | Passed::ByOrder => &[1, 1, 1, 2],
         }
     }
 }
@@ -126,7 +132,13 @@ pub fn schedule(round: Round) -> Schedule {
         .partition(|(place, _)| setting == Setting::Remote && place.starts_with(INDEX));
     let die = |random: &mut ChaCha8Rng, (place, passed): &(&str, Passed), ms| {
         let hit = passed.hits().choose(random).expect("not empty");
-        Step::Die { place: format!("{place}:{hit}"), ms }
+        let ms = if *passed == Passed::Seldom { SELDOM * ms } else { ms };
+        let beside = match passed {
+            Passed::LeaderLost => Some(Who::Database),
+            _ if round.servers && random.random_bool(0.1) => Some(server(random)),
+            _ => None,
+        };
+        Step::Die { place: format!("{place}:{hit}"), ms, beside }
     };
     let mut steps = Vec::new();
     for life in 0..LIVES {
@@ -136,8 +148,7 @@ pub fn schedule(round: Round) -> Schedule {
         steps.push(match random.random_range(0..10) {
             0..5 if life % 2 == 0 => die(&mut random, places[next], ms),
             5..9 if round.servers => {
-                // An index takes seconds to start.
-                let who = if random.random_bool(0.85) { Who::Database } else { Who::Index };
+                let who = server(&mut random);
                 Step::KillServer { who, ms: random.random_range(1..ms) }
             }
             0..5 if !there.is_empty() => {
@@ -164,4 +175,9 @@ pub fn schedule(round: Round) -> Schedule {
     };
     let (clients, in_memory) = (random.random_range(2..12), random.random_bool(0.7));
     Schedule { seed: round.seed, setting, clients, mix, in_memory, proxied: false, steps }
+}
+
+/// An index takes seconds to start.
+fn server(random: &mut ChaCha8Rng) -> Who {
+    if random.random_bool(0.85) { Who::Database } else { Who::Index }
 }

@@ -444,8 +444,8 @@ impl Run {
         if !ORDERLY.iter().any(|code| reason.contains(&format!("ended at its start (exit status: {code})"))) {
             self.found(format!("the daemon does not start: {reason}"));
         }
-        let last = reason.lines().rev().find(|line| line.contains("rror")).unwrap_or(&reason).to_owned();
-        self.reason(&last);
+        let last = last_reason(&reason).unwrap_or(&reason);
+        self.reason(last);
         self.verdict(Verdict::NotStarted);
     }
 
@@ -455,9 +455,9 @@ impl Run {
             return;
         }
         let said = self.said();
-        let reason = said.lines().rev().find(|line| line.contains("ERROR")).unwrap_or("there is no reason in its output").to_owned();
+        let reason = last_reason(&said).unwrap_or("there is no reason in its output");
         match status.code() {
-            Some(code) if ORDERLY.contains(&code) => self.reason(&reason),
+            Some(code) if ORDERLY.contains(&code) => self.reason(reason),
             Some(_) | None => self.found(format!("the daemon ended by itself: {status}: {said}")),
         }
         self.verdict(Verdict::NotStarted);
@@ -644,6 +644,11 @@ fn complaints(status: &StatusReply) -> Vec<String> {
         }
     }
     all
+}
+
+/// What a daemon said last of why it ends: an error in its log, or its last words.
+fn last_reason(said: &str) -> Option<&str> {
+    said.lines().rev().find(|line| line.contains("ERROR") || line.starts_with("lockstepd: "))
 }
 
 /// A sentence that tells an operator where to look.

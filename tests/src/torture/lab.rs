@@ -270,9 +270,13 @@ impl Run {
                 self.still_alive().await?;
                 self.daemon.kill();
             }
-            Step::Die { place, ms } => {
+            Step::Die { place, ms, beside } => {
                 self.daemon.kill();
                 self.up(Some(place)).await?;
+                if let Some(who) = beside {
+                    pause(ms).await;
+                    kill_server(servers.context("the step takes real servers")?, *who);
+                }
                 if self.daemon.id().is_some() {
                     match self.daemon.wait_until_dead(Duration::from_millis(*ms)).await? {
                         Some(status) => self.died(status),
@@ -307,18 +311,7 @@ impl Run {
             }
             Step::KillServer { who, ms } => {
                 pause(ms).await;
-                let servers = servers.context("the step takes real servers")?;
-                tokio::task::block_in_place(|| match who {
-                    Who::Database => {
-                        servers.postgres.kill();
-                        servers.postgres.run();
-                    }
-                    Who::Index => {
-                        servers.search.kill();
-                        servers.search.run();
-                    }
-                    Who::Daemon => {}
-                });
+                kill_server(servers.context("the step takes real servers")?, *who);
             }
             Step::Link { link, fault, ms } => {
                 let proxy = self.proxies.get(link).with_context(|| format!("there is no link {link:?}"))?;
@@ -533,6 +526,21 @@ fn latencies(history: &[Happened]) -> Vec<u64> {
 
 fn is_busy(event: &Event) -> bool {
     matches!(event, Event::Told { told: Told::Aborted { why }, .. } if why.starts_with("Busy"))
+}
+
+/// `kill -9`, and started again.
+fn kill_server(servers: &mut Servers, who: Who) {
+    tokio::task::block_in_place(|| match who {
+        Who::Database => {
+            servers.postgres.kill();
+            servers.postgres.run();
+        }
+        Who::Index => {
+            servers.search.kill();
+            servers.search.run();
+        }
+        Who::Daemon => {}
+    });
 }
 
 fn signal(pids: &[u32], signal: Signal) {

@@ -99,6 +99,9 @@ pub enum Step {
         place: String,
         /// Milliseconds.
         ms: u64,
+        /// A store's server that is killed in between, and started again.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        beside: Option<Who>,
     },
     /// All processes of one of them stand still (SIGSTOP) for so long, and go on.
     Stand {
@@ -165,7 +168,8 @@ impl Step {
             Step::Run { .. } => return None,
             Step::Stop { .. } => "daemon stopped".into(),
             Step::Kill { .. } => "daemon killed at random".into(),
-            Step::Die { .. } => "daemon killed at a place".into(),
+            Step::Die { beside: None, .. } => "daemon killed at a place".into(),
+            Step::Die { beside: Some(who), .. } => format!("daemon killed at a place and {} beside it", word(who)),
             Step::Stand { who, .. } => format!("{} stood still", word(who)),
             Step::KillServer { who, .. } => format!("{} killed", word(who)),
             Step::DieThere { .. } => "participant killed at a place".into(),

@@ -46,6 +46,7 @@ const TWO_PHASE: &[Place] = &[
     ("store.db.before_abort", 1),
     ("store.db.after_abort", 1),
     ("store.db.before_prepared", 1),
+    ("store.db.after_prepared", 1),
     ("store.db.before_acked", 1),
     ("store.db.after_acked", 1),
     ("store.index.before_recover", 1),
