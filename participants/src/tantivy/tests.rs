@@ -101,3 +101,42 @@ fn a_dropped_writer_is_fenced_off() {
     let error = tantivy::Directory::atomic_write(&directory, Path::new("meta.json"), b"{}").unwrap_err();
     assert_eq!(error.to_string(), "the index writer was stopped");
 }
+
+/// A merge begins at the first commit of a writer, between segments that have deletes of the commit before and such that have none.
+#[test]
+fn the_first_write_after_a_start_is_not_lost_in_a_merge() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = open(folder.path());
+    store.writer.as_ref().unwrap().merge_nothing();
+    let mut n = 0;
+    let mut write = |store: &mut Tantivy, keys: &[&str]| {
+        let decided: Vec<_> = keys.iter().zip(n + 1..).map(|(key, n)| put(n, key)).collect();
+        n += keys.len() as u64;
+        store.commit(&decided, csn(n)).unwrap();
+        assert_eq!(store.tend(csn(n)).unwrap().progress.durable, csn(n));
+    };
+    write(&mut store, &["a", "b", "c", "d", "e"]);
+    write(&mut store, &["x", "y", "z"]);
+    for small in ["1", "2", "3", "4", "5", "6", "7", "8"] {
+        write(&mut store, &[small]);
+    }
+    write(&mut store, &["x"]);
+    drop(store);
+
+    let mut store = open(folder.path());
+    let before = store.writer.as_ref().unwrap().segments();
+    write(&mut store, &["y"]);
+    let until = Instant::now() + Duration::from_secs(30);
+    while store.writer.as_ref().unwrap().segments() >= before {
+        assert!(Instant::now() < until, "{before} segments are not merged");
+        std::thread::yield_now();
+    }
+    drop(store);
+    let reader = open(folder.path()).reader();
+    let all = ReadLimits { rows: 100, offset: 0, timeout: Duration::from_secs(10) };
+    let mut found: Vec<_> = reader.search("*", all).unwrap().documents.into_iter().map(|d| (d.key, d.csn.n())).collect();
+    found.sort();
+    let twice: Vec<_> = found.windows(2).filter(|pair| pair[0].0 == pair[1].0).collect();
+    assert!(twice.is_empty(), "an older document is still there: {twice:?}");
+    assert_eq!(found.len(), 16);
+}
