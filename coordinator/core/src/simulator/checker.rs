@@ -70,6 +70,8 @@ pub(crate) struct Checker {
     damage: BTreeSet<(usize, Tag)>,
     /// Stores that were put back to an older state, and those of them that were found out.
     restored: BTreeSet<usize>,
+    /// Leaders that an operator did not wait for.
+    waived: BTreeSet<usize>,
     /// Of those, what shows it.
     evident: BTreeMap<usize, Evidence>,
     store_alarms: BTreeSet<usize>,
@@ -127,6 +129,7 @@ impl Checker {
             by_hand: BTreeSet::new(),
             damage: BTreeSet::new(),
             restored: BTreeSet::new(),
+            waived: BTreeSet::new(),
             evident: BTreeMap::new(),
             store_alarms: BTreeSet::new(),
             log_alarm: false,
@@ -244,12 +247,13 @@ impl Checker {
         self.by_hand.insert((store, tag));
     }
 
-    /// Whether the redos of a serial executor may not fit: an operator's hand was there, or an older copy was put in its place.
+    /// Whether the redos of a serial executor may not fit: an operator's hand was there, an older copy was put in its place, or a leader is not
+    /// waited for.
     pub(crate) fn touched(&self, store: usize) -> bool {
         // What a log has lost, and the store had not synced, others may have been made on top of.
-        let put_back = |w: &Writes| self.restored.contains(&w.store);
+        let untold = |w: &Writes| self.restored.contains(&w.store) || self.waived.contains(&w.store);
         let lost = |asked: &Asked| {
-            let gone = asked.gone || (asked.lost && asked.writes.iter().any(put_back));
+            let gone = asked.gone || (asked.lost && asked.writes.iter().any(untold));
             gone && asked.writes.iter().any(|w| w.store == store)
         };
         self.by_hand.iter().any(|(touched, _)| *touched == store) || self.asked.iter().any(lost)
@@ -453,6 +457,7 @@ impl Checker {
 
     /// An operator does not wait for what this leader has decided.
     pub(crate) fn waived(&mut self, leader: usize) {
+        self.waived.insert(leader);
         let led = |asked: &&mut Asked| asked.writes.iter().any(|w| w.store == leader);
         self.asked.iter_mut().filter(led).for_each(|asked| asked.lost = true);
     }

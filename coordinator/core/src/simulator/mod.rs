@@ -490,7 +490,7 @@ mod tests {
     /// The checker took these for violations: see docs/testing.md.
     #[test]
     fn what_no_protocol_survives() {
-        for seed in [87_144, 166_964, 212_027, 228_734, 234_848, 253_470, 502_977] {
+        for seed in [87_144, 166_964, 212_027, 228_734, 234_848, 253_470, 300_275, 502_977] {
             check(seed, &Options::default());
         }
     }
