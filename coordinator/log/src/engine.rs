@@ -22,7 +22,7 @@ use super::{LogError, Metrics, Step, StepFault, failure, reread, step};
 use crate::failpoints;
 use sled::IVec;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, BufReader};
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -188,16 +188,8 @@ pub fn caught<T>(folder: &Path, read: impl FnOnce() -> Result<T, LogError>) -> R
 }
 
 /// Reads all of a file: what the disk cannot read is told before the engine meets it, and the engine finds the rest in memory.
-fn read_through(mut file: File) -> io::Result<()> {
-    let mut bytes = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut bytes) {
-            Ok(0) => return Ok(()),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
+fn read_through(file: File) -> io::Result<()> {
+    io::copy(&mut BufReader::with_capacity(1 << 20, file), &mut io::sink()).map(drop)
 }
 
 fn sync(path: &Path) -> io::Result<()> {

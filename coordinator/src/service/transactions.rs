@@ -157,18 +157,17 @@ impl Transactions {
 
     /// Waits until the store has followed as far as the token says; without one, until it shows all that it showed before this start.
     async fn at_least(&self, store: &Registered, token: &[u8], wait_ms: u32) -> Result<(), Status> {
-        let before = self.0.engine.showed_before(store);
-        match before {
-            // Whether it can ever show it again is for a person to find out.
-            Some(_) if token.is_empty() && matches!(*self.0.engine.phase().borrow(), Phase::SafeMode(_)) => Ok(()),
-            Some(before) if token.is_empty() => {
-                self.followed(store, before, wait_ms).await?;
-                self.0.engine.shows_again(store.id);
-                Ok(())
-            }
-            None if token.is_empty() => Ok(()),
-            Some(_) | None => self.followed(store, translate::token(token).map_err(Status::invalid_argument)?, wait_ms).await,
+        if !token.is_empty() {
+            return self.followed(store, translate::token(token).map_err(Status::invalid_argument)?, wait_ms).await;
         }
+        let Some(before) = self.0.engine.showed_before(store) else { return Ok(()) };
+        // Whether it can ever show it again is for a person to find out.
+        if matches!(*self.0.engine.phase().borrow(), Phase::SafeMode(_)) {
+            return Ok(());
+        }
+        self.followed(store, before, wait_ms).await?;
+        self.0.engine.shows_again(store.id);
+        Ok(())
     }
 
     async fn followed(&self, store: &Registered, token: Token, wait_ms: u32) -> Result<(), Status> {
