@@ -507,10 +507,7 @@ impl FromStr for Cursor {
 pub fn log_records(entries: Vec<Entry>, request: &v1::DumpLogRequest) -> Vec<v1::LogRecord> {
     let limit = if request.limit == 0 { usize::MAX } else { request.limit as usize };
     let wanted = entries.iter().filter(|entry| entry.lsn.0 >= request.from_lsn).take(limit);
-    wanted
-        .map(|entry| log::line(entry))
-        .map(|log::Line { lsn, kind, record }| v1::LogRecord { lsn, kind, json: record.to_string() })
-        .collect()
+    wanted.map(log::line).map(|log::Line { lsn, kind, record }| v1::LogRecord { lsn, kind, json: record.to_string() }).collect()
 }
 
 /// What the log says of itself.

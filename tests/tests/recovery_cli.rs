@@ -144,7 +144,7 @@ async fn the_log_is_read_with_the_daemon_down() -> anyhow::Result<()> {
     let said = lab.says(&["log", "verify", "--folder", &folder], Exit::Ok).await?;
     says(&said, &["sound: every record is there", "none is missing that was not forgotten on purpose", "whole", &txid, "index"]);
     let dumped = lab.says(&["log", "dump", "--folder", &folder, "--output", "json"], Exit::Ok).await?;
-    let kinds: Vec<_> = dumped.lines().map(|line| serde_json::from_str::<serde_json::Value>(line)).collect::<Result<_, _>>()?;
+    let kinds: Vec<_> = dumped.lines().map(serde_json::from_str::<serde_json::Value>).collect::<Result<_, _>>()?;
     ensure!(kinds.iter().any(|line| line["kind"] == "commit" && line["record"]["transactions"][0]["txid"] == txid.as_str()), "{dumped}");
     ensure!(contents(&log)? == before, "reading has changed the folder");
 

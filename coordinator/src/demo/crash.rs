@@ -257,7 +257,7 @@ impl Plan {
         let client = client as u32;
         let journal = transaction.sql(DATABASE, WRITE_ENTRY, params![entry]).sql(DATABASE, COUNT, params![client]).put(
             INDEX,
-            &format!("journal-{entry}"),
+            format!("journal-{entry}"),
             &json!({ "stamp": entry }),
         );
         match self {

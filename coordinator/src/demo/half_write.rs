@@ -163,7 +163,7 @@ impl NaiveWriter {
             match client.write_document(film, "c0") {
                 // The application logs the error, answers its user with it, and goes on; the row stays.
                 Ok(()) | Err(DocumentError::Refused(_)) => {}
-                Err(DocumentError::Failed(error)) => return Err(error.into()),
+                Err(DocumentError::Failed(error)) => return Err(error),
             }
         }
         Ok(())

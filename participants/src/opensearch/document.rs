@@ -210,10 +210,8 @@ impl<'a> Check<'a> {
             }
             (LeafKind::Keyword { .. }, Node::Bool | Node::Integer(_) | Node::Real(_)) => true,
             (LeafKind::Integer { least, most }, Node::Integer(n)) => {
-                if n < least || n > most {
-                    if !leaf.ignore_malformed {
-                        return Err(format!("the field `{}` must be from {least} to {most}, not {n}", self.shown_path()));
-                    }
+                if (n < least || n > most) && !leaf.ignore_malformed {
+                    return Err(format!("the field `{}` must be from {least} to {most}, not {n}", self.shown_path()));
                 }
                 true
             }

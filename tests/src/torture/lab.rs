@@ -161,7 +161,7 @@ pub struct Run {
 impl Run {
     async fn start(
         program: &Path,
-        mut servers: Option<&mut Servers>,
+        servers: Option<&mut Servers>,
         folder: &Path,
         schedule: &Schedule,
         disk: Option<DiskLab>,
@@ -171,7 +171,7 @@ impl Run {
             proxies.insert(Link::Database, Proxy::before(servers.postgres.port()).await?);
             proxies.insert(Link::Index, Proxy::before(port(&servers.search.url())?).await?);
         }
-        let configuration = configuration(schedule, servers.as_deref_mut(), &proxies)?;
+        let configuration = configuration(schedule, servers, &proxies)?;
         let file = folder.join("lockstepd.toml");
         std::fs::write(&file, configuration)?;
         let arguments = vec!["--config".into(), file.display().to_string()];

@@ -70,8 +70,9 @@ async fn round(mode: &str) -> anyhow::Result<()> {
     let client = workload::connect(&daemon.url()).await?;
     let since = command_line::csn(&made["since_csn"])?;
     let mut held = 0;
-    for (name, versions) in told.lock().unwrap().clone() {
-        let Some((_, newest)) = versions.iter().filter(|(csn, _)| *csn <= since).next_back() else { continue };
+    let told = told.lock().unwrap().clone();
+    for (name, versions) in told {
+        let Some((_, newest)) = versions.iter().rfind(|(csn, _)| *csn <= since) else { continue };
         let document = client.get("index", &format!("item-{name}")).await?.expect("it was told committed before the backup began");
         ensure!(document.json::<Value>()?["version"].as_i64() >= Some(*newest), "{name}: {} is older than {newest}", document.document);
         held += 1;

@@ -174,10 +174,10 @@ async fn refusing_database() -> anyhow::Result<std::net::SocketAddr> {
         while let Ok((mut connection, _)) = listener.accept().await {
             tokio::spawn(async move {
                 let mut buffer = [0; 4096];
-                connection.read(&mut buffer).await?;
+                let _ = connection.read(&mut buffer).await?;
                 // Ask for the password in the clear, then refuse it.
                 connection.write_all(b"R\0\0\0\x08\0\0\0\x03").await?;
-                connection.read(&mut buffer).await?;
+                let _ = connection.read(&mut buffer).await?;
                 let fields = b"SFATAL\0C28P01\0Mme is not welcome\0\0";
                 let mut answer = vec![b'E'];
                 answer.extend((fields.len() as u32 + 4).to_be_bytes());
@@ -197,7 +197,7 @@ async fn refusing_search() -> anyhow::Result<std::net::SocketAddr> {
         while let Ok((mut connection, _)) = listener.accept().await {
             tokio::spawn(async move {
                 let mut buffer = [0; 8192];
-                connection.read(&mut buffer).await?;
+                let _ = connection.read(&mut buffer).await?;
                 let body = "{\"error\":\"me is not welcome\",\"status\":401}";
                 let head = "HTTP/1.1 401 Unauthorized\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: ";
                 connection.write_all(format!("{head}{}\r\n\r\n{body}", body.len()).as_bytes()).await

@@ -39,7 +39,7 @@ async fn the_database_is_down_with_500_prepared() -> anyhow::Result<()> {
     let gate = Gate::attend(daemon.url());
     daemon.wait_for(MEND, all_up).await?;
     let mut clients = JoinSet::new();
-    let client = Client::builder(&daemon.url()).in_flight(MANY).request_timeout(PATIENCE).connect_lazy()?;
+    let client = Client::builder(daemon.url()).in_flight(MANY).request_timeout(PATIENCE).connect_lazy()?;
     for id in 0..MANY as i64 {
         let transaction = client.transaction().sql("db", "INSERT INTO t VALUES ($1)", params![id]).put("index", id.to_string(), &json!({}));
         let transaction = transaction.sql("gate", "-", params![]).wait(Wait::Applied).deadline(PATIENCE);
