@@ -646,9 +646,10 @@ fn complaints(status: &StatusReply) -> Vec<String> {
     all
 }
 
-/// What a daemon said last of why it ends: an error in its log, or its last words.
+/// What a daemon said last of why it ends. The log's engine may complain behind it.
 fn last_reason(said: &str) -> Option<&str> {
-    said.lines().rev().find(|line| line.contains("ERROR") || line.starts_with("lockstepd: "))
+    let last = |is: fn(&&str) -> bool| said.lines().rev().find(is);
+    last(|line| line.starts_with("lockstepd: ") || line.contains("the daemon cannot go on")).or_else(|| last(|line| line.contains("ERROR")))
 }
 
 /// A sentence that tells an operator where to look.
