@@ -4,7 +4,8 @@
 //! After errors alone all is as in any other run: everything recovers, and nothing that was told is wrong. After damage at rest the
 //! daemon recovers, or it refuses and says why; what it tells meanwhile is right, but for what SQLite cannot know:
 //! its pages have no checksums, and an older database file under a newer write-ahead log is a sound file to it. So it counts as *unseen*, and
-//! not as a violation, if the damage is in SQLite's own files and `PRAGMA integrity_check` finds nothing.
+//! not as a violation, if the damage is in SQLite's own files and `PRAGMA integrity_check` finds nothing. So does a leader that was put back
+//! between two starts (docs/protocol.md, R-STORELOSS: what nobody can tell).
 
 use super::lab::{Lab, Run};
 use super::schedule::{Mix, Schedule, Setting, Step};
@@ -147,6 +148,8 @@ pub struct DiskLab {
     /// The data folder, canonical.
     data: PathBuf,
     copies: Vec<Image>,
+    /// Whether the database decides.
+    leads: bool,
     /// A fault has happened since the daemon was started: it may end, and says why.
     wounded: bool,
     /// Something fails now.
@@ -162,7 +165,7 @@ pub struct DiskLab {
 struct Hurt {
     damage: Damage,
     what: String,
-    /// It is in SQLite's own files, and SQLite calls what it finds there sound.
+    /// It is in SQLite's own files, and SQLite calls what it finds there sound; or it is all of a leader.
     unseen: bool,
 }
 
@@ -208,12 +211,14 @@ impl Libraries {
 
 impl DiskLab {
     /// For a run whose data folder is this one.
-    pub fn new(libraries: &Libraries, folder: &Path, data: &Path) -> anyhow::Result<DiskLab> {
-        std::fs::create_dir_all(data)?;
+    pub fn new(libraries: &Libraries, folder: &Path, setting: Setting) -> anyhow::Result<DiskLab> {
+        let data = folder.join("data");
+        let leads = setting == Setting::DatabaseLed;
+        std::fs::create_dir_all(&data)?;
         let (faults, shadow) = (libraries.faults.clone(), libraries.shadow.clone());
         let control = Control::create(folder.join("faults"))?;
         let (data, copies, said) = (data.canonicalize()?, Vec::new(), BTreeSet::new());
-        Ok(DiskLab { faults, shadow, control, data, copies, wounded: false, armed: false, damage: None, given_up: false, said })
+        Ok(DiskLab { faults, shadow, control, data, copies, leads, wounded: false, armed: false, damage: None, given_up: false, said })
     }
 
     /// What a daemon is started with.
@@ -374,7 +379,10 @@ impl Run {
             return Ok(());
         };
         replace(&disk.data, &image)?;
-        let unseen = damage.what.starts_with("sqlite") && damage.wound != Wound::Older && is_sound(&image)?;
+        let unseen = match damage.wound {
+            Wound::Older => damage.what == "sqlite" && disk.leads,
+            Wound::Flip | Wound::Gone | Wound::Cut | Wound::OlderFile => damage.what.starts_with("sqlite") && is_sound(&image)?,
+        };
         disk.damage = Some(Hurt { damage: damage.clone(), what: what.clone(), unseen });
         self.played.transcript.push(format!("damage: {what}"));
         self.up_before_clients().await

@@ -114,7 +114,7 @@ impl Lab {
                 Some(libraries) => libraries,
                 None => Libraries::compile()?,
             };
-            Some(DiskLab::new(self.libraries.insert(libraries), folder.path(), &folder.path().join("data"))?)
+            Some(DiskLab::new(self.libraries.insert(libraries), folder.path(), schedule.setting)?)
         } else {
             None
         };
