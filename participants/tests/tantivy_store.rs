@@ -201,6 +201,9 @@ fn queries_that_cannot_be_searched_are_refused_with_a_sentence() {
     for (is_declared, query, part) in [
         (false, "title:", "expected word at position 6"),
         (false, "year:[1990 TO 1999]", "a range or existence of `year` can be searched only if the field is declared"),
+        (false, "a: {\"a\0b\": 1}", "NUL"),
+        (false, "\"a\0b\":word", "NUL"),
+        (true, "a\0b:1", "NUL"),
         (false, "-matrix", "Only excluding terms given"),
         (true, "director:mann", "'director'"),
         (true, "year:many", "Expected a valid integer"),

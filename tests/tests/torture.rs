@@ -4,7 +4,8 @@ use anyhow::{Context, ensure};
 use lockstep_tests::disk_faults::{self, Ailment, Call};
 use lockstep_tests::own_network::OwnNetwork;
 use lockstep_tests::proxy::Fault;
-use lockstep_tests::torture::disks::{self, Damage, Then, Trouble, Verdict, When, Wound};
+use lockstep_tests::torture::disks::first_starts::Nursery;
+use lockstep_tests::torture::disks::{self, Damage, Libraries, Then, Trouble, Verdict, When, Wound};
 use lockstep_tests::torture::lab::{Lab, Played};
 use lockstep_tests::torture::schedule::{Link, Mix, Schedule, Setting, Step, Who};
 use lockstep_tests::torture::{Round, crashes, histories, load, networks};
@@ -161,6 +162,21 @@ async fn says(call: Call, first: u64, what: &str) -> anyhow::Result<()> {
     ];
     let played = play(&schedule).await?;
     ensure!(played.observed.reasons.keys().any(|reason| reason.contains(what)), "{:?}", played.observed.reasons);
+    Ok(())
+}
+
+/// A few of all that can fail there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn first_starts_that_fail() -> anyhow::Result<()> {
+    let libraries = Libraries::compile()?;
+    let nursery = Nursery { program: Path::new(PROGRAM), libraries: &libraries };
+    let mut failed = 0;
+    for fault in nursery.plan(1).await?.iter().step_by(40) {
+        let first = nursery.play(Some(fault)).await?;
+        ensure!(first.finding.is_none(), "{fault:?}: {first:?}");
+        failed += first.failed.len();
+    }
+    ensure!(failed > 0, "nothing has failed");
     Ok(())
 }
 

@@ -5,7 +5,8 @@
 //! - its flusher thread is the only one that cleans segments: it runs, or the file grows for ever;
 //! - what is bigger than a quarter of a segment goes to `blobs/`, unsynced: records are cut into chunks, segments are big enough for
 //!   every page of chunks, and should a blob appear all the same it is synced with the rest;
-//! - an interrupted start leaves `snap.*.generating`, which the next start takes for a snapshot: deleted under the log's own lock;
+//! - an interrupted start leaves `snap.*.generating`, which the next start takes for a snapshot: deleted under the log's own lock. A first one
+//!   may leave half of its settings;
 //! - dropping it after an error would write and sync once more, and panic if that fails: it is leaked instead (R-FSYNC);
 //! - its batches (`apply_batch`) keep it from freeing segments as fast as it fills them: with 400 records a batch the file grew by all
 //!   that was written. So changes go in one by one;
@@ -53,6 +54,7 @@ impl Engine {
         let lock = Lock::take(folder)?;
         let io = |doing: &'static str| move |error: io::Error| failure(folder, doing, &error);
         delete_half_snapshots(folder).map_err(io("clean"))?;
+        delete_early_settings(folder).map_err(io("clean"))?;
         match File::open(folder.join("db")) {
             Ok(file) => {
                 reread(&file).map_err(io("force"))?;
@@ -194,6 +196,16 @@ fn read_through(file: File) -> io::Result<()> {
 
 fn sync(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
+}
+
+/// Sled writes its settings before it makes its file. What a first start that ended in between has left of them may be half of them, which it
+/// would refuse for ever.
+fn delete_early_settings(folder: &Path) -> io::Result<()> {
+    let settings = folder.join("conf");
+    if !settings.exists() || std::fs::metadata(folder.join("db")).is_ok_and(|file| file.len() > 0) {
+        return Ok(());
+    }
+    std::fs::remove_file(settings)
 }
 
 fn delete_half_snapshots(folder: &Path) -> io::Result<()> {

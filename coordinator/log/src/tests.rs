@@ -163,6 +163,19 @@ fn key(lsn: u64, piece: Piece, index: u32, count: u32) -> [u8; Key::LEN] {
 }
 
 #[test]
+fn a_first_start_that_ended_over_the_engines_settings_is_begun_anew() {
+    for file in [None, Some(&[][..])] {
+        let folder = folder();
+        std::fs::write(folder.path().join("conf"), "segment_size: 2097152\nuse_compr").unwrap();
+        if let Some(bytes) = file {
+            std::fs::write(folder.path().join("db"), bytes).unwrap();
+        }
+        assert!(reopened(folder.path()).is_empty());
+        assert!(reopened(folder.path()).is_empty());
+    }
+}
+
+#[test]
 fn every_kind_of_record_comes_back() {
     let folder = folder();
     let all = every_kind();

@@ -184,6 +184,10 @@ impl Snapshot {
     fn parse(&self, query: &str) -> Result<Box<dyn Query>, StoreError> {
         let invalid =
             |sentences: Vec<String>| StoreError::Invalid(format!("the query `{query}` cannot be searched: {}", sentences.join("; ")));
+        // Tantivy ends a path with one, and panics over another.
+        if query.contains('\0') {
+            return Err(StoreError::Invalid(format!("the query `{}` contains a NUL character", query.replace('\0', "\\0"))));
+        }
         let (mut ast, errors) = parse_query_lenient(query);
         if !errors.is_empty() {
             return Err(invalid(errors.into_iter().map(|e| format!("{} at position {}", e.message, e.pos)).collect()));

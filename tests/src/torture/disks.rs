@@ -7,12 +7,15 @@
 //! not as a violation, if the damage is in SQLite's own files and `PRAGMA integrity_check` finds nothing. So does a leader that was put back
 //! between two starts (docs/protocol.md, R-STORELOSS: what nobody can tell).
 
+pub mod first_starts;
+
 use super::lab::{Lab, Run};
 use super::schedule::{Mix, Schedule, Setting, Step};
 use super::{Tally, play};
 use crate::disk_faults::{Ailment, Call, Control, FILES, Fault, Library, Site};
 use crate::power_loss::{Disk, Image, Journal, Loss, Names, Shadow};
 use anyhow::{Context, ensure};
+use first_starts::Nursery;
 use lockstep_proto::v1::StatusReply;
 use lockstepd::demo::daemon::Launch;
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -728,6 +731,7 @@ pub async fn run(
         tally.add(&played);
         tell(tally);
     }
+    first(lab, seed, until, tally, &tell).await?;
     let counts: Vec<String> = plan.iter().map(|(setting, faults)| format!("{} with {setting:?}", faults.len())).collect();
     tally.notes.push(format!("faults planned: {}", counts.join(", ")));
     for number in 0..most.unwrap_or(u64::MAX) {
@@ -738,6 +742,32 @@ pub async fn run(
         play(lab, &schedule, tally).await?;
         tell(tally);
     }
+    Ok(())
+}
+
+/// First starts, for a quarter of the time at most.
+async fn first(lab: &Lab, seed: u64, until: Instant, tally: &mut Tally, tell: &impl Fn(&Tally)) -> anyhow::Result<()> {
+    let libraries = Libraries::compile()?;
+    let nursery = Nursery { program: lab.program(), libraries: &libraries };
+    let (plan, until) = (nursery.plan(seed).await?, Instant::now() + until.saturating_duration_since(Instant::now()) / 4);
+    let (mut tried, planned) = (0, plan.len());
+    let mut sites = BTreeSet::new();
+    for fault in plan {
+        if Instant::now() > until || !tally.violations.is_empty() {
+            break;
+        }
+        let played = nursery.play(Some(&fault)).await?;
+        tried += 1;
+        for (ailment, site) in played.failed {
+            sites.insert(site);
+            tally.count(&format!("disk: {ailment:?} in a first start"), 1);
+        }
+        if let Some(finding) = played.finding {
+            tally.violated(seed, vec![finding], serde_json::to_value(&fault)?, Vec::new(), None);
+        }
+        tell(tally);
+    }
+    tally.notes.push(format!("first starts: {tried} of {planned} faults, at {} sites", sites.len()));
     Ok(())
 }
 
