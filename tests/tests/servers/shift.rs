@@ -90,6 +90,8 @@ fn quoted(word: &str) -> String {
 
 /// The words, without what differs from run to run.
 fn constant(text: &str) -> Vec<String> {
+    // Whether a store that is away is just being tried again is there by chance.
+    let text = text.replace("recovering", "down").replace("it has not told yet what it holds", "it has no session");
     let drawn = |c: char| matches!(c, '─' | '│' | '┌' | '┐' | '└' | '┘' | '├' | '┤' | '┬' | '┴' | '┼' | '┆' | '╞' | '═' | '╪' | '╡' | '|');
     text.split(|c: char| c.is_whitespace() || drawn(c))
         .filter(|word| !word.is_empty())
