@@ -58,8 +58,8 @@ pub fn schedule(round: Round) -> Schedule {
                 Step::Jump { seconds: *[-HOUR, -1, 1, HOUR, 24 * HOUR].choose(&mut random).expect("not empty") }
             }
             2 => Step::Kill { ms: random.random_range(1..200) },
-            // A link that takes new connections and does not answer is only seen by who makes one.
             3 if random.random_bool(0.5) => Step::LinkDown { ms },
+            // A link that takes new connections and does not answer is only seen by who makes one.
             3 if fault == Fault::Mute => Step::Link { link, fault: Fault::Cut, ms: 50 },
             _ => Step::Link { link, fault, ms },
         });

@@ -70,10 +70,10 @@ pub(crate) struct Checker {
     damage: BTreeSet<(usize, Tag)>,
     /// Stores that were put back to an older state, and those of them that were found out.
     restored: BTreeSet<usize>,
-    /// Leaders that an operator did not wait for.
-    waived: BTreeSet<usize>,
     /// Of those, what shows it.
     evident: BTreeMap<usize, Evidence>,
+    /// Leaders that an operator did not wait for.
+    waived: BTreeSet<usize>,
     store_alarms: BTreeSet<usize>,
     /// Somebody has said that a log lost records, or that it is not the owner of a store.
     log_alarm: bool,
