@@ -488,6 +488,86 @@ fn a_prepared_branch_that_votes_late_is_asked_about_and_aborted() {
     assert_eq!(bench.ended, ["gone"]);
 }
 
+/// A preparing store's branch of this number, whose Yes is given.
+fn one_is_prepared(bench: &mut Bench, n: u64) {
+    bench.prepare(&[tx(n)]);
+    bench.batch();
+    bench.vote(vec![(tx(n), Vote::Prepared([].into()))]);
+    bench.sent.clear();
+}
+
+/// An answer to Commit, or a part of one that comes late.
+fn finished(decided: &[Csn], done: &[Txid], stuck: Option<Csn>) -> ParticipantEvent {
+    let stuck = stuck.map(|csn| (csn, "not now".into())).into_iter().collect();
+    ParticipantEvent::Committed { decided: decided.to_vec(), done: done.to_vec(), not_prepared: vec![], stuck }
+}
+
+#[test]
+fn branches_are_committed_beside_each_other_and_told_of_when_they_are() {
+    let mut bench = Bench::open(Kind::Preparing);
+    (1..=3).for_each(|n| one_is_prepared(&mut bench, n));
+    (1..=2).for_each(|n| bench.tell(ToParticipant::Commit(decided(n, &[tx(n)]))));
+    assert!(matches!(bench.work(), Some(StoreCommand::Commit { decided, .. }) if decided.len() == 2));
+    bench.report(StoreReport::Committed { progress: Progress::default(), done: vec![], not_prepared: vec![], stuck: vec![] });
+    bench.prepare(&[tx(4)]);
+    assert_eq!(bench.batch(), [tx(4)], "a vote does not wait for them");
+    bench.vote(vec![]);
+    bench.tell(ToParticipant::Commit(decided(1, &[tx(1)])));
+    assert_eq!(bench.work(), None, "a repeat of what is under way is none");
+    bench.step(ParticipantEvent::Migrate(Ticket(1), "CREATE TABLE t(x)".into()));
+    bench.tell(ToParticipant::Resolve { txid: tx(1), commit: false });
+    assert_eq!(bench.work(), None, "neither a change of the schema nor a person overtakes a decision");
+
+    bench.step(finished(&[csn(2)], &[tx(2)], None));
+    assert_eq!(std::mem::take(&mut bench.sent), [FromParticipant::Committed(tx(2))]);
+    bench.step(finished(&[csn(1)], &[], Some(csn(1))));
+    assert_eq!(std::mem::take(&mut bench.sent), [FromParticipant::Stuck(csn(1), "not now".into())]);
+    assert_eq!(bench.work(), Some(StoreCommand::Resolve { txid: tx(1), commit: false }));
+    bench.report(StoreReport::Resolved);
+    bench.now = Time(30_000_000);
+    assert!(matches!(bench.work(), Some(StoreCommand::Commit { decided, .. }) if decided.len() == 1), "it is tried again");
+    bench.report(StoreReport::Committed { progress: Progress::default(), done: vec![], not_prepared: vec![], stuck: vec![] });
+
+    // A list may be of the moment before: what it shows of those is not asked about.
+    bench.sent.clear();
+    let listed = bench.work();
+    assert_eq!(listed, Some(StoreCommand::List));
+    bench.step(finished(&[csn(1)], &[tx(1)], None));
+    bench.report(StoreReport::Listed(Some(vec![tx(1)])));
+    bench.now = Time(60_000_000);
+    bench.work();
+    let about = |message: &FromParticipant| matches!(message, FromParticipant::Inquiry(txids) if txids.contains(&tx(1)));
+    assert!(!bench.sent.iter().any(about), "{:?}", bench.sent);
+
+    // An older session's word is nobody's.
+    bench.tell(ToParticipant::Commit(decided(3, &[tx(3)])));
+    bench.welcome(owner(3, 7));
+    bench.sent.clear();
+    bench.step(finished(&[csn(3)], &[tx(3)], None));
+    assert_eq!(bench.sent, []);
+}
+
+#[test]
+fn transactions_are_led_beside_each_other_and_told_of_when_they_are() {
+    let mut bench = Bench::open(Kind::Leader);
+    let [a, b] = [1, 2].map(|n| led(n, ME));
+    bench.prepare(&[a, b]);
+    bench.batch();
+    bench.vote(vec![]);
+    let ready = [a, b].map(|txid| (txid, Vote::Ready([].into())));
+    bench.step(ParticipantEvent::Votes(Ballot { votes: ready.to_vec(), ..Ballot::default() }));
+    bench.sent.clear();
+    bench.tell(ToParticipant::Lead(vec![marker(a, 1), marker(b, 2)]));
+    assert!(matches!(bench.work(), Some(StoreCommand::Lead(markers)) if markers.len() == 2));
+    bench.report(StoreReport::LedEach(vec![]));
+    bench.step(ParticipantEvent::Migrate(Ticket(1), "CREATE TABLE t(x)".into()));
+    assert!(!matches!(bench.work(), Some(StoreCommand::Migrate(..))), "not under what is being committed");
+    let refusal = Refusal::new(RefusalKind::Conflict, "no");
+    bench.step(ParticipantEvent::Led(vec![(b, Ok(())), (led(9, ME), Ok(()))]));
+    bench.step(ParticipantEvent::Led(vec![(a, Err(refusal.clone()))]));
+    assert_eq!(bench.sent, [FromParticipant::Led(vec![b]), FromParticipant::NotLed(vec![a], refusal)]);
+}
+
 #[test]
 fn a_broken_store_ends_the_session_and_is_not_recovered_in_a_tight_loop() {
     let mut bench = Bench::open(Kind::Redo);

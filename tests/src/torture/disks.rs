@@ -13,6 +13,7 @@ use super::lab::{Lab, Run};
 use super::schedule::{Mix, Schedule, Setting, Step};
 use super::{Tally, play};
 use crate::disk_faults::{Ailment, Call, Control, FILES, Fault, Library, Site};
+use crate::history::{Ask, Event, Finding, Happened};
 use crate::power_loss::{Disk, Image, Journal, Loss, Names, Shadow};
 use anyhow::{Context, ensure};
 use first_starts::Nursery;
@@ -566,9 +567,13 @@ impl Run {
     }
 
     /// What the checker has found, held against the damage: what nobody can know is no violation.
-    pub(super) fn excuse(&mut self, findings: Vec<String>) -> Vec<String> {
-        let Some(hurt) = self.disk.as_ref().and_then(|disk| disk.damage.clone()) else { return findings };
+    pub(super) fn excuse(&mut self, findings: &[Finding], history: &[Happened]) -> Vec<String> {
+        let Some(hurt) = self.disk.as_ref().and_then(|disk| disk.damage.clone()) else {
+            return findings.iter().map(ToString::to_string).collect();
+        };
         let settled = !self.played.observed.verdicts.is_empty();
+        let refused = self.played.observed.verdicts.keys().any(|(_, _, verdict)| *verdict == Verdict::Refused);
+        let findings: Vec<&Finding> = findings.iter().filter(|finding| !(refused && shows_what_is_left(finding, history))).collect();
         if findings.is_empty() {
             if !settled && self.played.findings.is_empty() {
                 self.verdict(Verdict::Recovered);
@@ -581,6 +586,13 @@ impl Run {
         }
         findings.into_iter().map(|finding| format!("after {}: {finding}", hurt.what)).collect()
     }
+}
+
+/// A read without a token shows what its store holds, also while the daemon refuses to go on with it.
+fn shows_what_is_left(finding: &Finding, history: &[Happened]) -> bool {
+    let Finding::Stale { reader, .. } = finding else { return false };
+    let plain = |event: &Event| matches!(event, Event::Invoke { op, ask: Ask::Read { at_least: None, .. }, .. } if op == reader);
+    history.iter().any(|happened| plain(&happened.event))
 }
 
 impl Damage {

@@ -451,7 +451,7 @@ impl Run {
         self.played.busy = history.iter().filter(|happened| is_busy(&happened.event)).count() as u64;
         self.played.transactions = report.committed as u64;
         self.played.operations = (report.committed + report.aborted + report.unknown + report.reads) as u64;
-        let findings = self.excuse(report.findings.iter().map(ToString::to_string).collect());
+        let findings = self.excuse(&report.findings, &history);
         self.played.findings.extend(findings);
         if !self.played.findings.is_empty() {
             let folder = self.launch.data_dir.parent().unwrap_or(Path::new("."));
