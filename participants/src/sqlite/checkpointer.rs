@@ -52,7 +52,7 @@ impl Checkpointer {
             }
         };
         let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(run);
-        let thread = thread.map_err(|error| StoreError::Refused(format!("cannot start a thread for checkpoints: {error}")))?;
+        let thread = thread.map_err(|error| StoreError::Broken(format!("cannot start a thread for checkpoints: {error}")))?;
         Ok(Checkpointer { requests: Some(requests), done, thread: Some(thread), busy: false })
     }
 

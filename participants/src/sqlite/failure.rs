@@ -67,6 +67,23 @@ impl From<Failure> for StoreError {
     }
 }
 
+/// Whether a file that could not be opened may be opened another time: the disk, or another process, was at fault, and not the file.
+pub fn mends_itself(error: &rusqlite::Error) -> bool {
+    match error.sqlite_error_code() {
+        Some(
+            ErrorCode::CannotOpen
+            | ErrorCode::SystemIoFailure
+            | ErrorCode::DiskFull
+            | ErrorCode::OutOfMemory
+            | ErrorCode::DatabaseBusy
+            | ErrorCode::DatabaseLocked
+            | ErrorCode::FileLockingProtocolFailed
+            | ErrorCode::OperationInterrupted,
+        ) => true,
+        Some(_) | None => false,
+    }
+}
+
 /// An error of a step of our own, as the worker is told it.
 pub fn broken(error: rusqlite::Error) -> StoreError {
     Failure::from(error).into()

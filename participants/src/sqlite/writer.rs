@@ -2,7 +2,7 @@
 
 use super::authorizer::Mode;
 use super::checkpointer::{CHECKPOINT_FORCES, Checkpointer};
-use super::failure::{Failure, broken};
+use super::failure::{Failure, broken, mends_itself};
 use super::hooks::Guarded;
 use super::redo;
 use super::schema::{OWN, Promise, Schema};
@@ -81,8 +81,10 @@ impl Writer {
     /// Opens the file, or makes it.
     pub fn open(options: &SqliteOptions, promise: Promise, forces: Arc<AtomicU64>) -> Result<Writer, StoreError> {
         let path = options.path.display();
-        let new = !options.path.exists();
-        let refused = |error: rusqlite::Error| StoreError::Refused(format!("cannot open {path} as a SQLite database: {error}"));
+        let refused = |error: rusqlite::Error| {
+            let message = format!("cannot open {path} as a SQLite database: {error}");
+            if mends_itself(&error) { StoreError::Broken(message) } else { StoreError::Refused(message) }
+        };
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let conn = Connection::open_with_flags(&options.path, flags).map_err(refused)?;
         conn.busy_timeout(options.busy_timeout).map_err(refused)?;
@@ -95,9 +97,8 @@ impl Writer {
         conn.pragma_update(None, "cache_size", -cache_kib).map_err(refused)?;
         conn.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true).map_err(refused)?;
         conn.set_prepared_statement_cache_capacity(CACHE);
-        if new {
-            sync_folder_of(&options.path).map_err(|error| StoreError::Refused(format!("cannot make {path} durable: {error}")))?;
-        }
+        // Each time: whoever made the file may have ended before this.
+        sync_folder_of(&options.path).map_err(|error| StoreError::Broken(format!("cannot make {path} durable: {error}")))?;
         let mut writer = Writer {
             checkpointer: Checkpointer::start(options, forces.clone())?,
             conn: Guarded::new(conn, Mode::Trusted, options.limits.value_bytes),

@@ -208,6 +208,22 @@ fn a_foreign_writer_is_noticed_and_readers_are_welcome() {
     assert!(again.prepare(&batch).unwrap().votes[0].1.is_yes());
 }
 
+/// As after an error of the disk while it was opened: nothing is wrong with the file.
+#[test]
+fn a_file_that_cannot_be_opened_for_a_while_is_opened_again() {
+    let mut lab = lab(SCHEMA);
+    lab.commit(vec![lines("INSERT INTO t VALUES (1, 'a')")]);
+    let aside = lab.path.with_extension("aside");
+    std::fs::rename(&lab.path, &aside).unwrap();
+    std::fs::create_dir(&lab.path).unwrap();
+    let Err(StoreError::Broken(message)) = lab.store.recover(owner(2), ME) else { panic!("a folder is no database") };
+    assert!(message.contains("unable to open database file"), "{message}");
+    std::fs::remove_dir(&lab.path).unwrap();
+    std::fs::rename(&aside, &lab.path).unwrap();
+    lab.store.recover(owner(2), ME).unwrap();
+    lab.commit(vec![lines("INSERT INTO t VALUES (2, 'a')")]);
+}
+
 #[test]
 fn a_foreign_lock_is_unavailable_not_broken() {
     let mut lab = lab_with(SCHEMA, |options| options.busy_timeout = Duration::from_millis(20));
