@@ -69,7 +69,11 @@ impl From<Failure> for StoreError {
 
 /// Whether a file that could not be opened may be opened another time: the disk, or another process, was at fault, and not the file.
 pub fn mends_itself(error: &rusqlite::Error) -> bool {
-    match error.sqlite_error_code() {
+    let code = match error {
+        rusqlite::Error::SqliteFailure(error, _) | rusqlite::Error::SqlInputError { error, .. } => Some(error.code),
+        _ => None,
+    };
+    match code {
         Some(
             ErrorCode::CannotOpen
             | ErrorCode::SystemIoFailure

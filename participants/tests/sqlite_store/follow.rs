@@ -213,15 +213,17 @@ fn a_foreign_writer_is_noticed_and_readers_are_welcome() {
 fn a_file_that_cannot_be_opened_for_a_while_is_opened_again() {
     let mut lab = lab(SCHEMA);
     lab.commit(vec![lines("INSERT INTO t VALUES (1, 'a')")]);
-    let aside = lab.path.with_extension("aside");
-    std::fs::rename(&lab.path, &aside).unwrap();
-    std::fs::create_dir(&lab.path).unwrap();
-    let Err(StoreError::Broken(message)) = lab.store.recover(owner(2), ME) else { panic!("a folder is no database") };
-    assert!(message.contains("unable to open database file"), "{message}");
-    std::fs::remove_dir(&lab.path).unwrap();
-    std::fs::rename(&aside, &lab.path).unwrap();
-    lab.store.recover(owner(2), ME).unwrap();
-    lab.commit(vec![lines("INSERT INTO t VALUES (2, 'a')")]);
+    for (n, path) in [lab.path.clone(), lab.path.with_extension("db-wal")].into_iter().enumerate() {
+        let aside = lab.path.with_extension("aside");
+        std::fs::rename(&path, &aside).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        let opened = lab.store.recover(owner(2), ME);
+        assert!(matches!(&opened, Err(StoreError::Broken(why)) if why.contains("unable to open database file")), "{opened:?}");
+        std::fs::remove_dir(&path).unwrap();
+        std::fs::rename(&aside, &path).unwrap();
+        lab.store.recover(owner(2), ME).unwrap();
+        lab.commit(vec![lines(&format!("INSERT INTO t VALUES ({}, 'a')", n + 2))]);
+    }
 }
 
 #[test]
