@@ -286,6 +286,9 @@ mod tests {
         (Mutation::FloorNotForced, 99),
         (Mutation::NoSuchBranchIsSuccess, 99),
         // These in swarms.
+        (Mutation::TakenAsDone, 10),
+        (Mutation::TakenAsLed, 75),
+        (Mutation::MigratesOverCommits, 313),
         (Mutation::DamageForgotten, 39),
         (Mutation::AuditForgotten, 7),
         (Mutation::RemovedLetIn, 58),
