@@ -578,7 +578,7 @@ impl Run {
             if !settled && self.played.findings.is_empty() {
                 self.verdict(Verdict::Recovered);
             }
-            return findings;
+            return Vec::new();
         }
         if hurt.unseen {
             self.verdict(Verdict::Unseen);
