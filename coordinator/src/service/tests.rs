@@ -330,8 +330,8 @@ async fn a_read_waits_until_the_store_shows_what_it_showed_before() {
                     panic!("{:?}", submission.event)
                 };
                 assert_eq!((token.csn.epoch(), token.csn.n()), (BEFORE.epoch, BEFORE.n));
-                let first = asked.fetch_add(1, Ordering::Relaxed) == 0;
-                submission.answer.give(if first { Reply::Behind(Csn::ZERO) } else { Reply::Reached(token.csn) });
+                let early = asked.fetch_add(1, Ordering::Relaxed) < 2;
+                submission.answer.give(if early { Reply::Behind(Csn::ZERO) } else { Reply::Reached(token.csn) });
             }
         }
     });
@@ -339,12 +339,16 @@ async fn a_read_waits_until_the_store_shows_what_it_showed_before() {
     let query = v1::QueryRequest { store: "db".into(), sql: "SELECT 1".into(), ..v1::QueryRequest::default() };
     let search = v1::SearchRequest { store: "index".into(), query: "*".into(), ..v1::SearchRequest::default() };
     assert_eq!(transactions.query(query.clone()).await.unwrap_err().code(), Code::DeadlineExceeded);
+    // Also one whose token is older than what was seen.
+    let at_least = super::translate::token_out(Token { log_id: IDENTITY.log_id, csn: Csn::new(BEFORE.epoch, BEFORE.n - 1) });
+    let older = v1::QueryRequest { at_least, ..query.clone() };
+    assert_eq!(transactions.query(older).await.unwrap_err().code(), Code::DeadlineExceeded);
     // Nothing can be read here; but it is tried.
     for _ in 0..2 {
         assert_eq!(transactions.query(query.clone()).await.unwrap_err().code(), Code::FailedPrecondition);
         assert_eq!(transactions.search(search.clone()).await.unwrap_err().code(), Code::FailedPrecondition);
     }
-    assert_eq!(questions.load(Ordering::Relaxed), 2, "once it shows them, nobody waits any more");
+    assert_eq!(questions.load(Ordering::Relaxed), 3, "once it shows them, nobody waits any more");
 }
 
 #[tokio::test]

@@ -155,19 +155,28 @@ impl Transactions {
         names.named(name).ok_or_else(|| Status::not_found(format!("store: {}", translate::unknown_store(name, names))))
     }
 
-    /// Waits until the store has followed as far as the token says; without one, until it shows all that it showed before this start.
+    /// Waits until the store has followed as far as the token says, if there is one, and shows all that it showed before this start.
     async fn at_least(&self, store: &Registered, token: &[u8], wait_ms: u32) -> Result<(), Status> {
-        if !token.is_empty() {
-            return self.followed(store, translate::token(token).map_err(Status::invalid_argument)?, wait_ms).await;
+        let asked = match token {
+            [] => None,
+            token => Some(translate::token(token).map_err(Status::invalid_argument)?),
+        };
+        // In safe mode it is for a person to find out whether it can ever show that again.
+        let safe = matches!(*self.0.engine.phase().borrow(), Phase::SafeMode(_));
+        let before = self.0.engine.showed_before(store).filter(|_| !safe);
+        match (asked, before) {
+            (None, None) => Ok(()),
+            (Some(asked), None) => self.followed(store, asked, wait_ms).await,
+            // Who asks for more than it showed, or by a token that is none here, is answered by that.
+            (Some(asked), Some(before)) if asked.log_id != before.log_id || asked.csn > before.csn => {
+                self.followed(store, asked, wait_ms).await
+            }
+            (_, Some(before)) => {
+                self.followed(store, before, wait_ms).await?;
+                self.0.engine.shows_again(store.id);
+                Ok(())
+            }
         }
-        let Some(before) = self.0.engine.showed_before(store) else { return Ok(()) };
-        // Whether it can ever show it again is for a person to find out.
-        if matches!(*self.0.engine.phase().borrow(), Phase::SafeMode(_)) {
-            return Ok(());
-        }
-        self.followed(store, before, wait_ms).await?;
-        self.0.engine.shows_again(store.id);
-        Ok(())
     }
 
     async fn followed(&self, store: &Registered, token: Token, wait_ms: u32) -> Result<(), Status> {
