@@ -4,7 +4,7 @@ use crate::failpoints::hit;
 use lockstep_core::{
     Abilities, Ballot, Csn, Decided, Kind, Marker, MarkerEvidence, Operation, Owner, ParticipantId, Position, Settle, Txid, Vote, Work,
 };
-use lockstep_participants::{Committed, Late, LateAnswers, Led, Reader, Recovered, ResourceManager, StoreError, Tended, Validator};
+use lockstep_participants::{Committed, LateVotes, Led, Reader, Recovered, ResourceManager, StoreError, Tended, Validator};
 use std::sync::Arc;
 
 /// Wraps a store; its places are `store.NAME.before_CALL` and `store.NAME.after_CALL`.
@@ -64,16 +64,11 @@ impl ResourceManager for FragileStore {
         Some(Arc::new(FragileValidator { name: self.name.clone(), validator }))
     }
 
-    fn answer_later(&mut self, late: LateAnswers) {
-        let name = self.name.clone();
-        self.store.answer_later(Arc::new(move |answer| {
-            match &answer {
-                Ok(Late::Votes(_)) => hit(&format!("store.{name}.before_late_vote")),
-                Ok(Late::Committed { .. }) => hit(&format!("store.{name}.before_late_commit")),
-                Ok(Late::Led(_)) => hit(&format!("store.{name}.before_late_lead")),
-                Err(_) => {}
-            }
-            late(answer);
+    fn vote_later(&mut self, late: LateVotes) {
+        let place = format!("store.{}.before_late_vote", self.name);
+        self.store.vote_later(Arc::new(move |votes| {
+            hit(&place);
+            late(votes);
         }));
     }
 

@@ -2,12 +2,12 @@
 
 use crate::meters::{Called, Meters};
 use lockstep_core::{Abilities, Ballot, Csn, Decided, Kind, Marker, MarkerEvidence, Owner, ParticipantId, Position, Settle, Txid, Work};
-use lockstep_participants::{Committed, LateAnswers, Led, Reader, Recovered, ResourceManager, StoreError, Tended, Validator};
+use lockstep_participants::{Committed, LateVotes, Led, Reader, Recovered, ResourceManager, StoreError, Tended, Validator};
 use prometheus_client::metrics::histogram::Histogram;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Wraps a store. What it does beside its calls is not timed.
+/// Wraps a store. Votes beside its thread are not timed: they are no calls of the store.
 pub struct MeasuredStore {
     store: Box<dyn ResourceManager>,
     prepare: Histogram,
@@ -68,8 +68,8 @@ impl ResourceManager for MeasuredStore {
         self.store.validator()
     }
 
-    fn answer_later(&mut self, late: LateAnswers) {
-        self.store.answer_later(late);
+    fn vote_later(&mut self, late: LateVotes) {
+        self.store.vote_later(late);
     }
 
     fn commit(&mut self, decided: &[Decided], closed: Csn) -> Result<Committed, StoreError> {

@@ -49,12 +49,10 @@ pub trait ResourceManager: Send {
         None
     }
 
-    /// Where a store that works on transactions beside each other may hand over what it left out of its answers, from any thread, each once:
-    /// votes that [`ResourceManager::prepare`] did not give, and, at a preparing store or leader, what became of all that it was told to
-    /// commit or lead, where [`ResourceManager::commit`] and [`ResourceManager::lead`] told of none. Such a store is called again meanwhile, is
-    /// told of aborts of transactions that still run (it takes them back, and gives no vote on them), and as a leader commits each transaction
-    /// by itself.
-    fn answer_later(&mut self, late: LateAnswers) {
+    /// Where a store that runs transactions beside each other may hand over votes that [`ResourceManager::prepare`] left out, from any
+    /// thread, each once. Such a store is asked for further batches meanwhile, is told of aborts of transactions that still run (it takes
+    /// them back, and gives no vote on them), and as a leader commits each transaction by itself.
+    fn vote_later(&mut self, late: LateVotes) {
         let _ = late;
     }
 
@@ -138,24 +136,8 @@ pub trait Validator: Send + Sync {
     fn validate(&self, operations: &[Operation]) -> Option<Vote>;
 }
 
-/// What a store left out of its answer.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Late {
-    /// Votes.
-    Votes(Ballot),
-    /// What became of these decisions, of all their transactions.
-    Committed {
-        /// Their CSNs.
-        decided: Vec<Csn>,
-        /// Its progress is not looked at.
-        committed: Committed,
-    },
-    /// What became of transactions that were led, each for certain.
-    Led(Vec<(Txid, Result<(), lockstep_core::Refusal>)>),
-}
-
-/// Takes answers that come late, or why the store's state in memory can't be trusted any more.
-pub type LateAnswers = Arc<dyn Fn(Result<Late, String>) + Send + Sync>;
+/// Takes votes that come late, or why the store's state in memory can't be trusted any more.
+pub type LateVotes = Arc<dyn Fn(Result<Ballot, String>) + Send + Sync>;
 
 /// What a store holds when a session opens.
 #[derive(Clone, Debug, PartialEq)]
@@ -192,7 +174,7 @@ pub enum Led {
     Committed,
     /// None is, for certain.
     RolledBack(lockstep_core::Refusal),
-    /// Each by itself, durably or not at all, for certain, in the order given; none: all of it comes late.
+    /// Each by itself, durably or not at all, for certain, in the order given.
     Each(Vec<(Txid, Result<(), lockstep_core::Refusal>)>),
 }
 

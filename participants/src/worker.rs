@@ -4,7 +4,7 @@
 //! The loop: take everything that has arrived, let the machine choose the store's next command, carry it out, send what came of it.
 //! While the store works the inbox fills; that is what makes the next batch.
 
-use crate::resource_manager::{Committed, Late, Led, Reader, Recovered, ResourceManager, StoreError, Tended, Validator};
+use crate::resource_manager::{Committed, Led, Reader, Recovered, ResourceManager, StoreError, Tended, Validator};
 use lockstep_core::{
     Ballot, FromParticipant, Kind, Participant, ParticipantEffect, ParticipantEvent, Refusal, RefusalKind, SessionId, StoreCommand,
     StoreReport, Ticket, Time, ToParticipant, Txid, Vote, Work,
@@ -21,7 +21,7 @@ enum ToWorker {
     SessionDown(SessionId),
     Messages(SessionId, Vec<ToParticipant>),
     Migrate(Ticket, Arc<str>),
-    Late(Result<Late, String>),
+    Votes(Result<Ballot, String>),
     Hurry,
     Stop,
 }
@@ -91,7 +91,7 @@ impl Worker {
         let applications = store.applications();
         let (sender, inbox) = channel();
         let late = sender.clone();
-        store.answer_later(Arc::new(move |answer| drop(late.send(ToWorker::Late(answer)))));
+        store.vote_later(Arc::new(move |votes| drop(late.send(ToWorker::Votes(votes)))));
         let gate = Arc::new(Gate::default());
         gate.open(store.validator());
         let mut worker = Worker {
@@ -170,13 +170,8 @@ impl Worker {
                     self.step(ParticipantEvent::Message(session, message));
                 }
             }
-            ToWorker::Late(Ok(Late::Votes(ballot))) => self.step(ParticipantEvent::Votes(ballot)),
-            ToWorker::Late(Ok(Late::Committed { decided, committed })) => {
-                let Committed { done, not_prepared, stuck, .. } = committed;
-                self.step(ParticipantEvent::Committed { decided, done, not_prepared, stuck });
-            }
-            ToWorker::Late(Ok(Late::Led(outcomes))) => self.step(ParticipantEvent::Led(outcomes)),
-            ToWorker::Late(Err(why)) => self.step(ParticipantEvent::Broken(why)),
+            ToWorker::Votes(Ok(ballot)) => self.step(ParticipantEvent::Votes(ballot)),
+            ToWorker::Votes(Err(why)) => self.step(ParticipantEvent::Broken(why)),
             ToWorker::Hurry => self.store.hurry(),
             ToWorker::Stop => self.stopping = true,
         }

@@ -63,8 +63,6 @@ mutations! {
     HandoverBeforeScan, "R-REDO, R-LR", "a serial executor is handed its redos before the leaders are scanned";
     IndexWaits, "R-NOWAIT", "an index waits for the other writer of a document instead of saying Conflict";
     LockWaitHoldsUp, "R-NOWAIT", "a branch that waits for a lock holds up what its store is told after it";
-    TakenAsDone, "late answers", "a branch counts as committed while its store is at work on it";
-    TakenAsLed, "late answers", "a transaction counts as led while its store is at work on it";
     AbortMissesWorking, "late votes", "an Abort does not reach what a leader runs beside others";
     DurableBeforeForce, "force before reply and send", "the log says Durable before it has forced";
     AckBeforeDurable, "ack after durable", "a store acks what a crash may take back";
@@ -134,7 +132,6 @@ mutations! {
     RemovalNotAcked, "a removed store, R-STORELOSS", "a leader is removed, and the log does not say how far stores had followed it";
     RestoredPresumes, "R-LOGLOSS", "a log put back by command waits for stores no longer than another";
     RestoredKeepsTokens, "R-LOGLOSS", "a log put back by command honours the tokens of before";
-    MigratesOverCommits, "R-REDO: the schema", "a schema is changed while branches are being committed beside each other";
     MigratesOverVotes, "R-REDO: the schema", "a schema is changed while redos made under the old one are not decided";
     // What a slip of the hand would do
     FloorOffByOne, "off by one", "a request from just below the floor is looked up or run";

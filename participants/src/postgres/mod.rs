@@ -34,7 +34,7 @@ mod values;
 mod work;
 
 use crate::applications::Applications;
-use crate::{Committed, Late, LateAnswers, Led, Reader, Recovered, ResourceManager, StoreError, Tended};
+use crate::{Committed, LateVotes, Led, Reader, Recovered, ResourceManager, StoreError, Tended};
 use connection::Connector;
 use failure::{Failure, sentence};
 use lockstep_core::{
@@ -66,8 +66,8 @@ pub struct Postgres {
     connector: Result<Connector, String>,
     session: Option<Current>,
     readers: Arc<Readers>,
-    /// Who takes answers when they are there; without it each call waits for its own.
-    late: Option<LateAnswers>,
+    /// Who takes votes when they are there; without it `prepare` waits for them.
+    late: Option<LateVotes>,
     applications: Applications,
 }
 
@@ -315,7 +315,7 @@ impl ResourceManager for Postgres {
         (self.options.mode == PostgresMode::DatabaseLed).then(|| self.applications.clone())
     }
 
-    fn answer_later(&mut self, late: LateAnswers) {
+    fn vote_later(&mut self, late: LateVotes) {
         self.late = Some(late);
     }
 
@@ -332,7 +332,7 @@ impl ResourceManager for Postgres {
                 let vote = life.await;
                 match late {
                     Some(late) => match vote {
-                        Ok(Some(vote)) => late(Ok(Late::Votes(Ballot { votes: vec![(txid, vote)], ..Ballot::default() }))),
+                        Ok(Some(vote)) => late(Ok(Ballot { votes: vec![(txid, vote)], ..Ballot::default() })),
                         Ok(None) => {}
                         Err(why) => late(Err(why)),
                     },
@@ -358,33 +358,16 @@ impl ResourceManager for Postgres {
     }
 
     fn commit(&mut self, decided: &[Decided], _closed: Csn) -> Result<Committed, StoreError> {
-        let late = self.late.clone();
         let (runtime, options, current) = self.current()?;
         let progress = Progress { applied: current.stored, durable: current.stored };
-        let mut committed = Committed { progress, ..Committed::default() };
-        let Some(highest) = decided.iter().map(|decided| decided.csn).max() else { return Ok(committed) };
-        current.state.highest = current.state.highest.max(highest);
-        while current.tasks.try_join_next().is_some() {}
-        let lanes = two_phase::lanes(decided, options.finishers);
-        let Some(late) = late else {
-            let lanes = lanes.map(|lane| two_phase::commit(&current.session, lane));
-            for lane in runtime.block_on(futures_util::future::try_join_all(lanes))? {
-                committed.done.extend(lane.done);
-                committed.not_prepared.extend(lane.not_prepared);
-                committed.stuck.extend(lane.stuck);
-            }
-            return Ok(committed);
-        };
-        for lane in lanes {
-            let (session, lane, late) = (Arc::clone(&current.session), lane.to_vec(), late.clone());
-            let task = async move {
-                let committed = two_phase::commit(&session, &lane).await;
-                let decided = lane.iter().map(|decided| decided.csn).collect();
-                late(committed.map(|committed| Late::Committed { decided, committed }).map_err(|error| error.to_string()));
-            };
-            current.tasks.spawn_on(task, runtime.handle());
+        if decided.is_empty() {
+            return Ok(Committed { progress, ..Committed::default() });
         }
-        Ok(committed)
+        let finished = runtime
+            .block_on(bounded(async { two_phase::commit(&current.session, decided, options.finishers).await.map_err(Failure::broken) }))?;
+        let highest = decided.iter().map(|decided| decided.csn).max().unwrap_or_default();
+        current.state.highest = current.state.highest.max(highest);
+        Ok(Committed { progress, done: finished.done, not_prepared: finished.not_prepared, stuck: finished.stuck })
     }
 
     fn abort(&mut self, txids: &[Txid]) -> Result<(), StoreError> {
@@ -404,8 +387,7 @@ impl ResourceManager for Postgres {
     }
 
     fn lead(&mut self, markers: &[Marker]) -> Result<Led, StoreError> {
-        let late = self.late.clone();
-        let alone = late.is_some() || self.options.mode == PostgresMode::TwoPhase;
+        let alone = self.late.is_some() || self.options.mode == PostgresMode::TwoPhase;
         let (runtime, options, current) = self.current()?;
         let (session, patience) = (Arc::clone(&current.session), options.lock_timeout);
         let (led, open) = {
@@ -414,21 +396,6 @@ impl ResourceManager for Postgres {
             // Of a batch that is led together, those that are not among these were refused elsewhere.
             (led, if alone { Vec::new() } else { under_way.open.drain().map(|(_, open)| open).collect() })
         };
-        if let (Some(late), true) = (&late, alone) {
-            for (marker, open) in led {
-                let (session, marker, late) = (Arc::clone(&session), marker.clone(), late.clone());
-                let task = async move {
-                    let outcome = work::lead(&session, &marker, open, patience).await;
-                    late(match outcome {
-                        Outcome::Committed => Ok(Late::Led(vec![(marker.entry.txid, Ok(()))])),
-                        Outcome::RolledBack(refusal) => Ok(Late::Led(vec![(marker.entry.txid, Err(refusal))])),
-                        Outcome::Unknown(why) => Err(why),
-                    });
-                };
-                current.tasks.spawn_on(task, runtime.handle());
-            }
-            return Ok(Led::Each(Vec::new()));
-        }
         let outcomes = runtime.block_on(async {
             let taken_back = futures_util::future::join_all(open.into_iter().map(work::take_back));
             let led = futures_util::future::join_all(led.into_iter().map(|(marker, open)| work::lead(&session, marker, open, patience)));

@@ -1,15 +1,22 @@
 //! Phase two of prepared branches, and what a marker tells of those that are gone (R-MARKER).
 
-use super::bounded;
 use super::connection::Connection;
 use super::failure::{Failure, sentence};
 use super::schema::{broken, place, position};
 use super::session::Session;
-use crate::{Committed, StoreError};
+use crate::StoreError;
 use futures_util::future::join_all;
 use lockstep_core::gid::Gid;
 use lockstep_core::{Csn, Decided, MarkerEvidence, Txid};
 use std::collections::HashSet;
+
+/// What phase two did.
+#[derive(Default)]
+pub struct Finished {
+    pub done: Vec<Txid>,
+    pub not_prepared: Vec<(Txid, MarkerEvidence)>,
+    pub stuck: Vec<(Csn, String)>,
+}
 
 enum Answer {
     Done,
@@ -19,47 +26,45 @@ enum Answer {
     Stuck(String),
 }
 
-/// Shares of the work for so many connections, so that the server's forces overlap.
-pub fn lanes<T>(work: &[T], finishers: usize) -> std::slice::Chunks<'_, T> {
-    let lanes = finishers.clamp(1, work.len().max(1));
-    work.chunks(work.len().div_ceil(lanes).max(1))
-}
-
-/// Commits decided branches on one connection: each alone in its message, all in one flight. The time for it begins when the connection is
-/// there: who has it before has a time of its own.
-pub async fn commit(session: &Session, decided: &[Decided]) -> Result<Committed, StoreError> {
-    let connection = session.finisher().await.map_err(Failure::broken)?;
-    let flight = async {
-        let all: Vec<(Csn, Txid)> = decided.iter().flat_map(|d| d.txids.iter().map(|txid| (d.csn, *txid))).collect();
-        let answers = join_all(all.iter().map(|(_, txid)| finish_one(&connection, session.gid(*txid), true))).await;
-        let mut committed = Committed::default();
-        let mut unknown = Vec::new();
-        for ((csn, txid), answer) in all.into_iter().zip(answers) {
-            match answer? {
-                Answer::Done => committed.done.push(txid),
-                Answer::Unknown => unknown.push(txid),
-                Answer::Stuck(why) => committed.stuck.push((csn, why)),
-            }
+/// Commits decided branches: each alone in its message, in flights on several connections, so that the server's forces overlap.
+pub async fn commit(session: &Session, decided: &[Decided], finishers: usize) -> Result<Finished, Failure> {
+    let all: Vec<(Csn, Txid)> = decided.iter().flat_map(|d| d.txids.iter().map(|txid| (d.csn, *txid))).collect();
+    let answers = finish(session, &all.iter().map(|(_, txid)| *txid).collect::<Vec<_>>(), true, finishers).await?;
+    let mut finished = Finished::default();
+    let mut unknown = Vec::new();
+    for ((csn, txid), answer) in all.into_iter().zip(answers) {
+        match answer {
+            Answer::Done => finished.done.push(txid),
+            Answer::Unknown => unknown.push(txid),
+            Answer::Stuck(why) => finished.stuck.push((csn, why)),
         }
-        if !unknown.is_empty() {
-            committed.not_prepared = evidence(&connection, &unknown).await?;
-        }
-        Ok(committed)
-    };
-    bounded(async { flight.await.map_err(Failure::broken) }).await
+    }
+    if !unknown.is_empty() {
+        let connection = session.finisher().await?;
+        finished.not_prepared = evidence(&connection, &unknown).await?;
+    }
+    Ok(finished)
 }
 
 /// Rolls branches back; unknown ones are none.
 pub async fn roll_back(session: &Session, txids: &[Txid], finishers: usize) -> Result<(), Failure> {
-    let flights = lanes(txids, finishers).map(|txids| async move {
+    for answer in finish(session, txids, false, finishers).await? {
+        if let Answer::Stuck(why) = answer {
+            return Err(Failure::Lost(why));
+        }
+    }
+    Ok(())
+}
+
+async fn finish(session: &Session, txids: &[Txid], commit: bool, finishers: usize) -> Result<Vec<Answer>, Failure> {
+    let lanes = finishers.clamp(1, txids.len().max(1));
+    let flights = txids.chunks(txids.len().div_ceil(lanes).max(1)).map(|txids| async move {
         let connection = session.finisher().await?;
-        let answers = join_all(txids.iter().map(|txid| finish_one(&connection, session.gid(*txid), false))).await;
-        answers.into_iter().try_for_each(|answer| match answer? {
-            Answer::Done | Answer::Unknown => Ok(()),
-            Answer::Stuck(why) => Err(Failure::Lost(why)),
-        })
+        let answers = join_all(txids.iter().map(|txid| finish_one(&connection, session.gid(*txid), commit))).await;
+        answers.into_iter().collect::<Result<Vec<_>, Failure>>()
     });
-    join_all(flights).await.into_iter().collect()
+    let answers = join_all(flights).await.into_iter().collect::<Result<Vec<_>, Failure>>()?;
+    Ok(answers.into_iter().flatten().collect())
 }
 
 async fn finish_one(connection: &Connection, gid: Gid, commit: bool) -> Result<Answer, Failure> {

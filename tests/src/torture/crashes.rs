@@ -30,8 +30,6 @@ pub enum Passed {
     LeadingAtStart,
     /// With a database that prepares.
     Preparing,
-    /// With a database that leads, each transaction by itself beside others.
-    LeadingBeside,
     /// With a database that leads, when its session has ended in the middle of a decision.
     LeaderLost,
     /// By an order of an operator, a change of the schema, or a branch of an application's own: tests of their own lead there.
@@ -60,12 +58,10 @@ pub const PLACES: &[(&str, Passed)] = &[
     ("store.db.before_late_vote", Passed::Preparing),
     ("store.db.before_commit", Passed::Always),
     ("store.db.after_commit", Passed::Always),
-    ("store.db.before_late_commit", Passed::Preparing),
     ("store.db.before_abort", Passed::Preparing),
     ("store.db.after_abort", Passed::Preparing),
     ("store.db.before_lead", Passed::Leading),
     ("store.db.after_lead", Passed::Leading),
-    ("store.db.before_late_lead", Passed::LeadingBeside),
     ("store.db.before_settle", Passed::LeaderLost),
     ("store.db.after_settle", Passed::LeaderLost),
     ("store.db.before_scan", Passed::LeadingAtStart),
@@ -100,7 +96,7 @@ impl Passed {
             Passed::Always | Passed::AtStart | Passed::Seldom => true,
             Passed::Leading | Passed::LeadingAtStart => matches!(setting, Setting::DatabaseLed | Setting::ServersLed),
             Passed::Preparing => setting == Setting::ServersTwoPhase,
-            Passed::LeadingBeside | Passed::LeaderLost => setting == Setting::ServersLed,
+            Passed::LeaderLost => setting == Setting::ServersLed,
             Passed::ByOrder => false,
         }
     }
@@ -109,7 +105,7 @@ impl Passed {
     fn hits(self) -> &'static [u32] {
         match self {
             Passed::Always | Passed::Leading => &[1, 2, 5, 20],
-            Passed::Preparing | Passed::LeadingBeside => &[1, 2, 5],
+            Passed::Preparing => &[1, 2, 5],
             Passed::AtStart | Passed::Seldom | Passed::LeadingAtStart | Passed::LeaderLost | Passed::ByOrder => &[1, 1, 1, 2],
         }
     }

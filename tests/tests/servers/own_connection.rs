@@ -164,7 +164,7 @@ async fn the_daemon_dies_while_an_application_decides() -> anyhow::Result<()> {
         ("database-led", "store.db.before_prepare:1:kill", false),
         ("database-led", "store.db.before_late_vote:1:kill", false),
         ("database-led", "store.db.before_lead:1:kill", false),
-        ("database-led", "store.db.before_late_lead:1:kill", true),
+        ("database-led", "store.db.after_lead:1:kill", true),
         ("database-led", "engine.before_send_commit:1:kill", true),
     ] {
         let lived = async {

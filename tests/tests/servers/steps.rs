@@ -43,8 +43,6 @@ const TWO_PHASE: &[Place] = &[
     ("store.db.before_commit", 1),
     ("store.db.after_commit", 1),
     ("store.db.after_commit", 9),
-    ("store.db.before_late_commit", 1),
-    ("store.db.before_late_commit", 9),
     ("store.db.before_abort", 1),
     ("store.db.after_abort", 1),
     ("store.db.before_prepared", 1),
@@ -84,8 +82,6 @@ const DATABASE_LED: &[Place] = &[
     ("store.db.before_lead", 9),
     ("store.db.after_lead", 1),
     ("store.db.after_lead", 9),
-    ("store.db.before_late_lead", 1),
-    ("store.db.before_late_lead", 9),
     ("store.db.before_tend", 3),
     ("store.index.before_prepare", 5),
     ("store.index.before_commit", 1),
@@ -105,7 +101,6 @@ const AT_THE_DATABASE: &[(&str, Place)] = &[
     ("two-phase", ("log.after_force", 4)),
     ("two-phase", ("store.db.before_commit", 3)),
     ("two-phase", ("store.db.after_commit", 3)),
-    ("two-phase", ("store.db.before_late_commit", 3)),
     ("two-phase", ("store.db.before_abort", 1)),
     ("two-phase", ("store.db.before_prepared", 1)),
     ("two-phase", ("store.db.before_acked", 1)),
@@ -116,7 +111,6 @@ const AT_THE_DATABASE: &[(&str, Place)] = &[
     ("database-led", ("engine.before_send_lead", 3)),
     ("database-led", ("store.db.before_lead", 3)),
     ("database-led", ("store.db.after_lead", 3)),
-    ("database-led", ("store.db.before_late_lead", 3)),
     ("database-led", ("store.db.before_tend", 3)),
 ];
 

@@ -23,20 +23,6 @@ pub enum ParticipantEvent {
     Store(StoreReport),
     /// Votes that the store left out of its answer to a Prepare, because the transactions were still at work beside each other.
     Votes(Ballot),
-    /// What became of decisions that a preparing store left out of its answer to a Commit, because it was still at work on them beside each
-    /// other.
-    Committed {
-        /// All of these.
-        decided: Vec<Csn>,
-        /// As in [`StoreReport::Committed`].
-        done: Vec<Txid>,
-        /// As there.
-        not_prepared: Vec<(Txid, MarkerEvidence)>,
-        /// As there.
-        stuck: Vec<(Csn, String)>,
-    },
-    /// What became of transactions that the store left out of its answer to a Lead, likewise.
-    Led(Vec<(Txid, Result<(), Refusal>)>),
     /// The store found by itself that what it holds in memory can't be trusted, it must recover.
     Broken(String),
     /// The schema is to be changed, when no transaction is under way; answered by [`ParticipantEffect::Migrated`].
@@ -127,7 +113,7 @@ pub enum StoreReport {
     },
     /// After [`StoreCommand::Prepare`]: a vote for each transaction of the batch.
     Prepared(Ballot),
-    /// After [`StoreCommand::Commit`]. Of a preparing store that is at work on all of it beside each other: nothing yet.
+    /// After [`StoreCommand::Commit`].
     Committed {
         /// How far it has followed.
         progress: Progress,
@@ -142,7 +128,7 @@ pub enum StoreReport {
     Aborted,
     /// After [`StoreCommand::Lead`]: all are committed, or, for certain, none is.
     Led(Result<(), Refusal>),
-    /// The same where each transaction commits by itself: each for certain, in the order given; none if they are still at work.
+    /// The same where each transaction commits by itself: each for certain, in the order given.
     LedEach(Vec<(Txid, Result<(), Refusal>)>),
     /// After [`StoreCommand::Acked`].
     Acked,

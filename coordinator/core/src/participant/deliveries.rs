@@ -5,8 +5,8 @@ use super::contract::{ParticipantEffect, StoreCommand};
 use super::limits::{COMMIT_BYTES, COMMIT_MAX, RETRY_INTERVAL};
 use super::session::{Phase, Session};
 use super::{Command, Next};
-use crate::ids::{Csn, Time, Txid};
-use crate::message::{Decided, FromParticipant, MarkerEvidence, Progress};
+use crate::ids::{Csn, Time};
+use crate::message::{Decided, FromParticipant, Progress};
 use crate::mutation::{Mutation, broken};
 use crate::vote::Kind;
 use std::sync::Arc;
@@ -17,20 +17,6 @@ pub(super) struct Stuck {
     /// `None` while it is due or under way.
     pub(super) waits: Option<(Time, Decided)>,
     pub(super) interval: u64,
-}
-
-/// What became of decisions at the store.
-#[derive(Debug)]
-pub(super) struct Ends {
-    pub(super) done: Vec<Txid>,
-    pub(super) not_prepared: Vec<(Txid, MarkerEvidence)>,
-    pub(super) stuck: Vec<(Csn, String)>,
-}
-
-impl Ends {
-    pub(super) fn is_empty(&self) -> bool {
-        self.done.is_empty() && self.not_prepared.is_empty() && self.stuck.is_empty()
-    }
 }
 
 impl Session {
@@ -83,10 +69,7 @@ impl Session {
     }
 
     pub(super) fn knows(&self, csn: Csn) -> bool {
-        self.deliveries.contains_key(&csn)
-            || self.finishing.contains_key(&csn)
-            || self.stuck.contains_key(&csn)
-            || self.handed.contains(csn)
+        self.deliveries.contains_key(&csn) || self.stuck.contains_key(&csn) || self.handed.contains(csn)
     }
 
     /// Everything decided that the store can take now, in CSN order. A serial executor takes nothing on top of what is open below it,
@@ -137,10 +120,9 @@ impl Session {
         kind: Kind,
         decided: &[Decided],
         progress: Progress,
-        ends: Ends,
+        stuck: &[(Csn, String)],
         effects: &mut Vec<ParticipantEffect>,
     ) {
-        let Ends { done, not_prepared, stuck } = ends;
         let mut repeated = false;
         for decided in decided {
             let csn = decided.csn;
@@ -167,18 +149,6 @@ impl Session {
         self.untended = true;
         let progress = self.trusted(kind, progress);
         self.advance(progress, repeated && kind != Kind::Preparing, effects);
-        let acks = done.into_iter().map(FromParticipant::Committed);
-        let misses = not_prepared.into_iter().map(|(txid, evidence)| FromParticipant::NotPrepared(txid, evidence));
-        let troubles = stuck.into_iter().map(|(csn, why)| FromParticipant::Stuck(csn, why));
-        effects.extend(acks.chain(misses).chain(troubles).map(|message| ParticipantEffect::Send(self.id, message)));
-    }
-
-    /// What became of decisions that a preparing store was at work on. Of an older session: the next one finds it out by itself.
-    pub(super) fn late_commits(&mut self, now: Time, decided: &[Csn], ends: Ends, effects: &mut Vec<ParticipantEffect>) {
-        let ended: Vec<Decided> = decided.iter().filter_map(|csn| self.finishing.remove(csn)).collect();
-        if !ended.is_empty() {
-            self.committed(now, Kind::Preparing, &ended, self.progress, ends, effects);
-        }
     }
 
     /// R-SKIP: it counts as applied.

@@ -52,12 +52,11 @@ impl Doubts {
 
 impl Session {
     /// What an application has prepared and nobody has asked for yet is asked about like every other branch.
-    pub(super) fn listed(&mut self, now: Time, finishing: &[Txid], prepared: Option<Vec<Txid>>) {
+    pub(super) fn listed(&mut self, now: Time, prepared: Option<Vec<Txid>>) {
         let Some(prepared) = prepared else { return };
         self.list_at = Some(now.after(LIST_INTERVAL));
         for txid in prepared {
-            let decided = finishing.contains(&txid) || self.deliveries.values().any(|decided| decided.txids.contains(&txid));
-            let leaving = self.aborts.contains(&txid) || decided;
+            let leaving = self.aborts.contains(&txid) || self.deliveries.values().any(|decided| decided.txids.contains(&txid));
             if !leaving && !self.doubts.by_txid.contains_key(&txid) {
                 self.doubts.insert(now, txid);
             }

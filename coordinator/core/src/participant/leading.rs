@@ -48,15 +48,9 @@ impl Session {
         None
     }
 
-    /// What became of transactions that the store was still at work on when it answered Lead. Of an older session: it is settled by itself.
-    pub(super) fn late_leads(&mut self, mut outcomes: Vec<(Txid, Result<(), Refusal>)>, effects: &mut Vec<ParticipantEffect>) {
-        outcomes.retain(|(txid, _)| self.leading.remove(txid));
-        self.led_each(outcomes, effects);
-    }
-
-    /// What became of transactions that were led each by itself.
-    pub(super) fn led_each(&mut self, outcomes: Vec<(Txid, Result<(), Refusal>)>, effects: &mut Vec<ParticipantEffect>) {
-        self.untended = true;
+    /// What became of the transactions that a preparing store led.
+    pub(super) fn led_each(&mut self, txids: &[Txid], outcomes: Vec<(Txid, Result<(), Refusal>)>, effects: &mut Vec<ParticipantEffect>) {
+        assert!(outcomes.iter().map(|(txid, _)| txid).eq(txids), "R-LR: one outcome for each, in the order given");
         let mut committed = Vec::new();
         for (txid, outcome) in outcomes {
             self.voted.remove(&txid);

@@ -36,7 +36,6 @@ use crate::ids::{Csn, Owner, SessionId, Ticket, Time, Txid};
 use crate::message::{Decided, FromParticipant, Hello, Progress, Settle, ToParticipant, Work};
 use crate::mutation::{Mutation, broken};
 use crate::vote::{Abilities, Kind, Refusal, RefusalKind};
-use deliveries::Ends;
 use migration::Migration;
 use owner::highest_epoch;
 use session::{Phase, Session};
@@ -71,24 +70,15 @@ struct Running {
 enum Command {
     Recover,
     Prepare(Arc<[Work]>),
-    Commit {
-        decided: Arc<[Decided]>,
-        closed: Csn,
-    },
+    Commit { decided: Arc<[Decided]>, closed: Csn },
     Abort,
     Lead(Vec<Txid>),
     Acked(Csn),
     Settle(Settle),
     Scan,
     Floor,
-    Resolve {
-        txid: Txid,
-        commit: bool,
-    },
-    /// Of those that were being finished meanwhile the list may be of a moment before.
-    List {
-        finishing: Vec<Txid>,
-    },
+    Resolve { txid: Txid, commit: bool },
+    List,
     Tend(Csn),
     Migrate(Ticket),
 }
@@ -170,16 +160,6 @@ impl Participant {
             ParticipantEvent::Votes(ballot) => {
                 if let Some(session) = &mut self.session {
                     session.late_votes(now, self.kind, ballot, effects);
-                }
-            }
-            ParticipantEvent::Committed { decided, done, not_prepared, stuck } => {
-                if let Some(session) = &mut self.session {
-                    session.late_commits(now, &decided, Ends { done, not_prepared, stuck }, effects);
-                }
-            }
-            ParticipantEvent::Led(outcomes) => {
-                if let Some(session) = &mut self.session {
-                    session.late_leads(outcomes, effects);
                 }
             }
             ParticipantEvent::Broken(why) => {
@@ -334,14 +314,11 @@ impl Participant {
             (Command::Prepare(work), StoreReport::Prepared(ballot)) => session.prepared(now, self.kind, work, ballot, effects),
             (Command::Commit { decided, closed }, StoreReport::Committed { progress, done, not_prepared, stuck }) => {
                 session.given = session.given.max(closed);
-                let mut ends = Ends { done, not_prepared, stuck };
-                if broken(Mutation::TakenAsDone) && ends.is_empty() && self.kind == Kind::Preparing {
-                    ends.done = decided.iter().flat_map(|decided| decided.txids.iter().copied()).collect();
-                }
-                match self.kind == Kind::Preparing && ends.is_empty() {
-                    true => session.finishing.extend(decided.iter().map(|decided| (decided.csn, decided.clone()))),
-                    false => session.committed(now, self.kind, &decided, progress, ends, effects),
-                }
+                session.committed(now, self.kind, &decided, progress, &stuck, effects);
+                let acks = done.into_iter().map(FromParticipant::Committed);
+                let misses = not_prepared.into_iter().map(|(txid, evidence)| FromParticipant::NotPrepared(txid, evidence));
+                let troubles = stuck.into_iter().map(|(csn, why)| FromParticipant::Stuck(csn, why));
+                effects.extend(acks.chain(misses).chain(troubles).map(|m| ParticipantEffect::Send(of, m)));
             }
             (Command::Abort, StoreReport::Aborted) | (Command::Floor, StoreReport::Floored) => {}
             (Command::Lead(txids), StoreReport::Led(result)) => {
@@ -353,14 +330,10 @@ impl Participant {
                 };
                 effects.push(ParticipantEffect::Send(of, message));
             }
-            (Command::Lead(txids), StoreReport::LedEach(outcomes)) if outcomes.is_empty() => match broken(Mutation::TakenAsLed) {
-                true => session.led_each(txids.into_iter().map(|txid| (txid, Ok(()))).collect(), effects),
-                false => session.leading.extend(txids),
-            },
             (Command::Lead(txids), StoreReport::LedEach(outcomes)) => {
-                assert!(outcomes.iter().map(|(txid, _)| txid).eq(&txids), "R-LR: one outcome for each, in the order given");
                 session.close_batch(true, effects);
-                session.led_each(outcomes, effects);
+                session.untended = true;
+                session.led_each(&txids, outcomes, effects);
             }
             (Command::Acked(csn), StoreReport::Acked) => session.advance(Progress { applied: csn, durable: csn }, true, effects),
             (Command::Settle(what), StoreReport::Settled(marker)) => {
@@ -377,7 +350,7 @@ impl Participant {
                 session.doubts.remove(txid);
                 effects.push(ParticipantEffect::Send(of, FromParticipant::Resolved { txid, commit }));
             }
-            (Command::List { finishing }, StoreReport::Listed(prepared)) => session.listed(now, &finishing, prepared),
+            (Command::List, StoreReport::Listed(prepared)) => session.listed(now, prepared),
             (Command::Tend(closed), StoreReport::Tended { progress, next }) => {
                 session.given = session.given.max(closed);
                 session.tend_at = next;

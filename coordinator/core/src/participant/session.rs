@@ -41,10 +41,6 @@ pub(super) struct Session {
     pub(super) reserved: BTreeMap<Csn, Vec<Txid>>,
     /// Decisions for the store.
     pub(super) deliveries: BTreeMap<Csn, Decided>,
-    /// Decisions that a preparing store is at work on beside each other.
-    pub(super) finishing: BTreeMap<Csn, Decided>,
-    /// Transactions that the store is told to commit, and is at work on beside each other.
-    pub(super) leading: FxHashSet<Txid>,
     /// Decisions the store could not apply yet.
     pub(super) stuck: BTreeMap<Csn, Stuck>,
     /// Decisions the store got in this session: a repeat of them is not given to it again. The CSN alone does not tell: one found
@@ -102,8 +98,6 @@ impl Session {
             doubts: Doubts::default(),
             reserved: BTreeMap::new(),
             deliveries: BTreeMap::new(),
-            finishing: BTreeMap::new(),
-            leading: FxHashSet::default(),
             stuck: BTreeMap::new(),
             handed: Recent::default(),
             followed: Csn::ZERO,
@@ -174,8 +168,7 @@ impl Session {
         if let Some(above) = self.scan.take() {
             return Some((StoreCommand::Scan { above, limit: SCAN_PIECE }, Command::Scan));
         }
-        let finishing = |txid: &Txid| self.finishing.values().any(|decided| decided.txids.contains(txid));
-        if let Some((txid, commit)) = self.resolves.pop_front_if(|(txid, _)| !finishing(txid)) {
+        if let Some((txid, commit)) = self.resolves.pop_front() {
             return Some((StoreCommand::Resolve { txid, commit }, Command::Resolve { txid, commit }));
         }
         if let Some(csn) = self.acked.take_if(|csn| *csn > self.progress.durable) {
@@ -186,8 +179,7 @@ impl Session {
         }
         if self.list_at.is_some_and(|due| due <= now) {
             self.list_at = None;
-            let finishing = self.finishing.values().flat_map(|decided| decided.txids.iter().copied()).collect();
-            return Some((StoreCommand::List, Command::List { finishing }));
+            return Some((StoreCommand::List, Command::List));
         }
         match self.tend_at {
             Some(due) if due <= now => self.tend(false),
@@ -205,7 +197,6 @@ impl Session {
             && self.doubts.by_txid.is_empty()
             && self.reserved.is_empty()
             && self.deliveries.is_empty()
-            && ((self.finishing.is_empty() && self.leading.is_empty()) || broken(Mutation::MigratesOverCommits))
             && self.stuck.is_empty()
     }
 

@@ -6,8 +6,8 @@ use super::store::{Beside, Odds, Store};
 use super::world::{Happening, World};
 use crate::mutation::{Mutation, broken};
 use crate::{
-    Ballot, Decided, Event, FromParticipant, Kind, Participant, ParticipantEffect, ParticipantEvent, ParticipantId, SessionId,
-    StoreCommand, StoreReport, Time, ToParticipant, Txid,
+    Ballot, Event, FromParticipant, Kind, Participant, ParticipantEffect, ParticipantEvent, ParticipantId, SessionId, StoreCommand,
+    StoreReport, Time, ToParticipant, Txid,
 };
 
 /// So often a transaction looks for a lock before its wait is over.
@@ -294,9 +294,7 @@ impl World {
         }
         self.actors[i].busy = false;
         let breaks = !self.calm && self.dice.chance(self.climate.store_breaks);
-        let late = !breaks && self.finishes_late(i, &command);
         let report = match breaks {
-            false if late => self.goes_on(i, &command),
             false => self.call_store(i, &command),
             true => {
                 // Nobody knows whether it was done.
@@ -321,59 +319,6 @@ impl World {
             batch.iter().for_each(|work| self.run_later(i, work.txid, 0));
         }
         self.participate(i, ParticipantEvent::Store(report));
-    }
-
-    fn finishes_late(&mut self, i: usize, command: &StoreCommand) -> bool {
-        let store = &self.actors[i].store;
-        let can = match command {
-            StoreCommand::Commit { decided, .. } => store.kind == Kind::Preparing && !decided.is_empty(),
-            StoreCommand::Lead(markers) => markers.iter().all(|marker| store.is_ready(marker.entry.txid)),
-            _ => false,
-        };
-        let odds = self.climate.finishes_late;
-        can && self.climate.beside && odds > 0.0 && self.dice.chance(odds)
-    }
-
-    /// Tells of nothing yet: each is done by itself.
-    fn goes_on(&mut self, i: usize, command: &StoreCommand) -> StoreReport {
-        let (pieces, report): (Vec<StoreCommand>, _) = match command {
-            StoreCommand::Commit { decided, closed } => {
-                let piece = |decided: &Decided| StoreCommand::Commit { decided: [decided.clone()].into(), closed: *closed };
-                let (done, not_prepared, stuck) = (Vec::new(), Vec::new(), Vec::new());
-                self.actors[i].store.goes_on_with(decided);
-                let progress = self.actors[i].store.progress();
-                (decided.iter().map(piece).collect(), StoreReport::Committed { progress, done, not_prepared, stuck })
-            }
-            StoreCommand::Lead(markers) => {
-                (markers.iter().map(|marker| StoreCommand::Lead(vec![marker.clone()])).collect(), StoreReport::LedEach(Vec::new()))
-            }
-            other => panic!("{other:?} is answered at once"),
-        };
-        for command in pieces {
-            let time = self.dice.between(1, 4 * self.climate.stores[i]);
-            self.after(time, Happening::Finishes { at: i, life: self.actors[i].life, command });
-        }
-        report
-    }
-
-    /// The machine hears of it a little later.
-    pub(super) fn finishes(&mut self, i: usize, life: u64, command: &StoreCommand) {
-        // A session's end takes its work along; what it had been told then is not done, or done and not told.
-        if self.actors[i].life != life || !self.actors[i].store.is_under_way(command) {
-            return;
-        }
-        let report = self.call_store(i, command);
-        self.transcript.line(|| format!("             s{i}: {report:?}"));
-        let event = match (report, command) {
-            (StoreReport::Committed { done, not_prepared, stuck, .. }, StoreCommand::Commit { decided, .. }) => {
-                let decided = decided.iter().map(|decided| decided.csn).collect();
-                ParticipantEvent::Committed { decided, done, not_prepared, stuck }
-            }
-            (StoreReport::LedEach(outcomes), _) => ParticipantEvent::Led(outcomes),
-            (report, command) => panic!("the store answered {command:?} with {report:?}"),
-        };
-        let heard = self.dice.between(1, 2 * self.climate.network);
-        self.after(heard, Happening::Finished { at: i, life, event });
     }
 
     fn run_later(&mut self, i: usize, txid: Txid, tries: u32) {

@@ -59,8 +59,6 @@ pub(crate) struct Climate {
     /// Its preparing stores and leaders run transactions beside each other, and vote on each when it is there: one that waits for a lock
     /// holds nobody up.
     pub beside: bool,
-    /// Of these: how often it leaves what it is told to commit out of its answer, and tells of each decision when it is done.
-    pub finishes_late: f64,
     pub conditions: f64,
     pub deletes: f64,
     pub reads: f64,
@@ -162,7 +160,6 @@ impl Climate {
             outage: dice.log_between(1_000, 2 * SECOND),
             long_outage: rarely(dice, 0.3),
             beside: false,
-            finishes_late: 0.0,
             conditions: rarely(dice, 0.8),
             deletes: rarely(dice, 0.5),
             reads: rarely(dice, 0.5),

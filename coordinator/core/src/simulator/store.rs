@@ -101,8 +101,6 @@ pub(crate) struct Store {
     running: BTreeMap<Txid, Work>,
     /// Transactions that have run by themselves and wait to be led, with their locks.
     ready: BTreeMap<Txid, Branch>,
-    /// Decisions that it commits each by itself, and has not told of.
-    finishing: BTreeSet<Csn>,
     pub abilities: Abilities,
     redos: Vec<Rc<Redo>>,
     /// A leader behind a pooler: backends of ended sessions cannot be ended.
@@ -160,7 +158,6 @@ impl Store {
             beside: beside && matches!(kind, Kind::Preparing | Kind::Leader),
             running: BTreeMap::new(),
             ready: BTreeMap::new(),
-            finishing: BTreeSet::new(),
             abilities: if kind == Kind::Preparing { abilities } else { Abilities::default() },
             redos: Vec::new(),
             pooled: pooled && kind == Kind::Leader,
@@ -191,7 +188,6 @@ impl Store {
         self.voted.clear();
         self.ready.clear();
         self.running.clear();
-        self.finishing.clear();
         let watermark = self.live.watermark;
         self.unsynced.insert(0, std::mem::take(&mut self.durable));
         self.durable = self.unsynced.swap_remove(survivor);
@@ -203,7 +199,7 @@ impl Store {
     }
 
     pub(crate) fn idle(&self) -> bool {
-        let at_work = self.open.is_some() || !self.ready.is_empty() || !self.running.is_empty() || !self.finishing.is_empty();
+        let at_work = self.open.is_some() || !self.ready.is_empty() || !self.running.is_empty();
         !at_work && self.durable.prepared.is_empty() && self.ghosts.is_empty()
     }
 
@@ -380,7 +376,7 @@ impl Store {
         self.unsynced.clear();
     }
 
-    pub(crate) fn progress(&self) -> Progress {
+    fn progress(&self) -> Progress {
         match self.kind {
             Kind::Serial if broken(Mutation::AckBeforeDurable) => Progress { applied: self.live.watermark, durable: self.live.watermark },
             Kind::Serial => Progress { applied: self.live.watermark, durable: self.durable.watermark },
@@ -396,7 +392,6 @@ impl Store {
         if !broken(Mutation::KeepsWorking) {
             self.ready.clear();
             self.running.clear();
-            self.finishing.clear();
             self.open = None;
         }
         self.voted.clear();
@@ -428,25 +423,6 @@ impl Store {
             prepared: self.live.prepared.keys().chain(foreign).copied().collect(),
             heuristics: self.live.by_hand.iter().map(|(txid, commit)| (*txid, *commit)).collect(),
             exclusive: !self.pooled,
-        }
-    }
-
-    /// Whether this transaction waits to be led by itself.
-    pub(crate) fn is_ready(&self, txid: Txid) -> bool {
-        self.ready.contains_key(&txid)
-    }
-
-    /// It is told to commit these, and does each by itself ([`Store::is_finishing`]).
-    pub(crate) fn goes_on_with(&mut self, decided: &[Decided]) {
-        self.finishing.extend(decided.iter().map(|decided| decided.csn));
-    }
-
-    /// Whether it still means to carry this out.
-    pub(crate) fn is_under_way(&mut self, command: &StoreCommand) -> bool {
-        match command {
-            StoreCommand::Commit { decided, .. } => decided.iter().all(|decided| self.finishing.remove(&decided.csn)),
-            StoreCommand::Lead(markers) => markers.iter().all(|marker| self.is_ready(marker.entry.txid)),
-            other => panic!("{other:?} is answered at once"),
         }
     }
 

@@ -22,7 +22,6 @@ const PATIENCE: u64 = 600_000_000;
 const EVENTS_MAX: u64 = 400_000;
 /// Sets the dice that make a seed's world wider apart from its others.
 const SWARM: u64 = 0x5_7A12_11AA;
-const LATE: u64 = 0x1A7E_F171;
 
 /// Something that happens at a moment.
 #[derive(Debug)]
@@ -83,17 +82,6 @@ pub(super) enum Happening {
         at: usize,
         life: u64,
         ballot: Ballot,
-    },
-    /// One of those that were told to commit, and not done at once, is.
-    Finishes {
-        at: usize,
-        life: u64,
-        command: StoreCommand,
-    },
-    Finished {
-        at: usize,
-        life: u64,
-        event: ParticipantEvent,
     },
     LeftBehind(usize),
     BackUpStore(usize),
@@ -162,7 +150,6 @@ pub(super) struct World {
 /// The world of a seed.
 pub(super) fn climate_of(dice: &mut Dice, seed: u64, options: &Options) -> Climate {
     let mut climate = Climate::draw(dice).widened(&mut Dice::new(!seed));
-    climate.finishes_late = Dice::new(seed ^ LATE).between(0, 4) as f64 / 4.0;
     if options.scale == Scale::Swarm {
         climate = climate.swarm(&mut Dice::new(seed ^ SWARM));
     }
@@ -357,12 +344,6 @@ impl World {
             Happening::Votes { at, life, ballot } => {
                 if self.actors[at].life == life {
                     self.participate(at, ParticipantEvent::Votes(ballot));
-                }
-            }
-            Happening::Finishes { at, life, command } => self.finishes(at, life, &command),
-            Happening::Finished { at, life, event } => {
-                if self.actors[at].life == life {
-                    self.participate(at, event);
                 }
             }
             Happening::LeftBehind(i) => self.actors[i].store.arrives_late(&mut self.checker),
