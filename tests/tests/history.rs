@@ -317,6 +317,13 @@ fn tokens() {
     };
     deleted(None).is_good();
     deleted(Some(1)).is_only(token);
+    // Deleted by one of whom nobody knows, for the rows cannot be read at the end.
+    let open = || {
+        let asked = story().put(1, "x").reads_rows(2, &[("x", &[1])]).asks(3, &[("x", Delete)]).unknown(3);
+        asked.asks_documents(4, &["x"], Some(1), false).documents(4, &[("x", None)])
+    };
+    open().is_good();
+    open().ends(&[("x", &[1])], &[("x", Some(1))]).is_only(token);
 }
 
 #[test]

@@ -561,8 +561,18 @@ impl<'a> Checker<'a> {
         match document.last {
             Some(op) => key.positions.get(&op).map(|position| position + 1).filter(|length| *length >= floor),
             None if floor == 0 => Some(0),
-            None => (floor..=key.order.len()).find(|length| self.deletes(key.order[length - 1], &document.key)),
+            None => {
+                let known = (floor..=key.order.len()).find(|length| self.deletes(key.order[length - 1], &document.key));
+                known.or_else(|| self.may_be_deleted(&document.key).then_some(floor))
+            }
         }
+    }
+
+    /// Whether somebody wanted to delete it, and nobody could find out at the rows whether it happened.
+    fn may_be_deleted(&self, name: &str) -> bool {
+        let Some(key) = self.keys.get(name).filter(|key| !key.complete) else { return false };
+        let open = |op: &Op, append: &Append| append.outcome == Outcome::Open && !key.positions.contains_key(op);
+        self.appends.iter().any(|(op, append)| open(op, append) && self.deletes(*op, name))
     }
 
     /// How many writes of its key it shows at least; nothing if that is not known.
