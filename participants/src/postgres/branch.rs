@@ -18,9 +18,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Poll, ready};
 use tokio_postgres::{Client, RowStream, Statement};
 
-/// Takes back what the transaction may have left in the session (`set_config`, a role, session locks): behind its end, before another's
-/// statements are compiled.
-pub const RESET: &str = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; SELECT pg_advisory_unlock_all()";
+/// Takes back what the transaction may have left in the session (`set_config`, a role, session locks, a temporary table that would stand
+/// before another's of its name): behind its end, before another's statements are compiled. `DISCARD ALL` cannot share a message.
+pub const RESET: &str = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; SELECT pg_advisory_unlock_all(); \
+    DISCARD TEMP; DISCARD SEQUENCES; CLOSE ALL; UNLISTEN *";
 
 /// What is the session user's to finish is prepared by the session user.
 const SAME_USER: &str = "RESET SESSION AUTHORIZATION; RESET ROLE";

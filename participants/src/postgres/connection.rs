@@ -36,6 +36,8 @@ pub struct Connection {
     pub spoilt: bool,
     /// What it was last asked may have prepared a branch, or may do so yet.
     pub preparing: bool,
+    /// A statement that is compiled on it does not hold any more; the driver keeps some of its own, too.
+    stale: bool,
     /// Whether the store's own named statements are compiled.
     own: bool,
 }
@@ -131,7 +133,7 @@ impl Connector {
             };
             let slot = self.slots.fetch_add(1, Ordering::Relaxed);
             let (statements, connector) = (HashMap::new(), self.clone());
-            Ok(Connection { client, pid, slot, statements, connector, strict, spoilt: false, preparing: false, own: false })
+            Ok(Connection { client, pid, slot, statements, connector, strict, spoilt: false, preparing: false, stale: false, own: false })
         };
         match tokio::time::timeout(self.options.connect_timeout, connecting).await {
             Ok(connected) => connected,
@@ -178,7 +180,7 @@ impl managed::Manager for Connector {
     }
 
     async fn recycle(&self, connection: &mut Connection, _: &Metrics) -> RecycleResult<String> {
-        match connection.spoilt || connection.preparing || connection.client.is_closed() {
+        match connection.spoilt || connection.preparing || connection.stale || connection.client.is_closed() {
             true => Err(RecycleError::message("it is closed or spoilt")),
             false => Ok(()),
         }
@@ -210,27 +212,24 @@ impl Connection {
         }
         let compiled = futures_util::future::join_all(missing.iter().map(|sql| self.client.prepare(sql))).await;
         for (sql, statement) in missing.into_iter().zip(compiled) {
-            self.statements.insert(sql.into(), statement?);
+            let statement = statement.inspect_err(|error| self.note(error))?;
+            self.statements.insert(sql.into(), statement);
         }
         Ok(())
     }
 
-    /// Compiles the store's own named statements, once. Whoever dropped them has dropped all.
+    /// Compiles the store's own named statements, once.
     pub async fn compile_own(&mut self, script: &str) -> Result<(), Failure> {
         if !self.own {
-            self.client.batch_execute(&format!("DEALLOCATE ALL; {script}")).await?;
-            self.statements.clear();
+            self.client.batch_execute(script).await?;
             self.own = true;
         }
         Ok(())
     }
 
-    /// What an error says of the compiled statements.
+    /// What an error says of the compiled statements: if one of them does not hold any more, the next transaction gets another connection.
     pub fn note(&mut self, error: &tokio_postgres::Error) {
-        if is_stale_plan(error) {
-            self.statements.clear();
-            self.own = false;
-        }
+        self.stale |= is_stale_plan(error);
     }
 
     /// Stops what runs on it, as well as can be, and never lends it again.

@@ -90,8 +90,9 @@ fn meaning(state: &SqlState, message: &str) -> Meaning {
         ("53", _) => Busy,
         // A server that stops, starts, or was told to end this backend.
         ("57", _) | ("08", _) => return Meaning::Gone,
-        ("XX", _) => return Meaning::Damage,
-        ("25", "25006") | ("55" | "58" | "F0" | "28" | "72", _) => Unavailable,
+        // Other internal errors are what functions raise without a code of their own.
+        (_, "XX001" | "XX002") => return Meaning::Damage,
+        ("25", "25006") | ("58" | "F0" | "28" | "72", _) => Unavailable,
         _ => Invalid,
     })
 }

@@ -12,7 +12,11 @@ use super::session::Session;
 use crate::StoreError;
 use futures_util::future::join;
 use lockstep_core::{Csn, Marker, Owner, Position, Refusal, RefusalKind, Settle};
+use tokio_postgres::SimpleQueryMessage::CommandComplete;
 use tokio_postgres::types::ToSql;
+
+/// Rows that are forgotten in one local transaction, at most: far from a statement's time-out.
+const SLICE: u64 = 10_000;
 
 /// A 'C' marker; inside the transaction that it decides.
 pub const LEAD: &str = "INSERT INTO lockstep.marker(place, key, attempt, began, csn, marker, owner)
@@ -45,6 +49,8 @@ pub async fn lead(connection: &mut Connection, owner: Owner, marker: &Marker) ->
     let compiled = connection.cached(LEAD).expect("compiled before the branch ran");
     let marked = client.execute_raw(compiled, values);
     let (marked, committed) = join(marked, script::play(client, &format!("COMMIT; {RESET}"))).await;
+    let errors = marked.as_ref().err().into_iter().chain(&committed.error);
+    errors.for_each(|error| connection.note(error));
     let whole = committed.error.is_none();
     // In a failed transaction COMMIT rolls back, and says nothing of it.
     match marked.map_err(|error| marker_refused(error, marker.entry.txid)) {
@@ -118,25 +124,50 @@ pub async fn scan(session: &Session, above: Csn, limit: usize) -> Result<Vec<Mar
     rows.iter().map(|row| decode(row.get(0))).collect()
 }
 
-/// Raises the floor and forgets what is below it, in one local transaction.
+/// Raises the floor, and then forgets what is below it: nothing comes there any more, so how far that gets does not matter.
 pub async fn floor(session: &Session, below: Position) -> Result<(), StoreError> {
     let connection = session.finisher().await.map_err(Failure::broken)?;
     let place = place(below);
+    raise(&connection, session.owner, place).await?;
+    for (table, gone) in [
+        ("marker", format!("place < {place}")),
+        ("marker", format!("place IS NULL AND began < {place}")),
+        ("branch", format!("place < {place}")),
+        ("heuristic", format!("place < {place} AND done")),
+    ] {
+        while forget(&connection, table, &gone).await? == SLICE {}
+    }
+    Ok(())
+}
+
+/// Removes rows of one of our tables, [`SLICE`] at most; how many. Not forced: what a crash brings back is removed with the next floor.
+async fn forget(connection: &Connection, table: &str, gone: &str) -> Result<u64, StoreError> {
+    let script = format!(
+        "BEGIN; SET LOCAL synchronous_commit = off;
+        DELETE FROM lockstep.{table} WHERE ctid = ANY(ARRAY(SELECT ctid FROM lockstep.{table} WHERE {gone} LIMIT {SLICE}));
+        COMMIT"
+    );
+    match connection.client.simple_query(&script).await {
+        Ok(answers) => Ok(answers.iter().filter_map(|answer| if let CommandComplete(rows) = answer { Some(*rows) } else { None }).sum()),
+        Err(error) => {
+            let _ = connection.client.batch_execute("ROLLBACK").await;
+            Err(broken(error))
+        }
+    }
+}
+
+async fn raise(connection: &Connection, owner: Owner, place: i64) -> Result<(), StoreError> {
     let script = format!(
         "BEGIN;
         UPDATE lockstep.owner SET floor = {place} WHERE floor < {place} AND epoch = {} AND incarnation = {};
-        DELETE FROM lockstep.marker WHERE place < {place};
-        DELETE FROM lockstep.marker WHERE place IS NULL AND began < {place};
-        DELETE FROM lockstep.branch WHERE place < {place};
-        DELETE FROM lockstep.heuristic WHERE place < {place} AND done;
         DO $do$ BEGIN
             IF EXISTS (SELECT 1 FROM lockstep.owner WHERE floor < {place}) THEN
                 RAISE 'R-OWNER: another session, or another coordinator, has taken the database over';
             END IF;
         END $do$;
         COMMIT",
-        session.owner.epoch.0,
-        session.owner.incarnation.cast_signed()
+        owner.epoch.0,
+        owner.incarnation.cast_signed()
     );
     let raised = connection.client.batch_execute(&script).await;
     if raised.is_err() {

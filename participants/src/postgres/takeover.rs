@@ -143,7 +143,9 @@ async fn finish_by_hand(connection: &Connection, session: &Session) -> Result<()
     for row in rows {
         let (txid, commit) = (row.get::<_, String>(0), row.get::<_, bool>(1));
         let txid: Txid = txid.parse().map_err(StoreError::Refused)?;
-        two_phase::finish_by_hand(connection, &session.gid(txid), commit).await?;
+        if let Some(why) = two_phase::finish_by_hand(connection, &session.gid(txid), commit).await? {
+            tracing::warn!(%why, "a branch is not finished yet as an operator has said");
+        }
     }
     Ok(())
 }

@@ -46,11 +46,12 @@ pub async fn commit(session: &Session, decided: &[Decided], finishers: usize) ->
     Ok(finished)
 }
 
-/// Rolls branches back; unknown ones are none.
+/// Rolls branches back; unknown ones are none. One that cannot be, now (another user has prepared it, say), is listed again, and asked
+/// about: it holds up nothing but itself.
 pub async fn roll_back(session: &Session, txids: &[Txid], finishers: usize) -> Result<(), Failure> {
     for answer in finish(session, txids, false, finishers).await? {
         if let Answer::Stuck(why) = answer {
-            return Err(Failure::Lost(why));
+            tracing::warn!(%why, "a branch stays prepared: it cannot be rolled back");
         }
     }
     Ok(())
@@ -105,16 +106,17 @@ pub async fn resolve(connection: &Connection, gid: &Gid, commit: bool) -> Result
         ON CONFLICT (place) DO UPDATE SET committed = excluded.committed WHERE NOT heuristic.done";
     let values: [&(dyn tokio_postgres::types::ToSql + Sync); 3] = [&place(gid.txid.position()), &gid.txid.to_string(), &commit];
     connection.client.execute(sql, &values).await.map_err(broken)?;
-    finish_by_hand(connection, gid, commit).await
+    finish_by_hand(connection, gid, commit).await?.map_or(Ok(()), |why| Err(StoreError::Broken(why)))
 }
 
-/// Finishes a branch as an operator has said. One that is gone already was finished otherwise, and nobody by hand: not remembered.
-pub async fn finish_by_hand(connection: &Connection, gid: &Gid, commit: bool) -> Result<(), StoreError> {
+/// Finishes a branch as an operator has said; why not, if that is not possible now. One that is gone already was finished otherwise, and
+/// nobody by hand: not remembered.
+pub async fn finish_by_hand(connection: &Connection, gid: &Gid, commit: bool) -> Result<Option<String>, StoreError> {
     let key = place(gid.txid.position());
     match finish_one(connection, *gid, commit).await.map_err(Failure::broken)? {
         Answer::Done => {
             let sql = "UPDATE lockstep.heuristic SET done = true WHERE place = $1";
-            connection.client.execute(sql, &[&key]).await.map(drop).map_err(broken)
+            connection.client.execute(sql, &[&key]).await.map(|_| None).map_err(broken)
         }
         Answer::Unknown => {
             // It may have been this very resolve, before a crash.
@@ -124,8 +126,8 @@ pub async fn finish_by_hand(connection: &Connection, gid: &Gid, commit: bool) ->
                 true => "UPDATE lockstep.heuristic SET done = true WHERE place = $1",
                 false => "DELETE FROM lockstep.heuristic WHERE place = $1",
             };
-            connection.client.execute(sql, &[&key]).await.map(drop).map_err(broken)
+            connection.client.execute(sql, &[&key]).await.map(|_| None).map_err(broken)
         }
-        Answer::Stuck(why) => Err(StoreError::Broken(why)),
+        Answer::Stuck(why) => Ok(Some(why)),
     }
 }

@@ -1,9 +1,10 @@
 //! Branches that an application has prepared itself, on its own connection.
 
-use crate::lab::{Lab, ME, lab, owner};
+use crate::lab::{Lab, ME, lab, lab_with, options, owner, sql};
 use crate::postgres::{database, psql};
-use lockstep_core::{MarkerEvidence, Operation, Vote};
+use lockstep_core::{MarkerEvidence, Operation, Value, Vote};
 use lockstep_participants::ResourceManager;
+use lockstep_participants::postgres::PostgresMode;
 
 const STOCK: &str = "CREATE TABLE stock(id integer PRIMARY KEY, n integer NOT NULL); INSERT INTO stock VALUES (1, 10)";
 
@@ -75,4 +76,32 @@ fn an_applications_branch_of_an_older_start_is_not_prepared() {
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| prepared_by_an_application(&lab, &url, 1, "UPDATE stock SET n = 0")));
     assert!(late.is_err(), "the marker is refused (R-OWNER)");
     assert_eq!((lab.psql("SELECT n FROM stock"), lab.prepared()), ("10".into(), String::new()));
+}
+
+/// It cannot be finished by the store's user, and holds up nothing but itself.
+#[test]
+fn a_branch_of_another_user_is_left_alone() {
+    let url = database();
+    psql(&url, "DO $$ BEGIN IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = 'shop') THEN CREATE ROLE shop LOGIN; END IF; END $$");
+    let name = psql(&url, "SELECT current_database()");
+    psql(&url, &format!("GRANT CREATE ON DATABASE {name} TO shop; GRANT ALL ON SCHEMA public TO shop"));
+    let own = url.replace("user=postgres", "user=shop");
+    let mut lab = lab_with(&own, options(&own, PostgresMode::TwoPhase), STOCK);
+    let (foreign, ours) = (lab.txid(7), lab.work(vec![sql("UPDATE stock SET n = 9")]));
+    let xid = prepared_by_an_application(&lab, &url, 7, "CREATE TABLE elsewhere(n integer)");
+    assert!(refused(vote(&mut lab, 7, xid)).contains("was prepared by user postgres"));
+
+    // The coordinator lists it, presumes it aborted, and goes on.
+    assert_eq!(lab.store.prepared().unwrap(), Some(vec![foreign]));
+    assert!(lab.store.prepare(&[ours.clone()]).unwrap().votes[0].1.is_yes());
+    lab.store.abort(&[foreign]).unwrap();
+    assert_eq!(lab.tell(ours.txid).done, [ours.txid]);
+
+    // An order to finish it fails, and no later session fails for it.
+    assert!(lab.store.resolve(foreign, false).is_err());
+    lab.store.recover(owner(2), ME).unwrap();
+    assert_eq!(lab.query("SELECT n FROM stock", &[]), [[Value::Integer(9)]]);
+    psql(&url, &format!("ROLLBACK PREPARED '{}'", lab.gid(7)));
+    lab.store.recover(owner(3), ME).unwrap();
+    assert_eq!(lab.store.prepared().unwrap(), Some(vec![]));
 }

@@ -1,8 +1,9 @@
 //! Bad input, and what may not be a part of a transaction.
 
-use crate::lab::{lab, lab_with, led, options, sql, with};
+use crate::lab::{ME, lab, lab_with, led, marker, options, sql, with};
 use crate::postgres::database;
-use lockstep_core::{Operation, RefusalKind, Value, Vote};
+use lockstep_core::{Decider, Operation, RefusalKind, Txid, Value, Vote, Work};
+use lockstep_participants::ResourceManager;
 use lockstep_participants::postgres::PostgresMode;
 
 const T: &str = "CREATE TABLE t(id integer PRIMARY KEY, n integer CHECK (n < 100)); INSERT INTO t VALUES (1, 1)";
@@ -47,6 +48,8 @@ fn each_is_answered_by_what_the_caller_must_do() {
     assert!(lab.refusal(vec![put]).message.contains("documents go to an index"));
     let expecting = Operation::Statement { sql: "UPDATE t SET n = 2 WHERE id = 9".into(), parameters: vec![], expect_rows: Some(1) };
     assert_eq!(lab.refusal(vec![expecting]).kind, RefusalKind::Condition);
+    // A state that no retry mends.
+    assert_eq!(lab.refusal(vec![sql("UPDATE t SET n = 5"), sql("SELECT lastval()")]).kind, Invalid);
     let many = lab.refusal(vec![sql("SELECT generate_series(1, 20000)")]);
     assert!(many.message.contains("result_rows"), "{many:?}");
     let large = lab.refusal(vec![sql("SELECT repeat('x', 6000000)")]);
@@ -73,6 +76,40 @@ fn a_session_is_not_polluted() {
         ),
         "0"
     );
+}
+
+#[test]
+fn a_temporary_table_does_not_outlive_its_transaction() {
+    // Where nothing is prepared nothing refuses it.
+    let mut lab = led("CREATE TABLE account(n integer)");
+    for _ in 0..10 {
+        lab.commit(vec![sql("SELECT * INTO TEMP account FROM account WHERE false")]);
+        lab.commit(vec![sql("INSERT INTO account VALUES (1)")]);
+    }
+    assert_eq!(lab.psql("SELECT count(*) FROM account"), "10");
+}
+
+#[test]
+fn connections_serve_both_kinds_of_transactions_whatever_their_types() {
+    let url = database();
+    let mut options = options(&url, PostgresMode::TwoPhase);
+    options.pool_size = 1;
+    let schema = "CREATE TYPE mood AS ENUM ('fine'); CREATE TYPE size AS ENUM ('small'); CREATE TABLE t(n integer)";
+    let mut lab = lab_with(&url, options, schema);
+    // One that this database decides alone; then one that is prepared, on the same connection.
+    let alone = Txid { decider: Decider::Leader(ME), ..lab.txid(100) };
+    let operations = [sql("INSERT INTO t VALUES (1)"), sql("SELECT 'fine'::mood")];
+    let work = Work { txid: alone, operations: operations.into(), timeout: 20_000_000, trace: None };
+    let voted = lab.store.prepare(&[work]).unwrap().votes.remove(0).1;
+    assert!(matches!(voted, Vote::Ready(_)), "{voted:?}");
+    lab.store.lead(&[marker(alone)]).unwrap();
+    lab.commit(vec![sql("INSERT INTO t VALUES (2)")]);
+    lab.commit(vec![sql("INSERT INTO t VALUES (3)"), sql("SELECT 'small'::size")]);
+    // Whatever a function does to the statements that are compiled: the next transaction knows nothing of it.
+    let drops = "DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$";
+    lab.prepare(vec![vec![sql("INSERT INTO t VALUES (4)"), sql(drops)]]);
+    lab.prepare(vec![vec![sql("INSERT INTO t VALUES (5)"), sql("SELECT 'small'::size")]]);
+    lab.commit(vec![sql("INSERT INTO t VALUES (6)"), sql("SELECT 'small'::size")]);
 }
 
 #[test]

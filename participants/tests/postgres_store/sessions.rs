@@ -349,6 +349,14 @@ fn outcomes_below_the_floor_are_gone_for_good() {
     assert_eq!(n(&lab, 1), "1");
 }
 
+#[test]
+fn however_much_lies_below_the_floor_it_goes() {
+    let mut lab = led(STOCK);
+    lab.psql("INSERT INTO lockstep.branch(place, owner) SELECT (1::bigint << 39) + n, 0 FROM generate_series(1, 25000) AS n");
+    lab.store.floor(lab.txid(20_001).position()).unwrap();
+    assert_eq!(lab.psql("SELECT count(*), min(place) - (1::bigint << 39) FROM lockstep.branch"), "5000|20001");
+}
+
 /// A connection of somebody else's.
 struct Guard {
     runtime: tokio::runtime::Runtime,
