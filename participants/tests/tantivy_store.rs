@@ -190,6 +190,10 @@ fn searches_count_page_and_score() {
     assert_eq!((page(0, 0).total, page(0, 0).documents.len()), (25, 0));
     let too_far = reader.search("word", ReadLimits { rows: 9_999, offset: 2, timeout: Duration::from_secs(1) });
     assert_eq!(too_far.unwrap_err().to_string(), "limit 9999 plus offset 2 is more than 10000");
+    for deep in ["(", "NOT ", "a:(", "NOT (", "-("] {
+        let deep = reader.search(&deep.repeat(100_000), ReadLimits { rows: 1, offset: 0, timeout: Duration::from_secs(30) });
+        assert!(matches!(deep, Err(StoreError::Invalid(why)) if why.contains("nested deeper than 50")));
+    }
     let late = reader.search("word", ReadLimits { rows: 1, offset: 0, timeout: Duration::ZERO });
     assert!(matches!(late, Err(StoreError::Timeout(_))), "{late:?}");
 }

@@ -7,7 +7,7 @@ use super::http::{Answer, Fault, Http, Payload, Purpose, reason_of, segment};
 use serde::Deserialize;
 use serde_json::Value;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Items of one request at most.
 const ITEMS_MAX: usize = 5_000;
@@ -58,11 +58,11 @@ struct BulkAnswer {
 impl Way<'_> {
     /// Sends them all, and says what became of each, in their order. An error: the server does not answer, or does not know us.
     pub fn send(&self, items: &[Item]) -> Result<Vec<Became>, BulkError> {
-        let chunks = self.chunks(items);
+        let (chunks, until) = (self.chunks(items), Instant::now() + self.timeout);
         if chunks.len() <= 1 || self.parallel <= 1 {
             let mut all = Vec::with_capacity(items.len());
             for chunk in chunks {
-                all.extend(self.chunk(chunk, 0)?);
+                all.extend(self.chunk(chunk, 0, until)?);
             }
             return Ok(all);
         }
@@ -75,7 +75,7 @@ impl Way<'_> {
                     loop {
                         let next = waiting.lock().expect("no holder panics").next();
                         let Some((place, chunk)) = next else { return };
-                        let became = self.chunk(chunk, 0);
+                        let became = self.chunk(chunk, 0, until);
                         let failed = became.is_err();
                         done.lock().expect("no holder panics").push((place, became));
                         if failed {
@@ -109,32 +109,36 @@ impl Way<'_> {
         chunks
     }
 
-    fn chunk(&self, items: &[Item], tries: usize) -> Result<Vec<Became>, BulkError> {
+    /// `until`: how long a busy server is tried again. What it has not taken by then is reported so, and comes again later.
+    fn chunk(&self, items: &[Item], tries: usize, until: Instant) -> Result<Vec<Became>, BulkError> {
         let mut tries = tries;
         loop {
             let answer = self.once(items)?;
             let busy = match answer.status {
-                200 => return self.read(items, &answer, tries),
+                200 => return self.read(items, &answer, tries, until),
                 401 | 403 => return Err(BulkError::NotAllowed(answer.reason())),
-                413 if items.len() > 1 => return self.halves(items, tries),
-                400 if items.len() > 1 => return self.halves(items, tries),
+                400 | 413 if items.len() > 1 => return self.halves(items, tries, until),
                 400 | 404 | 413 => return Ok(vec![Became::Refused(answer.reason()); items.len()]),
                 // Too large for what the server has room for, whenever it is sent; or busy.
-                429 if items.len() > 1 => return self.halves(items, tries),
+                429 if items.len() > 1 && Instant::now() < until => {
+                    let pause = PAUSES.get(tries).unwrap_or(&PAUSES[PAUSES.len() - 1]);
+                    std::thread::sleep(Duration::from_millis(*pause));
+                    return self.halves(items, tries + 1, until);
+                }
                 _ => answer.reason(),
             };
             match PAUSES.get(tries) {
-                Some(pause) => std::thread::sleep(Duration::from_millis(*pause)),
-                None => return Ok(vec![Became::Refused(format!("the server is busy: {busy}")); items.len()]),
+                Some(pause) if Instant::now() < until => std::thread::sleep(Duration::from_millis(*pause)),
+                Some(_) | None => return Ok(vec![Became::Refused(format!("the server is busy: {busy}")); items.len()]),
             }
             tries += 1;
         }
     }
 
-    fn halves(&self, items: &[Item], tries: usize) -> Result<Vec<Became>, BulkError> {
+    fn halves(&self, items: &[Item], tries: usize, until: Instant) -> Result<Vec<Became>, BulkError> {
         let (left, right) = items.split_at(items.len() / 2);
-        let mut all = self.chunk(left, tries)?;
-        all.extend(self.chunk(right, tries)?);
+        let mut all = self.chunk(left, tries, until)?;
+        all.extend(self.chunk(right, tries, until)?);
         Ok(all)
     }
 
@@ -150,7 +154,7 @@ impl Way<'_> {
     }
 
     /// What the answer says of each item; those for which the server was too busy are sent again.
-    fn read(&self, items: &[Item], answer: &Answer, tries: usize) -> Result<Vec<Became>, BulkError> {
+    fn read(&self, items: &[Item], answer: &Answer, tries: usize, until: Instant) -> Result<Vec<Became>, BulkError> {
         let read: BulkAnswer = serde_json::from_slice(&answer.body).map_err(|e| BulkError::Nonsense(e.to_string()))?;
         if !read.errors {
             return Ok(vec![Became::Applied; items.len()]);
@@ -167,10 +171,10 @@ impl Way<'_> {
                 Became::Refused(format!("the server is busy: {busy}"))
             }));
         }
-        if let (false, Some(pause)) = (again.is_empty(), PAUSES.get(tries)) {
+        if let (false, Some(pause), true) = (again.is_empty(), PAUSES.get(tries), Instant::now() < until) {
             std::thread::sleep(Duration::from_millis(*pause));
             let rest: Vec<Item> = again.iter().map(|i| items[*i].clone()).collect();
-            for (i, became) in again.into_iter().zip(self.chunk(&rest, tries + 1)?) {
+            for (i, became) in again.into_iter().zip(self.chunk(&rest, tries + 1, until)?) {
                 all[i] = became;
             }
         }

@@ -219,7 +219,8 @@ impl<'a> Check<'a> {
             (LeafKind::Real { most }, Node::Real(n)) => n.abs() <= *most,
             (LeafKind::Boolean, Node::Bool) => true,
             (LeafKind::Date, Node::Text(text)) => certain_date(text),
-            (LeafKind::Date, Node::Integer(n)) => n.abs() < 10_000_000_000_000_000,
+            // Some servers refuse what lies before 1970, or reads as a year: those are asked.
+            (LeafKind::Date, Node::Integer(n)) => (100_000_000..10_000_000_000_000).contains(n),
             (LeafKind::Ip, Node::Text(text)) => text.parse::<IpAddr>().is_ok(),
             (_, _) => false,
         };

@@ -50,7 +50,7 @@ impl Fence {
     pub fn raise(http: &Http, options: &OpenSearchOptions, survey: &Survey, owner: Owner) -> Result<Fence, StoreError> {
         let prefix = own_prefix(&options.alias, owner);
         let numbers = survey.aliases.iter().filter_map(|alias| alias.strip_prefix(&prefix)?.parse::<u64>().ok());
-        let number = numbers.max().map_or(0, |last| last + 1);
+        let number = http.next_fence(numbers.max().map_or(0, |last| last + 1));
         let older = survey.aliases.iter().filter(|alias| alias.starts_with(&any_prefix(&options.alias))).cloned().collect::<Vec<_>>();
         let mut actions = switch(&survey.index, &format!("{prefix}{number}"), &older);
         if !survey.hides {
@@ -71,7 +71,7 @@ impl Fence {
     pub fn clear(&mut self, http: &Http, options: &OpenSearchOptions, index: &str, owner: Owner) -> Result<bool, StoreError> {
         if http.unanswered() != self.unanswered {
             let unanswered = http.unanswered();
-            self.number += 1;
+            self.number = http.next_fence(self.number + 1);
             let alias = format!("{}{}", own_prefix(&options.alias, owner), self.number);
             change(http, options, &switch(index, &alias, std::slice::from_ref(&self.alias)))?;
             *self = Fence { alias, unanswered, older: Older::Unknown, number: self.number };

@@ -21,11 +21,13 @@ const IDLE_CONNECTIONS: usize = 32;
 pub(super) struct Http {
     agent: Agent,
     nodes: Vec<String>,
-    /// The node that answered last.
+    /// The node that answered last, or the one behind it that did not.
     current: AtomicUsize,
     authorization: Option<String>,
     timeout: Duration,
     unanswered: AtomicU64,
+    /// The next number of an alias ([`super::fence`]).
+    fences: AtomicU64,
 }
 
 /// What a request is for.
@@ -87,12 +89,19 @@ impl Http {
             authorization: options.credentials.as_ref().map(authorization),
             timeout: options.request_timeout,
             unanswered: AtomicU64::new(0),
+            fences: AtomicU64::new(0),
         })
     }
 
     /// How many writes were never answered. Each may still be carried out.
     pub fn unanswered(&self) -> u64 {
         self.unanswered.load(Ordering::Acquire)
+    }
+
+    /// A number from this one on that was never given before, as long as this process lives.
+    pub fn next_fence(&self, least: u64) -> u64 {
+        let next = |given: u64| Some(given.max(least) + 1);
+        self.fences.fetch_update(Ordering::AcqRel, Ordering::Acquire, next).unwrap_or_else(|given| given).max(least)
     }
 
     pub fn get(&self, path: &str) -> Result<Answer, Fault> {
@@ -148,10 +157,16 @@ impl Http {
             }
             match self.send(&self.nodes[node], method, path, body.as_deref(), content_type, traceparent, left) {
                 Ok(answer) => {
-                    self.current.store(node, Ordering::Relaxed);
+                    // A gateway says so of a request that it has passed on.
+                    if purpose == Purpose::Write && matches!(answer.status, 502 | 504) {
+                        self.unanswered.fetch_add(1, Ordering::AcqRel);
+                    }
+                    let unfit = matches!(answer.status, 502..=504);
+                    self.current.store(if unfit { node + 1 } else { node }, Ordering::Relaxed);
                     return Ok(answer);
                 }
                 Err(fault) => {
+                    self.current.store(node + 1, Ordering::Relaxed);
                     if let (Purpose::Write, Fault::Unanswered(_)) = (purpose, &fault) {
                         self.unanswered.fetch_add(1, Ordering::AcqRel);
                     }
@@ -344,6 +359,12 @@ mod tests {
         assert_eq!(segment("a/b c.é"), "a%2Fb%20c%2E%C3%A9");
         let credentials = Credentials::Basic { user: "me".into(), password: "open sesame".into() };
         assert_eq!(authorization(&credentials), "Basic bWU6b3BlbiBzZXNhbWU=");
+    }
+
+    #[test]
+    fn a_number_of_an_alias_is_given_once() {
+        let http = Http::new(&OpenSearchOptions::new(vec!["http://127.0.0.1:1".into()], "items")).unwrap();
+        assert_eq!([0, 0, 7, 0, 3].map(|least| http.next_fence(least)), [0, 1, 7, 8, 9]);
     }
 
     #[test]

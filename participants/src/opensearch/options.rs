@@ -44,7 +44,7 @@ pub struct OpenSearchOptions {
 /// What becomes of a field that the mapping does not have, where the mapping is dynamic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NewFields {
-    /// It is mapped before the vote: text (with a keyword beside it), long, float, boolean or object. So a later document cannot give
+    /// It is mapped before the vote: text (with a keyword beside it), long, double, boolean or object. So a later document cannot give
     /// it another type, and the limit on fields is met before the vote. If the transaction aborts, the empty field stays.
     Map,
     /// The document is refused.

@@ -6,7 +6,7 @@
 
 use super::bulk::{Became, Item};
 use super::reader::Topic;
-use super::session::{Session, raw_search};
+use super::session::{Session, raw_search, refresh};
 use crate::StoreError;
 use serde_json::{Value, json};
 
@@ -51,6 +51,10 @@ impl Session {
             return Err(StoreError::Broken(why));
         }
         let all = hits.len() < PAGE;
+        if !all {
+            // Else the next search would find them again.
+            refresh(&self.http, &self.survey.index)?;
+        }
         if all {
             self.purged = self.purged.max(horizon);
             self.tombstones = false;

@@ -45,6 +45,25 @@ struct Found<'a> {
     hits: Hits<'a>,
     #[serde(default)]
     timed_out: bool,
+    #[serde(rename = "_shards", default)]
+    shards: Shards,
+}
+
+/// How many parts of the index have answered.
+#[derive(Default, Deserialize)]
+struct Shards {
+    #[serde(default)]
+    failed: u64,
+}
+
+impl Shards {
+    /// What some of them have found is no answer.
+    fn all_answered(&self) -> Result<(), StoreError> {
+        match self.failed {
+            0 => Ok(()),
+            failed => Err(StoreError::Broken(format!("{failed} parts of the index (shards) cannot be searched now"))),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -92,6 +111,8 @@ struct Scrolled {
     #[serde(rename = "_scroll_id")]
     scroll: String,
     hits: ScrolledHits,
+    #[serde(rename = "_shards", default)]
+    shards: Shards,
 }
 
 #[derive(Deserialize)]
@@ -139,6 +160,7 @@ impl Reader for Reads {
         if found.timed_out {
             return Err(StoreError::Timeout(format!("the search took longer than {} ms", limits.timeout.as_millis())));
         }
+        found.shards.all_answered()?;
         let documents = found.hits.hits.into_iter().filter_map(|hit| document(hit.key, hit.score.unwrap_or(0.0), hit.source));
         Ok(SearchResult { total: found.hits.total.value, documents: documents.collect::<Result<_, _>>()? })
     }
@@ -196,6 +218,7 @@ impl Reader for Reads {
             });
         }
         let page: Scrolled = serde_json::from_slice(&answer.body).map_err(|e| unreadable(&e))?;
+        page.shards.all_answered()?;
         let keys: Vec<_> = page.hits.hits.into_iter().map(|hit| hit.key).collect();
         if keys.is_empty() {
             let end = json!({"scroll_id": page.scroll});

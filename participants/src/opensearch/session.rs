@@ -3,7 +3,7 @@
 use super::bulk::{Became, Item, Way};
 use super::fence::Fence;
 use super::grounds::Grounds;
-use super::http::{Http, Payload, Purpose, segment};
+use super::http::{Http, Payload, Purpose, reason_of, segment};
 use super::options::OpenSearchOptions;
 use super::reader::{Reads, Topic, csn_of};
 use super::state::{Kept, STATE_KEY, State};
@@ -22,6 +22,10 @@ use tracing::field::display;
 const KEYS_MAX: usize = 1_000;
 /// How often a document is written over another writer's, before it is given up for now.
 const ROUNDS_MAX: usize = 20;
+/// So many of them wait, if need be, for a copy of the index that is behind …
+const ROUNDS_BEHIND: usize = 5;
+/// … for so long each. (What another program has deleted looks the same.)
+const BEHIND: Duration = Duration::from_millis(20);
 /// When upkeep that is waiting for the server is looked at again.
 const LOOK: Duration = Duration::from_millis(50);
 /// When upkeep that failed is tried again at the earliest.
@@ -382,7 +386,7 @@ impl Session {
     /// program wrote there: ours is decided and goes over it. Gives back what could not be settled.
     fn settle<'a>(&mut self, mut conflicts: Vec<(Outgoing<'a>, Option<u64>)>) -> Result<Vec<(usize, String)>, StoreError> {
         let mut unsettled = Vec::new();
-        for _ in 0..ROUNDS_MAX {
+        for round in 0..ROUNDS_MAX {
             if conflicts.is_empty() {
                 return Ok(unsettled);
             }
@@ -397,6 +401,12 @@ impl Session {
                     // Its tombstone has gone since.
                     None => out.csn <= self.purged,
                 };
+                // Read at a copy that is behind the one that has refused the write: what is there is not known yet.
+                let behind = version.is_some_and(|version| found.map_or(0, |found| found.version) < version);
+                if behind && !superseded && round < ROUNDS_BEHIND {
+                    later.push((out, version));
+                    continue;
+                }
                 if superseded {
                     if let Some(found) = found.filter(|found| !found.ours) {
                         self.complain(&out, found.version);
@@ -423,6 +433,9 @@ impl Session {
                     Became::Conflict(now) => later.push((out, now.or(Some(version)))),
                     Became::NoAlias(why) | Became::Refused(why) => unsettled.push((out.decision, why)),
                 }
+            }
+            if items.is_empty() && !later.is_empty() {
+                std::thread::sleep(BEHIND);
             }
             conflicts = later;
         }
@@ -451,11 +464,10 @@ impl Session {
     fn there(&self, keys: &[&str]) -> Result<FxHashMap<String, There>, StoreError> {
         let mut there = FxHashMap::default();
         for keys in keys.chunks(KEYS_MAX) {
-            let documents = multi_get(&self.http, &self.survey.index, keys)?;
-            for document in documents.as_array().into_iter().flatten() {
+            for document in multi_get(&self.http, &self.survey.index, keys)? {
                 if let (Some(key), Some(version)) = (document["_id"].as_str(), document["_version"].as_u64()) {
                     let csn = csn_of(&document["_source"]).map(|(csn, _)| csn);
-                    there.insert(key.to_owned(), There { version, csn, ours: ours(document) });
+                    there.insert(key.to_owned(), There { version, csn, ours: ours(&document) });
                 }
             }
         }
@@ -471,13 +483,24 @@ fn ours(document: &Value) -> bool {
 }
 
 /// The documents of a multi-get, with their versions and our own member.
-pub(super) fn multi_get(http: &Http, index: &str, keys: &[&str]) -> Result<Value, StoreError> {
+pub(super) fn multi_get(http: &Http, index: &str, keys: &[&str]) -> Result<Vec<Value>, StoreError> {
     let path = format!("/{}/_mget?_source_includes=_lockstep", segment(index));
     let answer = http.ask(&path, &json!({"ids": keys}))?;
     if !answer.ok() {
         return Err(answer.broken("cannot read documents"));
     }
-    Ok(answer.json()["docs"].take())
+    let documents = match answer.json()["docs"].take() {
+        Value::Array(documents) if documents.len() == keys.len() => documents,
+        _ => return Err(StoreError::Broken("the server did not answer for each of the documents that it was asked for".into())),
+    };
+    // A part of the index that does not answer now (busy, not assigned) says nothing of whether a document is there.
+    match documents.iter().find_map(|document| document.get("error")) {
+        None => Ok(documents),
+        Some(error) => {
+            let why = reason_of(error).unwrap_or_else(|| "the server gave no reason".into());
+            Err(StoreError::Timeout(format!("a part of the index `{index}` cannot be read now: {why}")))
+        }
+    }
 }
 
 impl Outgoing<'_> {
@@ -610,6 +633,9 @@ pub(super) fn strangers(http: &Http, options: &OpenSearchOptions) -> Result<u64,
     let answer = http.ask(&format!("/{}/_count", segment(&options.alias)), &json!({"query": {"bool": {"must_not": hidden}}}))?;
     if !answer.ok() {
         return Err(answer.broken("cannot count documents"));
+    }
+    if answer.json()["_shards"]["failed"] != 0 {
+        return Err(StoreError::Broken("a part of the index cannot be counted".into()));
     }
     Ok(answer.json()["count"].as_u64().unwrap_or_default())
 }

@@ -125,7 +125,7 @@ impl Session {
         let keys: Vec<&str> = asked.iter().map(|(_, key, _)| *key).collect();
         let mut found: FxHashMap<String, Csn> = FxHashMap::default();
         for keys in keys.chunks(ASK_MAX) {
-            for document in multi_get(&self.http, &self.survey.index, keys)?.as_array().into_iter().flatten() {
+            for document in multi_get(&self.http, &self.survey.index, keys)? {
                 if document["found"] == Value::Bool(true)
                     && let Some(key) = document["_id"].as_str()
                 {
@@ -197,6 +197,10 @@ impl Session {
         }
         for (question, result) in questions.iter().zip(results) {
             if !result["error"].is_null() && refusals[question.work].is_none() {
+                if is_busy(&result["error"]) {
+                    let why = reason_of(&result["error"]).unwrap_or_default();
+                    return Err(StoreError::Timeout(format!("the server is too busy to check documents: {why}")));
+                }
                 let why = reason_of(&result["error"]).unwrap_or_else(|| "the server refuses it".into());
                 let why =
                     why.trim_start_matches("failed to execute term vector request: ").replace(" in document with id '_id_for_tv_api'", "");
@@ -205,6 +209,12 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Whether an item's error says nothing of the document: the part of the index that was to look at it does not, now.
+fn is_busy(error: &Value) -> bool {
+    let name = error["type"].as_str().unwrap_or_default();
+    ["rejected_execution", "circuit_breaking", "shard", "timeout", "node_", "cluster_block"].iter().any(|part| name.contains(part))
 }
 
 /// The vote on writes that are all in order.

@@ -17,6 +17,8 @@ use tantivy::{DocAddress, DocSet, Index, IndexReader, ReloadPolicy, Searcher, TE
 
 /// How far into the results a search may reach: offset plus rows. Each costs memory.
 pub const MAX_WINDOW: usize = 10_000;
+/// How deep a query may be nested.
+const NESTING_MAX: usize = 50;
 
 /// Reads of whichever index is the current one.
 pub(super) struct IndexReads(RwLock<Arc<Snapshot>>);
@@ -188,6 +190,9 @@ impl Snapshot {
         if query.contains('\0') {
             return Err(StoreError::Invalid(format!("the query `{}` contains a NUL character", query.replace('\0', "\\0"))));
         }
+        if nesting(query) > NESTING_MAX {
+            return Err(StoreError::Invalid(format!("the query is nested deeper than {NESTING_MAX} levels (parentheses, NOT)")));
+        }
         let (mut ast, errors) = parse_query_lenient(query);
         if !errors.is_empty() {
             return Err(invalid(errors.into_iter().map(|e| format!("{} at position {}", e.message, e.pos)).collect()));
@@ -232,6 +237,21 @@ impl Snapshot {
             _ => Err(StoreError::Refused("a document has no key, CSN or source: another program wrote it".into())),
         }
     }
+}
+
+/// How deep Tantivy would descend into a query, at most: it does so for each parenthesis, and for each NOT in a row, whatever the stack holds.
+fn nesting(query: &str) -> usize {
+    let (mut open, mut negated, mut deepest) = (0usize, 0usize, 0);
+    for word in query.split_inclusive(|c: char| c.is_whitespace() || matches!(c, '(' | ')' | '+' | '-')) {
+        match word.trim_end_matches(|c: char| c.is_whitespace() || matches!(c, '(' | ')' | '+' | '-')) {
+            "NOT" => negated += 1,
+            "" => {}
+            _ => negated = 0,
+        }
+        open = if word.ends_with('(') { open + 1 } else { open.saturating_sub(usize::from(word.ends_with(')'))) };
+        deepest = deepest.max(open + negated);
+    }
+    deepest
 }
 
 fn path(name: &mut String) {

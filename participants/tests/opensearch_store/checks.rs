@@ -2,7 +2,7 @@
 
 use crate::lab::{Lab, alias, csn, delete, options, put, put_if, shared};
 use crate::node::Product;
-use lockstep_core::{Condition, Operation, RefusalKind, Vote};
+use lockstep_core::{Condition, Decided, Decider, Epoch, Operation, RefusalKind, Txid, Vote};
 use lockstep_participants::ResourceManager;
 use lockstep_participants::opensearch::NewFields;
 
@@ -76,6 +76,14 @@ pub fn all_kinds_of_fields(mut lab: Lab, product: Product) {
     let refusal = lab.refusal(vec![put("good", r#"{"n":1}"#), put("bad", r#"{"n":"seven"}"#)]);
     assert!(refusal.message.contains("`bad`"), "{refusal}");
     assert_eq!(lab.keys().len(), fits.len());
+    // Which of these a server takes differs. What gets a Yes is taken.
+    for at in [-561_600_000i64, -1, 0, 2_026, 99_999_999, 100_000_000, 9_999_999_999_999, 10_000_000_000_000_000] {
+        n += 1;
+        if let Vote::Redo(redo, _) = lab.vote(vec![put("date", &format!(r#"{{"at":{at}}}"#))]) {
+            let txids = vec![Txid { epoch: Epoch(1), n, decider: Decider::Log }];
+            assert_eq!(lab.commit(&[Decided { csn: csn(1, n), txids, redo, trace: None }]).stuck, [], "{at}");
+        }
+    }
 }
 
 #[test]

@@ -21,6 +21,8 @@ struct State {
     /// Requests whose first line has this are held back, and their connection is cut.
     hold: Option<String>,
     held: Vec<Vec<u8>>,
+    /// The next request whose first line has this is answered so, and not passed on.
+    instead: Option<(String, String)>,
 }
 
 impl Proxy {
@@ -47,6 +49,11 @@ impl Proxy {
     /// From now on holds back requests whose first line has this; `None`: no more.
     pub fn hold(&self, what: Option<&str>) {
         self.shared.state.lock().unwrap().hold = what.map(str::to_owned);
+    }
+
+    /// Answers the next request whose first line has this with this JSON, in the node's place.
+    pub fn answer(&self, what: &str, json: &str) {
+        self.shared.state.lock().unwrap().instead = Some((what.to_owned(), json.to_owned()));
     }
 
     /// Waits until one is held back.
@@ -78,6 +85,13 @@ impl Shared {
                 self.changed.notify_all();
                 // The client loses its connection, and knows nothing.
                 return;
+            }
+            if let Some((_, json)) = state.instead.take_if(|(what, _)| line.contains(what.as_str())) {
+                let head = format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", json.len());
+                if client.write_all((head + &json).as_bytes()).is_err() {
+                    return;
+                }
+                continue;
             }
             drop(state);
             let upstream = match &mut node {

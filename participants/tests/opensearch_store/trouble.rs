@@ -1,8 +1,9 @@
 //! What the server does between a Yes and its end, who else writes there, and what is wrong from the start.
 
-use crate::lab::{Lab, alias, csn, delete, http, options, own, owner, put, shared};
+use crate::lab::{ALL, Lab, alias, csn, delete, http, options, own, owner, put, put_if, shared};
 use crate::node::Node;
-use lockstep_core::{CoordId, Csn, Owner, ParticipantId, RefusalKind};
+use crate::proxy::Proxy;
+use lockstep_core::{Condition, CoordId, Csn, Decider, Epoch, Owner, ParticipantId, RefusalKind, Txid, Work};
 use lockstep_participants::opensearch::{Credentials, OpenSearch, OpenSearchOptions};
 use lockstep_participants::{ResourceManager, StoreError};
 use std::io::{Read, Write};
@@ -327,4 +328,58 @@ fn a_killed_node_loses_nothing_that_was_acknowledged() {
     let recovered = lab.recover().unwrap();
     assert_eq!(recovered.highest, csn(1, 20));
     assert_eq!(lab.keys(), ["k20"]);
+}
+
+const BUSY: &str = r#"{"docs":[{"_index":"i","_id":"k","error":{"type":"rejected_execution_exception","reason":"the queue is full"}}]}"#;
+
+/// What a part of the index says that does not answer now: nothing of whether a document is there.
+#[test]
+fn a_document_that_cannot_be_read_now_is_not_taken_for_missing() {
+    let Some(url) = shared() else { return };
+    let proxy = Proxy::before(&url);
+    let mut lab = Lab::open(&proxy.url(), &alias(), 1);
+    let (fifth, sixth) = (lab.decide(5, vec![put("k", r#"{"n":5}"#)]), lab.decide(6, vec![put("k", r#"{"n":6}"#)]));
+    lab.commit(&[sixth.clone()]);
+
+    proxy.answer("_mget", BUSY);
+    let operations = [put_if("k", "{}", Condition::Absent)].into();
+    let work = Work { txid: Txid { epoch: Epoch(1), n: 90, decider: Decider::Log }, operations, timeout: 30_000_000, trace: None };
+    assert!(matches!(lab.store.prepare(&[work]), Err(StoreError::Timeout(why)) if why.contains("the queue is full")));
+    assert_eq!(lab.refusal(vec![put_if("k", "{}", Condition::Absent)]).kind, RefusalKind::Condition);
+
+    // Both are delivered once more, and the older one meets the newer one's version.
+    proxy.answer("_mget", BUSY);
+    assert!(lab.store.commit(&[fifth.clone(), sixth.clone()], csn(1, 6)).is_err());
+    lab.recover().unwrap();
+    lab.commit(&[fifth, sixth]);
+    lab.settle();
+    let document = lab.get("k").unwrap();
+    assert_eq!((document.csn, document.document.as_str()), (csn(1, 6), r#"{"n":6}"#));
+    assert!(!lab.findings().iter().any(|finding| finding.contains("another program")), "{:?}", lab.findings());
+}
+
+#[test]
+fn a_part_of_what_is_there_is_no_answer_to_a_search() {
+    let Some(url) = shared() else { return };
+    let proxy = Proxy::before(&url);
+    let mut lab = Lab::open(&proxy.url(), &alias(), 1);
+    lab.write(1, vec![put("k", "{}")]);
+    proxy.answer("_search", r#"{"timed_out":false,"_shards":{"total":2,"failed":1},"hits":{"total":{"value":0},"hits":[]}}"#);
+    assert!(matches!(lab.reader().search("*", ALL), Err(StoreError::Broken(why)) if why.contains("cannot be searched now")));
+    proxy.answer("_search", r#"{"_scroll_id":"s","_shards":{"total":2,"failed":1},"hits":{"hits":[]}}"#);
+    assert!(lab.reader().keys(None, 10).is_err());
+    assert_eq!(lab.keys(), ["k"]);
+}
+
+/// It is there, takes connections, and says nothing: what comes after the first request goes elsewhere.
+#[test]
+fn a_node_that_hangs_is_left_for_the_next() {
+    let Some(url) = shared() else { return };
+    let hangs = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let mut two = options(&url, &alias());
+    two.nodes.insert(0, format!("http://{}", hangs.local_addr().unwrap()));
+    two.request_timeout = Duration::from_secs(3);
+    let mut store = OpenSearch::open(two).unwrap();
+    assert!(store.recover(owner(1), ParticipantId(3)).is_err());
+    store.recover(owner(1), ParticipantId(3)).unwrap();
 }
