@@ -110,8 +110,17 @@ fn checkpoint(path: &Path, connection: &mut Option<Connection>, stored: Csn) -> 
     let (_busy, _frames, moved): (bool, i64, i64) =
         connection.query_row("PRAGMA main.wal_checkpoint(PASSIVE)", [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
     // A checkpoint that a reader kept from moving anything has forced nothing.
-    File::open(wal_of(path))?.sync_data()?;
+    force(path)?;
     Ok(Moved { durable: stored, frames: u32::try_from(moved).unwrap_or(0) })
+}
+
+/// Forces the write-ahead log of a database file. Without one nothing waits for that.
+pub fn force(path: &Path) -> std::io::Result<()> {
+    match File::open(wal_of(path)) {
+        Ok(log) => log.sync_data(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 fn wal_of(path: &Path) -> PathBuf {

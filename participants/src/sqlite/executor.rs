@@ -65,13 +65,14 @@ impl Executor {
         self.state.owner
     }
 
-    /// A new session: the owner is kept durably, and with it all that was committed before (a forced commit forces the whole log file).
+    /// A new session: the owner is kept durably, and with it all that was committed before.
     pub fn recover(&mut self, writer: &mut Writer, owner: Owner, me: ParticipantId) -> Result<Recovered, StoreError> {
         writer.set_sync(Synchronous::Full)?;
         writer.begin()?;
         State::keep_owner(writer, owner, me)?;
         writer.commit()?;
         writer.set_sync(Synchronous::Normal)?;
+        writer.force()?;
         self.state.owner = Some(owner);
         self.durable = self.stored;
         writer.checkpoint()?;

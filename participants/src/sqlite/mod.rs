@@ -303,7 +303,8 @@ impl ResourceManager for Sqlite {
             Opened::Executor(executor) => {
                 assert!(!executor.is_open(), "R-SERIAL: a migration came before the last batch's outcome");
                 // First, so that no redo made under the old schema is ever needed again.
-                executor.checkpoint(&mut self.writer).and_then(|_| self.writer.migrate(script)).inspect(|()| executor.all_durable())
+                let migrated = executor.checkpoint(&mut self.writer).and_then(|_| self.writer.migrate(script));
+                migrated.and_then(|()| self.writer.force()).inspect(|()| executor.all_durable())
             }
             Opened::Leader(leader) => {
                 assert!(!leader.is_open(), "R-LR: a migration came before the last batch's outcome");

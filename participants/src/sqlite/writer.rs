@@ -1,7 +1,7 @@
 //! The one writing connection: its transactions, its statements, its checkpoints.
 
 use super::authorizer::Mode;
-use super::checkpointer::{CHECKPOINT_FORCES, Checkpointer};
+use super::checkpointer::{self, CHECKPOINT_FORCES, Checkpointer};
 use super::failure::{Failure, broken, mends_itself};
 use super::hooks::Guarded;
 use super::redo;
@@ -13,6 +13,7 @@ use lockstep_core::{Csn, Operation, Refusal, RefusalKind, Results, StatementResu
 use rusqlite::config::DbConfig;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{CachedStatement, Connection, OpenFlags, Params, ToSql};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -255,6 +256,14 @@ impl Writer {
         let complete = in_log == moved && (!busy || mode == "RESTART");
         self.dirty &= !complete;
         Ok(complete)
+    }
+
+    /// Forces the write-ahead log. A COMMIT that has left every page as it was forces nothing, however it is told to.
+    pub fn force(&self) -> Result<(), StoreError> {
+        let path = self.conn.path().filter(|path| !path.is_empty()).map(Path::new);
+        let forced = path.map_or(Ok(()), checkpointer::force);
+        self.forces.fetch_add(1, Ordering::Relaxed);
+        forced.map_err(|error| StoreError::Broken(format!("SQLite's write-ahead log cannot be forced: {error}")))
     }
 
     /// Begins a checkpoint beside the transactions, unless one is under way; the file holds everything up to `stored`.
@@ -519,10 +528,10 @@ impl Room {
     }
 }
 
+/// A NULL is not free: a result of nothing else takes memory too.
 fn size_of_value(value: &Value) -> usize {
     match value {
-        Value::Null | Value::Boolean(_) => 1,
-        Value::Integer(_) | Value::Real(_) => 8,
+        Value::Null | Value::Boolean(_) | Value::Integer(_) | Value::Real(_) => 8,
         Value::Text(text) => text.len(),
         Value::Blob(bytes) => bytes.len(),
     }
