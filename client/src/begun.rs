@@ -3,10 +3,10 @@
 use crate::client::Client;
 use crate::error::CommitError;
 use crate::ids::{Csn, Key, RequestId, Txid};
-use crate::link::{Answer, Ask, Asked, Body};
-use crate::read::millis;
+use crate::link::{Answer, Ask, Asked, Body, ENVELOPE};
 use crate::receipt::Receipt;
-use crate::transaction::{ENVELOPE, NO_OUTCOME, Settled, Transaction, Wait, check_name, inquire, settle};
+use crate::time::{deadline_in, millis};
+use crate::transaction::{NO_OUTCOME, REFRESHES, Settled, Transaction, Wait, check_name, inquire, settle};
 use crate::value::Value;
 use lockstep_proto::v1;
 use serde::Serialize;
@@ -95,7 +95,7 @@ impl Begin {
     }
 
     async fn begin(mut self) -> Result<Begun, CommitError> {
-        let until = Instant::now() + self.deadline;
+        let until = deadline_in(self.deadline);
         if let Some(store) = self.enlisting.take() {
             let described = timeout_at(until, self.client.describe()).await;
             let description = match described {
@@ -116,10 +116,18 @@ impl Begin {
             timeout_ms: self.timeout.map_or(0, millis),
         };
         let bytes = ENVELOPE + request.led_by.len();
-        let (ask, answer) = match self.client.shared.link.ask(Ask { body: Body::Begin(request), position: None, bytes }, until).await {
-            Asked::Answered { answer, ask, .. } => (ask, Ok(answer)),
-            Asked::NoAnswer { ask, why } => (ask, Err(why)),
-            Asked::NotSent { why, .. } => return Err(CommitError::NotSent(why)),
+        let mut refreshes = 0;
+        let (ask, answer) = loop {
+            let ask = Ask { body: Body::Begin(request.clone()), position: None, bytes };
+            match self.client.shared.link.ask(ask, until).await {
+                // Sent once, and refused as too old: not the key was, but our idea of where the coordinator stands.
+                Asked::Answered { answer: Answer::Outcome(v1::outcome::Outcome::Expired(_)), sends: 1, .. } if refreshes < REFRESHES => {
+                    refreshes += 1;
+                }
+                Asked::Answered { answer, ask, .. } => break (ask, Ok(answer)),
+                Asked::NoAnswer { ask, why } => break (ask, Err(why)),
+                Asked::NotSent { why, .. } => return Err(CommitError::NotSent(why)),
+            }
         };
         let mut hold = Hold { client: self.client.clone(), request: ask.request_id(), armed: true };
         let request = hold.request.clone();
@@ -221,7 +229,7 @@ impl Begun {
     /// Sends what was added, and waits for the outcome, as [`Transaction::commit`] does. There is no new attempt: that would be another
     /// transaction, with another id.
     pub async fn commit(mut self) -> Result<Receipt, CommitError> {
-        let until = Instant::now() + self.deadline;
+        let until = deadline_in(self.deadline);
         let result = self.transaction.commit_by(until).await;
         // What was never sent is left to be given up. What was goes on.
         self.hold.armed = matches!(result, Err(CommitError::Invalid(_) | CommitError::NotSent(_)));
@@ -230,7 +238,7 @@ impl Begun {
 
     /// Gives it up. `Ok` means that it is aborted for certain.
     pub async fn rollback(mut self) -> Result<(), CommitError> {
-        let until = Instant::now() + self.deadline;
+        let until = deadline_in(self.deadline);
         let (client, request) = (self.hold.client.clone(), self.hold.request.clone());
         self.hold.armed = false;
         let body = Body::Rollback(self.hold.wire());

@@ -7,17 +7,19 @@ use crate::error::{CallError, ConnectError};
 use crate::ids::{CoordinatorId, LogId, Position, RequestId, uuid_bytes};
 use crate::link::{Dial, Greeting, Link, REPLY_BYTES, drive};
 use crate::read::{Call, Get, Query, Search};
+use crate::time::deadline_in;
 use crate::transaction::{Inquiry, Transaction};
 use crate::value::Value;
 use lockstep_proto::v1;
 use lockstep_proto::v1::transaction_service_client::TransactionServiceClient;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 use tonic::transport::Endpoint;
+use tonic::{Code, Status};
 
 /// A handle on a coordinator. Clone it freely: all clones share one connection, which is kept up in the background and closed with the
 /// last of them.
@@ -42,8 +44,15 @@ pub(crate) struct Shared {
     pub link: Arc<Link>,
     pub in_flight: Semaphore,
     pub request_timeout: Duration,
-    calls: TransactionServiceClient<AuthorizedChannel>,
+    calls: Arc<Calls>,
     driver: AbortHandle,
+}
+
+/// The connection of reads and other calls, which have an answer each, beside the one stream.
+struct Calls {
+    builder: Builder,
+    authorization: Authorization,
+    service: Mutex<TransactionServiceClient<AuthorizedChannel>>,
 }
 
 /// Who answers, where it stands, what it takes.
@@ -143,10 +152,14 @@ impl Client {
     /// was done. Never repeated by itself: write scripts that may run twice (`CREATE TABLE IF NOT EXISTS`).
     pub async fn migrate(&self, store: &str, script: &str) -> Result<String, CallError> {
         let request = v1::MigrateRequest { store: store.into(), script: script.into() };
-        let deadline = Instant::now() + self.shared.request_timeout;
+        let deadline = deadline_in(self.shared.request_timeout);
         let mut service = self.calls();
         match timeout_at(deadline, service.migrate(request)).await {
-            Ok(reply) => Ok(reply?.into_inner().message),
+            Ok(Ok(reply)) => Ok(reply.into_inner().message),
+            Ok(Err(status)) => {
+                self.renew_calls(&status);
+                Err(status.into())
+            }
             Err(_) => Err(CallError::Unavailable(format!("no answer within {:?}", self.shared.request_timeout))),
         }
     }
@@ -164,7 +177,17 @@ impl Client {
     }
 
     pub(crate) fn calls(&self) -> TransactionServiceClient<AuthorizedChannel> {
-        self.shared.calls.clone()
+        self.shared.calls.service().clone()
+    }
+
+    /// A call failed so: if that may be because the credentials' files hold something else by now, the next one is made with that.
+    pub(crate) fn renew_calls(&self, failed: &Status) {
+        if matches!(failed.code(), Code::Unauthenticated | Code::Unavailable)
+            && self.shared.calls.builder.credentials.has_files()
+            && let Err(why) = self.shared.calls.renew()
+        {
+            tracing::debug!(%why, "the credentials cannot be read again");
+        }
     }
 }
 
@@ -207,7 +230,7 @@ impl Builder {
 
     /// Connects, and waits until the coordinator has answered or the connect time-out has passed.
     pub async fn connect(self) -> Result<Client, ConnectError> {
-        let deadline = Instant::now() + self.connect_timeout;
+        let deadline = deadline_in(self.connect_timeout);
         let endpoint = self.endpoint.clone();
         let client = self.connect_lazy()?;
         let mut greeting = client.shared.link.greeting();
@@ -229,20 +252,11 @@ impl Builder {
         let authorization = self.credentials.authorization().map_err(ConnectError::Credentials)?;
         let link = Link::new();
         let backoff = Backoff::new(self.reconnect.0, self.reconnect.1);
-        let driver = tokio::spawn(drive(link.clone(), self.dial(&authorization), self.connect_timeout, backoff)).abort_handle();
-        let calls =
-            TransactionServiceClient::with_interceptor(endpoint.connect_lazy(), authorization).max_decoding_message_size(REPLY_BYTES);
+        let service = Mutex::new(service(&endpoint, &authorization));
+        let calls = Arc::new(Calls { builder: self.clone(), authorization, service });
+        let driver = tokio::spawn(drive(link.clone(), calls.clone().dial(), self.connect_timeout, backoff)).abort_handle();
         let in_flight = Semaphore::new(self.in_flight);
         Ok(Client { shared: Arc::new(Shared { link, in_flight, request_timeout: self.request_timeout, calls, driver }) })
-    }
-
-    /// Every connection is made of what the files hold then.
-    fn dial(&self, authorization: &Authorization) -> Dial {
-        let (builder, authorization) = (self.clone(), authorization.clone());
-        Box::new(move || {
-            authorization.refresh()?;
-            Ok((builder.endpoint()?, authorization.clone()))
-        })
     }
 
     fn endpoint(&self) -> Result<Endpoint, String> {
@@ -256,6 +270,30 @@ impl Builder {
             .initial_stream_window_size(4 << 20)
             .initial_connection_window_size(8 << 20))
     }
+}
+
+impl Calls {
+    fn service(&self) -> MutexGuard<'_, TransactionServiceClient<AuthorizedChannel>> {
+        self.service.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Makes the next connection of what the files hold now; what is under way ends on the one before.
+    fn renew(&self) -> Result<Endpoint, String> {
+        self.authorization.refresh()?;
+        let endpoint = self.builder.endpoint()?;
+        *self.service() = service(&endpoint, &self.authorization);
+        Ok(endpoint)
+    }
+
+    /// For the stream: every connection is made of what the files hold then.
+    fn dial(self: Arc<Calls>) -> Dial {
+        Box::new(move || Ok((self.renew()?, self.authorization.clone())))
+    }
+}
+
+/// Connects when it is first used.
+fn service(endpoint: &Endpoint, authorization: &Authorization) -> TransactionServiceClient<AuthorizedChannel> {
+    TransactionServiceClient::with_interceptor(endpoint.connect_lazy(), authorization.clone()).max_decoding_message_size(REPLY_BYTES)
 }
 
 impl Drop for Shared {

@@ -73,6 +73,11 @@ impl Credentials {
         }
     }
 
+    /// Whether any of it is read from files, which may be replaced.
+    pub fn has_files(&self) -> bool {
+        self.ca_file.is_some() || self.identity.is_some() || matches!(self.token, Some(Token::File(_)))
+    }
+
     /// What puts the token on requests.
     pub fn authorization(&self) -> Result<Authorization, String> {
         let authorization = Authorization { credentials: self.clone(), header: Arc::default() };

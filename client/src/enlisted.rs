@@ -117,7 +117,10 @@ impl<T: OwnTransaction> Leading<T> {
         };
         match tokio::time::timeout(within, attending).await {
             Ok(Ok(statements)) => Ok(Leading { transaction, says, statements }),
-            Ok(Err(status)) => Err(EnlistError::Call(status.into())),
+            Ok(Err(status)) => {
+                begun.client().renew_calls(&status);
+                Err(EnlistError::Call(status.into()))
+            }
             Err(_) => Err(EnlistError::Call(CallError::Unavailable(format!("no answer within {within:?}")))),
         }
     }

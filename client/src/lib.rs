@@ -63,6 +63,7 @@ mod read;
 mod receipt;
 #[cfg(feature = "opentelemetry")]
 mod span;
+mod time;
 mod transaction;
 mod value;
 

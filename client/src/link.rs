@@ -26,6 +26,8 @@ use tonic::transport::Endpoint;
 const FRAME_REQUESTS: usize = 512;
 /// … and so many bytes, unless one request alone is larger.
 const FRAME_BYTES: usize = 1 << 20;
+/// What the fields that are filled in later, and the frame's own, take beside a request; also all of an inquiry.
+pub(crate) const ENVELOPE: usize = 128;
 /// A message from the coordinator takes so many bytes at most: statement results are large at times.
 pub(crate) const REPLY_BYTES: usize = 256 << 20;
 /// Acknowledgements ride along with requests; so many of them go alone.
@@ -242,14 +244,16 @@ impl State {
         self.welcomed && (!self.waiting.is_empty() || alone)
     }
 
-    /// Everything that waits, up to the limits of a frame.
+    /// Everything that waits, up to the limits of a frame. A daemon takes frames as large as a transaction may be, so no more goes into one.
     fn frame(&mut self) -> v1::TransactRequests {
+        let largest = self.limits.map(|limits| limits.transaction_bytes).filter(|bytes| *bytes > 0);
+        let largest = largest.map_or(usize::MAX, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
         let here = self.position.expect("Welcome brings a position");
         let mut requests = Vec::with_capacity((self.waiting.len() + self.acknowledged.len()).min(FRAME_REQUESTS));
         let mut bytes = 0;
         while let Some(next) = self.waiting.first_entry() {
             let size = next.get().ask.bytes;
-            if requests.len() == FRAME_REQUESTS || (bytes > 0 && bytes + size > FRAME_BYTES) {
+            if requests.len() == FRAME_REQUESTS || (bytes > 0 && bytes + size > largest.min(FRAME_BYTES)) {
                 break;
             }
             bytes += size;
@@ -257,6 +261,10 @@ impl State {
             let position = *pending.ask.position.get_or_insert(here);
             if position.coordinator != here.coordinator {
                 pending.answer_foreign(here.coordinator);
+                continue;
+            }
+            if size > largest.saturating_add(ENVELOPE) {
+                pending.answer_too_large(largest);
                 continue;
             }
             pending.sends += 1;
@@ -287,6 +295,14 @@ impl Pending {
         let why = format!("it was sent to coordinator {ours}, but {found} answers at this endpoint now");
         // Whoever has stopped waiting needs no answer.
         let _ = self.answer.send(Asked::NoAnswer { ask: self.ask, why });
+    }
+
+    /// It was put together before the limit was known, or the limit was lowered: a daemon ends the stream of all callers for it.
+    fn answer_too_large(self, limit: usize) {
+        let bytes = self.ask.bytes.saturating_sub(ENVELOPE);
+        let why = format!("the transaction has {bytes} bytes; the limit (transaction_bytes) is {limit}");
+        let _ =
+            self.answer.send(if self.sends == 0 { Asked::NotSent { ask: self.ask, why } } else { Asked::NoAnswer { ask: self.ask, why } });
     }
 }
 

@@ -6,13 +6,15 @@ use crate::credentials::AuthorizedChannel;
 use crate::error::CallError;
 use crate::ids::{Csn, Token};
 use crate::receipt::StatementResult;
+use crate::time::{deadline_in, millis};
 use crate::value::Value;
 use lockstep_proto::v1;
 use lockstep_proto::v1::transaction_service_client::TransactionServiceClient;
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::time::Duration;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{sleep, timeout_at};
+use tonic::Code;
 
 /// A boxed future, as `.await` on a read makes it.
 type Answer<T> = Pin<Box<dyn Future<Output = Result<T, CallError>> + Send>>;
@@ -229,16 +231,22 @@ impl Call {
         F: Fn(TransactionServiceClient<AuthorizedChannel>) -> R,
         R: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     {
-        let deadline = Instant::now() + self.timeout;
+        let deadline = deadline_in(self.timeout);
+        let mut renewed = false;
         let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
         let mut trouble = "no answer".to_owned();
         loop {
             match timeout_at(deadline, send(self.client.calls())).await {
                 Ok(Ok(reply)) => return Ok(reply.into_inner()),
-                Ok(Err(status)) => match CallError::from(status) {
-                    CallError::Unavailable(message) => trouble = message,
-                    error => return Err(error),
-                },
+                Ok(Err(status)) => {
+                    let again = status.code() == Code::Unauthenticated && !std::mem::replace(&mut renewed, true);
+                    self.client.renew_calls(&status);
+                    match CallError::from(status) {
+                        CallError::Unavailable(message) => trouble = message,
+                        CallError::Refused(message) if again => trouble = message,
+                        error => return Err(error),
+                    }
+                }
                 Err(_) => return Err(CallError::Unavailable(format!("{trouble} within {:?}", self.timeout))),
             }
             if timeout_at(deadline, sleep(backoff.next())).await.is_err() {
@@ -255,9 +263,4 @@ impl Call {
     fn timeout_ms(&self) -> u32 {
         millis(self.timeout)
     }
-}
-
-/// Whole milliseconds, at least 1: 0 on the wire means the default.
-pub(crate) fn millis(duration: Duration) -> u32 {
-    duration.as_millis().clamp(1, u32::MAX.into()) as u32
 }

@@ -4,9 +4,9 @@ use crate::backoff::Backoff;
 use crate::client::Client;
 use crate::error::{Aborted, CommitError, Reason};
 use crate::ids::{Csn, Key, Position, RequestId, Txid};
-use crate::link::{Answer, Ask, Asked, Body};
-use crate::read::millis;
+use crate::link::{Answer, Ask, Asked, Body, ENVELOPE};
 use crate::receipt::Receipt;
+use crate::time::{deadline_in, millis};
 use crate::value::Value;
 use lockstep_proto::v1;
 use prost::Message;
@@ -63,10 +63,8 @@ pub struct Inquiry {
 pub(crate) const NO_OUTCOME: &str = "the coordinator answered with something else than an outcome";
 /// A document's key takes so many bytes.
 const DOCUMENT_KEY_BYTES: usize = 512;
-/// What the fields that are filled in later, and the frame's own, take beside a request; also all of an inquiry.
-pub(crate) const ENVELOPE: usize = 128;
 /// An expired answer to a first sending means that our idea of the position was old; it is mended so often.
-const REFRESHES: u32 = 3;
+pub(crate) const REFRESHES: u32 = 3;
 
 impl Transaction {
     pub(crate) fn new(client: Client) -> Transaction {
@@ -198,7 +196,7 @@ impl Transaction {
     /// A lost connection is reconnected and the same request sent again, which can never run it twice. Dropping the future does not
     /// cancel the transaction: once sent, it goes on.
     pub async fn commit(self) -> Result<Receipt, CommitError> {
-        let deadline = Instant::now() + self.deadline;
+        let deadline = deadline_in(self.deadline);
         self.commit_by(deadline).await
     }
 
@@ -335,7 +333,7 @@ impl IntoFuture for Inquiry {
     type IntoFuture = Pin<Box<dyn Future<Output = Result<Receipt, CommitError>> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
-        let deadline = Instant::now() + self.deadline;
+        let deadline = deadline_in(self.deadline);
         Box::pin(async move { inquire(&self.client, self.request, self.wait.into(), deadline).await })
     }
 }

@@ -5,6 +5,7 @@ mod fake;
 use fake::{Act, Fake};
 use lockstep_client::{Client, CommitError, Csn, Reason, RequestId, Transaction, Wait, params};
 use lockstep_proto::v1;
+use prost::Message;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -277,4 +278,54 @@ async fn what_is_begun_and_dropped_or_never_sent_is_rolled_back() {
     let state = fake.state();
     let names: Vec<_> = state.rolled_back.iter().map(|rollback| rollback.key.clone().unwrap().key).collect();
     assert_eq!(names, ["dropped", "mistaken", "given up"]);
+}
+
+#[tokio::test]
+async fn a_begin_with_a_position_that_is_too_old_is_made_anew() {
+    let (fake, client) = start().await;
+    fake.state().too_old = 1;
+    client.begin().idempotency_key("mine").await.unwrap().rollback().await.unwrap();
+    assert_eq!(fake.state().begun.len(), 2);
+    fake.state().too_old = u32::MAX;
+    let error = client.begin().await.unwrap_err();
+    assert!(matches!(error, CommitError::Expired { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn frames_are_no_larger_than_what_the_daemon_takes() {
+    let fake = Fake::start().await;
+    fake.state().limits.transaction_bytes = 4_000;
+    let client = Client::builder(fake.endpoint()).request_timeout(AMPLE).connect_timeout(AMPLE).connect().await.unwrap();
+    let commits: Vec<_> = (0..100).map(|_| tokio::spawn(client.transaction().sql("db", "-".repeat(2_000), []).commit())).collect();
+    for commit in commits {
+        commit.await.unwrap().unwrap();
+    }
+    let largest = fake.state().frame_bytes.iter().copied().max();
+    // A daemon takes 64 KiB more than a transaction may have.
+    assert!(largest.is_some_and(|bytes| bytes < 4_000 + 65_536), "{largest:?}");
+}
+
+#[tokio::test]
+async fn what_turns_out_too_large_harms_no_other() {
+    let fake = Fake::start().await;
+    fake.state().limits.transaction_bytes = 4_000;
+    fake.proxy.refuse(true);
+    // Put together before anybody has told the limit.
+    let client = Client::builder(fake.endpoint()).request_timeout(AMPLE).connect_timeout(AMPLE).connect_lazy().unwrap();
+    let large = tokio::spawn(client.transaction().sql("db", "-".repeat(9_000), []).commit());
+    let small = tokio::spawn(write(&client).commit());
+    tokio::task::yield_now().await;
+    fake.proxy.refuse(false);
+    let error = large.await.unwrap().unwrap_err();
+    assert!(error.is_definite() && error.to_string().contains("the limit (transaction_bytes) is 4000"), "{error}");
+    small.await.unwrap().unwrap();
+    assert!(fake.state().received.iter().all(|request| request.encoded_len() < 1_000), "the large one was never sent");
+}
+
+#[tokio::test]
+async fn a_deadline_may_be_for_ever() {
+    let (_fake, client) = start().await;
+    write(&client).deadline(Duration::MAX).commit().await.unwrap();
+    client.begin().deadline(Duration::MAX).await.unwrap().rollback().await.unwrap();
+    client.query("db", "SELECT 1", []).timeout(Duration::MAX).await.unwrap();
 }

@@ -3,7 +3,7 @@
 mod fake;
 
 use fake::Fake;
-use lockstep_client::{CallError, Client, Token, params};
+use lockstep_client::{CallError, Client, Credentials, Token, params};
 use std::time::Duration;
 use tonic::Status;
 
@@ -79,4 +79,21 @@ async fn a_schema_is_changed_and_the_daemon_describes_itself() {
     let description = client.describe().await.unwrap();
     assert_eq!(description.coordinator.0, 7);
     assert_eq!(description.stores.iter().map(|store| store.name.as_str()).collect::<Vec<_>>(), ["db", "index"]);
+}
+
+#[tokio::test]
+async fn a_token_that_was_replaced_is_taken_up_by_reads_alone() {
+    let (fake, folder) = (Fake::start().await, tempfile::tempdir().unwrap());
+    let file = folder.path().join("token");
+    std::fs::write(&file, "the-old-token-of-before").unwrap();
+    let credentials = Credentials::default().token_file(&file);
+    let client = Client::builder(fake.endpoint()).credentials(credentials).connect().await.unwrap();
+    std::fs::write(&file, "the-new-token-of-today").unwrap();
+    // The daemon does not know the old one any more; nothing else has ended the connection.
+    fake.state().failures.push_back(Status::unauthenticated("who are you?"));
+    client.query("db", "SELECT 1", []).await.unwrap();
+    assert_eq!(fake.state().tokens, ["Bearer the-old-token-of-before", "Bearer the-new-token-of-today"]);
+    // Who is not known with that one either is told so.
+    fake.state().failures.extend([Status::unauthenticated("who are you?"), Status::unauthenticated("who?")]);
+    assert!(matches!(client.query("db", "SELECT 1", []).await, Err(CallError::Refused(_))));
 }

@@ -7,6 +7,7 @@ use lockstep_proto::v1::outcome::Outcome;
 use lockstep_proto::v1::transact_reply::Reply;
 use lockstep_proto::v1::transact_request::Request;
 use lockstep_proto::v1::transaction_service_server::{TransactionService, TransactionServiceServer};
+use prost::Message;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -55,13 +56,18 @@ pub struct State {
     pub received: Vec<v1::CommitRequest>,
     /// Those that were executed.
     pub executed: Vec<v1::CommitRequest>,
-    /// How many requests each frame had.
+    /// How many requests each frame had, and how many bytes.
     pub frames: Vec<usize>,
+    pub frame_bytes: Vec<usize>,
     pub inquiries: Vec<v1::InquireRequest>,
     pub acknowledged: Vec<v1::TransactionId>,
     pub begun: Vec<v1::BeginRequest>,
+    /// So many times a position is too old to begin with.
+    pub too_old: u32,
     pub rolled_back: Vec<v1::RollbackRequest>,
     pub queries: Vec<v1::QueryRequest>,
+    /// What each of them said of who asks.
+    pub tokens: Vec<String>,
     pub searches: Vec<v1::SearchRequest>,
     /// The next reads fail so.
     pub failures: VecDeque<Status>,
@@ -216,6 +222,10 @@ impl State {
     fn begin(&mut self, request: v1::BeginRequest) -> Reply {
         let name = name(&request.key);
         self.begun.push(request);
+        if self.too_old > 0 {
+            self.too_old -= 1;
+            return Reply::Outcome(v1::Outcome { outcome: Some(Outcome::Expired(v1::Expired { floor: Some(self.position()) })) });
+        }
         match self.outcomes.get(&name) {
             Some(outcome) => Reply::Outcome(v1::Outcome { outcome: Some(outcome.clone()) }),
             None => Reply::Begun(v1::Begun { txid: Some(v1::TransactionId { epoch: self.epoch, n: self.n, leader: 0 }) }),
@@ -347,6 +357,7 @@ impl TransactionService for Service {
         tokio::spawn(async move {
             while let Ok(Some(frame)) = frames.message().await {
                 service.state.lock().unwrap().frames.push(frame.requests.len());
+                service.state.lock().unwrap().frame_bytes.push(frame.encoded_len());
                 for v1::TransactRequest { id, request } in frame.requests {
                     match request.expect("a request says what it is") {
                         Request::Commit(commit) => service.commit(id, commit, &out),
@@ -387,6 +398,8 @@ impl TransactionService for Service {
 
     async fn query(&self, request: tonic::Request<v1::QueryRequest>) -> Result<Response<v1::QueryReply>, Status> {
         let mut state = self.state.lock().unwrap();
+        let token = request.metadata().get("authorization").and_then(|token| token.to_str().ok()).unwrap_or_default().to_owned();
+        state.tokens.push(token);
         state.queries.push(request.into_inner());
         match state.failures.pop_front() {
             Some(failure) => Err(failure),
