@@ -8,6 +8,8 @@ use tonic::{Code, Response, Status};
 
 /// The longest time that any answer may take.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// After so long without a word the daemon is asked whether it is there; long answers come in a stream.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 pub(crate) struct Daemon {
     pub service: AdminServiceClient<AuthorizedChannel>,
@@ -25,6 +27,7 @@ impl Daemon {
         };
         let address = credentials.endpoint(&text).map_err(usage)?;
         let authorization = credentials.authorization().map_err(usage)?;
+        let address = address.http2_keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(PATIENCE);
         match tokio::time::timeout(PATIENCE, address.connect()).await {
             Ok(Ok(channel)) => {
                 let service = AdminServiceClient::with_interceptor(channel, authorization).max_decoding_message_size(64 << 20);
@@ -43,6 +46,19 @@ impl Daemon {
             Ok(Err(status)) => Err(failure(endpoint, &status)),
             Err(_) => Err(silent(endpoint, &format!("no answer within {PATIENCE:?}"))),
         }
+    }
+
+    /// The same of an order. Without an answer it may have been carried out, or be carried out yet.
+    pub(crate) async fn carried_out<T>(endpoint: &str, call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, Failure> {
+        Daemon::answer(endpoint, call).await.map_err(|failure| match failure.exit {
+            Exit::Unreachable => Failure {
+                exit: Exit::Failed,
+                hint: "it may have been carried out all the same: `lockstep audit list` shows whether it was; look before you repeat it"
+                    .into(),
+                ..failure
+            },
+            Exit::Ok | Exit::Failed | Exit::Usage | Exit::Refused | Exit::Attention => failure,
+        })
     }
 }
 

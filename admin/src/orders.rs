@@ -112,12 +112,12 @@ async fn carry_out(
     confirm(io, word, order.yes)?;
     let (endpoint, service) = (&daemon.endpoint, &mut daemon.service);
     let v1::AdminReply { done, message } = match ordered {
-        Ordered::Resolve(request) => Daemon::answer(endpoint, service.resolve(request)).await?,
-        Ordered::Skip(request) => Daemon::answer(endpoint, service.skip(request)).await?,
-        Ordered::ForgetDamage(request) => Daemon::answer(endpoint, service.forget_damage(request)).await?,
-        Ordered::Waive(request) => Daemon::answer(endpoint, service.waive(request)).await?,
-        Ordered::RemoveParticipant(request) => Daemon::answer(endpoint, service.remove_participant(request)).await?,
-        Ordered::LeaveSafeMode(request) => Daemon::answer(endpoint, service.leave_safe_mode(request)).await?,
+        Ordered::Resolve(request) => Daemon::carried_out(endpoint, service.resolve(request)).await?,
+        Ordered::Skip(request) => Daemon::carried_out(endpoint, service.skip(request)).await?,
+        Ordered::ForgetDamage(request) => Daemon::carried_out(endpoint, service.forget_damage(request)).await?,
+        Ordered::Waive(request) => Daemon::carried_out(endpoint, service.waive(request)).await?,
+        Ordered::RemoveParticipant(request) => Daemon::carried_out(endpoint, service.remove_participant(request)).await?,
+        Ordered::LeaveSafeMode(request) => Daemon::carried_out(endpoint, service.leave_safe_mode(request)).await?,
     };
     if !done {
         return Err(refused(&message));

@@ -38,7 +38,9 @@ pub(crate) async fn until_settled(
     let began = Instant::now();
     let mut last = None;
     loop {
-        let doubt = look(endpoint, credentials, daemon).await;
+        let left = timeout.map_or(Duration::MAX, |timeout| timeout.saturating_sub(began.elapsed()).max(INTERVAL));
+        let looking = tokio::time::timeout(left, look(endpoint, credentials, daemon));
+        let doubt = looking.await.unwrap_or_else(|_| Ok(Doubt::away()))?;
         if doubt.is_over() || timeout.is_some_and(|timeout| began.elapsed() >= timeout) {
             output.write(io, &doubt, || doubt.sentence())?;
             return Ok(if doubt.is_over() { Exit::Ok } else { Exit::Attention });
@@ -53,19 +55,25 @@ pub(crate) async fn until_settled(
     }
 }
 
-async fn look(endpoint: &str, credentials: &Credentials, daemon: &mut Daemon) -> Doubt {
-    match daemon.service.status(v1::StatusRequest {}).await {
-        Ok(status) => Doubt::from(status.into_inner()),
+/// Who is not let in waits for nothing.
+async fn look(endpoint: &str, credentials: &Credentials, daemon: &mut Daemon) -> Result<Doubt, Failure> {
+    match Daemon::answer(&daemon.endpoint, daemon.service.status(v1::StatusRequest {})).await {
+        Ok(status) => Ok(Doubt::from(status)),
+        Err(refused) if refused.exit == Exit::Refused => Err(refused),
         Err(_) => {
             if let Ok(again) = Daemon::connect(endpoint, credentials).await {
                 *daemon = again;
             }
-            Doubt { phase: "away".into(), committing: 0, deciding: 0, unanswered: 0, waiting_for: Vec::new() }
+            Ok(Doubt::away())
         }
     }
 }
 
 impl Doubt {
+    fn away() -> Doubt {
+        Doubt { phase: "away".into(), committing: 0, deciding: 0, unanswered: 0, waiting_for: Vec::new() }
+    }
+
     fn is_over(&self) -> bool {
         self.phase == "serving" && (self.committing, self.deciding, self.unanswered) == (0, 0, 0)
     }

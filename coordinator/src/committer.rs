@@ -112,10 +112,10 @@ impl Committer {
 
 impl Thread {
     fn run(&mut self) -> Result<(), LogError> {
-        self.look_at_space()?;
+        self.look_at_space();
         loop {
             match self.queue.recv_timeout(ROUND) {
-                Ok(message) => self.take(message),
+                Ok(message) => self.take(message)?,
                 Err(RecvTimeoutError::Timeout) => self.forced = !self.batch.is_empty(),
                 Err(RecvTimeoutError::Disconnected) => {
                     self.forced = !self.batch.is_empty();
@@ -125,17 +125,17 @@ impl Thread {
             while self.batch.len() < BATCH_RECORDS
                 && let Ok(message) = self.queue.try_recv()
             {
-                self.take(message);
+                self.take(message)?;
             }
             self.force()?;
             self.forget()?;
             if self.looked.elapsed() >= ROUND {
-                self.look_at_space()?;
+                self.look_at_space();
             }
         }
     }
 
-    fn take(&mut self, message: ToCommitter) {
+    fn take(&mut self, message: ToCommitter) -> Result<(), LogError> {
         match message {
             ToCommitter::Append { entries, force } => {
                 self.batch.extend(entries);
@@ -146,9 +146,14 @@ impl Thread {
             ToCommitter::Snapshot(answer) => {
                 let hold = self.hold.upgrade().unwrap_or_default();
                 self.hold = Arc::downgrade(&hold);
-                drop(answer.send(self.log.snapshot().map(|snapshot| (snapshot, Hold(hold)))));
+                let snapshot = self.log.snapshot();
+                // It was forced first: a log that cannot be forced takes nothing more.
+                let failed = snapshot.as_ref().err().cloned();
+                drop(answer.send(snapshot.map(|snapshot| (snapshot, Hold(hold)))));
+                failed.map_or(Ok(()), Err)?;
             }
         }
+        Ok(())
     }
 
     /// **The force**: the only place where records become durable.
@@ -179,9 +184,13 @@ impl Thread {
         }
     }
 
-    fn look_at_space(&mut self) -> Result<(), LogError> {
+    /// What cannot be measured now (no file descriptor is free, say) is as it was: only a force can fail the log.
+    fn look_at_space(&mut self) {
         self.looked = Instant::now();
-        let space = self.log.space()?;
+        let space = match self.log.space() {
+            Ok(space) => space,
+            Err(error) => return tracing::warn!(%error, "the space of the decision log's disk cannot be looked at"),
+        };
         *self.space.lock().expect("nobody panics while holding the space") = space;
         let full = space.free < self.reserve;
         if full != self.full {
@@ -194,6 +203,5 @@ impl Thread {
             }
             self.engine.tell(Event::LogFull(full));
         }
-        Ok(())
     }
 }

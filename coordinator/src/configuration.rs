@@ -1,9 +1,11 @@
 //! The daemon's configuration: one TOML file, overridden by the environment, overridden by flags. `lockstepd.example.toml` documents
 //! every key; a test holds it to these types and their defaults.
 
+use crate::service::PARTICIPANT_FRAME_BYTES;
 use crate::verification::Mapping;
 use crate::{security, traces};
 use clap::Args;
+use lockstep_core::outcomes::ResultLimits;
 use lockstep_core::{Config, Kind, ParticipantConfig, Role};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -360,8 +362,10 @@ pub struct Retention {
     pub outcomes_max: usize,
     /// For so long.
     pub outcomes_keep_hours: u64,
-    /// So many outcomes with their statement results.
+    /// So many outcomes with their statement results …
     pub results_max: usize,
+    /// … and so many bytes of these, in memory; above either the oldest results go first.
+    pub results_bytes: usize,
 }
 
 /// The decision log.
@@ -473,8 +477,8 @@ pub struct Source {
     /// How long a shutdown may take, milliseconds
     #[arg(long, env = "LOCKSTEP_SHUTDOWN_DEADLINE_MS", value_name = "MS", global = true)]
     pub shutdown_deadline_ms: Option<i64>,
-    /// Any key of the file, for example limits.streams=50; repeatable, in the environment separated by commas
-    #[arg(long, env = "LOCKSTEP_SET", value_name = "KEY=VALUE", value_delimiter = ',', global = true)]
+    /// Any key of the file outside of its lists of tables, for example limits.streams=50; repeatable, or separated by commas
+    #[arg(long, env = "LOCKSTEP_SET", value_name = "KEY=VALUE", global = true)]
     pub set: Vec<String>,
 }
 
@@ -523,7 +527,7 @@ impl Source {
     /// The keys that flags and environment set, the strongest last.
     fn overrides(&self) -> Result<Vec<(String, Value)>, ConfigurationError> {
         let mut overrides = Vec::new();
-        for pair in &self.set {
+        for pair in self.set.iter().flat_map(|pairs| pairs_of(pairs)) {
             let (key, value) = pair.split_once('=').ok_or_else(|| ConfigurationError(format!("--set {pair}: expected KEY=VALUE")))?;
             overrides.push((key.trim().to_string(), scalar(value.trim())));
         }
@@ -549,6 +553,31 @@ fn without_passwords(sentence: &str) -> String {
         }
     };
     sentence.split_inclusive(ends).map(hidden).collect()
+}
+
+/// Cuts at commas, but not within quotes and brackets.
+fn pairs_of(text: &str) -> Vec<&str> {
+    let (mut quote, mut depth) = (None, 0usize);
+    let mut separates = |c: char| match (quote, c) {
+        (Some(open), c) => {
+            quote = Some(open).filter(|open| *open != c);
+            false
+        }
+        (None, '"' | '\'') => {
+            quote = Some(c);
+            false
+        }
+        (None, '[' | '{') => {
+            depth += 1;
+            false
+        }
+        (None, ']' | '}') => {
+            depth = depth.saturating_sub(1);
+            false
+        }
+        (None, c) => c == ',' && depth == 0,
+    };
+    text.split(|c| separates(c)).collect()
 }
 
 /// A TOML scalar, or else the text as it stands: `--set listen=127.0.0.1:0` needs no quotes.
@@ -600,7 +629,7 @@ impl Configuration {
             max_lag: limits.lag_transactions,
             outcomes_max: retention.outcomes_max,
             outcomes_keep: micros(retention.outcomes_keep_hours.saturating_mul(3_600_000)),
-            results_max: retention.results_max,
+            results: ResultLimits { transactions: retention.results_max, bytes: retention.results_bytes },
             traces: self.traces.endpoint.is_some(),
             wall_at_zero_ms,
         }
@@ -715,6 +744,18 @@ impl Configuration {
         ] {
             at_least(key, value as u64, 1)?;
         }
+        // Tickets are counted in these numbers; HTTP/2 counts streams in 31 bits.
+        for (key, value) in [
+            ("limits.streams", limits.streams),
+            ("limits.stream_in_flight", limits.stream_in_flight),
+            ("limits.participant_queue", limits.participant_queue),
+            ("limits.reads", limits.reads),
+        ] {
+            at_most(key, value as u64, 1 << 24)?;
+        }
+        // With its redos and results a transaction has to fit a record of the log.
+        at_most("limits.transaction_bytes", limits.transaction_bytes as u64, 64 << 20)?;
+        at_most("limits.result_bytes", limits.result_bytes as u64, 64 << 20)?;
         // An index keeps a key as one term, and Tantivy drops terms above 65,530 bytes.
         at_most("limits.key_bytes", limits.key_bytes as u64, 512)?;
         at_least("log.write_ahead_bytes", self.log.write_ahead_bytes, 64 << 10)?;
@@ -722,7 +763,8 @@ impl Configuration {
         at_least("limits.queue_events", limits.queue_events.into(), limits.stream_in_flight as u64)?;
         at_most("limits.queue_events", limits.queue_events.into(), 1 << 24)?;
         at_least("limits.frame_bytes", limits.frame_bytes as u64, limits.transaction_bytes as u64 + FRAME_OVERHEAD)?;
-        at_least("limits.participant_frame_bytes", limits.participant_frame_bytes as u64, limits.frame_bytes as u64)?;
+        let largest = limits.frame_bytes as u64 + PARTICIPANT_FRAME_BYTES as u64;
+        at_least("limits.participant_frame_bytes", limits.participant_frame_bytes as u64, largest)?;
         let timeouts = &self.timeouts;
         for (key, value) in [
             ("timeouts.prepare_ms", timeouts.prepare_ms),
@@ -1039,7 +1081,7 @@ impl Default for Limits {
             frame_bytes: 8 << 20,
             participant_frame_bytes: 256 << 20,
             queue_events: 65_536,
-            participant_queue: 65_536,
+            participant_queue: 131_072,
             reads: 16,
             result_rows: 10_000,
             result_bytes: 4 << 20,
@@ -1068,7 +1110,7 @@ impl Default for Timeouts {
 
 impl Default for Retention {
     fn default() -> Retention {
-        Retention { outcomes_max: 200_000, outcomes_keep_hours: 24, results_max: 10_000 }
+        Retention { outcomes_max: 200_000, outcomes_keep_hours: 24, results_max: 10_000, results_bytes: 64 << 20 }
     }
 }
 
@@ -1123,6 +1165,21 @@ mod tests {
         }
         let error = Source { set: vec!["postgresql://u:hunter2@h/db".into()], ..Source::default() }.apply("").unwrap_err();
         assert_eq!(error.0, "--set postgresql://u:*******@h/db: expected KEY=VALUE");
+    }
+
+    #[test]
+    fn several_keys_are_set_at_once() {
+        let set = vec!["limits.streams=7,http.hosts=[\"a\",\"b\"]".into(), "limits.reads=3".into()];
+        let configuration = Source { set, ..Source::default() }.apply("").unwrap();
+        assert_eq!((configuration.limits.streams, configuration.limits.reads), (7, 3));
+        assert_eq!(configuration.http.hosts, ["a", "b"]);
+    }
+
+    #[test]
+    fn numbers_that_nothing_can_count_in_are_refused() {
+        assert!(refused("[limits]\nstreams = 4294967296").contains("limits.streams"));
+        assert!(refused("[limits]\nreads = 4611686018427387904").contains("limits.reads"));
+        assert!(refused("[limits]\nframe_bytes = 9000000\nparticipant_frame_bytes = 9000000").contains("limits.participant_frame_bytes"));
     }
 
     #[test]

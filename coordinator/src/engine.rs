@@ -227,7 +227,7 @@ impl Engine {
             Event::Admin { action, .. } => self.machine.allows(action).err().unwrap_or_default(),
             event => panic!("{event:?} is no order"),
         };
-        self.step(Event::Audit(Audit { refused, ..audit }));
+        self.step(Event::Audit(None, Audit { refused, ..audit }));
         self.submit(order);
     }
 

@@ -359,15 +359,21 @@ impl EngineHandle {
         reply.await.map_err(|_| EngineGone)
     }
 
-    /// Notes what an operator does beside the machine: `what` at `subject`.
-    pub fn note_order(&self, caller: &Caller, what: &str, subject: &str, reason: &str) {
-        self.tell(Event::Audit(self.audit(caller, "", &format!("{what} `{subject}`"), reason)));
+    /// Notes what an operator does beside the machine, `what` at `subject`. Durable on return.
+    pub async fn note_order(&self, caller: &Caller, what: &str, subject: &str) -> Result<(), EngineGone> {
+        let audit = self.audit(caller, "", &format!("{what} `{subject}`"), "");
+        self.call(|ticket| Event::Audit(Some(ticket), audit)).await.map(drop)
+    }
+
+    /// Notes that it was not carried out.
+    pub fn note_failure(&self, caller: &Caller, what: &str, subject: &str, why: &str) {
+        self.tell(Event::Audit(None, Audit { refused: why.into(), ..self.audit(caller, "", &format!("{what} `{subject}`"), "") }));
     }
 
     /// Notes an order that was not let in. So many a minute of one caller; the rest is counted by nobody.
     pub fn note_refusal(&self, caller: &Caller, what: &str, why: &str) {
         if caller.may_be_noted() {
-            self.tell(Event::Audit(Audit { refused: why.into(), ..self.audit(caller, "", what, "") }));
+            self.tell(Event::Audit(None, Audit { refused: why.into(), ..self.audit(caller, "", what, "") }));
         }
     }
 

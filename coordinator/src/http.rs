@@ -35,9 +35,9 @@ pub async fn serve(
         .route("/readyz", get(ready))
         .with_state(Watched { engine: engine.clone(), meters: meters.clone() });
     if configuration.http.console {
-        router = router.merge(console::router(engine, meters, &configuration, &security));
+        router = router.merge(console::router(engine.clone(), meters, &configuration, &security));
     }
-    pages::serve(router, security, configuration.limits.connections, listener, ended).await
+    pages::serve(router, security, engine, configuration.limits.connections, listener, ended).await
 }
 
 #[derive(Clone)]

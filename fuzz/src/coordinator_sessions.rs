@@ -7,6 +7,7 @@ use crate::input::{below, bytes, number, one, seldom};
 use crate::log_records::comes_back;
 use arbitrary::Unstructured;
 use bytes::Bytes;
+use lockstep_core::outcomes::ResultLimits;
 use lockstep_core::{
     Abilities, AdminAction, Ballot, BranchRedo, BranchRequest, CommitEntry, Condition, Config, CoordId, Coordinator, Csn, Decider, Effect,
     Entry, EntryPayload, Epoch, Event, FromParticipant, GroupRedo, Hello, Identity, KeyWrite, Kind, LogId, Lsn, Marker, MarkerEvidence,
@@ -93,7 +94,8 @@ impl Play {
         let small = input.ratio(1, 2).unwrap_or(false);
         let mut config = Config { traces: input.ratio(1, 4).unwrap_or(false), ..Config::default() };
         if small {
-            (config.max_open, config.max_lag, config.outcomes_max, config.results_max) = (8, 4, 6, 2);
+            (config.max_open, config.max_lag, config.outcomes_max) = (8, 4, 6);
+            config.results = ResultLimits { transactions: 2, bytes: 1_000 };
             config.outcomes_keep = 10 * SECOND;
         }
         let actors = STORES.map(|(name, kind)| {
@@ -474,7 +476,7 @@ impl Play {
             0 => Txid { n: known.n.wrapping_add(1), ..known },
             1 => Txid { decider: Decider::Leader(ParticipantId(below(input, 8) as u16)), ..known },
             2 => Txid { epoch: Epoch(known.epoch.0.saturating_sub(1)), ..known },
-            3 => Txid { epoch: self.csn(input).epoch(), n: number(input), ..known },
+            3 => Txid { epoch: self.csn(input).epoch(), n: number(input) & Csn::N_MAX, ..known },
             _ => known,
         }
     }

@@ -345,7 +345,7 @@ fn owner(input: &mut Unstructured) -> Owner {
 fn txid(input: &mut Unstructured) -> Txid {
     let decider = *one(input, &[Decider::Log, Decider::Log, Decider::Leader(ME), Decider::Leader(ParticipantId(0))]);
     match seldom(input, 12) {
-        true => Txid { epoch: csn(input).epoch(), n: number(input), decider },
+        true => Txid { epoch: csn(input).epoch(), n: number(input) & Csn::N_MAX, decider },
         false => Txid { epoch: Epoch(1), n: below(input, 6) as u64, decider },
     }
 }

@@ -55,8 +55,8 @@ pub fn texts(data: &[u8]) {
 /// Any branch has a name that is read as that branch.
 fn branch(input: &mut Unstructured) {
     let txid = Txid {
-        epoch: lockstep_core::Epoch(input.arbitrary().unwrap_or(0)),
-        n: input::number(input),
+        epoch: lockstep_core::Epoch(input.arbitrary::<u32>().unwrap_or(0) & lockstep_core::Epoch::MAX.0),
+        n: input::number(input) & lockstep_core::Csn::N_MAX,
         decider: match input.arbitrary().unwrap_or(0u16) {
             0 => lockstep_core::Decider::Log,
             n => lockstep_core::Decider::Leader(ParticipantId(n)),

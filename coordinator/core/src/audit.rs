@@ -3,7 +3,7 @@
 
 use crate::coordinator::{Coordinator, Pending};
 use crate::event::Effect;
-use crate::ids::{Lsn, Time};
+use crate::ids::{Lsn, Ticket, Time};
 use crate::record::{Audit, Record};
 use std::collections::VecDeque;
 
@@ -65,12 +65,12 @@ impl Ring {
 
 impl Coordinator {
     /// Notes an order. What was ordered is forced; a refusal goes with the next force that is needed anyway, and is not kept on a full disk.
-    pub(crate) fn note(&mut self, now: Time, audit: Audit, fx: &mut Vec<Effect>) {
+    pub(crate) fn note(&mut self, now: Time, ticket: Option<Ticket>, audit: Audit, fx: &mut Vec<Effect>) {
         if self.log_full && !audit.refused.is_empty() {
             return;
         }
         let audit = Audit { at_ms: self.wall_ms(now), ..audit };
-        let (slot, pending) = (self.audit.next_slot(&audit), audit.refused.is_empty().then_some(Pending::Noted));
+        let (slot, pending) = (self.audit.next_slot(&audit), audit.refused.is_empty().then_some(Pending::Noted(ticket)));
         let lsn = self.append(Record::Audit { slot, audit: audit.clone() }, pending, fx);
         self.audit.take(lsn, slot, &audit);
     }
@@ -111,9 +111,9 @@ mod tests {
     fn so_many_are_kept_and_refusals_push_out_no_orders() {
         let (mut machine, mut log) = start(Vec::new());
         let mut fx = Vec::new();
-        machine.note(Time(1), audit(0, ""), &mut fx);
+        machine.note(Time(1), None, audit(0, ""), &mut fx);
         for n in 1..=AUDIT_REFUSALS + 5 {
-            machine.note(Time(1), audit(n, "no"), &mut fx);
+            machine.note(Time(1), None, audit(n, "no"), &mut fx);
         }
         assert_eq!(machine.audit().len(), 1 + AUDIT_REFUSALS as usize);
         assert_eq!(machine.audit().last().expect("the order").audit.what, "0");
@@ -127,12 +127,12 @@ mod tests {
     fn a_refusal_is_not_forced_and_not_kept_on_a_full_disk() {
         let (mut machine, _) = start(Vec::new());
         let mut fx = Vec::new();
-        machine.note(Time(1), audit(1, "no"), &mut fx);
+        machine.note(Time(1), None, audit(1, "no"), &mut fx);
         assert!(matches!(fx.pop(), Some(Effect::Append { force: false, .. })));
         machine.log_full = true;
-        machine.note(Time(1), audit(2, "no"), &mut fx);
+        machine.note(Time(1), None, audit(2, "no"), &mut fx);
         assert!(fx.is_empty());
-        machine.note(Time(1), audit(3, ""), &mut fx);
+        machine.note(Time(1), None, audit(3, ""), &mut fx);
         assert!(matches!(fx.pop(), Some(Effect::Append { force: true, .. })));
     }
 

@@ -1,5 +1,6 @@
 //! Limits and time-outs of the machine. All times in microseconds.
 
+use crate::outcomes::ResultLimits;
 use crate::vote::Kind;
 
 /// How the machine behaves where the protocol leaves a choice.
@@ -31,8 +32,8 @@ pub struct Config {
     pub outcomes_max: usize,
     /// How long outcomes are kept.
     pub outcomes_keep: u64,
-    /// Transactions whose statement results are kept for a client that asks again, at most.
-    pub results_max: usize,
+    /// How much of statement results is kept for clients that ask again.
+    pub results: ResultLimits,
     /// Whether [`crate::Effect::Trace`] is asked for.
     pub traces: bool,
     /// Wall clock at `Time(0)`, milliseconds since 1970; for people only.
@@ -79,7 +80,7 @@ impl Default for Config {
             max_lag: 100_000,
             outcomes_max: 200_000,
             outcomes_keep: 24 * 3600 * SECOND,
-            results_max: 10_000,
+            results: ResultLimits { transactions: 10_000, bytes: 64 << 20 },
             traces: false,
             wall_at_zero_ms: 0,
         }

@@ -108,8 +108,8 @@ pub(crate) enum Pending {
     Acked(Vec<(ParticipantId, Csn)>, Vec<Lsn>),
     Leads(ParticipantId),
     Followed(ParticipantId),
-    /// Nobody waits for it.
-    Noted,
+    /// Nobody waits for it, or only to hear that it is durable.
+    Noted(Option<Ticket>),
     Operator {
         ticket: Ticket,
         operator: String,
@@ -190,7 +190,7 @@ impl Coordinator {
             Event::LogFull(full) => self.log_full = full,
             Event::Pause(paused) => self.paused = paused,
             Event::Admin { ticket, operator, action, reason } => self.admin(now, ticket, operator, action, reason, fx),
-            Event::Audit(audit) => self.note(now, audit, fx),
+            Event::Audit(ticket, audit) => self.note(now, ticket, audit, fx),
             Event::Tick => {}
         }
         self.fire_timers(now, fx);
@@ -244,7 +244,8 @@ impl Coordinator {
                 Pending::Acked(acked, lsns) => self.acked_durable(acked, lsns, fx),
                 Pending::Leads(participant) => self.leads_durable(participant, fx),
                 Pending::Followed(participant) => self.followed_durable(now, participant, fx),
-                Pending::Noted => {}
+                Pending::Noted(None) => {}
+                Pending::Noted(Some(ticket)) => self.reply(ticket, Reply::Done("it is on record".into()), fx),
                 Pending::Operator { ticket, operator, action, reason } => self.operate(now, ticket, operator, action, reason, fx),
                 Pending::Skip { ticket, participant, csn } => self.skipped(now, ticket, participant, csn, fx),
                 Pending::SafeModeLeft(ticket, epoch) => self.safe_mode_left(ticket, epoch, fx),

@@ -97,8 +97,8 @@ pub enum Event {
         /// Why.
         reason: String,
     },
-    /// An order, given or refused, to be kept for whoever asks later.
-    Audit(Audit),
+    /// An order, given or refused, to be kept for whoever asks later. A ticket of one that is given is answered once that is durable.
+    Audit(Option<Ticket>, Audit),
     /// Time has passed; sent when [`crate::Coordinator::next_deadline`] is due, harmless at any other time.
     Tick,
 }

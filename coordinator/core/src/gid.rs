@@ -29,8 +29,8 @@ const PREFIX: &str = "lockstep:";
 const COORD_DIGITS: usize = 32;
 
 impl Gid {
-    /// The longest text: numbers of 16, 32, 64 and 16 bits in decimal.
-    pub const MAX_LEN: usize = PREFIX.len() + COORD_DIGITS + ":65535:4294967295-18446744073709551615@p65535".len();
+    /// The longest text: a participant's number, an epoch, a number in it, and a participant's number.
+    pub const MAX_LEN: usize = PREFIX.len() + COORD_DIGITS + ":65535:16777215-549755813887@p65535".len();
 
     /// What every text of this coordinator at this participant begins with, for a scan of the store's list.
     pub fn prefix(coord_id: CoordId, participant: ParticipantId) -> String {
@@ -79,7 +79,7 @@ impl std::error::Error for NotOurs {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{Decider, Epoch};
+    use crate::ids::{Csn, Decider, Epoch};
 
     fn gid(epoch: u32, n: u64, decider: Decider) -> Gid {
         let txid = Txid { epoch: Epoch(epoch), n, decider };
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn the_longest_fits() {
-        let txid = Txid { epoch: Epoch(u32::MAX), n: u64::MAX, decider: Decider::Leader(ParticipantId(u16::MAX)) };
+        let txid = Txid { epoch: Epoch::MAX, n: Csn::N_MAX, decider: Decider::Leader(ParticipantId(u16::MAX)) };
         let longest = Gid { coord_id: CoordId(u128::MAX), participant: ParticipantId(u16::MAX), txid };
         assert_eq!(longest.to_string().len(), Gid::MAX_LEN);
         const { assert!(Gid::MAX_LEN < 200) };
@@ -123,6 +123,8 @@ mod tests {
             ours.replace("3-17", "3-17@p02"),
             ours.replace("3-17", "3-17@2"),
             ours.replace("3-17", "317"),
+            ours.replace("3-17", "16777216-17"),
+            ours.replace("3-17", "3-549755813888"),
             format!("{ours}:1"),
             format!("{ours} "),
             format!(" {ours}"),

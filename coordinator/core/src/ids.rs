@@ -219,7 +219,8 @@ impl std::str::FromStr for Txid {
             None => (text, Decider::Log),
         };
         let (epoch, n) = number.split_once('-').ok_or_else(bad)?;
-        Ok(Txid { epoch: Epoch(epoch.parse().map_err(|_| bad())?), n: n.parse().map_err(|_| bad())?, decider })
+        let (epoch, n) = (Epoch(epoch.parse().map_err(|_| bad())?), n.parse().map_err(|_| bad())?);
+        if epoch > Epoch::MAX || n > Csn::N_MAX { Err(bad()) } else { Ok(Txid { epoch, n, decider }) }
     }
 }
 

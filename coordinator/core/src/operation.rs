@@ -78,6 +78,27 @@ pub struct StatementResult {
     pub rows: Vec<Vec<Value>>,
 }
 
+impl Value {
+    /// What it takes in memory, bytes.
+    pub fn memory(&self) -> usize {
+        let beside = match self {
+            Value::Null | Value::Integer(_) | Value::Real(_) | Value::Boolean(_) => 0,
+            Value::Text(text) => text.len(),
+            Value::Blob(bytes) => bytes.len(),
+        };
+        size_of::<Value>() + beside
+    }
+}
+
+impl StatementResult {
+    /// What it takes in memory, bytes.
+    pub fn memory(&self) -> usize {
+        let columns: usize = self.columns.iter().map(|name| size_of::<String>() + name.len()).sum();
+        let rows: usize = self.rows.iter().map(|row| size_of::<Vec<Value>>() + row.iter().map(Value::memory).sum::<usize>()).sum();
+        size_of::<StatementResult>() + columns + rows
+    }
+}
+
 /// A branch's results, one for each of its statements, in order.
 pub type Results = Arc<[StatementResult]>;
 

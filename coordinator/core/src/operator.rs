@@ -12,6 +12,9 @@ use crate::request::Reply;
 use crate::transaction::State;
 use crate::vote::{Kind, Refusal, RefusalKind};
 
+/// Safe mode is left with an epoch that leaves so many for later starts, at least: what a faulty store says must not use them up.
+const EPOCHS_LEFT: u32 = 1_000;
+
 /// A branch that was finished by hand.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ByHand {
@@ -74,6 +77,11 @@ impl Coordinator {
                 if silent { Ok(()) } else { Err("this store has told what it knows: there is nothing to waive".into()) }
             }
             AdminAction::LeaveSafeMode => match self.phase {
+                Phase::Safe(_) if self.seen_epoch().0 > Epoch::MAX.0 - EPOCHS_LEFT => Err(format!(
+                    "a store says that it has followed epoch {}: above it there would be too few left for later starts; find out which \
+                     store says so, and put it right first",
+                    self.seen_epoch()
+                )),
                 Phase::Safe(_) => Ok(()),
                 Phase::Starting | Phase::Serving | Phase::Stopped(_) => Err("the coordinator is not in safe mode".into()),
             },

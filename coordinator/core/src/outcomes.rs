@@ -2,7 +2,7 @@
 
 use crate::ids::{Csn, Epoch, Lsn, ParticipantId, Position, Time, Txid};
 use crate::mutation::{Mutation, broken};
-use crate::operation::Results;
+use crate::operation::{Results, StatementResult};
 use crate::request::{Aborted, RequestKey};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasher, DefaultHasher, Hasher};
@@ -51,6 +51,34 @@ pub struct CommittedFate {
     pub results: Option<ResultsByStore>,
 }
 
+impl Fate {
+    fn results_mut(&mut self) -> Option<&mut Option<ResultsByStore>> {
+        match self {
+            Fate::Committed(committed) => Some(&mut committed.results),
+            Fate::Running | Fate::Aborted(_) => None,
+        }
+    }
+
+    /// Memory of the results that it keeps, bytes.
+    fn results_bytes(&self) -> usize {
+        match self {
+            Fate::Committed(CommittedFate { results: Some(results), .. }) => {
+                results.iter().flat_map(|(_, results)| results.iter()).map(StatementResult::memory).sum()
+            }
+            Fate::Committed(_) | Fate::Running | Fate::Aborted(_) => 0,
+        }
+    }
+}
+
+/// How much of statement results is kept for clients that ask again; above it the oldest go first.
+#[derive(Clone, Copy, Debug)]
+pub struct ResultLimits {
+    /// Transactions.
+    pub transactions: usize,
+    /// Bytes.
+    pub bytes: usize,
+}
+
 /// All requests that are still known.
 #[derive(Debug)]
 pub struct Outcomes {
@@ -59,16 +87,19 @@ pub struct Outcomes {
     /// Of this start.
     own: Run,
     by_key: HashMap<RequestKey, Position, Keyed>,
+    /// Those whose results are kept, or were until their client had them; oldest first.
     with_results: VecDeque<Position>,
-    results_max: usize,
+    /// Memory that kept results take, bytes.
+    results_bytes: usize,
+    limits: ResultLimits,
     floor: Position,
 }
 
 impl Outcomes {
     /// None known, nothing forgotten. The secret keeps clients from choosing keys that collide.
-    pub fn new(results_max: usize, secret: u64) -> Outcomes {
+    pub fn new(limits: ResultLimits, secret: u64) -> Outcomes {
         let (earlier, own, by_key) = (BTreeMap::new(), Run::default(), HashMap::with_hasher(Keyed(secret)));
-        Outcomes { earlier, own, by_key, with_results: VecDeque::new(), results_max, floor: Position::default() }
+        Outcomes { earlier, own, by_key, with_results: VecDeque::new(), results_bytes: 0, limits, floor: Position::default() }
     }
 
     /// A start is under way: all that begins from here on becomes known in the order of its numbers, without a gap.
@@ -123,9 +154,7 @@ impl Outcomes {
         let named = self.by_key.insert(known.key.clone(), position);
         let again = broken(Mutation::KeyRunsAgain) || broken(Mutation::AbortedKeyRuns);
         assert!(named.is_none_or(|earlier| earlier == position) || again, "R-KEY: two transactions under one key: {}", known.txid);
-        if let Fate::Committed(committed) = &known.fate {
-            self.note_results(position, committed.results.as_ref().is_some_and(|results| !results.is_empty()));
-        }
+        self.note_results(position, &known.fate);
         if position.epoch == self.own.epoch {
             self.own.push(known);
         } else {
@@ -136,9 +165,7 @@ impl Outcomes {
 
     /// A running request gets its fate, once and for ever (I2).
     pub fn settle(&mut self, txid: Txid, now: Time, fate: Fate) {
-        if let Fate::Committed(committed) = &fate {
-            self.note_results(txid.position(), committed.results.as_ref().is_some_and(|results| !results.is_empty()));
-        }
+        self.note_results(txid.position(), &fate);
         let known = self.by_position_mut(txid.position()).expect("only a known request is settled");
         assert!(matches!(known.fate, Fate::Running), "I2: the outcome of {txid} would be reversed");
         (known.fate, known.settled) = (fate, Some(now));
@@ -154,9 +181,7 @@ impl Outcomes {
 
     /// The client has its results.
     pub fn drop_results(&mut self, txid: Txid) {
-        if let Some(Known { fate: Fate::Committed(committed), .. }) = self.by_position_mut(txid.position()) {
-            committed.results = None;
-        }
+        self.forget_results(txid.position());
     }
 
     /// Where the floor may rise to so that at most `max` stay, and none from before `oldest`; never past a running one.
@@ -181,6 +206,7 @@ impl Outcomes {
         for known in earlier.values().chain(self.own.iter().take_while(below)) {
             assert!(!matches!(known.fate, Fate::Running), "the floor passes a running transaction: {}", known.txid);
             self.by_key.remove(&known.key);
+            self.results_bytes -= known.fate.results_bytes();
         }
         self.own.forget_below(floor);
         self.floor = self.floor.max(floor);
@@ -189,19 +215,28 @@ impl Outcomes {
         }
     }
 
-    fn note_results(&mut self, position: Position, any: bool) {
-        if any {
+    fn note_results(&mut self, position: Position, fate: &Fate) {
+        let bytes = fate.results_bytes();
+        if bytes > 0 {
             self.with_results.push_back(position);
+            self.results_bytes += bytes;
         }
     }
 
     fn drop_excess_results(&mut self) {
-        while self.with_results.len() > self.results_max {
-            let position = self.with_results.pop_front().expect("not empty");
-            if let Some(Known { fate: Fate::Committed(committed), .. }) = self.by_position_mut(position) {
-                committed.results = None;
-            }
+        while self.with_results.len() > self.limits.transactions || self.results_bytes > self.limits.bytes {
+            let position = self.with_results.pop_front().expect("what is kept stands in the queue");
+            self.forget_results(position);
         }
+    }
+
+    fn forget_results(&mut self, position: Position) {
+        let Some(known) = self.by_position_mut(position) else { return };
+        let bytes = known.fate.results_bytes();
+        if let Some(results) = known.fate.results_mut() {
+            *results = None;
+        }
+        self.results_bytes -= bytes;
     }
 }
 
@@ -281,5 +316,47 @@ impl BuildHasher for Keyed {
         let mut hasher = DefaultHasher::new();
         hasher.write_u64(self.0);
         hasher
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operation::Value;
+
+    fn committed(n: u64, bytes: usize) -> Known {
+        let result = StatementResult { rows: vec![vec![Value::Text("x".repeat(bytes))]], ..StatementResult::default() };
+        let results = Some(vec![(ParticipantId(0), Results::from([result]))]);
+        let fate = Fate::Committed(CommittedFate { csn: Csn::new(Epoch(1), n), lsn: None, at_ms: 0, results });
+        let key = RequestKey { key: n.to_string().as_bytes().into(), attempt: 1 };
+        let txid = Txid { epoch: Epoch(1), n, decider: crate::ids::Decider::Log };
+        Known { txid, key, hash: 0, since: Time(0), settled: None, fate }
+    }
+
+    /// Of which requests the results are kept.
+    fn kept(outcomes: &Outcomes) -> Vec<u64> {
+        let has = |known: &&Known| matches!(&known.fate, Fate::Committed(CommittedFate { results: Some(_), .. }));
+        outcomes.iter().filter(has).map(|known| known.txid.n).collect()
+    }
+
+    #[test]
+    fn results_are_kept_by_number_and_by_bytes() {
+        let mut outcomes = Outcomes::new(ResultLimits { transactions: 3, bytes: 10_000 }, 7);
+        outcomes.begin(Position { epoch: Epoch(1), n: 1 });
+        for n in 1..=4 {
+            outcomes.insert(committed(n, 100));
+        }
+        assert_eq!(kept(&outcomes), [2, 3, 4]);
+        outcomes.insert(committed(5, 9_000));
+        outcomes.insert(committed(6, 9_000));
+        assert_eq!(kept(&outcomes), [6]);
+        // What a client has, and what lies below the floor, takes nothing any more.
+        let has = outcomes.by_position(Position { epoch: Epoch(1), n: 6 }).expect("known").txid;
+        outcomes.drop_results(has);
+        outcomes.insert(committed(7, 9_000));
+        assert_eq!(kept(&outcomes), [7]);
+        outcomes.raise_floor(Position { epoch: Epoch(1), n: 8 });
+        outcomes.insert(committed(8, 9_000));
+        assert_eq!((kept(&outcomes), outcomes.results_bytes), (vec![8], outcomes.iter().map(|known| known.fate.results_bytes()).sum()));
     }
 }

@@ -100,7 +100,7 @@ impl Coordinator {
     }
 
     fn empty(config: Config, identity: Identity, now: Time) -> Coordinator {
-        let outcomes = Outcomes::new(config.results_max, identity.incarnation);
+        let outcomes = Outcomes::new(config.results, identity.incarnation);
         let evidence_until = now.after(config.loss_wait);
         Coordinator {
             owner: Owner { coord_id: identity.coord_id, epoch: Epoch(0), incarnation: identity.incarnation },
@@ -351,6 +351,8 @@ struct Facts {
     floor: Position,
     damage: Vec<crate::record::Damage>,
     skipped: BTreeSet<(ParticipantId, Csn)>,
+    /// Where an operator has ordered it.
+    skips: BTreeSet<ParticipantId>,
     by_hand: BTreeMap<(Txid, ParticipantId), ByHand>,
     waivers: Vec<Waiver>,
     /// Of the start that is being read: how far stores had followed before it, and which leaders were waived in it.
@@ -395,7 +397,9 @@ impl Facts {
                     facts.hear(*participant);
                 }
                 Record::Damage(damage) => {
+                    // Of a store whose removal a crash has cut off, what would have been given up is still owed.
                     if let (DamageKind::Skipped, Some(csn)) = (damage.kind, damage.csn)
+                        && facts.skips.contains(&damage.participant)
                         && !broken(Mutation::SkippedReplayed)
                     {
                         facts.skipped.insert((damage.participant, csn));
@@ -462,7 +466,8 @@ impl Facts {
             }
             AdminAction::Waive { participant } => drop(self.waived.insert(*participant)),
             AdminAction::Remove { participant } => drop(self.removed.insert(*participant)),
-            AdminAction::Skip { .. } | AdminAction::LeaveSafeMode | AdminAction::Cancel { .. } => {}
+            AdminAction::Skip { participant, .. } => drop(self.skips.insert(*participant)),
+            AdminAction::LeaveSafeMode | AdminAction::Cancel { .. } => {}
         }
     }
 }

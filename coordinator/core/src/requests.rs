@@ -577,7 +577,8 @@ impl Coordinator {
                 }
             }
             if follower.items.len() >= self.config.max_lag {
-                let sentence = format!("store `{}` is {} decisions behind, the limit (max_lag)", follower.name, follower.items.len());
+                let sentence =
+                    format!("store `{}` is {} decisions behind, the limit (lag_transactions)", follower.name, follower.items.len());
                 return no(at, RefusalKind::Busy, sentence);
             }
             match follower.kind {

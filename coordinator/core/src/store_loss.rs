@@ -42,7 +42,7 @@ impl Coordinator {
         // Only what was heard in this start is this start's knowledge.
         if follower.heard == self.owner.epoch && !follower.loss_noted {
             self.follower_mut(participant).loss_noted = true;
-            self.append(Record::Acked { participant, csn }, Some(Pending::Noted), fx);
+            self.append(Record::Acked { participant, csn }, Some(Pending::Noted(None)), fx);
         }
         self.session_down(now, participant, session, fx);
         self.follower_mut(participant).turn(now, Session::Refused(session, why));

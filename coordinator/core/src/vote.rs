@@ -1,7 +1,7 @@
 //! Phase one's answers.
 
 use crate::ids::Txid;
-use crate::operation::Results;
+use crate::operation::{Results, StatementResult};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -134,6 +134,16 @@ impl Vote {
             Vote::Ready(_) => "ready",
             Vote::ReadOnly(_) => "read_only",
             Vote::No(_) => "no",
+        }
+    }
+
+    /// What it adds to the record of a decision, redo and results; bytes.
+    pub fn recorded_bytes(&self) -> usize {
+        let of = |results: &Results| results.iter().map(StatementResult::memory).sum::<usize>();
+        match self {
+            Vote::Redo(redo, results) => redo.len() + of(results),
+            Vote::Prepared(results) | Vote::InGroup(results) | Vote::Ready(results) | Vote::ReadOnly(results) => of(results),
+            Vote::No(_) => 0,
         }
     }
 

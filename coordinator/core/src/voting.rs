@@ -17,9 +17,11 @@ use crate::vote::{Ballot, Kind, Refusal, RefusalKind, Vote};
 use rustc_hash::FxHashSet;
 use std::sync::Arc;
 
-/// Transactions in one record, and bytes of their redos, at most; a single one may be larger.
+/// Transactions in one record, and bytes of their redos and results, at most; a single one may be larger.
 const GROUP_TRANSACTIONS: usize = 256;
 const GROUP_BYTES: usize = 8 << 20;
+/// The same bytes of a batch that ran in one local transaction, and so must share a record: far below what the log takes as one.
+const BATCH_RECORD_BYTES: usize = 32 << 20;
 
 /// What a transaction in Preparing needs next.
 enum Next {
@@ -66,8 +68,7 @@ impl Coordinator {
         let mut groups: Vec<Vec<Txid>> = Vec::new();
         let mut bytes = usize::MAX;
         for txid in txids {
-            let redo = |branch: &Branch| if let BranchState::Voted(_, Vote::Redo(redo, _)) = &branch.state { redo.len() } else { 0 };
-            let more: usize = self.transactions[&txid].branches.iter().map(redo).sum();
+            let more = self.recorded_bytes(txid);
             match groups.last_mut() {
                 Some(group) if group.len() < GROUP_TRANSACTIONS && bytes.saturating_add(more) <= GROUP_BYTES => group.push(txid),
                 _ => {
@@ -78,6 +79,15 @@ impl Coordinator {
             bytes += more;
         }
         groups
+    }
+
+    /// What a transaction's redos and results add to the record that decides it, as far as its branches have voted; bytes.
+    fn recorded_bytes(&self, txid: Txid) -> usize {
+        let voted = self.transactions[&txid].branches.iter().filter_map(|branch| match &branch.state {
+            BranchState::Voted(_, vote) => Some(vote),
+            BranchState::Idle | BranchState::Asked(_) | BranchState::Following | BranchState::Finished => None,
+        });
+        voted.map(Vote::recorded_bytes).sum()
     }
 
     fn next(&self, txid: Txid) -> Next {
@@ -130,6 +140,10 @@ impl Coordinator {
         // A preparing store runs every transaction by itself.
         let together = self.follower(participant).kind != Kind::Preparing;
         let in_batch = |vote: &Vote| together && matches!(vote, Vote::InGroup(_) | Vote::Ready(_));
+        for txid in self.beyond_record(participant, session, &ballot) {
+            let sentence = "too much is to be committed at once: the other transactions of its batch fill the log's record";
+            self.abort(now, txid, Some(participant), Refusal::new(RefusalKind::Busy, sentence), fx);
+        }
         // R-SERIAL: one of the open batch was aborted meanwhile; its Abort is on its way, and the others run again.
         let taken_back = !broken(Mutation::RestOfBatchStays)
             && ballot.votes.iter().any(|(txid, vote)| in_batch(vote) && !self.awaits(*txid, participant, session));
@@ -162,6 +176,22 @@ impl Coordinator {
             self.lead(now, participant, ready, fx);
         }
         self.advance_all(now, others, fx);
+    }
+
+    /// Of a batch that ran in one local transaction, and that the log is to decide: those behind what one record takes.
+    fn beyond_record(&self, participant: ParticipantId, session: SessionId, ballot: &Ballot) -> Vec<Txid> {
+        let of_batch = ballot.votes.iter().filter(|(txid, vote)| {
+            matches!(vote, Vote::InGroup(_)) && txid.decider == Decider::Log && self.awaits(*txid, participant, session)
+        });
+        let mut bytes = ballot.group_redo.len();
+        let mut beyond = Vec::new();
+        for (place, (txid, vote)) in of_batch.enumerate() {
+            bytes += self.recorded_bytes(*txid) + vote.recorded_bytes();
+            if bytes > BATCH_RECORD_BYTES && place > 0 {
+                beyond.push(*txid);
+            }
+        }
+        beyond
     }
 
     /// Whether this participant's vote on it, in this session, is still to come.

@@ -115,7 +115,7 @@ impl Coordinator {
         over.dedup();
         for participant in over {
             self.waivers.retain(|waiver| waiver.leader != participant);
-            self.append(Record::Scanned { participant }, Some(Pending::Noted), fx);
+            self.append(Record::Scanned { participant }, Some(Pending::Noted(None)), fx);
         }
     }
 }

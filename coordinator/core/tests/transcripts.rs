@@ -619,6 +619,23 @@ story!(
     }
 );
 
+story!(
+    serial_batch_too_large,
+    "What a serial executor's batch would put into one record is more than the log takes: what is beyond is refused, and the others run again.",
+    play = Play::new(EMBEDDED),
+    {
+        for n in 1..=3 {
+            play.asks(&format!("add film {n}"), film(n));
+            let votes = vec![(txid(&format!("1-{n}")), Vote::Redo(vec![0; 15 << 20].into(), [].into()))];
+            play.says("index", FromParticipant::Ballot(Ballot { votes, ..Ballot::default() }));
+        }
+        play.votes("db", &["1-1", "1-2", "1-3"]);
+        play.note("1-1 and 1-2 ran in one local transaction with 1-3: db has the Abort by now, and has run them again.");
+        play.votes("db", &["1-1", "1-2"]);
+        play.forced();
+    }
+);
+
 // ---- a database leads
 
 story!(leader_lost_marker, "A leader's session is lost after Lead, and it had committed: its marker says so.", play = Play::new(LED), {

@@ -236,14 +236,18 @@ fn put(
 ) -> Result<Vec<(String, PathBuf)>, BackupError> {
     let mut moved = Vec::new();
     let mut places = vec![(PathBuf::from(LOG), PathBuf::from(LOG))];
-    for store in &manifest.stores {
-        let Some(copy) = &store.copy else { continue };
-        let place = store.path.clone().unwrap_or_else(|| {
-            let place = PathBuf::from(format!("{}{}", store.name, if store.r#type == "sqlite" { ".sqlite" } else { "" }));
-            moved.push((store.name.clone(), data.join(&place)));
-            place
-        });
-        places.push((copy.clone(), place));
+    let copied = || manifest.stores.iter().filter_map(|store| Some((store, store.copy.clone()?)));
+    for (store, copy) in copied() {
+        places.extend(store.path.clone().map(|place| (copy, place)));
+    }
+    // What lay elsewhere comes where nothing else does.
+    for (store, copy) in copied().filter(|(store, _)| store.path.is_none()) {
+        let ending = if store.r#type == "sqlite" { ".sqlite" } else { "" };
+        let named = |n: u32| PathBuf::from(if n == 1 { format!("{}{ending}", store.name) } else { format!("{}-{n}{ending}", store.name) });
+        let free = |place: &PathBuf| !places.iter().any(|(_, taken)| overlap(place, taken));
+        let place = (1..).map(named).find(free).expect("not all names are taken");
+        moved.push((store.name.clone(), data.join(&place)));
+        places.push((copy, place));
     }
     for file in &manifest.files {
         let below = |(from, to): &(PathBuf, PathBuf)| {
@@ -274,6 +278,12 @@ fn put(
     };
     move_all().map_err(|error| failed(data, &error))?;
     Ok(moved)
+}
+
+/// Whether both lie in the same file or folder of the data folder.
+fn overlap(a: &Path, b: &Path) -> bool {
+    let first = |path: &Path| path.components().next().map(|part| part.as_os_str().to_owned());
+    first(a) == first(b)
 }
 
 /// From now on it is another log than the one it was copied from.

@@ -66,7 +66,7 @@ pub struct Space {
 }
 
 /// Why the log cannot be used, by what must be done.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum LogError {
     /// Another process holds it.
     #[error("{0}")]

@@ -3,6 +3,7 @@
 use super::connections::{self, Connection};
 use super::{Caller, Peer, Role, Security};
 use crate::connections::Bounded;
+use crate::engine_handle::EngineHandle;
 use axum::Router;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
@@ -25,19 +26,25 @@ const PROBES: [&str; 2] = ["/livez", "/readyz"];
 pub async fn serve(
     router: Router,
     security: Arc<Security>,
+    engine: EngineHandle,
     most: usize,
     listener: TcpListener,
     ended: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let address = listener.local_addr()?;
     let doors = Doors { connections: connections::take(listener, Arc::clone(&security), most), address };
-    let router = router.layer(from_fn_with_state(security, guard));
+    let router = router.layer(from_fn_with_state((security, engine), guard));
     axum::serve(Bounded::new(doors), router.into_make_service_with_connect_info::<Peer>()).with_graceful_shutdown(ended).await
 }
 
-async fn guard(State(security): State<Arc<Security>>, ConnectInfo(peer): ConnectInfo<Peer>, mut request: Request, next: Next) -> Response {
+async fn guard(
+    State((security, engine)): State<(Arc<Security>, EngineHandle)>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let open = PROBES.contains(&request.uri().path()) && peer.address.ip().is_loopback();
-    match judge(&security, &peer, &request) {
+    match judge(&security, &engine, &peer, &request) {
         Ok(caller) => {
             request.headers_mut().remove(header::AUTHORIZATION);
             request.extensions_mut().insert(caller);
@@ -56,7 +63,7 @@ fn is_of_another_site(headers: &HeaderMap) -> bool {
     elsewhere || origin.is_some_and(|origin| text("host") != Some(origin))
 }
 
-fn judge(security: &Arc<Security>, peer: &Peer, request: &Request) -> Result<Caller, Response> {
+fn judge(security: &Arc<Security>, engine: &EngineHandle, peer: &Peer, request: &Request) -> Result<Caller, Response> {
     let role = match *request.method() {
         Method::GET | Method::HEAD => Role::Viewer,
         _ => Role::Operator,
@@ -65,7 +72,16 @@ fn judge(security: &Arc<Security>, peer: &Peer, request: &Request) -> Result<Cal
         return Err((StatusCode::FORBIDDEN, "this was sent by a page of another site\n").into_response());
     }
     let header = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
-    let admitted = security.admit(Some(peer), header).and_then(|caller| security.allows(&caller, caller.account(), role).map(|()| caller));
+    let allowed = |caller: Caller| match security.allows(&caller, caller.account(), role) {
+        Ok(()) => Ok(caller),
+        Err(refused) => {
+            if role == Role::Operator {
+                engine.note_refusal(&caller, request.uri().path(), refused.message());
+            }
+            Err(refused)
+        }
+    };
+    let admitted = security.admit(Some(peer), header).and_then(allowed);
     admitted.map_err(|status| {
         let text = format!("{}\n", status.message());
         match status.code() {

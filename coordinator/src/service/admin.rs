@@ -180,7 +180,8 @@ impl AdminService for Admin {
     type BackupStream = verify::Replies<v1::BackupReply>;
 
     async fn backup(&self, request: Request<Streaming<v1::BackupRequest>>) -> Result<Response<Self::BackupStream>, Status> {
-        backup::back_up(&self.0, request.into_inner()).await.map(Response::new)
+        let (caller, request) = (Caller::of(&request)?, request.into_inner());
+        backup::back_up(&self.0, &caller, request).await.map(Response::new)
     }
 
     type VerifyStream = verify::Replies<v1::VerifyReply>;
@@ -192,7 +193,8 @@ impl AdminService for Admin {
     type RepairStream = verify::Replies<v1::RepairReply>;
 
     async fn repair(&self, request: Request<v1::RepairRequest>) -> Result<Response<Self::RepairStream>, Status> {
-        verify::repair(&self.0, request.into_inner()).await.map(Response::new)
+        let (caller, request) = (Caller::of(&request)?, request.into_inner());
+        verify::repair(&self.0, &caller, request).await.map(Response::new)
     }
 }
 

@@ -15,6 +15,7 @@ use crate::configuration::Store;
 use crate::engine_handle::{Held, Paused, Question};
 use crate::failpoints;
 use crate::log::backup::{self, LOG, Manifest, STORES, StoreCopy};
+use crate::security::Caller;
 use lockstep_core::{Csn, Entry, Kind, Record, Role};
 use lockstep_participants::StoreError;
 use lockstep_proto::v1;
@@ -36,7 +37,11 @@ const LOOK: Duration = Duration::from_millis(5);
 const QUEUE: usize = 64;
 
 /// Makes a backup.
-pub async fn back_up(context: &Context, mut told: Streaming<v1::BackupRequest>) -> Result<Replies<v1::BackupReply>, Status> {
+pub async fn back_up(
+    context: &Context,
+    caller: &Caller,
+    mut told: Streaming<v1::BackupRequest>,
+) -> Result<Replies<v1::BackupReply>, Status> {
     let first = told.message().await?.and_then(|request| request.request);
     let Some(Told::Folder(folder)) = first else { return Err(Status::invalid_argument("folder is missing: it has to come first")) };
     let folder = PathBuf::from(folder);
@@ -49,6 +54,7 @@ pub async fn back_up(context: &Context, mut told: Streaming<v1::BackupRequest>) 
     }
     let full = |_| Status::resource_exhausted("a backup is being made already: wait until it is done");
     let slot = Arc::clone(&context.backups).try_acquire_owned().map_err(full)?;
+    context.engine.note_order(caller, "backup", &folder.display().to_string()).await?;
     let (made, at) = (!folder.exists(), folder.clone());
     let prepare = move || {
         backup::refuse_occupied(&at).and_then(|()| fs::create_dir_all(&at).map_err(|error| backup::BackupError::Io(error.to_string())))

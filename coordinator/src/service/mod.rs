@@ -13,6 +13,8 @@ mod transactions;
 pub mod translate;
 mod verify;
 
+pub use participants::PARTICIPANT_FRAME_BYTES;
+
 use crate::configuration::Configuration;
 use crate::engine_handle::{EngineGone, EngineHandle, Phase};
 use crate::security::gate::Gate;

@@ -24,7 +24,7 @@ pub struct Participants(pub(super) Context);
 /// Messages taken at once.
 const FRAME_MESSAGES: usize = 512;
 /// A frame is closed by the message with which it reaches this size.
-const FRAME_BYTES: usize = 1 << 20;
+pub const PARTICIPANT_FRAME_BYTES: usize = 1 << 20;
 
 /// What the daemon sends: whatever gathered, in one frame.
 pub struct Sent {
@@ -103,7 +103,7 @@ impl Stream for Sent {
             sent.ready.extend(sent.taken.drain(..));
         }
         let (mut messages, mut size) = (Vec::with_capacity(sent.ready.len()), 0);
-        while size < FRAME_BYTES {
+        while size < PARTICIPANT_FRAME_BYTES {
             let Some(message) = sent.ready.pop_front() else { break };
             let message = to_participant_out(&message);
             size += message.encoded_len();

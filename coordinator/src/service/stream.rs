@@ -145,9 +145,11 @@ impl Reader {
         if !matches!(request.request, Some(Wire::Acknowledge(_)) | None)
             && let Err(sentence) = self.caller.count()
         {
+            let busy = |sentence| Refusal::new(RefusalKind::Busy, sentence);
             let event = match request.request {
-                Some(Wire::Commit(commit)) => translator.decline(commit, ticket, here, now, Refusal::new(RefusalKind::Busy, sentence)),
-                _ => Err(Reply::Unknown(sentence)),
+                Some(Wire::Commit(commit)) => translator.decline(commit, ticket, here, now, busy(sentence)),
+                Some(Wire::Begin(begin)) => translator.decline_begin(begin, ticket, here, now, busy(sentence)),
+                Some(Wire::Inquire(_) | Wire::Rollback(_) | Wire::Acknowledge(_)) | None => Err(Reply::Unknown(sentence)),
             };
             return self.submission(request.id, ticket, event);
         }

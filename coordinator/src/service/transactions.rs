@@ -130,9 +130,14 @@ impl TransactionService for Transactions {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let store = self.store(&request.store)?;
-        self.0.engine.note_order(&caller, "migrate", &store.name, "");
-        let message = self.0.engine.migrate(store.id, request.script).await.map_err(store_status)?;
-        Ok(Response::new(v1::MigrateReply { message }))
+        self.0.engine.note_order(&caller, "migrate", &store.name).await?;
+        match self.0.engine.migrate(store.id, request.script).await {
+            Ok(message) => Ok(Response::new(v1::MigrateReply { message })),
+            Err(error) => {
+                self.0.engine.note_failure(&caller, "migrate", &store.name, &error.to_string());
+                Err(store_status(error))
+            }
+        }
     }
 }
 
@@ -224,9 +229,7 @@ impl Transactions {
     fn sized<T: Message>(&self, reply: T) -> Result<Response<T>, Status> {
         let (size, limit) = (reply.encoded_len(), self.0.configuration.limits.result_bytes);
         if size > limit {
-            return Err(Status::resource_exhausted(format!(
-                "the result has {size} bytes: at most {limit} (limits.result_bytes); ask for less"
-            )));
+            return Err(Status::out_of_range(format!("the result has {size} bytes: at most {limit} (limits.result_bytes); ask for less")));
         }
         Ok(Response::new(reply))
     }
@@ -245,7 +248,7 @@ fn with_metadata(mut status: Status, key: &'static str, value: &str) -> Status {
     status
 }
 
-fn store_status(error: StoreError) -> Status {
+pub(super) fn store_status(error: StoreError) -> Status {
     match error {
         StoreError::Invalid(sentence) => Status::invalid_argument(sentence),
         StoreError::Timeout(sentence) => Status::deadline_exceeded(sentence),

@@ -118,10 +118,7 @@ impl<'a> Translator<'a> {
                 found => {
                     let why = found.and_then(|store| self.reach(&store.name).err()).unwrap_or_else(|| unknown_store(name, self.names));
                     let refusal = Refusal::new(RefusalKind::Invalid, format!("led_by: {why}"));
-                    let deadline = now.after(self.timeouts.wait(0).as_micros() as u64);
-                    let (branches, wait) = (Vec::new(), Wait::Decided);
-                    let request = Request { key, position, hash: 0, branches, wait, timeout, deadline, trace: None };
-                    return Ok(Event::Decline { ticket, request, at: None, refusal });
+                    return Ok(self.not_begun(Event::Begin { ticket, key, position, led_by: None, timeout }, now, refusal));
                 }
             },
         };
@@ -155,6 +152,26 @@ impl<'a> Translator<'a> {
             }
             declined => declined,
         })
+    }
+
+    /// A transaction that is not begun, whatever it is, unless its key is known.
+    pub fn decline_begin(
+        &self,
+        request: v1::BeginRequest,
+        ticket: Ticket,
+        here: Position,
+        now: Time,
+        refusal: Refusal,
+    ) -> Result<Event, Reply> {
+        Ok(self.not_begun(self.begin(request, ticket, here, now)?, now, refusal))
+    }
+
+    fn not_begun(&self, begin: Event, now: Time, refusal: Refusal) -> Event {
+        let Event::Begin { ticket, key, position, timeout, .. } = begin else { return begin };
+        let deadline = now.after(self.timeouts.wait(0).as_micros() as u64);
+        let (branches, wait) = (Vec::new(), Wait::Decided);
+        let request = Request { key, position, hash: 0, branches, wait, timeout, deadline, trace: None };
+        Event::Decline { ticket, request, at: None, refusal }
     }
 
     fn reach(&self, store: &str) -> Result<(), String> {
@@ -511,7 +528,8 @@ pub fn txid(txid: v1::TransactionId) -> Result<Txid, String> {
         0 => Decider::Log,
         number => Decider::Leader(participant(number - 1).map_err(|what| format!(".leader{what}"))?),
     };
-    Ok(Txid { epoch: epoch(txid.epoch).map_err(|what| format!(".epoch{what}"))?, n: txid.n, decider })
+    let n = Some(txid.n).filter(|n| *n <= Csn::N_MAX).ok_or_else(|| format!(".n is {}: at most {}", txid.n, Csn::N_MAX))?;
+    Ok(Txid { epoch: epoch(txid.epoch).map_err(|what| format!(".epoch{what}"))?, n, decider })
 }
 
 /// A transaction's id on the wire.

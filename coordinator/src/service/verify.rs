@@ -3,9 +3,10 @@
 use super::Context;
 use super::translate::{self, Translator};
 use crate::engine_handle::{EngineHandle, Question};
+use crate::security::Caller;
 use crate::verification::{Counts, Difference, Finding, Lacking, Mapping, Movements, Pair, Stopped, Told, Verification, What};
 use lockstep_core::{ParticipantId, RefusalKind, Reply};
-use lockstep_participants::Reader;
+use lockstep_participants::{ReadLimits, Reader};
 use lockstep_proto::v1;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -106,7 +107,7 @@ fn compare(verification: &Verification<'_>, limit: u32, sender: &mpsc::Sender<Re
 }
 
 /// Repairs one document after the other.
-pub async fn repair(context: &Context, request: v1::RepairRequest) -> Result<Replies<v1::RepairReply>, Status> {
+pub async fn repair(context: &Context, caller: &Caller, request: v1::RepairRequest) -> Result<Replies<v1::RepairReply>, Status> {
     let mappings = mappings(context)?;
     let mapping = named(&mappings, &request.name)?.clone();
     if request.keys.len() > REPAIRS {
@@ -114,6 +115,7 @@ pub async fn repair(context: &Context, request: v1::RepairRequest) -> Result<Rep
     }
     let slot = slot(context)?;
     let stores = Stores::of(context, &mapping)?;
+    context.engine.note_order(caller, &format!("repair {} documents of", request.keys.len()), &mapping.name).await?;
     let (sender, replies) = mpsc::channel(QUEUE);
     let context = context.clone();
     tokio::spawn(async move {
@@ -268,6 +270,10 @@ impl Repairs {
             Reply::Committed(receipt) if deletes => Tried::Deleted(receipt.csn.to_u64()),
             Reply::Committed(receipt) => Tried::Put(receipt.csn.to_u64()),
             Reply::Aborted(aborted) => match aborted.refusal.kind {
+                RefusalKind::Condition if deletes && self.has_no_row().await? => Tried::Left(
+                    "SQLite removes a document together with a write to a row of its table (R-COVER), and the table is empty: insert a row first"
+                        .into(),
+                ),
                 RefusalKind::Conflict | RefusalKind::Condition | RefusalKind::Busy => Tried::Overtaken(aborted.refusal.message),
                 // PostgreSQL's guard fails by a division by zero.
                 _ if aborted.refusal.message.contains("division by zero") => Tried::Overtaken("its row has changed".into()),
@@ -276,6 +282,16 @@ impl Repairs {
             Reply::Unknown(sentence) => Tried::Left(format!("what became of it is not known yet: {sentence}")),
             reply => Tried::Left(format!("the engine answered {reply:?}")),
         })
+    }
+
+    /// Whether there is none that a guard could write to.
+    async fn has_no_row(&self) -> Result<bool, Status> {
+        let Some(sql) = self.mapping.any_row() else { return Ok(false) };
+        let (database, timeout) = (Arc::clone(&self.stores.database), self.context.configuration.timeouts.statement(0));
+        let read = tokio::task::spawn_blocking(move || database.query(&sql, &[], ReadLimits { rows: 1, offset: 0, timeout })).await;
+        let found =
+            read.map_err(|error| Status::internal(format!("the read failed: {error}")))?.map_err(super::transactions::store_status)?;
+        Ok(found.rows.is_empty())
     }
 
     fn pair(&self, key: &str) -> Result<Pair, Stopped> {

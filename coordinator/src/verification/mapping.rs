@@ -139,7 +139,7 @@ impl Mapping {
                 vec![((touch.clone(), parameters.clone()), true), ((touch, parameters), true)]
             }
             (Dialect::Sqlite, None) => {
-                let any = format!("SELECT {column} FROM {table} LIMIT 1");
+                let any = format!("SELECT {column} FROM {table} WHERE {column} IS NOT NULL LIMIT 1");
                 let touch = format!(
                     "UPDATE {table} SET {column} = {column} WHERE {column} = ({any}) AND NOT EXISTS (SELECT 1 FROM {rows} WHERE {column} = $1)"
                 );
@@ -156,6 +156,14 @@ impl Mapping {
                 vec![((none, vec![key.clone()]), false)]
             }
         })
+    }
+
+    /// Finds a row that [`Mapping::guard`] can write to where the one in question is not there. `None`: it needs none.
+    pub fn any_row(&self) -> Option<String> {
+        match (self.dialect, &self.table) {
+            (Dialect::Sqlite, Some(table)) => Some(format!("SELECT 1 FROM {table} WHERE {} IS NOT NULL LIMIT 1", quoted(&self.key))),
+            (Dialect::Sqlite, None) | (Dialect::Postgres, _) => None,
+        }
     }
 
     /// Columns and values without the digest.

@@ -56,6 +56,13 @@ async fn differences_are_found_named_and_mended() -> anyhow::Result<()> {
     let mended = json_of(&lab, &["verify"], Exit::Ok).await?;
     ensure!(mended["mappings"][0]["rows"] == 30 && mended["mappings"][0]["documents"] == 30, "{mended}");
     ensure!(lab.client.get("index", "item-05").await?.unwrap().json::<Value>()?["title"] == "behind");
+
+    // No row is left that a document could be removed together with.
+    lab.daemon.kill();
+    rusqlite::Connection::open(lab.data().join("db.sqlite"))?.execute_batch("DELETE FROM item")?;
+    lab.daemon.start_again().await?;
+    lab.daemon.wait_until_ready().await?;
+    has(&lab.says(&["verify", "--repair", "--yes"], Exit::Attention).await?, &["the table is empty: insert a row first"]);
     Ok(())
 }
 

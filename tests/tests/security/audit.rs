@@ -18,6 +18,9 @@ async fn orders_and_refusals_are_found_again() -> anyhow::Result<()> {
     ensure!(!refused.done, "there is no such transaction");
     let script = "CREATE TABLE t (id INTEGER PRIMARY KEY NOT NULL)".to_string();
     lab.wire(&lab.as_("ops")).await?.migrate(v1::MigrateRequest { store: "db".into(), script }).await?;
+    let script = "CREATE TABLE (".to_string();
+    let failed = lab.wire(&lab.as_("ops")).await?.migrate(v1::MigrateRequest { store: "db".into(), script }).await;
+    ensure!(failed.is_err(), "that is no SQL");
     let waive = v1::WaiveRequest { participant: "far".into(), operator: "ada".into(), reason: "it is gone".into() };
     let done = ops.waive(waive).await?.into_inner();
     ensure!(done.done, "{}", done.message);
@@ -26,7 +29,20 @@ async fn orders_and_refusals_are_found_again() -> anyhow::Result<()> {
     lab.daemon.start_again().await?;
     lab.wait_until_serving().await?;
     let table = lab.cli("eye", &["audit", "list"], Exit::Ok).await?;
-    says(&table, &["ops (says ada)", "waive `far`", "it is gone", "done", "migrate `db`", "skip 1-99 at `index`", "it hangs", "refused:"]);
+    says(
+        &table,
+        &[
+            "ops (says ada)",
+            "waive `far`",
+            "it is gone",
+            "done",
+            "migrate `db`",
+            "skip 1-99 at `index`",
+            "it hangs",
+            "refused:",
+            "syntax error",
+        ],
+    );
     let json: serde_json::Value = serde_json::from_str(&lab.cli("eye", &["audit", "list", "--output", "json"], Exit::Ok).await?)?;
     let entries = json["entries"].as_array().expect("a list");
     ensure!(entries.windows(2).all(|two| two[0]["lsn"].as_u64() > two[1]["lsn"].as_u64()), "the newest first: {json}");

@@ -77,7 +77,7 @@ impl World {
         let audit = (audited && refused.is_empty()).then_some(machine.next_lsn);
         if audited {
             let (who, what) = ("simulator".into(), format!("{action:?}"));
-            self.coordinate(host, Event::Audit(Audit { who, what, refused, ..Audit::default() }));
+            self.coordinate(host, Event::Audit(None, Audit { who, what, refused, ..Audit::default() }));
         }
         if let AdminAction::Waive { participant } = &action {
             self.checker.heard(participant.0 as usize);

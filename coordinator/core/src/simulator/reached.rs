@@ -40,7 +40,7 @@ kinds!(event(Event) {
     Event::Begin { .. } => Begin, Event::Rollback { .. } => Rollback, Event::Commit(..) => Commit, Event::Decline { .. } => Decline,
     Event::Inquire { .. } => Inquire, Event::AtLeast { .. } => AtLeast, Event::ResultsAcked(_) => ResultsAcked,
     Event::SessionUp(..) => SessionUp, Event::SessionDown(..) => SessionDown, Event::Message(..) => Message,
-    Event::Durable(_) => Durable, Event::LogFull(_) => LogFull, Event::Pause(_) => Pause, Event::Admin { .. } => Admin, Event::Audit(_) => Audit, Event::Tick => Tick,
+    Event::Durable(_) => Durable, Event::LogFull(_) => LogFull, Event::Pause(_) => Pause, Event::Admin { .. } => Admin, Event::Audit(..) => Audit, Event::Tick => Tick,
 });
 kinds!(said(FromParticipant) {
     FromParticipant::Hello(_) => Hello, FromParticipant::Refused(_) => Refused, FromParticipant::Ballot(_) => Ballot,
