@@ -351,8 +351,6 @@ struct Facts {
     floor: Position,
     damage: Vec<crate::record::Damage>,
     skipped: BTreeSet<(ParticipantId, Csn)>,
-    /// Where an operator has ordered it.
-    skips: BTreeSet<ParticipantId>,
     by_hand: BTreeMap<(Txid, ParticipantId), ByHand>,
     waivers: Vec<Waiver>,
     /// Of the start that is being read: how far stores had followed before it, and which leaders were waived in it.
@@ -397,9 +395,7 @@ impl Facts {
                     facts.hear(*participant);
                 }
                 Record::Damage(damage) => {
-                    // Of a store whose removal a crash has cut off, what would have been given up is still owed.
                     if let (DamageKind::Skipped, Some(csn)) = (damage.kind, damage.csn)
-                        && facts.skips.contains(&damage.participant)
                         && !broken(Mutation::SkippedReplayed)
                     {
                         facts.skipped.insert((damage.participant, csn));
@@ -466,8 +462,7 @@ impl Facts {
             }
             AdminAction::Waive { participant } => drop(self.waived.insert(*participant)),
             AdminAction::Remove { participant } => drop(self.removed.insert(*participant)),
-            AdminAction::Skip { participant, .. } => drop(self.skips.insert(*participant)),
-            AdminAction::LeaveSafeMode | AdminAction::Cancel { .. } => {}
+            AdminAction::Skip { .. } | AdminAction::LeaveSafeMode | AdminAction::Cancel { .. } => {}
         }
     }
 }

@@ -415,6 +415,21 @@ mod tests {
     }
 
     #[test]
+    fn no_two_parts_of_a_backup_come_to_one_place() {
+        for name in ["inner", "log"] {
+            let folder = tempfile::tempdir().unwrap();
+            backup(folder.path());
+            let (from, data) = (folder.path().join("backup"), folder.path().join("data"));
+            let text = fs::read_to_string(from.join(MANIFEST)).unwrap();
+            fs::write(from.join(MANIFEST), text.replace("\"name\": \"index\"", &format!("\"name\": \"{name}\""))).unwrap();
+            let restored = restore(&from, &data, 5).unwrap();
+            assert_eq!(restored.moved, [(name.to_string(), data.join(format!("{name}-2")))]);
+            assert_eq!(fs::read(data.join("inner/db.sqlite")).unwrap(), b"rows");
+            assert!(data.join(format!("{name}-2/store.json")).is_file());
+        }
+    }
+
+    #[test]
     fn a_backup_that_is_not_whole_is_refused_by_name_and_leaves_nothing() {
         let folder = tempfile::tempdir().unwrap();
         backup(folder.path());

@@ -298,6 +298,10 @@ fn what_is_forgotten_stays_forgotten_and_the_rest_stays() {
     log.append(&[floor(21), acked(22, 2)]).unwrap();
     log.forget_below(Lsn(23)).unwrap();
     assert_eq!(lsns(&log.replay().unwrap()), [1, 2, 3, 9, 10, 19, 21, 22]);
+    // What is on its way behind them is not forgotten before it is there.
+    log.forget_below(Lsn(24)).unwrap();
+    log.append(&[end(23), end(24)]).unwrap();
+    assert_eq!(lsns(&log.replay().unwrap()), [1, 2, 3, 9, 10, 19, 21, 22, 23, 24]);
 }
 
 #[test]
