@@ -180,14 +180,16 @@ impl Client {
         self.shared.calls.service().clone()
     }
 
-    /// A call failed so: if that may be because the credentials' files hold something else by now, the next one is made with that.
-    pub(crate) fn renew_calls(&self, failed: &Status) {
-        if matches!(failed.code(), Code::Unauthenticated | Code::Unavailable)
-            && self.shared.calls.builder.credentials.has_files()
-            && let Err(why) = self.shared.calls.renew()
-        {
-            tracing::debug!(%why, "the credentials cannot be read again");
+    /// A call failed so: if that may be because the credentials' files hold something else by now, the next one is made with that. Whether
+    /// it is.
+    pub(crate) fn renew_calls(&self, failed: &Status) -> bool {
+        // What the daemon itself answers has no cause here.
+        let unconnected = failed.code() == Code::Unavailable && std::error::Error::source(failed).is_some();
+        if !(unconnected || failed.code() == Code::Unauthenticated) || !self.shared.calls.builder.credentials.has_files() {
+            return false;
         }
+        let renewed = self.shared.calls.renew();
+        renewed.inspect_err(|why| tracing::debug!(%why, "the credentials cannot be read again")).is_ok()
     }
 }
 

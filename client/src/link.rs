@@ -256,7 +256,6 @@ impl State {
             if requests.len() == FRAME_REQUESTS || (bytes > 0 && bytes + size > largest.min(FRAME_BYTES)) {
                 break;
             }
-            bytes += size;
             let (id, mut pending) = next.remove_entry();
             let position = *pending.ask.position.get_or_insert(here);
             if position.coordinator != here.coordinator {
@@ -267,6 +266,7 @@ impl State {
                 pending.answer_too_large(largest);
                 continue;
             }
+            bytes += size;
             pending.sends += 1;
             requests.push(v1::TransactRequest { id, request: Some(pending.ask.to_wire(position)) });
             self.sent.insert(id, pending);

@@ -239,8 +239,8 @@ impl Call {
             match timeout_at(deadline, send(self.client.calls())).await {
                 Ok(Ok(reply)) => return Ok(reply.into_inner()),
                 Ok(Err(status)) => {
-                    let again = status.code() == Code::Unauthenticated && !std::mem::replace(&mut renewed, true);
-                    self.client.renew_calls(&status);
+                    let again = self.client.renew_calls(&status) && status.code() == Code::Unauthenticated;
+                    let again = again && !std::mem::replace(&mut renewed, true);
                     match CallError::from(status) {
                         CallError::Unavailable(message) => trouble = message,
                         CallError::Refused(message) if again => trouble = message,

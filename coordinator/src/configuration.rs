@@ -763,6 +763,10 @@ impl Configuration {
         at_least("limits.queue_events", limits.queue_events.into(), limits.stream_in_flight as u64)?;
         at_most("limits.queue_events", limits.queue_events.into(), 1 << 24)?;
         at_least("limits.frame_bytes", limits.frame_bytes as u64, limits.transaction_bytes as u64 + FRAME_OVERHEAD)?;
+        // All that it is owed is handed to a store that is back.
+        at_least("limits.participant_queue", limits.participant_queue as u64, limits.lag_transactions as u64)?;
+        // The answer to a request stands among what is kept.
+        at_least("retention.results_bytes", self.retention.results_bytes as u64, limits.result_bytes as u64)?;
         let largest = limits.frame_bytes as u64 + PARTICIPANT_FRAME_BYTES as u64;
         at_least("limits.participant_frame_bytes", limits.participant_frame_bytes as u64, largest)?;
         let timeouts = &self.timeouts;
@@ -1179,6 +1183,8 @@ mod tests {
     fn numbers_that_nothing_can_count_in_are_refused() {
         assert!(refused("[limits]\nstreams = 4294967296").contains("limits.streams"));
         assert!(refused("[limits]\nreads = 4611686018427387904").contains("limits.reads"));
+        assert!(refused("[limits]\nlag_transactions = 200000").contains("limits.participant_queue"));
+        assert!(refused("[retention]\nresults_bytes = 1000").contains("retention.results_bytes"));
         assert!(refused("[limits]\nframe_bytes = 9000000\nparticipant_frame_bytes = 9000000").contains("limits.participant_frame_bytes"));
     }
 

@@ -373,7 +373,7 @@ impl Engine {
             if phase == Phase::Serving && self.serving_after.is_none() {
                 self.serving_after = Some(self.began.elapsed());
             }
-            if self.serving_after.is_some() && self.mended_after.is_none() && self.machine.status().mended {
+            if self.serving_after.is_some() && self.mended_after.is_none() && self.machine.mended() {
                 self.mended_after = Some(self.began.elapsed());
                 tracing::info!(
                     after_ms = self.mended_after.unwrap_or_default().as_millis() as u64,

@@ -367,7 +367,9 @@ impl EngineHandle {
 
     /// Notes that it was not carried out.
     pub fn note_failure(&self, caller: &Caller, what: &str, subject: &str, why: &str) {
-        self.tell(Event::Audit(None, Audit { refused: why.into(), ..self.audit(caller, "", &format!("{what} `{subject}`"), "") }));
+        if caller.may_be_noted() {
+            self.tell(Event::Audit(None, Audit { refused: why.into(), ..self.audit(caller, "", &format!("{what} `{subject}`"), "") }));
+        }
     }
 
     /// Notes an order that was not let in. So many a minute of one caller; the rest is counted by nobody.

@@ -269,7 +269,14 @@ impl Worker {
             StoreCommand::Settle(what) => store.settle(&what).map(|marker| StoreReport::Settled(marker.map(Box::new))),
             StoreCommand::Scan { above, limit } => store.scan(above, limit).map(StoreReport::Scanned),
             StoreCommand::Floor(below) => store.floor(below).map(|()| StoreReport::Floored),
-            StoreCommand::Resolve { txid, commit } => store.resolve(txid, commit).map(|()| StoreReport::Resolved),
+            StoreCommand::Resolve { txid, commit } => match store.resolve(txid, commit) {
+                Ok(()) => Ok(StoreReport::Resolved),
+                Err(StoreError::Invalid(why)) => {
+                    tracing::warn!(%txid, %why, "a branch is not finished as an operator has said: it stays prepared");
+                    Ok(StoreReport::Unresolved(why))
+                }
+                Err(error) => Err(error),
+            },
             StoreCommand::List => store.prepared().map(StoreReport::Listed),
             StoreCommand::Tend(closed) => store.tend(closed).map(|Tended { progress, next }| {
                 let next = next.map(|at| Time(micros(at.saturating_duration_since(self.origin))));

@@ -10,6 +10,7 @@ use crate::mutation::{Mutation, broken};
 use crate::outcomes::Fate;
 use crate::record::Marker;
 use crate::vote::{Ballot, Kind, Vote};
+use rustc_hash::FxHashSet;
 
 /// Branches finished by hand that are remembered, at most.
 const BY_HAND_MAX: usize = 65_536;
@@ -37,7 +38,8 @@ impl Coordinator {
             }
             // Each marker is looked at when its turn comes.
             FromParticipant::Settled(Settle::Key(..), _) | FromParticipant::Markers { .. } => None,
-            FromParticipant::Hello(_) | FromParticipant::Refused(_) | FromParticipant::Stuck(..) => None,
+            FromParticipant::Hello(hello) => self.hello_breach(participant, hello),
+            FromParticipant::Refused(_) | FromParticipant::Stuck(..) => None,
             FromParticipant::Inquiry(_) | FromParticipant::Resolved { .. } => None,
         }
     }
@@ -63,7 +65,7 @@ impl Coordinator {
         if hello.kind == Kind::Leader && !hello.prepared.is_empty() {
             return Some("it leads, and holds prepared branches".into());
         }
-        self.watermark_breach(hello.progress)
+        self.progress_breach(participant, hello.progress)
     }
 
     fn watermark_breach(&self, progress: Progress) -> Option<String> {
@@ -88,6 +90,10 @@ impl Coordinator {
 
     fn ballot_breach(&self, participant: ParticipantId, session: SessionId, ballot: &Ballot) -> Option<String> {
         let kind = self.follower(participant).kind;
+        let mut named = FxHashSet::default();
+        if let Some((twice, _)) = ballot.votes.iter().find(|(txid, _)| !named.insert(*txid)) {
+            return Some(format!("it votes twice on {twice}"));
+        }
         let mut awaited = ballot.votes.iter().filter(|(txid, _)| self.awaits(*txid, participant, session));
         if let Some((txid, _)) = awaited.clone().find(|(txid, vote)| !vote_fits(vote, kind, txid.decider == Decider::Leader(participant))) {
             return Some(format!("its vote on {txid} is not one of a {kind:?} participant"));

@@ -15,7 +15,7 @@ use crate::record::{AdminAction, Damage, Record};
 use crate::request::{Reply, RequestKey};
 use crate::transaction::Transaction;
 use crate::vote::Kind;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// The coordinator's end of the protocol. Pure: time comes in with each event, everything to be done comes out as effects.
@@ -68,6 +68,8 @@ pub struct Coordinator {
     /// Ended transactions that are not in an `End` record yet.
     pub(crate) ended: Vec<Txid>,
     pub(crate) damage: Vec<Damage>,
+    /// Transactions that damage is recorded of.
+    pub(crate) damaged: FxHashSet<Txid>,
     pub(crate) audit: AuditLog,
     /// Branches that an operator resolved by hand.
     pub(crate) by_hand: BTreeMap<(Txid, ParticipantId), ByHand>,

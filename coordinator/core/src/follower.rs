@@ -270,10 +270,11 @@ impl Follower {
     /// Notes why a decision is not applied here. Says whether that is news.
     pub fn note_stuck(&mut self, now: Time, csn: Csn, reason: String, told: bool) -> bool {
         let since = self.stuck.get(&csn).map(|stuck| stuck.since);
-        if since.is_some() || self.stuck.len() < Follower::STUCK_MAX {
+        let room = self.stuck.len() < Follower::STUCK_MAX;
+        if since.is_some() || room {
             self.stuck.insert(csn, Stuck { reason, told, since: since.unwrap_or(now), at: now });
         }
-        since.is_none()
+        since.is_none() && room
     }
 
     /// Whether a message of this session is to be heard.

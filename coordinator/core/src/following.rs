@@ -291,7 +291,9 @@ impl Coordinator {
             return fx.extend(lsns.into_iter().map(Effect::ForgetPayload));
         }
         let durable = |f: &Follower| if broken(Mutation::AckedAtApplied) { f.progress.applied } else { f.progress.durable };
-        let acked: Vec<_> = self.followers.iter().filter(|f| durable(f) > f.acked).map(|f| (f.id, durable(f))).collect();
+        // What a leader has is told by its markers; of one, a record would say that it has to hold the marker of that CSN.
+        let news = |f: &&Follower| (f.kind != Kind::Leader || broken(Mutation::LeaderAcked)) && durable(f) > f.acked;
+        let acked: Vec<_> = self.followers.iter().filter(news).map(|f| (f.id, durable(f))).collect();
         let Some((&(last, last_csn), others)) = acked.split_last() else {
             return fx.extend(lsns.into_iter().map(Effect::ForgetPayload));
         };

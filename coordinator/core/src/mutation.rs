@@ -92,6 +92,7 @@ mutations! {
     OwnerLossUnseen, "R-STORELOSS", "a store that keeps an older owner than it has answered is let in";
     MarkerLossUnseen, "R-STORELOSS", "a leader that has lost a marker is let in";
     AckedNotForced, "R-STORELOSS", "records are forgotten before Acked is durable";
+    LeaderAcked, "R-STORELOSS", "how far a leader has come is recorded, as if it had to show a marker of that CSN";
     // Sessions and questions
     KeepsWorking, "R-SESSION", "a store keeps its open batch over the end of a session";
     MarkerForgotten, "outcomes are kept", "a preparing store forgets a branch's outcome at once";

@@ -190,6 +190,9 @@ impl Coordinator {
             }
             AdminAction::Forget { txid, participant } => {
                 self.damage.retain(|damage| (damage.txid, damage.participant) != (txid, participant));
+                if !self.damage.iter().any(|damage| damage.txid == txid) {
+                    self.damaged.remove(&txid);
+                }
                 self.by_hand.remove(&(txid, participant));
                 format!("the damage of {txid} is forgotten")
             }

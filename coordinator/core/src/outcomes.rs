@@ -224,8 +224,10 @@ impl Outcomes {
     }
 
     fn drop_excess_results(&mut self) {
-        while self.with_results.len() > self.limits.transactions || self.results_bytes > self.limits.bytes {
-            let position = self.with_results.pop_front().expect("what is kept stands in the queue");
+        let over = |kept: &Self| kept.with_results.len() > kept.limits.transactions || kept.results_bytes > kept.limits.bytes;
+        // The newest has not even been answered.
+        while self.with_results.len() > 1 && over(self) {
+            let position = self.with_results.pop_front().expect("more than one");
             self.forget_results(position);
         }
     }

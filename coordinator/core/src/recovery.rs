@@ -131,6 +131,7 @@ impl Coordinator {
             releasable: Vec::new(),
             ended: Vec::new(),
             damage: Vec::new(),
+            damaged: FxHashSet::default(),
             audit: AuditLog::default(),
             by_hand: BTreeMap::new(),
             waivers: Vec::new(),
@@ -153,6 +154,7 @@ impl Coordinator {
         self.outcomes.raise_floor(facts.floor);
         if !broken(Mutation::DamageForgotten) {
             self.damage = facts.damage.clone();
+            self.damaged = self.damage.iter().map(|damage| damage.txid).collect();
         }
         self.by_hand = facts.by_hand.clone();
         self.skipped = facts.skipped.clone();

@@ -7,7 +7,7 @@ use crate::ids::{Csn, Decider, ParticipantId, Position, Ticket, Time, Token, Txi
 use crate::message::{Settle, ToParticipant};
 use crate::mutation::{Mutation, broken};
 use crate::outcomes::{CommittedFate, Fate, Known};
-use crate::record::{DamageKind, Marker};
+use crate::record::{Damage, DamageKind, Marker};
 use crate::request::{Aborted, BranchRequest, Receipt, Reply, Request, RequestKey, Wait};
 use crate::trace::{Outcome, Span, Stretch};
 use crate::transaction::{Branch, State, Transaction, Waiter, is_enlisted};
@@ -210,7 +210,11 @@ impl Coordinator {
             Phase::Stopped(reason) => Some(format!("the coordinator has stopped: {reason}")),
             // Outcomes can't be dropped past a transaction in doubt; a fate that cannot be kept is not promised.
             Phase::Serving | Phase::Safe(_) if self.outcomes.len() >= 2 * self.config.outcomes_max + 4 * self.config.max_open => {
-                Some(format!("{} outcomes are kept because an old transaction is still undecided (outcomes_max)", self.outcomes.len()))
+                let kept = self.outcomes.len();
+                Some(format!(
+                    "{kept} outcomes are kept, far more than outcomes_max: they are forgotten in order, and an old transaction is undecided, or a \
+                     store has not followed one that a database decided; `lockstep status` shows which"
+                ))
             }
             Phase::Serving | Phase::Safe(_) => None,
         }
@@ -274,8 +278,11 @@ impl Coordinator {
 
     fn receipt(&self, txid: Txid, committed: &CommittedFate) -> Receipt {
         let token = Token { log_id: self.log_id, csn: committed.csn };
-        let of_it = self.damage.iter().filter(|damage| damage.txid == txid && damage.kind != DamageKind::CommittedByHand);
-        let damaged = of_it.map(|damage| damage.participant).collect();
+        let of_it = |damage: &&Damage| damage.txid == txid && damage.kind != DamageKind::CommittedByHand;
+        let damaged = match self.damaged.contains(&txid) {
+            true => self.damage.iter().filter(of_it).map(|damage| damage.participant).collect(),
+            false => Vec::new(),
+        };
         Receipt { txid, csn: committed.csn, token, results: committed.results.clone(), pending: Vec::new(), damaged }
     }
 

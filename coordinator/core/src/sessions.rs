@@ -510,7 +510,8 @@ impl Coordinator {
         then: Option<Pending>,
         fx: &mut Vec<Effect>,
     ) {
-        if self.damage.iter().any(|damage| (damage.txid, damage.participant, damage.kind) == (txid, participant, kind)) {
+        let known = |damage: &Damage| (damage.txid, damage.participant, damage.kind) == (txid, participant, kind);
+        if self.damaged.contains(&txid) && self.damage.iter().any(known) {
             return;
         }
         let csn = self.transactions.get(&txid).and_then(|transaction| transaction.csn());
@@ -521,6 +522,7 @@ impl Coordinator {
         });
         let damage = Damage { txid, csn, participant, kind, keys: keys.unwrap_or_default(), operator, reason, at_ms: self.wall_ms(now) };
         self.damage.push(damage.clone());
+        self.damaged.insert(txid);
         self.append(crate::record::Record::Damage(damage.clone()), then, fx);
         self.alarm(Alarm::Damage(Box::new(damage), self.context(txid)), fx);
     }

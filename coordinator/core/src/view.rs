@@ -238,7 +238,8 @@ impl Coordinator {
         &self.damage
     }
 
-    fn mended(&self) -> bool {
+    /// Whether all that was decided before this start is applied at every store.
+    pub fn mended(&self) -> bool {
         let own = |csn: Csn| csn.epoch() == self.owner.epoch;
         let followed =
             |follower: &Follower| follower.open_session().is_some() && follower.oldest_unapplied().is_none_or(|(csn, _)| own(csn));

@@ -21,7 +21,7 @@ use std::sync::Arc;
 const GROUP_TRANSACTIONS: usize = 256;
 const GROUP_BYTES: usize = 8 << 20;
 /// The same bytes of a batch that ran in one local transaction, and so must share a record: far below what the log takes as one.
-const BATCH_RECORD_BYTES: usize = 32 << 20;
+const BATCH_RECORD_BYTES: usize = 64 << 20;
 
 /// What a transaction in Preparing needs next.
 enum Next {

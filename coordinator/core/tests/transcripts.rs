@@ -626,7 +626,7 @@ story!(
     {
         for n in 1..=3 {
             play.asks(&format!("add film {n}"), film(n));
-            let votes = vec![(txid(&format!("1-{n}")), Vote::Redo(vec![0; 15 << 20].into(), [].into()))];
+            let votes = vec![(txid(&format!("1-{n}")), Vote::Redo(vec![0; 30 << 20].into(), [].into()))];
             play.says("index", FromParticipant::Ballot(Ballot { votes, ..Ballot::default() }));
         }
         play.votes("db", &["1-1", "1-2", "1-3"]);

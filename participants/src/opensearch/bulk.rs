@@ -121,9 +121,10 @@ impl Way<'_> {
                 400 | 404 | 413 => return Ok(vec![Became::Refused(answer.reason()); items.len()]),
                 // Too large for what the server has room for, whenever it is sent; or busy.
                 429 if items.len() > 1 && Instant::now() < until => {
-                    let pause = PAUSES.get(tries).unwrap_or(&PAUSES[PAUSES.len() - 1]);
-                    std::thread::sleep(Duration::from_millis(*pause));
-                    return self.halves(items, tries + 1, until);
+                    if answer.error_type() != "circuit_breaking_exception" {
+                        std::thread::sleep(Duration::from_millis(PAUSES[0]));
+                    }
+                    return self.halves(items, tries, until);
                 }
                 _ => answer.reason(),
             };

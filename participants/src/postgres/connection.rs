@@ -221,7 +221,8 @@ impl Connection {
     /// Compiles the store's own named statements, once.
     pub async fn compile_own(&mut self, script: &str) -> Result<(), Failure> {
         if !self.own {
-            self.client.batch_execute(script).await?;
+            // Some of them may be there, and PREPARE is not taken back.
+            self.client.batch_execute(script).await.inspect_err(|_| self.stale = true)?;
             self.own = true;
         }
         Ok(())

@@ -90,9 +90,9 @@ fn meaning(state: &SqlState, message: &str) -> Meaning {
         ("53", _) => Busy,
         // A server that stops, starts, or was told to end this backend.
         ("57", _) | ("08", _) => return Meaning::Gone,
-        // Other internal errors are what functions raise without a code of their own.
+        // Other internal errors have no code of their own: some pass (concurrent changes of the schema), some are a function's.
         (_, "XX001" | "XX002") => return Meaning::Damage,
-        ("25", "25006") | ("58" | "F0" | "28" | "72", _) => Unavailable,
+        ("25", "25006") | ("58" | "F0" | "28" | "72" | "XX", _) => Unavailable,
         _ => Invalid,
     })
 }

@@ -106,7 +106,7 @@ pub async fn resolve(connection: &Connection, gid: &Gid, commit: bool) -> Result
         ON CONFLICT (place) DO UPDATE SET committed = excluded.committed WHERE NOT heuristic.done";
     let values: [&(dyn tokio_postgres::types::ToSql + Sync); 3] = [&place(gid.txid.position()), &gid.txid.to_string(), &commit];
     connection.client.execute(sql, &values).await.map_err(broken)?;
-    finish_by_hand(connection, gid, commit).await?.map_or(Ok(()), |why| Err(StoreError::Broken(why)))
+    finish_by_hand(connection, gid, commit).await?.map_or(Ok(()), |why| Err(StoreError::Invalid(why)))
 }
 
 /// Finishes a branch as an operator has said; why not, if that is not possible now. One that is gone already was finished otherwise, and

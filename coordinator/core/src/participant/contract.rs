@@ -140,6 +140,8 @@ pub enum StoreReport {
     Floored,
     /// After [`StoreCommand::Resolve`].
     Resolved,
+    /// After [`StoreCommand::Resolve`]: the branch stays as it is, and why. It is listed again, and asked about.
+    Unresolved(String),
     /// After [`StoreCommand::List`]; `None` where applications cannot prepare any, and it is not asked again.
     Listed(Option<Vec<Txid>>),
     /// After [`StoreCommand::Tend`].

@@ -350,6 +350,7 @@ impl Participant {
                 session.doubts.remove(txid);
                 effects.push(ParticipantEffect::Send(of, FromParticipant::Resolved { txid, commit }));
             }
+            (Command::Resolve { txid, .. }, StoreReport::Unresolved(_)) => drop(session.doubts.remove(txid)),
             (Command::List, StoreReport::Listed(prepared)) => session.listed(now, prepared),
             (Command::Tend(closed), StoreReport::Tended { progress, next }) => {
                 session.given = session.given.max(closed);

@@ -384,7 +384,14 @@ impl Store {
             Kind::Redo if self.shows_early => Progress { applied: self.live.watermark, durable: self.durable.watermark },
             Kind::Redo => Progress { applied: self.durable.watermark, durable: self.durable.watermark },
             Kind::Preparing => Progress { applied: self.durable.acked, durable: self.durable.acked },
-            Kind::Leader => Progress::default(),
+            Kind::Leader => Progress { applied: self.durable.watermark, durable: self.durable.watermark },
+        }
+    }
+
+    /// As a leader tells it: its newest commit, also when its marker has gone.
+    fn has_led(&mut self, marker: &Marker) {
+        if self.kind == Kind::Leader {
+            self.live.watermark = self.live.watermark.max(marker.entry.csn);
         }
     }
 
@@ -740,6 +747,7 @@ impl Store {
         }
         for marker in markers {
             self.live.markers.insert(marker.entry.txid, Some(Rc::new(marker.clone())));
+            self.has_led(marker);
             checker.decided(LEADERS, &marker.entry);
         }
         for branch in branches {
@@ -759,6 +767,7 @@ impl Store {
             return Err(Refusal::new(RefusalKind::Conflict, "its outcome is settled already"));
         }
         self.live.markers.insert(txid, Some(Rc::new(marker.clone())));
+        self.has_led(marker);
         checker.decided(LEADERS, &marker.entry);
         self.live.run(&branch);
         checker.applied(self.index, branch.tag, &self.live);
