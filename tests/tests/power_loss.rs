@@ -240,6 +240,7 @@ impl Scratch {
                 // The power may be lost while another start mends what a dead daemon had not forced.
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 daemon.kill();
+                Journal::mend(&file)?;
                 daemon.start_again().await?;
             }
             lengths.extend(running.await??);

@@ -107,6 +107,12 @@ impl Journal {
         Ok(Journal { bytes, events, ends })
     }
 
+    /// Cuts off what a process that was killed has left of its last record, before another one goes on in the same file.
+    pub fn mend(file: &Path) -> anyhow::Result<()> {
+        let whole = Journal::read(file)?.ends.last().copied().unwrap_or(0);
+        Ok(std::fs::File::options().write(true).open(file)?.set_len(whole)?)
+    }
+
     /// All events, in order.
     pub fn events(&self) -> &[Event] {
         &self.events
