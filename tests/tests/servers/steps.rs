@@ -237,8 +237,17 @@ impl Life {
     /// A daemon with this failpoint, and clients that write until it was reached.
     async fn begin(&mut self, (place, hit): Place, action: &str) -> anyhow::Result<()> {
         let launch = launch(self.folder.path(), Some(&format!("{place}:{hit}:{action}")), &self.configuration)?;
-        let daemon = Daemon::start(launch).await?;
+        let started = Daemon::start(launch).await;
+        // A place of its own start it may reach before it has said where it listens.
+        let died_early = started.is_err() && place.ends_with("_recover");
+        let mut daemon = match started {
+            Err(_) if died_early => Daemon::start(self::launch(self.folder.path(), None, &self.configuration)?).await?,
+            started => started?,
+        };
         let client = workload::connect(&daemon.url()).await?;
+        if died_early {
+            daemon.kill();
+        }
         let enough = Arc::new(AtomicBool::new(false));
         let writing = tokio::spawn(write_until(client.clone(), enough.clone()));
         self.running = Some(Running { daemon, client, enough, writing });
