@@ -238,8 +238,8 @@ impl Life {
     async fn begin(&mut self, (place, hit): Place, action: &str) -> anyhow::Result<()> {
         let launch = launch(self.folder.path(), Some(&format!("{place}:{hit}:{action}")), &self.configuration)?;
         let started = Daemon::start(launch).await;
-        // A place of its own start it may reach before it has said where it listens.
-        let died_early = started.is_err() && place.ends_with("_recover");
+        // A place of its own start it may reach before it has said where it listens. Only that place may end it then.
+        let died_early = started.as_ref().is_err_and(|error| format!("{error:#}").contains(&format!("failpoint {place}")));
         let mut daemon = match started {
             Err(_) if died_early => Daemon::start(self::launch(self.folder.path(), None, &self.configuration)?).await?,
             started => started?,
