@@ -15,7 +15,7 @@ pub mod report;
 pub mod stage;
 pub mod stores;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use clap::{Args, ValueEnum};
 use crash::CrashSize;
 use half_write::NaiveWriter;
@@ -85,7 +85,7 @@ pub fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let report = runtime.block_on(async {
         tokio::select! {
             report = play(&stage, &films, args.quick) => report,
-            stopped = interrupted() => stopped,
+            () = interrupted() => Err(anyhow!("interrupted")),
         }
     });
     stage.over.store(true, Ordering::Relaxed);
@@ -120,15 +120,15 @@ async fn play(stage: &Stage, films: &[catalogue::Film], quick: bool) -> anyhow::
     Ok(Report { seed: stage.seed, race, half_write, crash, seconds: started.elapsed().as_secs_f64() })
 }
 
-/// Ends the acts when a person or a supervisor says so; dropping them kills their daemons.
-async fn interrupted() -> anyhow::Result<Report> {
-    let (mut terminate, mut hang_up) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
+/// Returns when a person or a supervisor says that it is enough.
+pub(crate) async fn interrupted() {
+    let caught = |kind| signal(kind).expect("a handler for a signal that may be caught");
+    let [mut interrupt, mut terminate, mut hang_up] = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()].map(caught);
     tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
+        _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
         _ = hang_up.recv() => {}
     }
-    bail!("interrupted; the daemon was stopped and everything was cleaned up")
 }
 
 fn how_to_look(folder: &Path, stores: &Stores) -> String {
