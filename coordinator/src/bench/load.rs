@@ -4,9 +4,12 @@ use super::ITEMS;
 use anyhow::Context;
 use clap::Args;
 use hdrhistogram::Histogram;
-use lockstep_client::{Client, Csn, Token, Transaction, Value, Wait, params};
+use lockstep_client::{Client, Csn, Transaction, Value, Wait, params};
+use lockstep_proto::v1::StatusRequest;
+use lockstep_proto::v1::admin_service_client::AdminServiceClient;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -23,9 +26,9 @@ pub struct LoadArgs {
     /// How long
     #[arg(long)]
     seconds: u64,
-    /// decided, applied or visible
-    #[arg(long)]
-    wait: String,
+    /// What is waited for
+    #[arg(long, value_enum)]
+    wait: Awaited,
     /// What the clients write
     #[arg(long, value_enum, default_value_t = Shape::RowAndDocument)]
     shape: Shape,
@@ -42,7 +45,48 @@ pub enum Shape {
     TwoTables,
 }
 
+/// How far a transaction must have come for its answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Awaited {
+    /// It is decided
+    Decided,
+    /// The databases have it
+    Applied,
+    /// The index has it, too
+    Visible,
+}
+
+impl Awaited {
+    /// As it is written as an argument.
+    pub fn name(self) -> &'static str {
+        match self {
+            Awaited::Decided => "decided",
+            Awaited::Applied => "applied",
+            Awaited::Visible => "visible",
+        }
+    }
+}
+
+impl From<Awaited> for Wait {
+    fn from(awaited: Awaited) -> Wait {
+        match awaited {
+            Awaited::Decided => Wait::Decided,
+            Awaited::Applied => Wait::Applied,
+            Awaited::Visible => Wait::Visible,
+        }
+    }
+}
+
 impl Shape {
+    /// As it is written as an argument.
+    pub fn name(self) -> &'static str {
+        match self {
+            Shape::RowAndDocument => "row-and-document",
+            Shape::TwoDatabases => "two-databases",
+            Shape::TwoTables => "two-tables",
+        }
+    }
+
     fn has_document(self) -> bool {
         match self {
             Shape::RowAndDocument => true,
@@ -122,31 +166,28 @@ pub async fn one_at_two_databases(url: &str) -> anyhow::Result<()> {
 /// Runs the clients.
 pub async fn run(arguments: &LoadArgs) -> anyhow::Result<Loaded> {
     let client = Client::builder(&arguments.endpoint).in_flight(arguments.clients.max(16)).connect().await?;
-    let wait = match arguments.wait.as_str() {
-        "decided" => Wait::Decided,
-        "applied" => Wait::Applied,
-        "visible" => Wait::Visible,
-        other => anyhow::bail!("--wait {other}: expected decided, applied or visible"),
-    };
     let newest = Arc::new(Mutex::new(None));
     let over = Arc::new(AtomicBool::new(false));
-    over.store(!arguments.shape.has_document(), Ordering::Relaxed);
-    let lag = tokio::spawn(watch_lag(client.clone(), newest.clone(), over.clone()));
+    let lag = match arguments.shape.has_document() {
+        true => Some(tokio::spawn(watch_lag(arguments.endpoint.clone(), newest.clone(), over.clone()))),
+        false => None,
+    };
     let began = Instant::now();
     let until = began + Duration::from_secs(arguments.seconds);
-    let clients: Vec<_> =
-        (0..arguments.clients).map(|_| tokio::spawn(one(client.clone(), arguments.shape, wait, until, newest.clone()))).collect();
+    let clients: Vec<_> = (0..arguments.clients)
+        .map(|_| tokio::spawn(one(client.clone(), arguments.shape, arguments.wait.into(), until, newest.clone())))
+        .collect();
     let mut latencies = Histogram::<u64>::new(3)?;
     for each in clients {
         latencies.add(each.await??)?;
     }
-    let last = newest.lock().expect("no holder panics").clone().context("nothing was committed")?.token;
-    if arguments.shape.has_document() {
-        client.get("index", "item-0").at_least(&last).timeout(Duration::from_secs(60)).await?;
-    }
-    let seconds = began.elapsed().as_secs_f64();
+    anyhow::ensure!(newest.lock().expect("no holder panics").is_some(), "nothing was committed");
     over.store(true, Ordering::Relaxed);
-    let lag = lag.await??;
+    let lag = match lag {
+        Some(lag) => lag.await??,
+        None => Histogram::new(3)?,
+    };
+    let seconds = began.elapsed().as_secs_f64();
     Ok(Loaded {
         clients: arguments.clients,
         transactions: latencies.len(),
@@ -159,10 +200,9 @@ pub async fn run(arguments: &LoadArgs) -> anyhow::Result<Loaded> {
 }
 
 /// The newest answer, and when it was given.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 struct Newest {
     csn: Csn,
-    token: Token,
     given: Instant,
 }
 
@@ -189,7 +229,7 @@ async fn one(
         latencies.record(asked.elapsed().as_micros() as u64)?;
         let mut newest = newest.lock().expect("no holder panics");
         if newest.as_ref().is_none_or(|newest| newest.csn < receipt.csn) {
-            *newest = Some(Newest { csn: receipt.csn, token: receipt.token, given: Instant::now() });
+            *newest = Some(Newest { csn: receipt.csn, given: Instant::now() });
         }
     }
     Ok(latencies)
@@ -208,24 +248,28 @@ fn two_databases(client: &Client) -> Transaction {
     client.transaction().sql("a", super::baseline::BODY, params![]).sql("b", super::baseline::BODY, params![])
 }
 
-/// Takes the newest answer again and again, and waits until the index has it.
-async fn watch_lag(client: Client, newest: Arc<Mutex<Option<Newest>>>, over: Arc<AtomicBool>) -> anyhow::Result<Histogram<u64>> {
-    let (mut lag, mut watches) = (Histogram::<u64>::new(3)?, tokio::task::JoinSet::new());
-    while !over.load(Ordering::Relaxed) {
+/// Takes the newest answer again and again, and looks when the index has it, to the last. It asks for the status, for nothing is hurried
+/// by that: a read that waits for a token would be.
+async fn watch_lag(url: String, newest: Arc<Mutex<Option<Newest>>>, over: Arc<AtomicBool>) -> anyhow::Result<Histogram<u64>> {
+    let mut lag = Histogram::<u64>::new(3)?;
+    let mut admin = AdminServiceClient::connect(url).await?;
+    let mut behind: VecDeque<Newest> = VecDeque::new();
+    let mut taken = Csn::default();
+    loop {
         tokio::time::sleep(LAG_EVERY).await;
-        let now = newest.lock().expect("no holder panics").clone();
-        if let Some(Newest { token, given, .. }) = now {
-            let client = client.clone();
-            watches.spawn(async move {
-                client.get("index", "item-0").at_least(&token).timeout(Duration::from_secs(60)).await?;
-                anyhow::Ok(given.elapsed().as_micros() as u64)
-            });
+        // Before the newest is taken: what comes later is none.
+        let last = over.load(Ordering::Relaxed);
+        let newest = *newest.lock().expect("no holder panics");
+        behind.extend(newest.filter(|newest| newest.csn > std::mem::replace(&mut taken, newest.csn)));
+        let status = admin.status(StatusRequest {}).await?.into_inner();
+        let index = status.participants.iter().find(|store| store.name == "index").context("there is no store `index`")?;
+        while let Some(Newest { given, .. }) = behind.pop_front_if(|newest| newest.csn.to_u64() <= index.applied_csn) {
+            lag.record(given.elapsed().as_micros() as u64)?;
         }
-        while let Some(seen) = watches.try_join_next() {
-            lag.record(seen??)?;
+        if last && behind.is_empty() {
+            return Ok(lag);
         }
     }
-    Ok(lag)
 }
 
 /// Some 295 bytes.

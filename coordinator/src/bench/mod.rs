@@ -13,9 +13,10 @@ pub use load::LoadArgs;
 pub use no_op::NoOpArgs;
 
 use crate::demo::daemon::{Daemon, Launch};
+use crate::demo::{self, Output};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use load::{Loaded, Shape};
+use load::{Awaited, Loaded, Shape};
 use lockstep_proto::v1::StatusReply;
 use report::{Report, Row};
 use std::path::{Path, PathBuf};
@@ -26,27 +27,62 @@ use std::time::{Duration, Instant};
 #[derive(Args, Clone, Debug)]
 pub struct BenchArgs {
     /// Seconds of each measurement
-    #[arg(long, default_value_t = 4, value_name = "S")]
+    #[arg(long, default_value_t = 4, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     seconds: u64,
     /// How often each pair is measured
-    #[arg(long, default_value_t = 3, value_name = "N")]
-    rounds: usize,
-    /// Only these rows: coordinator, embedded, naive, latency, start, memory, curve (repeatable). PostgreSQL and
-    /// OpenSearch only if asked for: servers, or of these servers-wal, servers-recovery, servers-two, servers-dual
-    #[arg(long, value_name = "ROW")]
-    only: Vec<String>,
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Only these (repeatable); PostgreSQL and OpenSearch only if asked for
+    #[arg(long, value_enum, value_name = "ROW")]
+    only: Vec<Rows>,
     /// Transactions after which memory and folder are measured
-    #[arg(long, default_value_t = 1_000_000, value_name = "N")]
+    #[arg(long, default_value_t = 1_000_000, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     transactions: u64,
-    /// Write the picture of throughput and latency over concurrency here (SVG)
+    /// Write the picture of throughput and latency over concurrency here (SVG), if that is measured
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
-    /// table or json
-    #[arg(long, default_value = "table", value_name = "FORMAT")]
-    output: String,
-    /// Measure a daemon that runs already, on its own stores, instead of the rows above; it needs the table `item`
-    #[arg(long, value_name = "URL")]
+    /// What to print on stdout
+    #[arg(long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    /// Measure a daemon that runs already instead: its stores are `db`, with the table
+    /// `item (id INTEGER PRIMARY KEY, body TEXT NOT NULL, version INTEGER NOT NULL)`, and `index`
+    #[arg(long, value_name = "URL", conflicts_with_all = ["only", "rounds", "transactions"])]
     endpoint: Option<String>,
+}
+
+/// What there is to measure.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Rows {
+    /// The coordinator alone
+    Coordinator,
+    /// SQLite and Tantivy over SQLite alone
+    Embedded,
+    /// SQLite and Tantivy over the naive dual write
+    Naive,
+    /// One client
+    Latency,
+    /// A start with much to apply
+    Start,
+    /// Memory and folder
+    Memory,
+    /// Throughput and latency over concurrency
+    Curve,
+    /// All with real servers
+    Servers,
+    /// Forces of PostgreSQL
+    ServersWal,
+    /// PostgreSQL with many transactions in doubt
+    ServersRecovery,
+    /// Two PostgreSQL clusters
+    ServersTwo,
+    /// PostgreSQL and OpenSearch over the naive dual write
+    ServersDual,
+}
+
+impl Rows {
+    fn of_servers(self) -> bool {
+        matches!(self, Rows::Servers | Rows::ServersWal | Rows::ServersRecovery | Rows::ServersTwo | Rows::ServersDual)
+    }
 }
 
 /// Rows and documents that the load writes, uniformly.
@@ -54,6 +90,9 @@ const ITEMS: u32 = 20_000;
 
 /// Decided and not applied at a measured start.
 const UNAPPLIED: u64 = 10_000;
+/// statfs(2).
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+const RAMFS_MAGIC: u64 = 0x8584_58f6;
 /// How long anything is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -67,13 +106,20 @@ enum Mode {
 /// Measures, and prints one table.
 pub fn run(arguments: BenchArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let report = runtime.block_on(measure(&arguments))?;
-    report.print(&arguments.output)?;
-    if let Some(path) = &arguments.plot {
+    let mut report = Report::default();
+    let measured = runtime.block_on(async {
+        tokio::select! {
+            measured = measure(&arguments, &mut report) => measured,
+            () = demo::interrupted() => Err(anyhow::anyhow!("interrupted")),
+        }
+    });
+    // What was measured before a failure is no less true.
+    report.print(arguments.output)?;
+    if let (Some(path), Ok(()), false) = (&arguments.plot, &measured, report.curve.is_empty()) {
         report.plot(path)?;
         eprintln!("the picture is in {}", path.display());
     }
-    Ok(ExitCode::SUCCESS)
+    measured.map(|()| ExitCode::SUCCESS)
 }
 
 /// The load of one measurement, in a process of its own; prints what it measured as JSON.
@@ -90,48 +136,48 @@ pub fn run_no_op(arguments: NoOpArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn measure(arguments: &BenchArgs) -> anyhow::Result<Report> {
-    let mut report = Report::default();
+async fn measure(arguments: &BenchArgs, report: &mut Report) -> anyhow::Result<()> {
     if let Some(url) = &arguments.endpoint {
         for clients in [1, 8, 32, 128] {
-            report.curve.push(load_process(url, clients, arguments.seconds, "applied", Shape::RowAndDocument)?);
+            report.curve.push(load_process(url, clients, arguments.seconds, Awaited::Applied, Shape::RowAndDocument).await?);
         }
-        return Ok(report);
+        return Ok(());
     }
-    let wanted = |row: &str| arguments.only.is_empty() || arguments.only.iter().any(|only| only == row);
-    if wanted("coordinator") {
-        coordinator(arguments, &mut report).await?;
+    warn_of_memory_files()?;
+    let wanted = |rows: Rows| arguments.only.is_empty() || arguments.only.contains(&rows);
+    if wanted(Rows::Coordinator) {
+        coordinator(arguments, report).await?;
     }
-    if wanted("embedded") {
+    if wanted(Rows::Embedded) {
         for clients in [32, 128] {
-            embedded(arguments, &mut report, clients).await?;
+            embedded(arguments, report, clients).await?;
         }
     }
-    if wanted("naive") {
-        naive(arguments, &mut report, "applied").await?;
-        naive(arguments, &mut report, "visible").await?;
+    if wanted(Rows::Naive) {
+        naive(arguments, report, Awaited::Applied).await?;
+        naive(arguments, report, Awaited::Visible).await?;
     }
-    if wanted("latency") {
+    if wanted(Rows::Latency) {
         for mode in [Mode::LogDecided, Mode::DatabaseLed] {
-            latency(arguments, &mut report, mode).await?;
+            latency(arguments, report, mode).await?;
         }
     }
-    if wanted("start") {
-        start(arguments, &mut report).await?;
+    if wanted(Rows::Start) {
+        start(arguments, report).await?;
     }
-    if wanted("memory") {
-        memory(arguments, &mut report).await?;
+    if wanted(Rows::Memory) {
+        memory(arguments, report).await?;
     }
-    if arguments.only.iter().any(|only| servers::has(only)) {
-        servers::measure(arguments, &mut report).await?;
+    if arguments.only.iter().any(|only| only.of_servers()) {
+        servers::measure(arguments, report).await?;
     }
-    if wanted("curve") {
+    if wanted(Rows::Curve) {
         for clients in [1, 2, 4, 8, 16, 32, 64, 128, 256] {
             eprintln!("curve: {clients} clients");
-            report.curve.push(lockstep(Mode::LogDecided, clients, arguments.seconds, "applied").await?.0);
+            report.curve.push(lockstep(Mode::LogDecided, clients, arguments.seconds, Awaited::Applied).await?.0);
         }
     }
-    Ok(report)
+    Ok(())
 }
 
 /// The coordinator alone, between two participants that do nothing, over a bare group commit.
@@ -161,7 +207,7 @@ async fn coordinator_alone(clients: usize, seconds: u64) -> anyhow::Result<(Load
     let mut daemon = Daemon::start(launch).await?;
     let _participants = [Participant::start(&daemon.url(), "a", &[])?, Participant::start(&daemon.url(), "b", &[])?];
     let before = daemon.wait_for(PATIENCE, all_up).await?.forces;
-    let loaded = load_process(&daemon.url(), clients, seconds, "applied", Shape::TwoDatabases)?;
+    let loaded = load_process(&daemon.url(), clients, seconds, Awaited::Applied, Shape::TwoDatabases).await?;
     let forces = daemon.status().await?.forces - before;
     daemon.stop().await?;
     Ok((loaded, forces))
@@ -191,7 +237,7 @@ async fn start(arguments: &BenchArgs, report: &mut Report) -> anyhow::Result<()>
         let silent = [Participant::start(&daemon.url(), "a", &["--silent"])?, Participant::start(&daemon.url(), "b", &["--silent"])?];
         daemon.wait_for(PATIENCE, all_up).await?;
         while daemon.status().await?.committed < UNAPPLIED {
-            load_process(&daemon.url(), 128, 1, "decided", Shape::TwoDatabases)?;
+            load_process(&daemon.url(), 128, 1, Awaited::Decided, Shape::TwoDatabases).await?;
         }
         daemon.kill();
         drop(silent);
@@ -219,19 +265,23 @@ async fn memory(arguments: &BenchArgs, report: &mut Report) -> anyhow::Result<()
     load::prepare(&daemon.url()).await?;
     let (mut done, mut half) = (0, None);
     while done < arguments.transactions {
-        done += load_process(&daemon.url(), 128, arguments.seconds, "applied", Shape::RowAndDocument)?.transactions;
+        done += load_process(&daemon.url(), 128, arguments.seconds, Awaited::Applied, Shape::RowAndDocument).await?.transactions;
         let (resident, log) = (resident_bytes(&daemon)? as f64 / MIB, daemon.status().await?.log_bytes as f64 / MIB);
         eprintln!("memory: {done} of {} transactions: {resident:.0} MiB resident, {log:.0} MiB of log", arguments.transactions);
         if half.is_none() && done >= arguments.transactions / 2 {
-            half = Some((resident, log));
+            half = Some((done, resident, log));
         }
         if done >= arguments.transactions {
-            let (resident_half, log_half) = half.expect("half of it comes first");
+            let (half_way, resident_half, log_half) = half.expect("half of it comes first");
+            anyhow::ensure!(
+                half_way < done,
+                "{done} transactions are one measurement's: more of them (--transactions) show whether it grows"
+            );
             for (what, value) in [
                 ("resident memory after that many transactions, MiB", resident),
-                ("the same over what it was half-way", resident / resident_half),
+                ("resident memory over what it was half-way", resident / resident_half),
                 ("folder of the log, MiB", log),
-                ("the same over what it was half-way", log / log_half),
+                ("folder of the log over what it was half-way", log / log_half),
             ] {
                 let mut row = Row::new(format!("{what} ({done})"));
                 row.push(value);
@@ -278,7 +328,7 @@ async fn embedded(arguments: &BenchArgs, report: &mut Report, clients: usize) ->
     );
     for round in 0..arguments.rounds {
         let alone = baseline::sqlite_alone(clients, Duration::from_secs(arguments.seconds))?;
-        let (both, forces) = lockstep(Mode::LogDecided, clients, arguments.seconds, "applied").await?;
+        let (both, forces) = lockstep(Mode::LogDecided, clients, arguments.seconds, Awaited::Applied).await?;
         eprintln!("embedded {clients}: round {round}: {:.0}/s over {:.0}/s", both.per_second(), alone.per_second());
         ratios.push(both.per_second() / alone.per_second());
         forced.push(forces as f64 / both.transactions as f64);
@@ -289,12 +339,12 @@ async fn embedded(arguments: &BenchArgs, report: &mut Report, clients: usize) ->
 }
 
 /// Both stores atomically, over the naive durable dual write.
-async fn naive(arguments: &BenchArgs, report: &mut Report, wait: &str) -> anyhow::Result<()> {
-    let mut ratios = Row::new(format!("SQLite + Tantivy over the naive durable dual write, 32 clients, wait {wait}"));
+async fn naive(arguments: &BenchArgs, report: &mut Report, wait: Awaited) -> anyhow::Result<()> {
+    let mut ratios = Row::new(format!("SQLite + Tantivy over the naive durable dual write, 32 clients, wait {}", wait.name()));
     for round in 0..arguments.rounds {
         let naive = baseline::naive_dual_write(32, Duration::from_secs(arguments.seconds))?;
         let (both, _) = lockstep(Mode::LogDecided, 32, arguments.seconds, wait).await?;
-        eprintln!("naive, wait {wait}: round {round}: {:.0}/s over {:.1}/s", both.per_second(), naive.per_second());
+        eprintln!("naive, wait {}: round {round}: {:.0}/s over {:.1}/s", wait.name(), both.per_second(), naive.per_second());
         ratios.push(both.per_second() / naive.per_second());
     }
     report.rows.push(ratios);
@@ -306,7 +356,7 @@ async fn latency(arguments: &BenchArgs, report: &mut Report, mode: Mode) -> anyh
     let mut ratios = Row::new(format!("p50 of one client over the p50 of one durable SQLite commit by hand, {mode:?}"));
     for round in 0..arguments.rounds {
         let alone = baseline::sqlite_alone(1, Duration::from_secs(arguments.seconds))?;
-        let (both, _) = lockstep(mode, 1, arguments.seconds, "applied").await?;
+        let (both, _) = lockstep(mode, 1, arguments.seconds, Awaited::Applied).await?;
         eprintln!("latency {mode:?}: round {round}: {:.0} µs over {:.0} µs", both.p50_us, alone.p50_us);
         ratios.push(both.p50_us / alone.p50_us);
     }
@@ -315,14 +365,14 @@ async fn latency(arguments: &BenchArgs, report: &mut Report, mode: Mode) -> anyh
 }
 
 /// A daemon on fresh stores under load; with the forced writes of log and database meanwhile.
-async fn lockstep(mode: Mode, clients: usize, seconds: u64, wait: &str) -> anyhow::Result<(Loaded, u64)> {
+async fn lockstep(mode: Mode, clients: usize, seconds: u64, wait: Awaited) -> anyhow::Result<(Loaded, u64)> {
     let folder = tempfile::tempdir()?;
     let mut daemon = Daemon::start(launch(folder.path(), mode)?).await?;
     daemon.wait_until_serving().await?;
     load::prepare(&daemon.url()).await?;
     let forces = |status: StatusReply| status.forces + status.participants.iter().map(|participant| participant.forces).sum::<u64>();
     let before = forces(daemon.status().await?);
-    let loaded = load_process(&daemon.url(), clients, seconds, wait, Shape::RowAndDocument)?;
+    let loaded = load_process(&daemon.url(), clients, seconds, wait, Shape::RowAndDocument).await?;
     let forced = forces(daemon.status().await?) - before;
     daemon.stop().await?;
     Ok((loaded, forced))
@@ -340,14 +390,26 @@ fn launch(folder: &Path, mode: Mode) -> anyhow::Result<Launch> {
     Ok(launch)
 }
 
-fn load_process(url: &str, clients: usize, seconds: u64, wait: &str, shape: Shape) -> anyhow::Result<Loaded> {
-    let mut command = Command::new(std::env::current_exe()?);
+/// The load, in a process of its own; ended with the future.
+async fn load_process(url: &str, clients: usize, seconds: u64, wait: Awaited, shape: Shape) -> anyhow::Result<Loaded> {
+    let mut command = tokio::process::Command::new(std::env::current_exe()?);
     command.arg("bench-load").arg("--endpoint").arg(url).arg("--clients").arg(clients.to_string());
-    command.arg("--seconds").arg(seconds.to_string()).arg("--wait").arg(wait);
-    if let Some(shape) = shape.to_possible_value() {
-        command.arg("--shape").arg(shape.get_name());
-    }
-    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("cannot start the load")?;
+    command.arg("--seconds").arg(seconds.to_string()).arg("--wait").arg(wait.name()).arg("--shape").arg(shape.name());
+    let output =
+        command.stdin(Stdio::null()).stderr(Stdio::inherit()).kill_on_drop(true).output().await.context("cannot start the load")?;
     anyhow::ensure!(output.status.success(), "the load failed ({})", output.status);
     serde_json::from_slice(&output.stdout).context("the load's answer")
+}
+
+/// Where a force costs nothing, nothing of this means anything.
+fn warn_of_memory_files() -> anyhow::Result<()> {
+    let folder = std::env::temp_dir();
+    let kind = rustix::fs::statfs(&folder).with_context(|| format!("cannot look at {}", folder.display()))?.f_type;
+    if [TMPFS_MAGIC, RAMFS_MAGIC].contains(&(kind as u64)) {
+        eprintln!(
+            "warning: {} is a file system in memory, where a force costs nothing: set TMPDIR to a folder on the disk to be measured",
+            folder.display()
+        );
+    }
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! The table, and the picture.
 
 use super::load::Loaded;
+use crate::demo::Output;
 use comfy_table::{Table, presets};
 use serde_json::json;
 use std::fmt::Write;
@@ -41,7 +42,11 @@ impl Row {
     }
 
     fn median(&self) -> f64 {
-        self.values[self.values.len() / 2]
+        let middle = self.values.len() / 2;
+        match self.values.len() % 2 {
+            1 => self.values[middle],
+            _ => f64::midpoint(self.values[middle - 1], self.values[middle]),
+        }
     }
 
     fn spread(&self) -> (f64, f64) {
@@ -50,18 +55,24 @@ impl Row {
 }
 
 impl Report {
-    /// On stdout.
-    pub fn print(&self, output: &str) -> anyhow::Result<()> {
+    /// On stdout. Every row has a value.
+    pub fn print(&self, output: Output) -> anyhow::Result<()> {
         match output {
-            "json" => println!("{}", serde_json::to_string_pretty(&self.json())?),
-            _ => self.print_tables(),
+            Output::Json => println!("{}", serde_json::to_string_pretty(&self.json()?)?),
+            Output::Table => self.print_tables(),
         }
         Ok(())
     }
 
-    fn json(&self) -> serde_json::Value {
+    fn json(&self) -> serde_json::Result<serde_json::Value> {
         let row = |row: &Row| json!({"what": row.name, "median": row.median(), "min": row.spread().0, "max": row.spread().1, "runs": row.values.len()});
-        json!({"rows": self.rows.iter().map(row).collect::<Vec<_>>(), "curve": self.curve})
+        let point = |point: &Loaded| {
+            let mut measured = serde_json::to_value(point)?;
+            measured["per_second"] = json!(point.per_second());
+            Ok(measured)
+        };
+        let curve = self.curve.iter().map(point).collect::<serde_json::Result<Vec<_>>>()?;
+        Ok(json!({"rows": self.rows.iter().map(row).collect::<Vec<_>>(), "curve": curve}))
     }
 
     fn print_tables(&self) {

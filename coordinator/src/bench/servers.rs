@@ -1,9 +1,9 @@
 //! The rows with real servers: PostgreSQL and OpenSearch, started here, on the disk of temporary files.
 
 use super::baseline::{self, Measured, TABLE, UPSERT, Writer};
-use super::load::{self, Loaded, Shape};
+use super::load::{self, Awaited, Loaded, Shape};
 use super::report::{Report, Row};
-use super::{BenchArgs, PATIENCE, load_process};
+use super::{BenchArgs, PATIENCE, Rows, load_process};
 use crate::demo::daemon::{Daemon, Launch};
 use crate::demo::naive::{Blocking, Node};
 use crate::demo::stores::PostgresMode;
@@ -17,6 +17,8 @@ use lockstep_core::{
 use lockstep_servers::opensearch::{self, Life};
 use lockstep_servers::postgres::{Cluster, Place};
 use serde_json::json;
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -43,36 +45,24 @@ struct Clusters {
     made: u32,
 }
 
-/// The names of these rows, for `--only`: all of them, or one.
-const ALL: &str = "servers";
-const WAL: &str = "servers-wal";
-const RECOVERY: &str = "servers-recovery";
-const TWO: &str = "servers-two";
-const DUAL: &str = "servers-dual";
-
-/// Whether this names rows of these.
-pub fn has(only: &str) -> bool {
-    [ALL, WAL, RECOVERY, TWO, DUAL].contains(&only)
-}
-
 /// Measures those that are asked for.
 pub async fn measure(arguments: &BenchArgs, report: &mut Report) -> anyhow::Result<()> {
     let settings = ["max_connections=200", "max_prepared_transactions=1100", "shared_buffers=128MB", "max_wal_size=4GB"];
     let start = || Cluster::try_start(&settings, Place::Disk);
     let mut clusters = block_in_place(|| anyhow::Ok(Clusters { clusters: [start()?, start()?], made: 0 }))?;
-    let wanted = |row: &str| arguments.only.iter().any(|only| only == ALL || only == row);
-    if wanted(WAL) {
+    let wanted = |rows: Rows| arguments.only.iter().any(|only| *only == Rows::Servers || *only == rows);
+    if wanted(Rows::ServersWal) {
         forces(arguments, report, &mut clusters).await?;
     }
-    if wanted(RECOVERY) {
+    if wanted(Rows::ServersRecovery) {
         for decided in [true, false] {
             recovery(arguments, report, &mut clusters, decided).await?;
         }
     }
-    if wanted(TWO) {
+    if wanted(Rows::ServersTwo) {
         two_clusters(arguments, report, &mut clusters).await?;
     }
-    if wanted(DUAL) {
+    if wanted(Rows::ServersDual) {
         let node = block_in_place(|| opensearch::Node::try_start(&[], Life::Long))?;
         warm_up(&mut clusters, &node).await?;
         for mode in [PostgresMode::DatabaseLed, PostgresMode::TwoPhase] {
@@ -88,7 +78,9 @@ async fn warm_up(clusters: &mut Clusters, node: &opensearch::Node) -> anyhow::Re
     for round in 1..=WARM_UPS {
         let (began, before) = (Instant::now(), compilers(process)?);
         both(clusters, &node.url(), PostgresMode::DatabaseLed, WARM_UP).await?;
-        let share = (compilers(process)? - before).as_secs_f64() / began.elapsed().as_secs_f64();
+        // A thread may have begun meanwhile, or ended.
+        let taken = compilers(process)?.into_iter().map(|(thread, taken)| taken - before.get(&thread).copied().unwrap_or_default());
+        let share = taken.sum::<Duration>().as_secs_f64() / began.elapsed().as_secs_f64();
         eprintln!("warm-up {round}: the search server's compiler takes {:.0} % of a core", share * 100.0);
         if share < CALM {
             break;
@@ -98,17 +90,19 @@ async fn warm_up(clusters: &mut Clusters, node: &opensearch::Node) -> anyhow::Re
 }
 
 /// Processor time that the compiler threads of a Java process have taken (proc(5): user and system time in hundredths of a second).
-fn compilers(process: u32) -> anyhow::Result<Duration> {
-    let mut hundredths = 0;
+fn compilers(process: u32) -> anyhow::Result<HashMap<OsString, Duration>> {
+    let mut taken = HashMap::new();
     for thread in std::fs::read_dir(format!("/proc/{process}/task"))? {
+        let thread = thread?;
         // A thread may end meanwhile.
-        let Ok(stat) = std::fs::read_to_string(thread?.path().join("stat")) else { continue };
+        let Ok(stat) = std::fs::read_to_string(thread.path().join("stat")) else { continue };
         let (named, numbers) = stat.rsplit_once(')').context("a name in parentheses")?;
         if named.contains("Compiler") {
-            hundredths += numbers.split_whitespace().skip(11).take(2).map(|number| number.parse().unwrap_or(0)).sum::<u64>();
+            let hundredths = numbers.split_whitespace().skip(11).take(2).map(|number| number.parse().unwrap_or(0)).sum::<u64>();
+            taken.insert(thread.file_name(), Duration::from_millis(hundredths * 10));
         }
     }
-    Ok(Duration::from_millis(hundredths * 10))
+    Ok(taken)
 }
 
 /// PostgreSQL and OpenSearch, over the naive dual write to the same servers.
@@ -316,7 +310,7 @@ async fn lockstep(stores: &str, with_index: bool, seconds: u64, shape: Shape) ->
     } else {
         load::prepare_two(&daemon.url()).await?;
     }
-    let loaded = load_process(&daemon.url(), CLIENTS, seconds, "applied", shape)?;
+    let loaded = load_process(&daemon.url(), CLIENTS, seconds, Awaited::Applied, shape).await?;
     daemon.stop().await?;
     Ok(loaded)
 }
@@ -444,10 +438,13 @@ impl Clusters {
             let connection = Blocking::connect(&self.clusters[0].url("postgres"))?;
             let others = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()";
             let until = Instant::now() + PATIENCE;
-            while connection.query(others, &[])?[0].get::<_, i64>(0) > 0 && Instant::now() < until {
+            while connection.query(others, &[])?[0].get::<_, i64>(0) > 0 {
+                ensure!(Instant::now() < until, "there are other connections to the database after {PATIENCE:?}");
                 std::thread::sleep(Duration::from_millis(5));
             }
-            Ok(connection.query("SELECT wal_sync FROM pg_stat_wal", &[])?[0].get(0))
+            let flushes = "SELECT wal_sync FROM pg_stat_wal";
+            let rows = connection.query(flushes, &[]).context("how often the log is forced is told by PostgreSQL 14 to 17")?;
+            Ok(rows[0].get(0))
         })
     }
 }
