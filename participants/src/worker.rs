@@ -266,7 +266,13 @@ impl Worker {
                 Led::Each(outcomes) => StoreReport::LedEach(outcomes),
             }),
             StoreCommand::Acked(csn) => store.acked(csn).map(|()| StoreReport::Acked),
-            StoreCommand::Settle(what) => store.settle(&what).map(|marker| StoreReport::Settled(marker.map(Box::new))),
+            StoreCommand::Settle(what) => match (store.settle(&what), what) {
+                (Err(StoreError::Invalid(why)), Settle::Txid(txid)) => {
+                    tracing::warn!(%txid, %why, "an outcome cannot be told: it stays in doubt");
+                    Ok(StoreReport::Unsettled(why))
+                }
+                (settled, _) => settled.map(|marker| StoreReport::Settled(marker.map(Box::new))),
+            },
             StoreCommand::Scan { above, limit } => store.scan(above, limit).map(StoreReport::Scanned),
             StoreCommand::Floor(below) => store.floor(below).map(|()| StoreReport::Floored),
             StoreCommand::Resolve { txid, commit } => match store.resolve(txid, commit) {

@@ -7,6 +7,7 @@ use crate::event::{Alarm, Effect, Event};
 use crate::follower::{Follower, Scan};
 use crate::ids::{Csn, Epoch, LogId, Lsn, Owner, ParticipantId, Position, SessionId, Ticket, Time, Txid};
 use crate::keys::KeyTable;
+use crate::late::Late;
 use crate::message::{FromParticipant, ToParticipant};
 use crate::mutation::{Mutation, broken};
 use crate::operator::ByHand;
@@ -14,7 +15,7 @@ use crate::outcomes::Outcomes;
 use crate::record::{AdminAction, Damage, Record};
 use crate::request::{Reply, RequestKey};
 use crate::transaction::Transaction;
-use crate::vote::Kind;
+use crate::vote::{Kind, Refusal};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -73,6 +74,10 @@ pub struct Coordinator {
     pub(crate) audit: AuditLog,
     /// Branches that an operator resolved by hand.
     pub(crate) by_hand: BTreeMap<(Txid, ParticipantId), ByHand>,
+    /// What leaders have told below the floor, and stores may hold prepared.
+    pub(crate) late: BTreeMap<Txid, Late>,
+    /// Branches whose deviation an operator has taken note of, above the floor: their stores go on telling of them.
+    pub(crate) forgotten: BTreeSet<(Txid, ParticipantId)>,
     /// Leaders that an operator did not wait for, in this start or an earlier one, and that have not been scanned since.
     pub(crate) waivers: Vec<Waiver>,
     /// Decided redos that were given up before this start (R-SKIP): a leader may tell of them again.
@@ -82,7 +87,7 @@ pub struct Coordinator {
     pub(crate) log_full: bool,
     pub(crate) paused: bool,
     /// A Floor record is on its way.
-    pub(crate) floor_pending: bool,
+    pub(crate) floor_pending: Option<Position>,
     pub(crate) forgetting_held: bool,
     pub(crate) housekeeping_at: Option<Time>,
     pub(crate) counts: Counts,
@@ -110,6 +115,8 @@ pub(crate) enum Pending {
     Acked(Vec<(ParticipantId, Csn)>, Vec<Lsn>),
     Leads(ParticipantId),
     Followed(ParticipantId),
+    /// This leader may be told the floor.
+    FloorTo(ParticipantId),
     /// Nobody waits for it, or only to hear that it is durable.
     Noted(Option<Ticket>),
     Operator {
@@ -124,6 +131,8 @@ pub(crate) enum Pending {
         csn: Csn,
     },
     SafeModeLeft(Ticket, Epoch),
+    /// An order that was forced, and did not make sense any more then: that is forced, too.
+    Refused(Ticket, Refusal),
 }
 
 /// A leader that an operator did not wait for: stores may have followed past what it decided before that start (R-WATERMARK).
@@ -246,11 +255,13 @@ impl Coordinator {
                 Pending::Acked(acked, lsns) => self.acked_durable(acked, lsns, fx),
                 Pending::Leads(participant) => self.leads_durable(participant, fx),
                 Pending::Followed(participant) => self.followed_durable(now, participant, fx),
+                Pending::FloorTo(leader) => self.floor_waits_no_more(leader, fx),
                 Pending::Noted(None) => {}
                 Pending::Noted(Some(ticket)) => self.reply(ticket, Reply::Done("it is on record".into()), fx),
                 Pending::Operator { ticket, operator, action, reason } => self.operate(now, ticket, operator, action, reason, fx),
                 Pending::Skip { ticket, participant, csn } => self.skipped(now, ticket, participant, csn, fx),
                 Pending::SafeModeLeft(ticket, epoch) => self.safe_mode_left(ticket, epoch, fx),
+                Pending::Refused(ticket, refusal) => self.reply(ticket, Reply::Refused(refusal), fx),
             }
         }
     }

@@ -68,10 +68,14 @@ pub struct Follower {
     pub heard: Epoch,
     /// The older owner that it has come back with in this start; it has overwritten that since, and is not let in (R-STORELOSS).
     pub stale_owner: Option<Epoch>,
+    /// Whether it was found to hold less than it once did, and has not shown since that it does not.
+    pub lost: bool,
     /// Whether the log was told in this start what it should hold, because it held less.
     pub loss_noted: bool,
     /// The newest transaction that it is known to have decided, until it is told a floor above it (R-STORELOSS).
     pub led: Option<Led>,
+    /// Records that have to be durable before it is told a floor.
+    pub floor_waits: usize,
     /// How far the floor may go for what it has prepared: known when a Floor has become durable, and with it what was said before it.
     pub floor_for_branches: Position,
     /// Whether the log was told that this leader has answered this start.
@@ -216,8 +220,10 @@ impl Follower {
             acked_told: Csn::ZERO,
             heard: Epoch(0),
             stale_owner: None,
+            lost: false,
             loss_noted: false,
             led: None,
+            floor_waits: 0,
             floor_for_branches: Position::default(),
             answer_noted: false,
             scanned: Csn::ZERO,
@@ -292,6 +298,9 @@ impl Follower {
 
     /// Up to where nothing is missing there.
     pub fn reached(&self) -> Csn {
+        if self.lost {
+            return Csn::ZERO;
+        }
         match (self.kind, self.oldest_unapplied()) {
             (Kind::Preparing, Some((csn, _))) => csn.before(),
             (Kind::Preparing | Kind::Redo | Kind::Serial | Kind::Leader, _) => self.progress.applied,

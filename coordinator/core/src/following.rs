@@ -131,6 +131,7 @@ impl Coordinator {
 
     /// One transaction is durable at a participant that acks one by one.
     pub(crate) fn committed(&mut self, now: Time, participant: ParticipantId, txid: Txid, fx: &mut Vec<Effect>) {
+        self.let_late_go(participant, txid, fx);
         let Some(csn) = self.transactions.get(&txid).and_then(|transaction| transaction.csn()) else { return };
         let Some(item) = self.follower(participant).items.get(&csn) else {
             return if broken(Mutation::AckCountsTwice) && self.decisions.contains_key(&csn) {

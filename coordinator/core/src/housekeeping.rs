@@ -98,7 +98,7 @@ impl Coordinator {
             return;
         }
         self.raise_floor(now, fx);
-        if !self.floor_pending {
+        if self.floor_pending.is_none() {
             self.note_leaders(fx);
         }
         let releasable = self.take_releasable(fx);
@@ -149,7 +149,7 @@ impl Coordinator {
     fn raise_floor(&mut self, now: Time, fx: &mut Vec<Effect>) {
         // A leader's markers below it would be dropped, with redos that nobody knows of.
         let unscanned = self.unscanned_leader().is_some() && !broken(Mutation::FloorBeforeScan);
-        if self.floor_pending || unscanned {
+        if self.floor_pending.is_some() || unscanned {
             return;
         }
         let oldest = Time(now.0.saturating_sub(self.config.outcomes_keep));
@@ -161,7 +161,7 @@ impl Coordinator {
             if broken(Mutation::FloorNotForced) {
                 return self.floor_durable(now, floor, fx);
             }
-            self.floor_pending = true;
+            self.floor_pending = Some(floor);
             let releasable = self.take_releasable(fx);
             self.append_acked(releasable, fx);
             self.append(Record::Floor { position: floor }, Some(Pending::Floor(floor)), fx);
@@ -169,9 +169,10 @@ impl Coordinator {
     }
 
     pub(crate) fn floor_durable(&mut self, now: Time, position: Position, fx: &mut Vec<Effect>) {
-        self.floor_pending = false;
+        self.floor_pending = None;
         self.answer_below(now, position, fx);
         self.outcomes.raise_floor(position);
+        self.forgotten.retain(|(txid, _)| txid.position() >= position);
         self.raise_floor_for_branches();
         for i in 0..self.followers.len() {
             if self.followers[i].leads() {

@@ -58,6 +58,7 @@ impl Coordinator {
         if let Some(how) = self.marker_lost(leader) {
             return self.store_lost(now, leader, session, how, fx);
         }
+        self.marker_shown(leader, fx);
         let again = now.after(self.config.inquiry);
         let follower = self.follower_mut(leader);
         let first = matches!(follower.scan, Scan::Running | Scan::Checking);
@@ -80,9 +81,7 @@ impl Coordinator {
         self.end_waivers(fx);
         self.open_greeted(now, fx);
         // What was found may be all that they waited for.
-        for i in 0..self.followers.len() {
-            self.answer_readers(ParticipantId(i as u16), fx);
-        }
+        self.answer_all_readers(fx);
     }
 
     /// The log says durably that this preparing store decides what touches it alone: from now on it does (R-LR).
@@ -128,6 +127,10 @@ impl Coordinator {
             }
             Some(Fate::Aborted(_)) => self.reversed(now, txid, fx),
             None if self.outcomes.by_key(&marker.entry.key).is_some() => self.reversed(now, txid, fx),
+            // The marker will be dropped, whoever has not followed it yet.
+            None if self.floor_pending.is_some_and(|floor| txid.position() < floor) && self.is_waived(txid) => {
+                self.below_the_floor(now, &marker, fx);
+            }
             None => self.adopt_marker(now, marker, fx),
         }
     }
@@ -260,5 +263,6 @@ impl Coordinator {
         }
         self.trace_abort(now, &transaction, Some(leader), refusal.kind, fx);
         self.aborted(now, txid, Some(leader), refusal, transaction.waiters, fx);
+        self.answer_all_readers(fx);
     }
 }

@@ -16,8 +16,9 @@
 //! 3. The coordinator: [`coordinator`] is its state and where each event goes. Then in the order of a transaction's life:
 //!    `requests` (clients), `voting` (phase one and **the decision**), `following` (phase two), `leading` (a database decides),
 //!    `sessions` (what a participant is told when it comes back), `store_loss` (does it hold less than it once did?), `breach` (what it may
-//!    not say), `housekeeping` (time), `operator` (a person's hand), `removal` (a store that is given up), `waiver` (a leader that a person does not wait for), `telling` (what is told of a traced one), `recovery` (the
-//!    start: replay fills the same tables, and then the ordinary resends run).
+//!    not say), `housekeeping` (time), `operator` (a person's hand), `removal` (a store that is given up), `waiver` (a leader that a person
+//!    does not wait for), `late` (what a leader tells below the floor), `telling` (what is told of a traced one), `recovery` (the start:
+//!    replay fills the same tables, and then the ordinary resends run).
 //! 4. The participant's end: [`participant`] (its `mod.rs` has an order of its own).
 //!
 //! Rule names (R-…) and invariants (I1–I12) are those of `docs/protocol.md`. Assertions of the protocol stay on in release builds: a
@@ -35,6 +36,7 @@ pub mod gid;
 mod housekeeping;
 pub mod ids;
 mod keys;
+mod late;
 mod leading;
 pub mod message;
 pub mod mutation;

@@ -3,7 +3,7 @@
 use crate::coordinator::{Coordinator, Pending, Phase};
 use crate::event::Effect;
 use crate::follower::Scan;
-use crate::ids::{Csn, Epoch, ParticipantId, Ticket, Time, Txid};
+use crate::ids::{Csn, Decider, Epoch, ParticipantId, Ticket, Time, Txid};
 use crate::message::ToParticipant;
 use crate::mutation::{Mutation, broken};
 use crate::outcomes::Fate;
@@ -104,6 +104,11 @@ impl Coordinator {
         if self.follower(participant).kind != Kind::Preparing {
             return Err("only a branch that its own store holds prepared can be resolved by hand; see `skip` for the others".into());
         }
+        if let Decider::Leader(decider) = txid.decider
+            && !self.is_leader(decider)
+        {
+            return Err(format!("participant {decider} decides nothing: there is no transaction {txid}"));
+        }
         // The first order may be carried out already: a second one against it would hide how the branch has ended (I12).
         let other = self.by_hand.get(&(txid, participant)).filter(|by_hand| by_hand.commit != commit);
         if let Some(ByHand { commit, .. }) = other {
@@ -174,12 +179,14 @@ impl Coordinator {
             && !begun
             && !broken(Mutation::OrderNotLookedAtAgain)
         {
-            return self.reply(ticket, Reply::Refused(Refusal::new(RefusalKind::Invalid, format!("meanwhile: {sentence}"))), fx);
+            let refusal = Refusal::new(RefusalKind::Invalid, format!("meanwhile: {sentence}"));
+            return self.refuse_meanwhile(now, ticket, operator, action, refusal, fx);
         }
         let done = match action {
             AdminAction::Resolve { txid, participant, commit } => {
                 let order = Order { operator, reason, at_ms: self.wall_ms(now) };
                 self.by_hand.insert((txid, participant), ByHand { commit, order: Some(order) });
+                self.forgotten.remove(&(txid, participant));
                 self.asked.remove(&(participant, txid));
                 self.send(participant, ToParticipant::Resolve { txid, commit }, fx);
                 format!("{txid} is {} by hand at `{}`", if commit { "committed" } else { "rolled back" }, self.follower(participant).name)
@@ -194,6 +201,7 @@ impl Coordinator {
                     self.damaged.remove(&txid);
                 }
                 self.by_hand.remove(&(txid, participant));
+                self.forgotten.insert((txid, participant));
                 format!("the damage of {txid} is forgotten")
             }
             AdminAction::Waive { participant } => {
@@ -209,6 +217,29 @@ impl Coordinator {
             AdminAction::Remove { participant } => self.remove(now, participant, fx),
         };
         self.reply(ticket, Reply::Done(done), fx);
+    }
+
+    /// A resolve stands in the log, where every later start would find it: it is taken back there before anybody is told that it was refused.
+    /// An older order, or damage, on record for the branch is not: a later order against it counts for nothing.
+    fn refuse_meanwhile(
+        &mut self,
+        now: Time,
+        ticket: Ticket,
+        operator: String,
+        action: AdminAction,
+        refusal: Refusal,
+        fx: &mut Vec<Effect>,
+    ) {
+        if let AdminAction::Resolve { txid, participant, .. } = action
+            && !self.by_hand.contains_key(&(txid, participant))
+            && !self.damage.iter().any(|damage| (damage.txid, damage.participant) == (txid, participant))
+        {
+            let action = AdminAction::Forget { txid, participant };
+            let record = Record::Admin { operator, action, reason: refusal.message.clone(), at_ms: self.wall_ms(now) };
+            self.append(record, Some(Pending::Refused(ticket, refusal)), fx);
+        } else {
+            self.reply(ticket, Reply::Refused(refusal), fx);
+        }
     }
 
     /// R-SKIP: the decided redo is given up at this participant, for ever. Forced as damage first, then it counts.
@@ -263,6 +294,7 @@ impl Coordinator {
         }
         self.evidence_changed(now, fx);
         self.open_greeted(now, fx);
+        self.answer_all_readers(fx);
     }
 
     /// R-LOGLOSS: an epoch above all seen and a new log id; then the coordinator is started again.

@@ -134,12 +134,14 @@ impl Coordinator {
             damaged: FxHashSet::default(),
             audit: AuditLog::default(),
             by_hand: BTreeMap::new(),
+            forgotten: BTreeSet::new(),
+            late: BTreeMap::new(),
             waivers: Vec::new(),
             skipped: BTreeSet::new(),
             evidence_awaited: true,
             log_full: false,
             paused: false,
-            floor_pending: false,
+            floor_pending: None,
             forgetting_held: false,
             housekeeping_at: None,
             counts: Counts::default(),
@@ -157,6 +159,7 @@ impl Coordinator {
             self.damaged = self.damage.iter().map(|damage| damage.txid).collect();
         }
         self.by_hand = facts.by_hand.clone();
+        self.forgotten = facts.forgotten.clone();
         self.skipped = facts.skipped.clone();
         if !broken(Mutation::WaiverForgotten) {
             self.waivers = facts.waivers.clone();
@@ -172,6 +175,7 @@ impl Coordinator {
                 Kind::Leader => {
                     let marker = facts.led.get(id).filter(|csn| **csn > Csn::ZERO);
                     follower.led = marker.map(|&csn| Led { csn, position: Position { epoch: csn.epoch(), n: 0 } });
+                    follower.lost = marker.is_some();
                 }
                 Kind::Preparing | Kind::Redo | Kind::Serial => follower.acked = acked,
             }
@@ -344,7 +348,7 @@ struct Facts {
     start: Epoch,
     loss_accepted: Epoch,
     acked: BTreeMap<ParticipantId, Csn>,
-    /// Since the last Floor: the marker that a leader was found to have lost, or zero.
+    /// The marker that a leader was found to have lost, or zero: a later one says that it was not, before a floor above it is told there.
     led: BTreeMap<ParticipantId, Csn>,
     /// The last start in which each has told something that stands in the log.
     heard: BTreeMap<ParticipantId, Epoch>,
@@ -354,6 +358,7 @@ struct Facts {
     damage: Vec<crate::record::Damage>,
     skipped: BTreeSet<(ParticipantId, Csn)>,
     by_hand: BTreeMap<(Txid, ParticipantId), ByHand>,
+    forgotten: BTreeSet<(Txid, ParticipantId)>,
     waivers: Vec<Waiver>,
     /// Of the start that is being read: how far stores had followed before it, and which leaders were waived in it.
     followed: BTreeMap<ParticipantId, Csn>,
@@ -415,7 +420,6 @@ impl Facts {
                 }
                 Record::Floor { position } => {
                     facts.floor = facts.floor.max(*position);
-                    facts.led.clear();
                 }
                 Record::Followed { participant, csn } => {
                     facts.followed.insert(*participant, *csn);
@@ -452,12 +456,18 @@ impl Facts {
     fn take_action(&mut self, action: &AdminAction, order: Order) {
         match action {
             AdminAction::Resolve { txid, participant, commit } => {
+                self.forgotten.remove(&(*txid, *participant));
                 // A later one against it was refused when it was durable.
                 self.by_hand.entry((*txid, *participant)).or_insert(ByHand { commit: *commit, order: Some(order) });
             }
             AdminAction::Forget { txid, participant } => {
+                let recorded = self.damage.len();
                 self.damage.retain(|damage| (damage.txid, damage.participant) != (*txid, *participant));
                 self.by_hand.remove(&(*txid, *participant));
+                // Without damage it takes back an order that was refused.
+                if self.damage.len() < recorded {
+                    self.forgotten.insert((*txid, *participant));
+                }
                 if broken(Mutation::ForgetUnskips) {
                     self.skipped.retain(|(at, _)| at != participant);
                 }

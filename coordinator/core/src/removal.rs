@@ -71,6 +71,9 @@ impl Coordinator {
         let undelivered =
             self.decisions.values().filter(|decision| decision.lsn.is_none() && decision.entries.iter().any(|entry| led(entry.txid)));
         match undelivered.count() {
+            0 if self.is_waited_for(participant) => {
+                Err(format!("branches may be prepared that only `{name}` has decided: wait until they are told"))
+            }
             0 => Ok(()),
             n => Err(format!("other stores have not made {n} transactions durable that `{name}` has decided: wait until they have")),
         }

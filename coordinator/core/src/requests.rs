@@ -175,6 +175,10 @@ impl Coordinator {
     /// Whether every branch with a CSN up to this one is applied there.
     fn reached(&self, participant: ParticipantId, csn: Csn) -> bool {
         let follower = self.follower(participant);
+        // What it had, it may not have any more.
+        if follower.lost {
+            return false;
+        }
         // A serial executor's item stands under the last CSN of its group, and is owed from the first.
         let first_owed = follower.oldest_unapplied().map(|(key, item)| {
             let mut covered = self.decisions[&item.decision].covered(participant, item.entry);
@@ -195,6 +199,12 @@ impl Coordinator {
         for reader in reached {
             self.timers.remove(&(reader.deadline, Timer::Read(participant, reader.ticket)));
             self.reply(reader.ticket, Reply::Reached(self.follower(participant).progress.applied.max(reader.csn)), fx);
+        }
+    }
+
+    pub(crate) fn answer_all_readers(&mut self, fx: &mut Vec<Effect>) {
+        for i in 0..self.followers.len() {
+            self.answer_readers(ParticipantId(i as u16), fx);
         }
     }
 

@@ -16,7 +16,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 /// Prepared branches that wait for an answer, at most.
-const ASKED_MAX: usize = 65_536;
+pub(crate) const ASKED_MAX: usize = 65_536;
 
 /// R-ANSWER: what a prepared branch is told.
 enum Answer {
@@ -96,12 +96,15 @@ impl Coordinator {
         (follower.abilities, follower.heard) = (hello.abilities, epoch);
         (follower.evidence, follower.progress) = (true, hello.progress);
         follower.progress_at = now;
+        follower.lost &= follower.kind == Kind::Leader;
         follower.exclusive = hello.exclusive;
         let first = follower.followed_before.is_none();
         follower.followed_before.get_or_insert(hello.progress.durable);
         self.heard_beside_waivers(now, participant, first, fx);
         self.take_back_applied(participant, hello.progress.applied);
-        for (txid, commit) in hello.heuristics {
+        let forgotten = |(txid, _): &(Txid, bool)| self.forgotten.contains(&(*txid, participant));
+        let (_, by_hand): (Vec<_>, Vec<_>) = hello.heuristics.into_iter().partition(forgotten);
+        for (txid, commit) in by_hand {
             self.by_hand.entry((txid, participant)).or_insert(ByHand { commit, order: None }).commit = commit;
             self.compare_by_hand(now, txid, self.outcome(txid), fx);
         }
@@ -121,6 +124,7 @@ impl Coordinator {
             }
         }
         self.evidence_changed(now, fx);
+        self.let_others_go(participant, &hello.prepared, fx);
         self.inquiry(now, participant, hello.prepared, fx);
     }
 
@@ -188,6 +192,7 @@ impl Coordinator {
             self.send(participant, ToParticipant::Settle(Settle::Txid(txid)), fx);
         }
         if nothing_to_show {
+            self.marker_shown(participant, fx);
             self.tell_floor(participant, fx);
             self.send(participant, ToParticipant::Open, fx);
             self.evidence_changed(now, fx);
@@ -320,6 +325,7 @@ impl Coordinator {
             // Even below the floor, where its fate is not kept any more.
             (_, Some(State::Committing(csn)), _) => Answer::Commit(csn),
             (_, _, Some(Fate::Committed(committed))) => Answer::Commit(committed.csn),
+            _ if let Some(csn) = self.late(txid) => Answer::Commit(csn),
             (_, Some(State::Active | State::Preparing | State::Deciding(_)), _) if broken(Mutation::InProgressAborts) => Answer::Abort,
             (_, Some(State::Active | State::Preparing | State::Deciding(_)), _) | (_, _, Some(Fate::Running)) => {
                 by_hand.map_or(Answer::Nothing, |by_hand| Answer::ByHand(by_hand.commit))
@@ -340,12 +346,22 @@ impl Coordinator {
                 Some(_) => Answer::Later,
                 None => Answer::Abort,
             },
-            Decider::Leader(leader) => match self.followers.get(leader.0 as usize).map(|leader| leader.open_session()) {
-                Some(Some(_)) => Answer::Settle(leader),
-                Some(None) => Answer::Later,
-                None => Answer::Nothing,
+            Decider::Leader(leader) if !self.is_leader(leader) => Answer::Nothing,
+            // The floor passes only what is durable everywhere; what a leader tells in spite of that is among the late ones.
+            Decider::Leader(leader) if txid.position() < self.outcomes.floor() => match self.follower(leader).scan {
+                Scan::Checking | Scan::Complete | Scan::Again(_) => Answer::Abort,
+                Scan::NotNeeded | Scan::Needed | Scan::Waived | Scan::Running => Answer::Later,
+            },
+            Decider::Leader(leader) => match self.follower(leader).open_session() {
+                Some(_) => Answer::Settle(leader),
+                None => Answer::Later,
             },
         }
+    }
+
+    /// Whether there is such a participant, and it decides transactions.
+    pub(crate) fn is_leader(&self, participant: ParticipantId) -> bool {
+        self.followers.get(participant.0 as usize).is_some_and(Follower::leads)
     }
 
     /// Why nothing may be presumed aborted now, if nothing may.
@@ -385,7 +401,7 @@ impl Coordinator {
             match txid.decider {
                 Decider::Log if self.no_presumption(Some(participant)).is_none() => self.compare_by_hand(now, txid, Some(false), fx),
                 Decider::Log => {}
-                Decider::Leader(leader) if (leader.0 as usize) < self.followers.len() => {
+                Decider::Leader(leader) if self.is_leader(leader) => {
                     self.send(leader, ToParticipant::Settle(Settle::Txid(txid)), fx);
                 }
                 Decider::Leader(_) => {}
@@ -446,6 +462,7 @@ impl Coordinator {
         evidence: MarkerEvidence,
         fx: &mut Vec<Effect>,
     ) {
+        self.let_late_go(participant, txid, fx);
         match evidence {
             MarkerEvidence::Committed => {}
             _ if broken(Mutation::NoSuchBranchIsSuccess) => {}

@@ -34,6 +34,7 @@ impl Coordinator {
     pub(crate) fn store_lost(&mut self, now: Time, participant: ParticipantId, session: SessionId, how: String, fx: &mut Vec<Effect>) {
         let why = format!("it has lost changes (R-STORELOSS): {how}; was an older copy restored?");
         self.alarm(Alarm::StoreLoss(participant, why.clone()), fx);
+        self.follower_mut(participant).lost = true;
         let follower = self.follower(participant);
         let csn = match follower.kind {
             Kind::Leader => follower.led.map_or(Csn::ZERO, |led| led.csn),
@@ -48,6 +49,17 @@ impl Coordinator {
         self.follower_mut(participant).turn(now, Session::Refused(session, why));
     }
 
+    /// Every marker that was missed is there: the log is told, if it holds that one was lost.
+    pub(crate) fn marker_shown(&mut self, leader: ParticipantId, fx: &mut Vec<Effect>) {
+        let follower = self.follower_mut(leader);
+        if std::mem::take(&mut follower.lost) && follower.kind == Kind::Leader {
+            (follower.loss_noted, follower.answer_noted) = (false, true);
+            // Before it may drop what it has shown.
+            follower.floor_waits += 1;
+            self.append(Record::Acked { participant: leader, csn: Csn::ZERO }, Some(Pending::FloorTo(leader)), fx);
+        }
+    }
+
     /// A leader has decided this: a marker that it has to hold until the floor has passed it.
     pub(crate) fn note_led(&mut self, leader: ParticipantId, txid: Txid, csn: Csn) {
         let follower = self.follower_mut(leader);
@@ -58,12 +70,13 @@ impl Coordinator {
 
     /// A store that leads is told the floor, if it is there: markers below it may be gone from then on. One that is away has them still.
     pub(crate) fn tell_floor(&mut self, leader: ParticipantId, fx: &mut Vec<Effect>) {
-        let mut floor = self.outcomes.floor();
+        let floor = self.outcomes.floor();
+        let mut floor = self.lowest_late(leader).map_or(floor, |late| late.min(floor));
         let follower = self.follower_mut(leader);
         if follower.kind == Kind::Preparing && !broken(Mutation::FloorPassesBranches) {
             floor = floor.min(follower.floor_for_branches);
         }
-        if follower.open_session().is_some() {
+        if follower.open_session().is_some() && follower.floor_waits == 0 {
             follower.led.take_if(|led| led.position < floor);
             self.send(leader, ToParticipant::Floor(floor), fx);
         }

@@ -243,7 +243,8 @@ impl Coordinator {
 
     /// Nothing was written anywhere: no CSN, no record, no phase two.
     fn commit_read_only(&mut self, now: Time, txid: Txid, fx: &mut Vec<Effect>) {
-        let csn = self.closed().unwrap_or(Csn::ZERO);
+        // What was read may be as new as that, though a leader still decides about something older.
+        let csn = self.last_csn;
         let results = Some(results_of(&self.transactions[&txid]));
         let at_ms = self.wall_ms(now);
         self.outcomes.settle(txid, now, Fate::Committed(CommittedFate { csn, lsn: None, at_ms, results }));

@@ -5,7 +5,7 @@ use crate::coordinator::{Coordinator, Pending, Waiver};
 use crate::event::Effect;
 use crate::follower::{Follower, Noted, Scan};
 use crate::ids::{Csn, Decider, ParticipantId, Time, Txid};
-use crate::record::{DamageKind, Marker, Record};
+use crate::record::{DamageKind, Record};
 use crate::vote::Kind;
 use std::collections::BTreeMap;
 
@@ -73,7 +73,7 @@ impl Coordinator {
             return;
         }
         let follower = self.follower(participant);
-        let before = self.followed_before(participant, txid).chain(follower.followed_before).min();
+        let before = self.followed_before(participant, txid).flatten().chain(follower.followed_before).min();
         let passed = before.is_some_and(|before| before < csn && csn <= follower.progress.durable);
         if passed && follows_past(follower.kind) {
             let reason = "the store had followed past it when its leader told of it";
@@ -81,24 +81,17 @@ impl Coordinator {
         }
     }
 
-    /// The floor has passed it while its leader was waived: nobody keeps its outcome, and what it had for others is not delivered any more.
-    pub(crate) fn below_the_floor(&mut self, now: Time, marker: &Marker, fx: &mut Vec<Effect>) {
-        let (txid, csn) = (marker.entry.txid, marker.entry.csn);
-        for &participant in &marker.entry.branches {
-            let undelivered = self.followed_before(participant, txid).any(|before| before < csn);
-            if undelivered && follows_past(self.follower(participant).kind) {
-                let reason = "the floor had passed it when its leader told of it";
-                self.record_damage(now, participant, txid, DamageKind::Hazard, None, reason.into(), None, fx);
-            }
-        }
+    /// Whether a start has not waited for the leader of this transaction, which began before it.
+    pub(crate) fn is_waived(&self, txid: Txid) -> bool {
+        self.waivers.iter().any(|waiver| waiver.is_of(txid))
     }
 
-    /// How far a store had followed when it went on without the leader of this transaction, in each start that had waived that one.
-    fn followed_before(&self, participant: ParticipantId, txid: Txid) -> impl Iterator<Item = Csn> {
-        let waived = move |waiver: &&Waiver| txid.decider == Decider::Leader(waiver.leader) && txid.epoch < waiver.epoch;
+    /// How far a store had followed when it went on without the leader of this transaction, in each start that had waived that one; nothing
+    /// of those in which it was not heard.
+    pub(crate) fn followed_before(&self, participant: ParticipantId, txid: Txid) -> impl Iterator<Item = Option<Csn>> {
         let own = self.follower(participant).followed_before;
         let of = move |waiver: &Waiver| if waiver.epoch == self.owner.epoch { own } else { waiver.followed.get(&participant).copied() };
-        self.waivers.iter().filter(waived).filter_map(of)
+        self.waivers.iter().filter(move |waiver| waiver.is_of(txid)).map(of)
     }
 
     /// A waiver is over when its leader has been scanned and every store that may have followed past it has been heard, of what it may have
@@ -117,6 +110,13 @@ impl Coordinator {
             self.waivers.retain(|waiver| waiver.leader != participant);
             self.append(Record::Scanned { participant }, Some(Pending::Noted(None)), fx);
         }
+    }
+}
+
+impl Waiver {
+    /// Whether this may have been decided, and not told, when its leader was waived.
+    fn is_of(&self, txid: Txid) -> bool {
+        txid.decider == Decider::Leader(self.leader) && txid.epoch < self.epoch
     }
 }
 

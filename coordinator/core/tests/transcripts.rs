@@ -162,6 +162,21 @@ story!(read_only, "Read-only everywhere: no CSN of its own, no record, no phase 
 });
 
 story!(
+    read_only_beside_a_leader,
+    "What a transaction has only read may be newer than what a leader still decides about: its token covers all of it.",
+    play = Play::new(&[("bank", Kind::Leader), ("pg", Kind::Preparing), ("index", Kind::Redo)]),
+    {
+        led(&mut play);
+        play.asks("add film 2", remote_film(2));
+        play.all_yes(&["index", "pg"], "1-2");
+        play.forced();
+        play.acks("pg", "1-2");
+        play.asks("read film 2", vec![row("pg")]);
+        play.read_only("pg", "1-3");
+    }
+);
+
+story!(
     read_only_at_one,
     "Read-only at one store: it has no phase two, and does not stand in the record.",
     play = Play::new(&[("pg", Kind::Preparing), ("maria", Kind::Preparing)]),
@@ -762,6 +777,82 @@ story!(
 );
 
 story!(
+    waived_below_the_floor,
+    "A waived leader is back when the floor has passed what it had decided: a prepared branch is told, and who may lack it is damage (I12).",
+    play = Play::with(&[("bank", Kind::Leader), ("pg", Kind::Preparing), ("other", Kind::Preparing), ("index", Kind::Redo)], |config| {
+        config.outcomes_max = 1
+    }),
+    {
+        play.asks("add film 1", vec![row("bank"), row("pg"), row("other"), put("index", "film-1", None)]);
+        play.all_yes(&["index", "pg", "other", "bank"], "1-1@p0");
+        let marker = play.marker("1-1@p0");
+        play.coordinator_dies();
+        play.recovers(&["pg"]);
+        play.asks_about("pg", "1-1@p0");
+        play.operator(AdminAction::Waive { participant: ParticipantId(0) }, "its machine is away for days");
+        play.forced();
+        play.asks("refused", vec![put("index", "x", None)]);
+        play.asks("refused, too", vec![put("index", "x", None)]);
+        play.passes(60_000);
+        play.forced();
+        play.connects("bank");
+        play.tells_markers("bank", &[marker]);
+        play.note("Its marker stays: `pg` and `other` may hold their branches. The index has not been heard.");
+        play.forced();
+        play.acks("pg", "1-1@p0");
+        play.connects("other");
+        play.asks_about("other", "1-1@p0");
+        play.acks("other", "1-1@p0");
+        play.shows_status();
+    }
+);
+
+story!(
+    waived_below_a_floor_to_come,
+    "The same, when the floor that passes it is not durable yet: the marker will be dropped, and the index may not have followed by then.",
+    play = Play::with(LED, |config| config.outcomes_max = 1),
+    {
+        led(&mut play);
+        let marker = play.marker("1-1@p0");
+        play.coordinator_dies();
+        play.recovers(&[]);
+        play.operator(AdminAction::Waive { participant: ParticipantId(0) }, "its machine is away for days");
+        play.forced();
+        play.asks("refused", vec![put("index", "x", None)]);
+        play.asks("refused, too", vec![put("index", "x", None)]);
+        play.passes(60_000);
+        play.connects("bank");
+        play.tells_markers("bank", &[marker]);
+        play.forced();
+    }
+);
+
+story!(
+    led_branch_below_the_floor,
+    "A branch that is prepared for a leader comes back when the floor has passed it: the leader has told of none below it, so it is aborted.",
+    play = Play::with(&[("bank", Kind::Leader), ("pg", Kind::Preparing)], |config| config.outcomes_max = 1),
+    {
+        play.asks("move", vec![row("bank"), row("pg")]);
+        play.yes("pg", "1-1@p0");
+        play.dies("pg");
+        play.coordinator_dies();
+        play.recovers(&["bank"]);
+        play.tells_markers("bank", &[]);
+        play.asks("refused", vec![row("pg")]);
+        play.asks("refused, too", vec![row("pg")]);
+        play.passes(60_000);
+        play.forced();
+        play.coordinator_dies();
+        play.recovers(&[]);
+        play.connects("pg");
+        play.asks_about("pg", "1-1@p0");
+        play.note("Not before the leader has told, in this start too.");
+        play.connects("bank");
+        play.tells_markers("bank", &[]);
+    }
+);
+
+story!(
     leader_lost_markers,
     "A leader is put back to an older state: the newest marker that it is known to have written is looked for in every new session (R-STORELOSS).",
     play = Play::new(LED),
@@ -776,6 +867,38 @@ story!(
         play.asks("add film 2", led_film(2));
         play.coordinator_dies_log_survives();
         play.note("The next start knows of it, too.");
+        play.recovers(&["index"]);
+        play.connects("bank");
+        play.tells_markers("bank", &[]);
+    }
+);
+
+story!(
+    leader_lost_and_a_floor,
+    "A leader that was found put back stays refused in later starts, whatever floor is raised meanwhile, until it shows its marker again.",
+    play = Play::with(LED, |config| config.outcomes_max = 1),
+    {
+        led(&mut play);
+        play.says("bank", FromParticipant::Led(vec![txid("1-1@p0")]));
+        let marker = play.marker("1-1@p0");
+        play.disconnects("bank");
+        play.connects("bank");
+        play.tells_markers("bank", &[]);
+        play.asks("refused", vec![put("index", "x", None)]);
+        play.follows("index", "1.1", "1.1");
+        play.asks("refused, too", vec![put("index", "x", None)]);
+        play.passes(60_000);
+        play.forced();
+        play.coordinator_dies();
+        play.recovers(&["index"]);
+        play.connects("bank");
+        play.tells_markers("bank", &[]);
+        play.note("Its own state is put in place again.");
+        play.connects("bank");
+        play.tells_markers("bank", &[marker]);
+        play.note("It may drop that once the log says that it was there.");
+        play.forced();
+        play.coordinator_dies();
         play.recovers(&["index"]);
         play.connects("bank");
         play.tells_markers("bank", &[]);
@@ -1183,6 +1306,35 @@ story!(at_least, "A token makes a read safe: reached, behind, or of another log.
     play.reads("index", Token { log_id: LogId(0xbad), csn: csn("1.1") }, 1_000);
 });
 
+story!(
+    at_least_taken_back,
+    "What a reader waited for is not decided after all: there is nothing left to wait for.",
+    play = Play::new(LED),
+    {
+        led(&mut play);
+        let token = play.token("1.1");
+        play.reads("index", token, 1000);
+        let refusal = Refusal::new(RefusalKind::Conflict, "could not serialize");
+        play.says("bank", FromParticipant::NotLed(vec![txid("1-1@p0")], refusal));
+    }
+);
+
+story!(
+    at_least_at_a_lost_store,
+    "A store that was put back may lack what a token stands for, though it had acknowledged it.",
+    play = Play::new(REMOTE),
+    {
+        remote_decided(&mut play);
+        play.acks("pg", "1-1");
+        play.follows("index", "1.1", "1.1");
+        play.disconnects("index");
+        play.actor("index").progress = Progress::default();
+        play.connects("index");
+        let token = play.token("1.1");
+        play.reads("index", token, 0);
+    }
+);
+
 story!(store_away, "A store that is not there: refused before anything is sent.", play = Play::new(EMBEDDED), {
     play.dies("index");
     play.asks("add film 1", film(1));
@@ -1368,6 +1520,53 @@ story!(
         play.shows_status();
     }
 );
+
+story!(
+    by_hand_meanwhile,
+    "An operator's order is forced, and makes no sense any more when it is: it is refused, and no later start carries it out.",
+    play = Play::new(REMOTE),
+    {
+        play.asks("add film 1", remote_film(1));
+        play.yes("pg", "1-1");
+        play.operator(AdminAction::Resolve { txid: txid("1-1"), participant: PG, commit: true }, "its locks block the shop");
+        play.no("index", "1-1", RefusalKind::Constraint, "the title is too long");
+        play.dies("pg");
+        play.forced();
+        play.note("Nobody is told before that is on record, too.");
+        play.forced();
+        play.coordinator_dies();
+        play.recovers(&["index"]);
+        play.connects("pg");
+        play.asks_about("pg", "1-1");
+    }
+);
+
+story!(
+    by_hand_and_forgotten,
+    "Damage that was forgotten stays so, though its store goes on telling how the branch ended there.",
+    play = Play::new(REMOTE),
+    {
+        remote_decided(&mut play);
+        play.dies("pg");
+        play.actor("pg").prepared.clear();
+        play.actor("pg").heuristics.push((txid("1-1"), false));
+        play.connects("pg");
+        play.operator(AdminAction::Forget { txid: txid("1-1"), participant: PG }, "the row is written anew");
+        play.forced();
+        play.connects("pg");
+        play.coordinator_dies();
+        play.recovers(&["index"]);
+        play.connects("pg");
+        play.shows_status();
+    }
+);
+
+story!(by_hand_by_a_slip, "An order that names a decider which decides nothing is a slip of the pen.", play = Play::new(REMOTE), {
+    play.asks("add film 1", remote_film(1));
+    play.yes("pg", "1-1");
+    play.dies("pg");
+    play.operator(AdminAction::Resolve { txid: txid("1-1@p1"), participant: PG, commit: false }, "its locks block the shop");
+});
 
 story!(
     below_the_floor,

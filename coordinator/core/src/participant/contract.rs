@@ -134,6 +134,8 @@ pub enum StoreReport {
     Acked,
     /// After [`StoreCommand::Settle`].
     Settled(Option<Box<Marker>>),
+    /// After [`StoreCommand::Settle`] of a transaction whose outcome is not kept here any more, and why: nobody is told anything.
+    Unsettled(String),
     /// After [`StoreCommand::Scan`].
     Scanned(Vec<Marker>),
     /// After [`StoreCommand::Floor`].

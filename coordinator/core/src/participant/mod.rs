@@ -339,6 +339,7 @@ impl Participant {
             (Command::Settle(what), StoreReport::Settled(marker)) => {
                 effects.push(ParticipantEffect::Send(of, FromParticipant::Settled(what, marker)));
             }
+            (Command::Settle(_), StoreReport::Unsettled(_)) => {}
             (Command::Scan, StoreReport::Scanned(markers)) => {
                 let last = markers.len() < SCAN_PIECE;
                 if !last && session.scan.is_none() {

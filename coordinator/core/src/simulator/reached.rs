@@ -98,7 +98,7 @@ kinds!(command(StoreCommand) {
 kinds!(report(StoreReport) {
     StoreReport::Recovered { .. } => Recovered, StoreReport::Prepared(_) => Prepared, StoreReport::Committed { .. } => Committed,
     StoreReport::Aborted => Aborted, StoreReport::Led(_) => Led, StoreReport::LedEach(_) => LedEach, StoreReport::Acked => Acked,
-    StoreReport::Settled(_) => Settled, StoreReport::Scanned(_) => Scanned, StoreReport::Floored => Floored,
+    StoreReport::Settled(_) => Settled, StoreReport::Unsettled(_) => Unsettled, StoreReport::Scanned(_) => Scanned, StoreReport::Floored => Floored,
     StoreReport::Resolved => Resolved, StoreReport::Unresolved(_) => Unresolved, StoreReport::Listed(_) => Listed, StoreReport::Tended { .. } => Tended,
     StoreReport::Migrated(_) => Migrated, StoreReport::Broken(_) => Broken,
 });

@@ -331,7 +331,7 @@ impl Store {
                 StoreCommand::Scan { .. } => StoreReport::Scanned(Vec::new()),
                 _ => StoreReport::Settled(None),
             },
-            StoreCommand::Settle(what) => StoreReport::Settled(self.settle(what)),
+            StoreCommand::Settle(what) => self.settle(what),
             StoreCommand::Scan { above, limit } => {
                 let mut found: Vec<_> =
                     self.live.markers.values().flatten().filter(|m| m.entry.csn > *above).map(|m| (**m).clone()).collect();
@@ -776,7 +776,7 @@ impl Store {
     }
 
     /// R-LR: never read and presume: the insert of an 'A' decides.
-    fn settle(&mut self, what: &Settle) -> Option<Box<Marker>> {
+    fn settle(&mut self, what: &Settle) -> StoreReport {
         let found = match what {
             Settle::Txid(txid) => self.live.markers.get(txid).cloned().flatten(),
             Settle::Key(key, _) => self.live.markers.values().flatten().find(|m| m.entry.key == *key).cloned(),
@@ -784,11 +784,13 @@ impl Store {
         match (&found, what) {
             (Some(_), _) => {}
             (None, _) if broken(Mutation::SettleReads) => {}
+            (None, Settle::Txid(txid)) if txid.position() < self.live.floor => return StoreReport::Unsettled("below the floor".into()),
+            (None, Settle::Key(_, position)) if *position < self.live.floor => return StoreReport::Broken("below the floor".into()),
             (None, Settle::Txid(txid)) => drop(self.live.markers.insert(*txid, None)),
             (None, Settle::Key(key, position)) => drop(self.live.aborted_keys.insert(key.clone(), *position)),
         }
         self.sync();
-        found.map(|marker| Box::new((*marker).clone()))
+        StoreReport::Settled(found.map(|marker| Box::new((*marker).clone())))
     }
 
     /// Somebody with a database client rolls a prepared branch back.

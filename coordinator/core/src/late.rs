@@ -1,0 +1,104 @@
+//! What a leader tells when the floor has passed it: it had been waived, or was away when the floor was raised. Nobody keeps its outcome but
+//! its marker, so the leader keeps that until no branch can be prepared for it any more; what it had for other stores is not delivered, and is
+//! damage where it may be lacking (I12).
+
+use crate::coordinator::{Coordinator, Pending};
+use crate::event::Effect;
+use crate::follower::Follower;
+use crate::ids::{Csn, Decider, ParticipantId, Position, Time, Txid};
+use crate::record::{DamageKind, Marker};
+use crate::sessions::ASKED_MAX;
+use crate::vote::Kind;
+use std::collections::BTreeSet;
+
+/// A transaction that its leader has committed.
+#[derive(Debug)]
+pub(crate) struct Late {
+    pub csn: Csn,
+    /// Stores that may hold its branch prepared.
+    holders: BTreeSet<ParticipantId>,
+}
+
+impl Coordinator {
+    pub(crate) fn below_the_floor(&mut self, now: Time, marker: &Marker, fx: &mut Vec<Effect>) {
+        let (txid, csn) = (marker.entry.txid, marker.entry.csn);
+        let holders: BTreeSet<_> = marker.entry.branches.iter().copied().filter(|at| self.may_hold(*at, txid)).collect();
+        if !holders.is_empty() {
+            self.late.insert(txid, Late { csn, holders });
+            self.answer_asked(now, txid, fx);
+        }
+        for &participant in &marker.entry.branches {
+            if self.may_lack(self.follower(participant), txid, csn) {
+                self.record_lacking(now, participant, txid, fx);
+            }
+        }
+    }
+
+    /// The CSN of a transaction below the floor whose leader has told that it committed it.
+    pub(crate) fn late(&self, txid: Txid) -> Option<Csn> {
+        self.late.get(&txid).map(|late| late.csn)
+    }
+
+    /// A store does not hold this branch prepared any more.
+    pub(crate) fn let_late_go(&mut self, participant: ParticipantId, txid: Txid, fx: &mut Vec<Effect>) {
+        let Some(late) = self.late.get_mut(&txid) else { return };
+        late.holders.remove(&participant);
+        if late.holders.is_empty() {
+            self.late.remove(&txid);
+            if let Decider::Leader(leader) = txid.decider {
+                self.tell_floor(leader, fx);
+            }
+        }
+    }
+
+    /// A store has said which branches it holds prepared.
+    pub(crate) fn let_others_go(&mut self, participant: ParticipantId, prepared: &[Txid], fx: &mut Vec<Effect>) {
+        let held: BTreeSet<_> = prepared.iter().collect();
+        let gone: Vec<_> = self.late.keys().filter(|txid| !held.contains(txid)).copied().collect();
+        for txid in gone {
+            self.let_late_go(participant, txid, fx);
+        }
+    }
+
+    /// Whether there are branches for which only this leader's markers say how they end.
+    pub(crate) fn is_waited_for(&self, leader: ParticipantId) -> bool {
+        self.lowest_late(leader).is_some()
+    }
+
+    /// How far a leader may drop its markers, at most, for what may still be prepared.
+    pub(crate) fn lowest_late(&self, leader: ParticipantId) -> Option<Position> {
+        let held = |late: &Late| late.holders.iter().any(|holder| !self.follower(*holder).removed);
+        let late = self.late.iter().filter(|(txid, late)| txid.decider == Decider::Leader(leader) && held(late));
+        late.map(|(txid, _)| txid.position()).min()
+    }
+
+    /// What a leader has told is durable here: it may drop its markers.
+    pub(crate) fn floor_waits_no_more(&mut self, leader: ParticipantId, fx: &mut Vec<Effect>) {
+        self.follower_mut(leader).floor_waits -= 1;
+        self.tell_floor(leader, fx);
+    }
+
+    /// One that has said what it holds holds no other, unless it holds more than can be remembered.
+    fn may_hold(&self, participant: ParticipantId, txid: Txid) -> bool {
+        let follower = self.follower(participant);
+        let silent = follower.open_session().is_none() || self.asked.len() >= ASKED_MAX;
+        let other = txid.decider != Decider::Leader(participant) && !follower.removed;
+        follower.kind == Kind::Preparing && other && (silent || self.asked.contains(&(participant, txid)))
+    }
+
+    /// Whether a store may have gone on without it when its leader was waived.
+    fn may_lack(&self, follower: &Follower, txid: Txid, csn: Csn) -> bool {
+        let follows = matches!(follower.kind, Kind::Redo | Kind::Serial) && !follower.removed;
+        let has = follower.acked.max(follower.progress.durable) >= csn;
+        follows && self.followed_before(follower.id, txid).any(|before| before.map_or(!has, |before| before < csn))
+    }
+
+    /// Forced before the leader may drop its marker, which nobody could tell of again.
+    fn record_lacking(&mut self, now: Time, participant: ParticipantId, txid: Txid, fx: &mut Vec<Effect>) {
+        let Decider::Leader(leader) = txid.decider else { return };
+        let (recorded, reason) = (self.damage.len(), "the floor had passed it when its leader told of it");
+        let then = Some(Pending::FloorTo(leader));
+        self.record_damage(now, participant, txid, DamageKind::Hazard, None, reason.into(), then, fx);
+        self.follower_mut(leader).floor_waits += self.damage.len() - recorded;
+    }
+}
