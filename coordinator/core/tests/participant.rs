@@ -505,6 +505,15 @@ fn a_broken_store_ends_the_session_and_is_not_recovered_in_a_tight_loop() {
 }
 
 #[test]
+fn a_question_that_cannot_be_answered_ends_no_session() {
+    let mut bench = Bench::open(Kind::Leader);
+    bench.tell(ToParticipant::Settle(lockstep_core::Settle::Txid(led(7, ME))));
+    assert!(matches!(bench.work(), Some(StoreCommand::Settle(_))));
+    bench.report(StoreReport::Unsettled("below the floor".into()));
+    assert_eq!((bench.ended.len(), bench.sent.len()), (0, 0));
+}
+
+#[test]
 fn a_message_out_of_place_ends_the_session() {
     let mut bench = Bench::open(Kind::Redo);
     bench.tell(ToParticipant::Lead(vec![]));
