@@ -148,7 +148,7 @@ pub async fn run(stage: &Stage, films: &[Film], size: CrashSize) -> anyhow::Resu
     let report = Found::read(&lockstep).await?.judge(size, films.len(), &told, restarts, &status);
     let report = CrashReport { server_kills, ..report };
     drop((lockstep, connections));
-    daemon.stop().await?;
+    daemon.stop_as_asked().await?;
     stage.finish(
         &bar,
         format!("{} transactions told committed, {} told aborted; broken promises: {}", report.committed, report.aborted, report.faults()),
@@ -298,7 +298,7 @@ async fn kill_again_and_again(
             tokio::task::spawn_blocking(move || stores.kill_own_servers()).await??;
             server_kills += 1;
         }
-        daemon.kill();
+        daemon.kill_running().with_context(|| format!("kill {}", kill + 1))?;
         daemon.start_again().await.with_context(|| format!("restart after kill {}", kill + 1))?;
         restarts.push(Restart { serving_ms: None, mended_ms: None });
         bar.inc(1);

@@ -1,6 +1,6 @@
 //! A daemon as a process of its own: started, asked, killed, started again. It never outlives its handle.
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use lockstep_proto::v1::admin_service_client::AdminServiceClient;
 use lockstep_proto::v1::{StatusReply, StatusRequest};
 use rustix::process::{Pid, Signal, kill_process};
@@ -136,6 +136,24 @@ impl Daemon {
         }
     }
 
+    /// `kill -9` of a daemon that must be running: an error, with the end of its output, if it has ended by itself.
+    pub fn kill_running(&mut self) -> anyhow::Result<()> {
+        let child = self.child.as_mut().context("the daemon does not run")?;
+        if let Some(status) = child.try_wait()? {
+            self.child = None;
+            bail!("the daemon ended by itself ({status}):\n{}", tail(&self.launch.log_file()));
+        }
+        self.kill();
+        Ok(())
+    }
+
+    /// Stops it as [`Daemon::stop`] does: an error, with the end of its output, unless it ends as asked.
+    pub async fn stop_as_asked(&mut self) -> anyhow::Result<()> {
+        let status = self.stop().await?;
+        ensure!(status.success(), "the daemon did not end as asked ({status}):\n{}", tail(&self.launch.log_file()));
+        Ok(())
+    }
+
     /// Asks it to stop (SIGTERM) and waits until it has; kills it if it takes too long, and says so.
     pub async fn stop(&mut self) -> anyhow::Result<ExitStatus> {
         let child = self.child.as_mut().context("the daemon does not run")?;
@@ -248,4 +266,51 @@ fn tail(path: &Path) -> String {
     let text = fs::read_to_string(path).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(12)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+
+    /// A shell that runs this script in place of a daemon, which has said something before.
+    fn stand_in(folder: &Path, script: &str) -> Daemon {
+        let launch = Launch::this_program(&folder.join("data")).unwrap();
+        fs::write(launch.log_file(), "its last words\n").unwrap();
+        let child = Command::new("sh").arg("-c").arg(script).stdin(Stdio::piped()).spawn().unwrap();
+        Daemon { launch, address: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)), child: Some(child) }
+    }
+
+    /// Waits until it has ended, and leaves it to the daemon's handle to find out.
+    fn wait_for_its_end(daemon: &Daemon) {
+        let process = Pid::from_child(daemon.child.as_ref().unwrap());
+        waitid(WaitId::Pid(process), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap();
+    }
+
+    #[test]
+    fn a_daemon_that_ended_by_itself_is_no_kill() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut daemon = stand_in(folder.path(), "exit 3");
+        wait_for_its_end(&daemon);
+        let said = daemon.kill_running().unwrap_err().to_string();
+        assert!(said.contains("exit status: 3") && said.contains("its last words"), "{said}");
+        assert_eq!(daemon.id(), None);
+
+        let mut daemon = stand_in(folder.path(), "read forever");
+        daemon.kill_running().unwrap();
+        assert_eq!(daemon.id(), None);
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_fails_as_it_stops_is_told_of() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut daemon = stand_in(folder.path(), "exit 3");
+        wait_for_its_end(&daemon);
+        let said = daemon.stop_as_asked().await.unwrap_err().to_string();
+        assert!(said.contains("exit status: 3") && said.contains("its last words"), "{said}");
+
+        let mut daemon = stand_in(folder.path(), "exit 0");
+        wait_for_its_end(&daemon);
+        daemon.stop_as_asked().await.unwrap();
+    }
 }

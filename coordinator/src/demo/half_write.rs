@@ -91,7 +91,7 @@ pub async fn run(stage: &Stage, films: &[Film], writes: usize) -> anyhow::Result
     lockstep.wait_until_visible().await?;
     let contents = lockstep.contents().await?;
     drop(lockstep);
-    daemon.stop().await?;
+    daemon.stop_as_asked().await?;
 
     let in_both = |key: &str| contents.rows.contains_key(key) && contents.documents.contains_key(key);
     let in_any = |key: &str| contents.rows.contains_key(key) || contents.documents.contains_key(key);
@@ -267,7 +267,7 @@ async fn write_in_lockstep(
             tokio::time::sleep(Duration::from_micros(100)).await;
         }
         tokio::time::sleep(Duration::from_micros(random.random_range(0..1500))).await;
-        daemon.kill();
+        daemon.kill_running().with_context(|| format!("kill {}", kill + 1))?;
         daemon.start_again().await?;
         done += 1;
     }

@@ -85,7 +85,7 @@ pub async fn run(stage: &Stage, films: &[Film], size: RaceSize) -> anyhow::Resul
     let holds_last = |key: &str, stamp: &String| contents.rows.get(key) == Some(stamp) && contents.documents.get(key) == Some(stamp);
     let lockstep_not_last = last.iter().filter(|(key, (_, stamp))| !holds_last(key, stamp)).count() as u64;
     drop(lockstep);
-    daemon.stop().await?;
+    daemon.stop_as_asked().await?;
 
     let report = RaceReport {
         size: RaceSize { writes, ..size },
