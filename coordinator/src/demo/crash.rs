@@ -14,9 +14,9 @@ use lockstep_proto::v1::StatusReply;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde::Serialize;
 use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Every transaction leaves an entry here, exactly one: the row counts how often it was applied, and so does its client's tally.
@@ -32,7 +32,7 @@ const ATTEMPTS: u32 = 8;
 const AFTER_ABORT: Duration = Duration::from_millis(2);
 /// Clients that share a connection.
 const CLIENTS_PER_CONNECTION: usize = 8;
-/// How long all clients together may take to load what is not loaded when the last kill is over.
+/// After the last kill, how long the clients go on without loading a film, while one is not loaded.
 const LOAD_LIMIT: Duration = Duration::from_secs(20);
 /// How long the last restart may take until every store has followed.
 const MEND_LIMIT: Duration = Duration::from_secs(60);
@@ -63,6 +63,8 @@ pub struct CrashReport {
     pub aborted: u64,
     /// Transactions that got no definite answer.
     pub unanswered: u64,
+    /// Films that no transaction told committed has written.
+    pub not_written: u64,
     /// Told committed, and missing in a store.
     pub lost: u64,
     /// In a store, and not told committed.
@@ -174,6 +176,7 @@ impl CrashReport {
         vec![
             row("transactions told committed / aborted", Cell::Fact(format!("{} / {}", self.committed, self.aborted))),
             row("told nothing definite", Cell::Faults(self.unanswered)),
+            row("films never written, however often it was tried", Cell::Faults(self.not_written)),
             row("told committed, not in both stores", Cell::Faults(self.lost)),
             row("not told committed, in a store all the same", Cell::Faults(self.half_aborted)),
             row("applied twice", Cell::Faults(self.twice)),
@@ -186,14 +189,15 @@ impl CrashReport {
     }
 
     fn faults(&self) -> u64 {
-        self.unanswered + self.lost + self.half_aborted + self.twice + self.disagree + self.not_last + self.in_doubt
+        self.unanswered + self.not_written + self.lost + self.half_aborted + self.twice + self.disagree + self.not_last + self.in_doubt
     }
 }
 
 /// What the clients share.
 struct Load {
     films: Arc<Vec<Film>>,
-    /// Films that somebody has begun to load.
+    /// Films that are not loaded, and that nobody loads at this moment.
+    unloaded: Mutex<VecDeque<usize>>,
     loaded: AtomicUsize,
     committed: AtomicUsize,
     over: AtomicBool,
@@ -201,19 +205,20 @@ struct Load {
 
 impl Load {
     fn new(films: Arc<Vec<Film>>) -> Load {
-        Load { films, loaded: AtomicUsize::new(0), committed: AtomicUsize::new(0), over: AtomicBool::new(false) }
+        let unloaded = Mutex::new((0..films.len()).collect());
+        Load { films, unloaded, loaded: AtomicUsize::new(0), committed: AtomicUsize::new(0), over: AtomicBool::new(false) }
     }
 
-    /// One client: loads what nobody has loaded yet, then rewrites at random, until it is over.
+    /// One client: loads what nobody has loaded yet, again if it has to, then rewrites at random, until it is over.
     async fn client(self: Arc<Load>, lockstep: Arc<Lockstep>, client: usize, mut random: StdRng) -> Vec<Told> {
         let mut told = Vec::new();
         for n in 0.. {
             if self.over.load(Ordering::Relaxed) {
                 break;
             }
-            let next = self.loaded.fetch_add(1, Ordering::Relaxed);
-            let (film, plan) = match self.films.get(next) {
-                Some(film) => (film, Plan::Put),
+            let unloaded = self.unloaded().pop_front();
+            let (film, plan) = match unloaded {
+                Some(film) => (&self.films[film], Plan::Put),
                 None => (&self.films[random.random_range(0..self.films.len())], Plan::draw(&mut random)),
             };
             let entry = format!("c{client}-{n}");
@@ -222,9 +227,13 @@ impl Load {
             match written {
                 Some(Written::Committed { .. }) => {
                     self.committed.fetch_add(1, Ordering::Relaxed);
+                    self.loaded.fetch_add(usize::from(unloaded.is_some()), Ordering::Relaxed);
                 }
-                // A daemon that has just come back may say "not yet" faster than anybody wants to hear it.
-                Some(Written::Aborted { .. }) | None => tokio::time::sleep(AFTER_ABORT).await,
+                Some(Written::Aborted { .. }) | None => {
+                    self.unloaded().extend(unloaded);
+                    // A daemon that has just come back may say "not yet" faster than anybody wants to hear it.
+                    tokio::time::sleep(AFTER_ABORT).await;
+                }
             }
             let leaves = (!matches!(plan, Plan::Delete)).then(|| entry.clone());
             told.push(Told { entry, film: film.id.clone(), leaves, written });
@@ -232,13 +241,21 @@ impl Load {
         told
     }
 
-    /// Lets the clients load what is left, then ends it.
+    /// Lets the clients load what is left, as long as they get on with it, then ends it.
     async fn finish(&self) {
-        let until = Instant::now() + LOAD_LIMIT;
-        while self.loaded.load(Ordering::Relaxed) < self.films.len() && Instant::now() < until {
+        let mut best = (self.loaded.load(Ordering::Relaxed), Instant::now());
+        while best.0 < self.films.len() && best.1.elapsed() < LOAD_LIMIT {
             tokio::time::sleep(Duration::from_millis(5)).await;
+            let loaded = self.loaded.load(Ordering::Relaxed);
+            if loaded > best.0 {
+                best = (loaded, Instant::now());
+            }
         }
         self.over.store(true, Ordering::Relaxed);
+    }
+
+    fn unloaded(&self) -> MutexGuard<'_, VecDeque<usize>> {
+        self.unloaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -360,6 +377,7 @@ impl Found {
     /// Holds both stores against what the clients were told.
     fn judge(&self, size: CrashSize, films: usize, told: &[Told], restarts: Vec<Restart>, status: &StatusReply) -> CrashReport {
         let committed: BTreeSet<&str> = told.iter().filter(|told| told.csn().is_some()).map(|told| told.entry.as_str()).collect();
+        let written: BTreeSet<&str> = told.iter().filter(|told| told.csn().is_some()).map(|told| told.film.as_str()).collect();
         let unanswered = told.iter().filter(|told| told.written.is_none()).count() as u64;
         let in_database: BTreeSet<&str> = self.rows.iter().map(|(entry, _)| entry.as_str()).collect();
         let in_index: BTreeSet<&str> = self.documents.iter().filter_map(|(key, _)| key.strip_prefix("journal-")).collect();
@@ -374,6 +392,7 @@ impl Found {
             committed: committed.len() as u64,
             aborted: told.len() as u64 - committed.len() as u64 - unanswered,
             unanswered,
+            not_written: films.saturating_sub(written.len()) as u64,
             lost: committed.iter().filter(|entry| !in_database.contains(*entry) || !in_index.contains(*entry)).count() as u64,
             half_aborted: (in_a_store.difference(&committed).count() + unwanted) as u64,
             twice: (rows_twice + documents_twice) as u64 + self.tally.abs_diff(self.rows.len() as u64),
@@ -479,6 +498,11 @@ mod tests {
         assert_eq!(spoilt(|_, found| found.documents.push(found.documents[0].clone())).twice, 1, "a document twice");
         assert_eq!(spoilt(|_, found| drop(found.contents.rows.remove("film-a"))).disagree, 1, "a film in one store only");
         assert_eq!(spoilt(|told, _| told[1].written = None).unanswered, 1, "no answer");
+        let nothing = spoilt(|told, found| {
+            told.iter_mut().for_each(|told| told.written = Some(Written::Aborted { why: "always".into() }));
+            *found = Found::default();
+        });
+        assert_eq!((nothing.not_written, nothing.faults()), (2, 2), "one who aborts everything writes nothing");
         let stale = spoilt(|_, found| {
             found.contents.rows.insert("film-a".into(), "c0-0".into());
             found.contents.documents.insert("film-a".into(), "c0-0".into());

@@ -50,6 +50,8 @@ pub struct HalfWriteReport {
     pub lockstep_lost: u64,
     /// Films that Lockstep said were aborted and that are in a store.
     pub lockstep_half_aborted: u64,
+    /// Films that no store refuses and that Lockstep said were aborted, after all attempts.
+    pub lockstep_not_written: u64,
 }
 
 /// The part of the naive side's process that dies: writes film after film until it kills itself.
@@ -93,13 +95,9 @@ pub async fn run(stage: &Stage, films: &[Film], writes: usize) -> anyhow::Result
     drop(lockstep);
     daemon.stop_as_asked().await?;
 
-    let in_both = |key: &str| contents.rows.contains_key(key) && contents.documents.contains_key(key);
-    let in_any = |key: &str| contents.rows.contains_key(key) || contents.documents.contains_key(key);
-    let count = |committed: bool, wrong: &dyn Fn(&str) -> bool| {
-        told.iter().filter(|(key, told)| matches!(told, Written::Committed { .. }) == committed && wrong(key)).count() as u64
-    };
     let (naive_killed, naive_refused) = split(&naive, &refused);
     let (lockstep_killed, lockstep_refused) = split(&contents, &refused);
+    let verdict = Verdict::of(&told, &refused, &contents);
     let report = HalfWriteReport {
         writes: films.len(),
         refused: refused.len(),
@@ -109,8 +107,9 @@ pub async fn run(stage: &Stage, films: &[Film], writes: usize) -> anyhow::Result
         lockstep_kills,
         lockstep_killed,
         lockstep_refused,
-        lockstep_lost: count(true, &|key| !in_both(key)),
-        lockstep_half_aborted: count(false, &|key| in_any(key)),
+        lockstep_lost: verdict.lost,
+        lockstep_half_aborted: verdict.half_aborted,
+        lockstep_not_written: verdict.not_written,
     };
     let halves = |killed: Disagreement, refused: Disagreement| killed.keys() + refused.keys();
     stage.finish(
@@ -143,6 +142,7 @@ impl HalfWriteReport {
             faults("half there after a refusal", Cell::Faults(self.naive_refused.keys()), self.lockstep_refused.keys()),
             faults("told committed, not in both stores", Cell::Nothing, self.lockstep_lost),
             faults("told aborted, in a store all the same", Cell::Nothing, self.lockstep_half_aborted),
+            faults("told aborted, refused by no store", Cell::Nothing, self.lockstep_not_written),
         ]
     }
 }
@@ -204,6 +204,31 @@ fn split(contents: &Contents, refused: &BTreeSet<&str>) -> (Disagreement, Disagr
         part.disagreement()
     };
     (part(false), part(true))
+}
+
+/// What Lockstep's clients were told that is not so, or need not have been, in films.
+#[derive(Debug, Default, PartialEq)]
+struct Verdict {
+    lost: u64,
+    half_aborted: u64,
+    not_written: u64,
+}
+
+impl Verdict {
+    fn of(told: &[(String, Written)], refused: &BTreeSet<&str>, contents: &Contents) -> Verdict {
+        let mut verdict = Verdict::default();
+        for (key, told) in told {
+            let (row, document) = (contents.rows.contains_key(key), contents.documents.contains_key(key));
+            match told {
+                Written::Committed { .. } => verdict.lost += u64::from(!(row && document)),
+                Written::Aborted { .. } => {
+                    verdict.half_aborted += u64::from(row || document);
+                    verdict.not_written += u64::from(!refused.contains(key.as_str()));
+                }
+            }
+        }
+        verdict
+    }
 }
 
 /// Starts a writer again and again until all is written; how often one died.
@@ -291,5 +316,21 @@ mod tests {
         assert_eq!(choice.iter().filter(|film| film.refused()).count(), 9);
         assert_eq!(choice, chosen(&films, 60, 5));
         assert_ne!(choice, chosen(&films, 60, 6));
+    }
+
+    #[test]
+    fn every_broken_promise_is_seen() {
+        let committed = Written::Committed { csn: 1 };
+        let aborted = Written::Aborted { why: "a reason".into() };
+        // Film `a` is in both stores, `b` in one, `c` in none; the index refuses `r`, which is in none.
+        let store = |keys: &[&str]| keys.iter().map(|key| (key.to_string(), "c0".to_string())).collect();
+        let contents = Contents { rows: store(&["a", "b"]), documents: store(&["a"]) };
+        let judged = |key: &str, told: &Written| Verdict::of(&[(key.into(), told.clone())], &BTreeSet::from(["r"]), &contents);
+        assert_eq!(judged("a", &committed), Verdict::default());
+        assert_eq!(judged("b", &committed), Verdict { lost: 1, ..Verdict::default() });
+        assert_eq!(judged("c", &committed), Verdict { lost: 1, ..Verdict::default() });
+        assert_eq!(judged("r", &aborted), Verdict::default());
+        assert_eq!(judged("b", &aborted), Verdict { half_aborted: 1, not_written: 1, ..Verdict::default() });
+        assert_eq!(judged("c", &aborted), Verdict { not_written: 1, ..Verdict::default() }, "one who aborts everything writes nothing");
     }
 }
