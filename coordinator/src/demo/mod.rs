@@ -15,20 +15,26 @@ pub mod report;
 pub mod stage;
 pub mod stores;
 
-use anyhow::{anyhow, bail};
+use anyhow::{anyhow, ensure};
 use clap::{Args, ValueEnum};
 use crash::CrashSize;
 use half_write::NaiveWriter;
 use race::RaceSize;
 use report::Report;
 use stage::{Root, Stage};
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use stores::{DatabaseKind, Stores, StoresArgs};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::spawn_blocking;
+
+/// The exit code of a command line that asks for what cannot be had.
+const WRONG_USAGE: u8 = 2;
 
 /// What the demo is told.
 #[derive(Args, Clone, Debug)]
@@ -64,8 +70,13 @@ pub enum Output {
     Json,
 }
 
-/// Plays the three acts. Success only if Lockstep broke no promise; whatever happens, no daemon and no file is left behind.
+/// Plays the three acts. Success only if Lockstep broke no promise; whatever happens, no daemon is left behind, and no file that is not to
+/// be kept.
 pub fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
+    if let Err(wrong) = args.check() {
+        eprintln!("lockstepd: {wrong:#}");
+        return Ok(ExitCode::from(WRONG_USAGE));
+    }
     let films = catalogue::films()?;
     let seed = args.seed.unwrap_or_else(rand::random);
     if let Some(places) = args.naive_writer {
@@ -73,39 +84,51 @@ pub fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
         NaiveWriter { places, from: args.naive_writer_from, writes: args.naive_writer_writes, seed }.run(&films)?;
         return Ok(ExitCode::SUCCESS);
     }
-    if args.keep.is_some() && args.stores.starts_a_server() {
-        bail!(
-            "--keep with a server that the demo starts and ends itself: give it one that runs already (--postgres-url, --opensearch-url)"
-        );
-    }
     let root = Root::make(args.keep.as_deref())?;
-    let stores = Arc::new(Stores::start(&args.stores)?);
-    let stage = Stage { root: root.path().to_path_buf(), stores: stores.clone(), seed, over: Arc::default() };
+    let (started, over) = (OnceLock::new(), Arc::<AtomicBool>::default());
+    let (alive, ended) = mpsc::channel();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let report = runtime.block_on(async {
+    let played = runtime.block_on(async {
+        let acts = async {
+            let stores = spawn_blocking(move || Stores::start(&args.stores, alive)).await??;
+            let stores = started.get_or_init(|| Arc::new(stores)).clone();
+            play(&Stage { root: root.path().to_path_buf(), stores, seed, over: over.clone() }, &films, args.quick).await
+        };
         tokio::select! {
-            report = play(&stage, &films, args.quick) => report,
+            // The signals first: they are caught before anything is started.
+            biased;
             () = interrupted() => Err(anyhow!("interrupted")),
+            played = acts => played,
         }
     });
-    stage.over.store(true, Ordering::Relaxed);
+    over.store(true, Ordering::Relaxed);
     // Naive clients that are still at work look at `over` before every write.
     runtime.shutdown_timeout(Duration::from_secs(5));
-    let (kept, servers) = match &root {
-        Root::Kept(folder) => (how_to_look(folder, &stores), Ok(())),
-        Root::Temporary(_) => {
-            ("Everything that this made is gone again; `--keep DIR` leaves it to be looked at.\n".to_string(), stores.clean_up())
+    let left = leave(root, started.into_inner(), ended);
+    if let Ok(report) = &played {
+        match args.output {
+            Output::Table => print!("{}", report.text()),
+            Output::Json => println!("{}", report.json()?),
         }
-    };
-    let cleaned_up = root.clean_up().and(servers);
-    let report = report?;
-    cleaned_up?;
-    match args.output {
-        Output::Table => print!("{}", report.text()),
-        Output::Json => println!("{}", report.json()?),
     }
-    eprint!("{kept}");
-    Ok(if report.faults() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    if let Ok(hint) = &left {
+        eprint!("{hint}");
+    }
+    let faults = played.as_ref().map_or(0, Report::faults);
+    all([played.map(drop), left.map(drop)])?;
+    Ok(if faults == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+impl DemoArgs {
+    /// What the command line asks for and cannot be had, whatever is there to play on.
+    fn check(&self) -> anyhow::Result<()> {
+        self.stores.check()?;
+        ensure!(
+            self.keep.is_none() || !self.stores.starts_a_server(),
+            "--keep with a server that the demo starts and ends itself: give it one that runs already (--postgres-url, --opensearch-url)"
+        );
+        Ok(())
+    }
 }
 
 async fn play(stage: &Stage, films: &[catalogue::Film], quick: bool) -> anyhow::Result<Report> {
@@ -131,7 +154,29 @@ pub(crate) async fn interrupted() {
     }
 }
 
+/// Removes what is not to be kept; says what became of it. No daemon runs any more.
+fn leave(root: Root, stores: Option<Arc<Stores>>, ended: Receiver<Infallible>) -> anyhow::Result<String> {
+    if let Root::Kept(folder) = &root {
+        return Ok(stores.map_or(String::new(), |stores| how_to_look(folder, &stores)));
+    }
+    let hint = stores.as_ref().map_or("", |_| "Everything that this made is gone again; `--keep DIR` leaves it to be looked at.\n");
+    let servers = stores.as_ref().map_or(Ok(()), |stores| stores.clean_up());
+    drop(stores);
+    // Whoever still starts or kills a server ends it right after.
+    let _ = ended.recv();
+    all([servers, root.clean_up()])?;
+    Ok(hint.to_string())
+}
+
+/// Success if all are; otherwise every error.
+fn all(results: impl IntoIterator<Item = anyhow::Result<()>>) -> anyhow::Result<()> {
+    let errors: Vec<String> = results.into_iter().filter_map(Result::err).map(|error| format!("{error:#}")).collect();
+    ensure!(errors.is_empty(), "{}", errors.join("; "));
+    Ok(())
+}
+
 fn how_to_look(folder: &Path, stores: &Stores) -> String {
+    let so_far = if folder.join("crash").exists() { "" } else { ", as far as it came" };
     let folder = folder.display();
     let database = match stores.kinds().database {
         DatabaseKind::Postgres => String::new(),
@@ -145,10 +190,40 @@ fn how_to_look(folder: &Path, stores: &Stores) -> String {
     let servers = stores.how_to_look();
     format!(
         "\
-Kept in {folder}:
+Kept in {folder}{so_far}:
 {database}{servers}  the daemon on what it left      cargo run --release -- --config {folder}/crash/lockstep/lockstepd.toml --data-dir {folder}/crash/lockstep/data
   … and, while it runs            cargo run --release -p lockstep -- status
                                   cargo run --release -p lockstep -- log dump
 "
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_error_hides_another() {
+        assert!(all([Ok(()), Ok(())]).is_ok());
+        let said = all([Err(anyhow!("interrupted")), Ok(()), Err(anyhow!("a database stays"))]).unwrap_err().to_string();
+        assert_eq!(said, "interrupted; a database stays");
+    }
+
+    #[test]
+    fn a_folder_is_gone_only_when_the_servers_have_ended() {
+        let (alive, ended) = mpsc::channel();
+        let has_ended = Arc::<AtomicBool>::default();
+        let mark = has_ended.clone();
+        let server = std::thread::spawn(move || {
+            let _alive: mpsc::Sender<Infallible> = alive;
+            // A server that takes its time.
+            std::thread::sleep(Duration::from_millis(100));
+            mark.store(true, Ordering::Relaxed);
+        });
+        let root = Root::make(None).unwrap();
+        let folder = root.path().to_path_buf();
+        assert_eq!(leave(root, None, ended).unwrap(), "");
+        assert!(has_ended.load(Ordering::Relaxed) && !folder.exists());
+        server.join().unwrap();
+    }
 }

@@ -3,12 +3,15 @@
 //! A server that runs already is only a client's to us: the acts make databases and indices of their own there, and remove them. A server
 //! that the demo starts itself keeps everything in a temporary folder, and is killed along with the daemon.
 
+use super::all;
 use super::naive::{Blocking, DatabasePlace, IndexPlace, Node, PASSWORD, Places};
 use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use lockstep_servers::{opensearch, postgres};
+use std::convert::Infallible;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::mpsc::Sender;
 use std::sync::{Mutex, PoisonError};
 
 /// Which stores the acts write to.
@@ -68,6 +71,18 @@ pub enum PostgresMode {
 }
 
 impl StoresArgs {
+    /// What these arguments say that cannot be, wherever they are used.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let StoresArgs { stores, postgres_url, opensearch_url, .. } = self;
+        ensure!(postgres_url.is_none() || stores.database == DatabaseKind::Postgres, "--postgres-url without --stores postgres,…");
+        ensure!(opensearch_url.is_none() || stores.index == IndexKind::OpenSearch, "--opensearch-url without --stores …,opensearch");
+        if let Some(url) = postgres_url {
+            let config: tokio_postgres::Config = url.parse().context("--postgres-url cannot be read")?;
+            ensure!(config.get_password().is_none(), "--postgres-url holds a password: put it into the environment variable {PASSWORD}");
+        }
+        Ok(())
+    }
+
     /// Whether a server has to be started.
     pub fn starts_a_server(&self) -> bool {
         (self.stores.database == DatabaseKind::Postgres && self.postgres_url.is_none())
@@ -81,6 +96,8 @@ pub struct Stores {
     index: Index,
     /// What the names of all databases and indices of this run have in common.
     nonce: u32,
+    /// Dropped after the servers: its other end tells when they have ended.
+    _alive: Sender<Infallible>,
 }
 
 enum Database {
@@ -104,11 +121,9 @@ enum Server<S> {
 const PREPARED: i32 = 64;
 
 impl Stores {
-    /// Starts what has to be started. Not inside an asynchronous task.
-    pub fn start(arguments: &StoresArgs) -> anyhow::Result<Stores> {
+    /// Starts what has to be started. Not inside an asynchronous task. `alive` is dropped when everything has ended that was started.
+    pub fn start(arguments: &StoresArgs, alive: Sender<Infallible>) -> anyhow::Result<Stores> {
         let StoresArgs { stores, postgres_mode, postgres_url, opensearch_url } = arguments;
-        ensure!(postgres_url.is_none() || stores.database == DatabaseKind::Postgres, "--postgres-url without --stores postgres,…");
-        ensure!(opensearch_url.is_none() || stores.index == IndexKind::OpenSearch, "--opensearch-url without --stores …,opensearch");
         let database = match stores.database {
             DatabaseKind::Sqlite => Database::Sqlite,
             DatabaseKind::Postgres => {
@@ -119,7 +134,7 @@ impl Stores {
             IndexKind::Tantivy => Index::Tantivy,
             IndexKind::OpenSearch => Index::OpenSearch(opensearch_server(opensearch_url.as_deref())?),
         };
-        Ok(Stores { database, index, nonce: rand::random() })
+        Ok(Stores { database, index, nonce: rand::random(), _alive: alive })
     }
 
     /// What they are.
@@ -170,8 +185,12 @@ impl Stores {
 
     /// Whether the demo started a server itself.
     pub fn has_own_server(&self) -> bool {
-        matches!(self.database, Database::Postgres { server: Server::Own(_), .. })
-            || matches!(self.index, Index::OpenSearch(Server::Own(_)))
+        matches!(self.database, Database::Postgres { server: Server::Own(_), .. }) || self.has_own_index()
+    }
+
+    /// Whether the index's server is one that the demo started itself.
+    pub fn has_own_index(&self) -> bool {
+        matches!(self.index, Index::OpenSearch(Server::Own(_)))
     }
 
     /// `kill -9` of the servers that the demo started itself; returns once they are back.
@@ -189,23 +208,10 @@ impl Stores {
         Ok(())
     }
 
-    /// Removes this run's databases and indices from servers that go on running. No daemon may run any more.
+    /// Removes this run's databases and indices from servers that go on running; what cannot be removed keeps nothing else. No daemon may
+    /// run any more.
     pub fn clean_up(&self) -> anyhow::Result<()> {
-        if let Database::Postgres { server: Server::Running(url), .. } = &self.database {
-            let connection = Blocking::connect(url)?;
-            let sql = "SELECT datname FROM pg_database WHERE starts_with(datname, $1)";
-            for row in connection.query(sql, &[&self.database_name("")])? {
-                remove_database(&connection, url, row.get(0))?;
-            }
-        }
-        if let Index::OpenSearch(Server::Running(url)) = &self.index {
-            let node = Node::new(url);
-            let found = node.ok("GET", &format!("/{}*/_settings?expand_wildcards=all&flat_settings=true", self.index_name("")), None)?;
-            for index in found.as_object().into_iter().flatten().map(|(name, _)| name) {
-                node.ok("DELETE", &format!("/{index}"), None)?;
-            }
-        }
-        Ok(())
+        all([self.remove_databases(), self.remove_indices()])
     }
 
     /// How to look at what is kept at a server, a line for each.
@@ -223,6 +229,22 @@ impl Stores {
             _ => String::new(),
         };
         database + &index
+    }
+
+    fn remove_databases(&self) -> anyhow::Result<()> {
+        let Database::Postgres { server: Server::Running(url), .. } = &self.database else { return Ok(()) };
+        let connection = Blocking::connect(url)?;
+        let sql = "SELECT datname FROM pg_database WHERE starts_with(datname, $1) ORDER BY datname";
+        let found = connection.query(sql, &[&self.database_name("")])?;
+        all(found.iter().map(|row| remove_database(&connection, url, row.get(0))))
+    }
+
+    fn remove_indices(&self) -> anyhow::Result<()> {
+        let Index::OpenSearch(Server::Running(url)) = &self.index else { return Ok(()) };
+        let node = Node::new(url);
+        let found = node.ok("GET", &format!("/{}*/_settings?expand_wildcards=all&flat_settings=true", self.index_name("")), None)?;
+        let names = found.as_object().into_iter().flatten().map(|(name, _)| name);
+        all(names.map(|index| node.ok("DELETE", &format!("/{index}"), None).map(drop)))
     }
 
     /// Makes a database; how to connect to it.
@@ -314,8 +336,6 @@ fn postgres_server(url: Option<&str>, mode: PostgresMode) -> anyhow::Result<Serv
             started.context("cannot start a PostgreSQL server; --postgres-url takes one that runs already")?,
         )));
     };
-    let config: tokio_postgres::Config = url.parse().context("--postgres-url cannot be read")?;
-    ensure!(config.get_password().is_none(), "--postgres-url holds a password: put it into the environment variable {PASSWORD}");
     let connection = Blocking::connect(url).context("--postgres-url")?;
     let rows = connection.query("SELECT current_setting('max_prepared_transactions')::int4", &[])?;
     let prepared: i32 = rows[0].get(0);
@@ -383,6 +403,27 @@ mod tests {
         assert_eq!(kinds("postgres,opensearch"), Ok(Kinds { database: DatabaseKind::Postgres, index: IndexKind::OpenSearch }));
         for wrong in ["", "sqlite", "tantivy,sqlite", "mysql,tantivy", "sqlite,tantivy,x"] {
             assert!(kinds(wrong).unwrap_err().contains("expected DB,INDEX"), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn arguments_that_contradict_each_other_are_wrong_wherever_they_are_used() {
+        let arguments = |stores: &str, postgres: Option<&str>, opensearch: Option<&str>| StoresArgs {
+            stores: stores.parse().unwrap(),
+            postgres_mode: PostgresMode::TwoPhase,
+            postgres_url: postgres.map(str::to_owned),
+            opensearch_url: opensearch.map(str::to_owned),
+        };
+        let postgres = Some("postgresql://me@nowhere/x");
+        assert!(arguments("postgres,opensearch", postgres, Some("http://nowhere:9200")).check().is_ok());
+        for (wrong, sentence) in [
+            (arguments("sqlite,tantivy", postgres, None), "--postgres-url without"),
+            (arguments("postgres,tantivy", postgres, Some("http://nowhere:9200")), "--opensearch-url without"),
+            (arguments("postgres,tantivy", Some("postgresql://me:hush@nowhere/x"), None), "PGPASSWORD"),
+            (arguments("postgres,tantivy", Some("postgresql://["), None), "cannot be read"),
+        ] {
+            let said = wrong.check().unwrap_err().to_string();
+            assert!(said.contains(sentence), "{said}");
         }
     }
 

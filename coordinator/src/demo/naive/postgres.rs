@@ -5,12 +5,16 @@ use crate::demo::catalogue::Film;
 use crate::demo::stores::DatabaseKind;
 use anyhow::Context;
 use std::collections::BTreeMap;
+use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{NoTls, Row, Statement};
 
 /// The variable that holds the password, where the server wants one.
 pub const PASSWORD: &str = "PGPASSWORD";
+
+/// How long a connection may take to be made, unless the URL says it: an interrupted demo waits for it.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// A connection for a thread that may block, and not inside an asynchronous task.
 pub struct Blocking {
@@ -32,6 +36,9 @@ impl Blocking {
         let mut config: tokio_postgres::Config = url.parse().context("the PostgreSQL URL cannot be read")?;
         if let Ok(password) = std::env::var(PASSWORD) {
             config.password(password);
+        }
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(CONNECT_LIMIT);
         }
         let client = runtime.block_on(async {
             let (client, connection) = config.connect(NoTls).await.context("cannot connect to PostgreSQL")?;
