@@ -183,8 +183,8 @@ impl CrashReport {
             row("keys on which database and index disagree", Cell::Faults(self.disagree)),
             row("keys that do not hold the last decided write", Cell::Faults(self.not_last)),
             row("in doubt or damaged at the end", Cell::Faults(self.in_doubt)),
-            row("restart until serving: median, worst", Cell::Fact(spread(self.restarts.iter().filter_map(|restart| restart.serving_ms)))),
-            row("restart until mended: median, worst", Cell::Fact(spread(self.restarts.iter().filter_map(|restart| restart.mended_ms)))),
+            row("restart until serving: median, worst", Cell::Fact(spread(self.restarts.iter().map(|restart| restart.serving_ms)))),
+            row("restart until mended: median, worst", Cell::Fact(spread(self.restarts.iter().map(|restart| restart.mended_ms)))),
         ]
     }
 
@@ -429,14 +429,16 @@ impl Told {
     }
 }
 
-/// The median and the worst, for people.
-fn spread(milliseconds: impl Iterator<Item = u64>) -> String {
-    let mut sorted: Vec<u64> = milliseconds.collect();
-    sorted.sort_unstable();
-    match sorted.as_slice() {
+/// The median and the worst of those that got so far, and how many did, for people.
+fn spread(milliseconds: impl Iterator<Item = Option<u64>>) -> String {
+    let all: Vec<Option<u64>> = milliseconds.collect();
+    let mut reached: Vec<u64> = all.iter().copied().flatten().collect();
+    reached.sort_unstable();
+    let times = match reached.as_slice() {
         [] => "–".into(),
-        all => format!("{} ms, {} ms", all[all.len() / 2], all[all.len() - 1]),
-    }
+        times => format!("{} ms, {} ms", times[times.len() / 2], times[times.len() - 1]),
+    };
+    format!("{times} ({} of {} got there)", reached.len(), all.len())
 }
 
 #[cfg(test)]
@@ -511,8 +513,8 @@ mod tests {
     }
 
     #[test]
-    fn spreads_are_medians_and_worsts() {
-        assert_eq!(spread([30, 10, 20].into_iter()), "20 ms, 30 ms");
-        assert_eq!(spread([].into_iter()), "–");
+    fn spreads_leave_out_nobody_silently() {
+        assert_eq!(spread([Some(30), Some(10), None, Some(20)].into_iter()), "20 ms, 30 ms (3 of 4 got there)");
+        assert_eq!(spread([None].into_iter()), "– (0 of 1 got there)");
     }
 }
