@@ -4,8 +4,8 @@
 use bytes::Bytes;
 use lockstep_core::{
     Ballot, BranchRequest, Config, CoordId, Coordinator, Effect, Event, FromParticipant, Hello, Identity, Kind, LogId, Lsn, Operation,
-    ParticipantConfig, ParticipantId, Position, Progress, Request, RequestKey, Role, SessionId, Ticket, Time, ToParticipant, Txid, Value,
-    Vote, Wait,
+    ParticipantConfig, ParticipantId, Position, Progress, Reply, Request, RequestKey, Role, SessionId, Ticket, Time, ToParticipant, Txid,
+    Value, Vote, Wait,
 };
 use std::sync::Arc;
 use std::time::Instant;
@@ -34,11 +34,12 @@ fn measure(name: &str, kinds: [(Kind, Role); 2]) {
         play.settle();
     }
     let seconds = began.elapsed().as_secs_f64();
+    assert_eq!(play.committed, TRANSACTIONS, "what is not committed is not measured");
     println!(
-        "{name}: {:.0} transactions/s, {:.0} ns each, {} answered, {} outcomes kept, {} MB resident",
-        TRANSACTIONS as f64 / seconds,
-        seconds * 1e9 / TRANSACTIONS as f64,
-        play.answered,
+        "{name}: {:.0} transactions/s, {:.0} ns each, {} committed, {} outcomes kept, {} MB resident",
+        play.committed as f64 / seconds,
+        seconds * 1e9 / play.committed as f64,
+        play.committed,
         play.machine.status().outcomes,
         resident_mb()
     );
@@ -60,7 +61,7 @@ struct Play {
     votes: [Vec<Txid>; 2],
     commits: [Vec<(u64, Vec<Txid>)>; 2],
     durable: Option<Lsn>,
-    answered: u64,
+    committed: u64,
 }
 
 impl Play {
@@ -77,7 +78,7 @@ impl Play {
         let machine = Coordinator::start(config, identity, Vec::new(), Time(0), &mut effects).expect("an empty log starts");
         let kinds = kinds.map(|(kind, _)| kind);
         let (votes, commits) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
-        let mut play = Play { machine, kinds, now: Time(0), effects, votes, commits, durable: None, answered: 0 };
+        let mut play = Play { machine, kinds, now: Time(0), effects, votes, commits, durable: None, committed: 0 };
         play.take_effects();
         for p in 0..2 {
             play.step(Event::SessionUp(ParticipantId(p), SESSION));
@@ -100,7 +101,8 @@ impl Play {
         for effect in std::mem::take(&mut self.effects) {
             match effect {
                 Effect::Append { lsn, .. } => self.durable = Some(lsn),
-                Effect::Reply(..) => self.answered += 1,
+                Effect::Reply(_, Reply::Committed(_)) => self.committed += 1,
+                Effect::Reply(ticket, reply) => panic!("transaction {} is not committed: {reply:?}", ticket.0),
                 Effect::Trace(_) => {}
                 Effect::Send(p, _, ToParticipant::Prepare(work)) => self.votes[p.0 as usize].push(work.txid),
                 Effect::Send(p, _, ToParticipant::Commit(decided)) => {
