@@ -1,9 +1,11 @@
 //! The client's examples, as a reader would run them: each against a daemon of its own.
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use lockstepd::demo::daemon::{Daemon, Launch};
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::LazyLock;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
@@ -17,6 +19,9 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ("read_your_writes", &["the database says Some(\"buy milk\")", "the index finds 1 of 1"]),
     ("begin", &["committed at", "given up"]),
 ];
+
+/// The one that needs a daemon that dies.
+const UNKNOWN_OUTCOME: &str = "unknown_outcome";
 
 #[tokio::test]
 async fn each_does_what_it_says() -> anyhow::Result<()> {
@@ -41,7 +46,7 @@ async fn an_unknown_outcome_is_asked_for() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let mut daemon = Daemon::start(launch(&folder.path().join("data"))).await?;
     let url = daemon.wait_until_serving().await.map(|_| daemon.url())?;
-    let mut running = Command::new(example("unknown_outcome")?).arg(url).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
+    let mut running = Command::new(example(UNKNOWN_OUTCOME)?).arg(url).stdout(Stdio::piped()).kill_on_drop(true).spawn()?;
     let mut lines = BufReader::new(running.stdout.take().context("its output")?).lines();
     let mut committed = 0;
     while let Some(line) = lines.next_line().await? {
@@ -60,21 +65,29 @@ async fn an_unknown_outcome_is_asked_for() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Cargo builds the examples with the tests; where only this crate's were built, they are built now.
+/// The program, as its source is now.
 fn example(name: &str) -> anyhow::Result<PathBuf> {
-    let this = std::env::current_exe()?;
-    let folder = this.parent().and_then(|deps| deps.parent()).context("a test's own folder")?.join("examples");
-    let path = folder.join(name);
-    if !path.exists() {
-        let mut build = std::process::Command::new(env!("CARGO"));
-        let built =
-            build.args(["build", "--quiet", "-p", "lockstep-client", "--examples"]).current_dir(env!("CARGO_MANIFEST_DIR")).status()?;
-        ensure!(built.success() && path.exists(), "there is no example {name}");
-    }
-    Ok(path)
+    static BUILT: LazyLock<Result<PathBuf, String>> = LazyLock::new(|| build().map_err(|error| format!("{error:#}")));
+    Ok(BUILT.as_ref().map_err(|error| anyhow!("{error}"))?.join(name))
 }
 
-fn launch(data: &std::path::Path) -> Launch {
+/// Builds all of them; their folder. Cargo does that along with the tests only where the whole workspace is tested: then nothing is left to
+/// do, because the features of the workspace are asked for here, too.
+fn build() -> anyhow::Result<PathBuf> {
+    let this = std::env::current_exe()?;
+    let folder = this.parent().and_then(Path::parent).context("a test's own folder")?;
+    let (target, profile) = (folder.parent().context("the target folder")?, folder.file_name().context("the profile's folder")?);
+    let profile = if profile == "debug" { OsStr::new("dev") } else { profile };
+    let mut build = std::process::Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--workspace", "--target-dir"]).arg(target).arg("--profile").arg(profile);
+    for name in EXAMPLES.iter().map(|(name, _)| *name).chain([UNKNOWN_OUTCOME]) {
+        build.args(["--example", name]);
+    }
+    ensure!(build.current_dir(env!("CARGO_MANIFEST_DIR")).status()?.success(), "the examples cannot be built");
+    Ok(folder.join("examples"))
+}
+
+fn launch(data: &Path) -> Launch {
     let program = PathBuf::from(env!("CARGO_BIN_EXE_lockstepd-with-failpoints"));
     Launch { program, data_dir: data.to_path_buf(), arguments: Vec::new(), environment: Vec::new() }
 }
