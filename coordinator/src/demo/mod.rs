@@ -84,29 +84,10 @@ pub fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
         NaiveWriter { places, from: args.naive_writer_from, writes: args.naive_writer_writes, seed }.run(&films)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let root = Root::make(args.keep.as_deref())?;
-    let (started, over) = (OnceLock::new(), Arc::<AtomicBool>::default());
-    let (alive, ended) = mpsc::channel();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let played = runtime.block_on(async {
-        let acts = async {
-            let stores = spawn_blocking(move || Stores::start(&args.stores, alive)).await??;
-            let stores = started.get_or_init(|| Arc::new(stores)).clone();
-            play(&Stage { root: root.path().to_path_buf(), stores, seed, over: over.clone() }, &films, args.quick).await
-        };
-        tokio::select! {
-            // The signals first: they are caught before anything is started.
-            biased;
-            () = interrupted() => Err(anyhow!("interrupted")),
-            played = acts => played,
-        }
-    });
-    over.store(true, Ordering::Relaxed);
-    // Naive clients that are still at work look at `over` before every write.
-    runtime.shutdown_timeout(Duration::from_secs(5));
-    let left = leave(root, started.into_inner(), ended);
+    let output = args.output;
+    let (played, left) = play_and_leave(args, &films, seed)?;
     if let Ok(report) = &played {
-        match args.output {
+        match output {
             Output::Table => print!("{}", report.text()),
             Output::Json => println!("{}", report.json()?),
         }
@@ -129,6 +110,35 @@ impl DemoArgs {
         );
         Ok(())
     }
+}
+
+/// What the acts showed, and what is left of them; an error if they cannot even begin.
+fn play_and_leave(
+    args: DemoArgs,
+    films: &[catalogue::Film],
+    seed: u64,
+) -> anyhow::Result<(anyhow::Result<Report>, anyhow::Result<String>)> {
+    let root = Root::make(args.keep.as_deref())?;
+    let (started, over) = (OnceLock::new(), Arc::<AtomicBool>::default());
+    let (alive, ended) = mpsc::channel();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let played = runtime.block_on(async {
+        let acts = async {
+            let stores = spawn_blocking(move || Stores::start(&args.stores, alive)).await??;
+            let stores = started.get_or_init(|| Arc::new(stores)).clone();
+            play(&Stage { root: root.path().to_path_buf(), stores, seed, over: over.clone() }, films, args.quick).await
+        };
+        tokio::select! {
+            // The signals first: they are caught before anything is started.
+            biased;
+            () = interrupted() => Err(anyhow!("interrupted")),
+            played = acts => played,
+        }
+    });
+    over.store(true, Ordering::Relaxed);
+    // Naive clients that are still at work look at `over` before every write.
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    Ok((played, leave(root, started.into_inner(), ended)))
 }
 
 async fn play(stage: &Stage, films: &[catalogue::Film], quick: bool) -> anyhow::Result<Report> {
