@@ -13,6 +13,9 @@ use std::time::Instant;
 const TRANSACTIONS: u64 = 1_000_000;
 const IN_FLIGHT: u64 = 32;
 const SESSION: SessionId = SessionId(1);
+/// Microseconds on the machine's clock from one event to the next, as in a busy daemon: outcomes are forgotten by the clock, and a machine
+/// that keeps too many refuses.
+const PACE: u64 = 10;
 
 /// As in the daemon.
 #[global_allocator]
@@ -88,7 +91,7 @@ impl Play {
     }
 
     fn step(&mut self, event: Event) {
-        self.now = self.now.after(1);
+        self.now = self.now.after(PACE);
         self.machine.step(self.now, event, &mut self.effects);
         self.take_effects();
     }
