@@ -6,16 +6,21 @@ use crate::engine_handle::{EngineHandle, Phase, Question};
 use crate::exposition;
 use crate::meters::Meters;
 use crate::security::{Security, pages};
+use crate::service;
+use crate::service::admin::Admin;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use lockstep_proto::v1::StatusRequest;
+use lockstep_proto::v1::admin_service_server::AdminService;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tonic::Request;
 
 /// How long the engine may take to say how it is: it is busy for longer only if something is wrong.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -29,11 +34,12 @@ pub async fn serve(
     listener: TcpListener,
     ended: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
+    let admin = Arc::new(service::admin(engine.clone(), Arc::clone(&configuration), Arc::clone(&security)));
     let mut router = Router::new()
         .route("/metrics", get(metrics))
         .route("/livez", get(live))
         .route("/readyz", get(ready))
-        .with_state(Watched { engine: engine.clone(), meters: meters.clone() });
+        .with_state(Watched { engine: engine.clone(), admin, meters: meters.clone() });
     if configuration.http.console {
         router = router.merge(console::router(engine.clone(), meters, &configuration, &security));
     }
@@ -43,13 +49,16 @@ pub async fn serve(
 #[derive(Clone)]
 struct Watched {
     engine: EngineHandle,
+    admin: Arc<Admin>,
     meters: Meters,
 }
 
 async fn metrics(State(watched): State<Watched>) -> Response {
-    match tokio::time::timeout(PATIENCE, watched.engine.ask(Question::Status)).await {
-        Ok(Ok(status)) => ([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], exposition::text(&status, &watched.meters)).into_response(),
-        Ok(Err(gone)) => unavailable(&gone.to_string()),
+    match tokio::time::timeout(PATIENCE, watched.admin.status(Request::new(StatusRequest {}))).await {
+        Ok(Ok(status)) => {
+            ([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], exposition::text(status.get_ref(), &watched.meters)).into_response()
+        }
+        Ok(Err(gone)) => unavailable(gone.message()),
         Err(_) => unavailable(&format!("the engine has not answered for {PATIENCE:?}")),
     }
 }
@@ -80,15 +89,30 @@ fn unavailable(why: &str) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine_handle::{EngineMessage, HandleParts, Identity, Registry};
-    use lockstep_core::{CoordId, Epoch, LogId, Position};
-    use lockstep_proto::v1::StatusReply;
+    use crate::engine_handle::{Access, EngineMessage, HandleParts, Identity, Registered, Registry};
+    use lockstep_core::{CoordId, Epoch, Kind, LogId, ParticipantId, Position, Role};
+    use lockstep_participants::{PoolUse, Reader};
+    use lockstep_proto::v1::{ParticipantStatus, StatusReply};
     use std::sync::mpsc::Receiver;
     use tokio::sync::oneshot;
 
+    /// What the store `db` alone can tell.
+    struct Counted;
+
+    impl Reader for Counted {
+        fn forces(&self) -> u64 {
+            3
+        }
+
+        fn pools(&self) -> Vec<PoolUse> {
+            vec![PoolUse { name: "readers", limit: 4, open: 2, lent: 1, waiting: 6 }]
+        }
+    }
+
     fn engine() -> (EngineHandle, Receiver<EngineMessage>) {
+        let (id, name, store_type) = (ParticipantId(0), "db".into(), "sqlite");
         EngineHandle::new(HandleParts {
-            registry: Registry::default(),
+            registry: Registry::new(vec![Registered { id, name, store_type, role: Role::Database, kind: Kind::Serial }]),
             queue_events: 1,
             identity: Identity { coord_id: CoordId(1), log_id: LogId(1) },
             position: Position { epoch: Epoch(1), n: 0 },
@@ -109,10 +133,13 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn probes_and_metrics_say_what_the_engine_says() {
         let (handle, messages) = engine();
+        let (participant, reader) = (ParticipantId(0), Arc::new(Counted));
+        handle.install(vec![Access { participant, reader, applications: None, migrate: Box::new(|_, _| {}) }]);
         std::thread::spawn(move || {
             for message in messages {
                 if let EngineMessage::Ask(Question::Status(answer)) = message {
-                    let _ = answer.send(StatusReply { committed: 5, ..StatusReply::default() });
+                    let participants = vec![ParticipantStatus { name: "db".into(), ..ParticipantStatus::default() }];
+                    let _ = answer.send(StatusReply { committed: 5, participants, ..StatusReply::default() });
                 }
             }
         });
@@ -127,7 +154,13 @@ mod tests {
         assert_eq!(get(&format!("{url}/livez")).await, (200, "alive\n".into()));
         let (status, text) = get(&format!("{url}/metrics")).await;
         assert_eq!(status, 200);
-        assert!(text.contains("lockstep_transactions_total{outcome=\"committed\"} 5"), "{text}");
+        for line in [
+            "lockstep_transactions_total{outcome=\"committed\"} 5",
+            "lockstep_store_forces_total{store=\"db\",type=\"\",kind=\"\"} 3",
+            "lockstep_store_pool_waiting{store=\"db\",pool=\"readers\"} 6",
+        ] {
+            assert!(text.lines().any(|found| found == line), "`{line}` is not among:\n{text}");
+        }
 
         handle.shared().publish_phase(Phase::Serving);
         assert_eq!(get(&format!("{url}/readyz")).await, (200, "serving\n".into()));

@@ -39,6 +39,9 @@ async fn a_document_is_refused() -> anyhow::Result<()> {
         ensure!(metrics.lines().any(|found| found == line), "`{line}` is not among:\n{metrics}");
     }
     ensure!(metrics.contains("lockstep_store_call_seconds_count{store=\"db\",call=\"commit\"}"), "{metrics}");
+    let forces = "lockstep_store_forces_total{store=\"db\",type=\"sqlite\",kind=\"serial\"} ";
+    let forces = metrics.lines().find_map(|line| line.strip_prefix(forces)).and_then(|forces| forces.parse::<u64>().ok());
+    ensure!(forces.is_some_and(|forces| forces > 0), "the database has committed, and forced nothing:\n{metrics}");
     ensure!(lab.page("/readyz").await?.starts_with("HTTP/1.0 200"), "it serves, whatever is stuck");
 
     let said = lab.says(&["tx", "explain", &txid], Exit::Attention).await?;
