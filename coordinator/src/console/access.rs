@@ -6,9 +6,9 @@
 
 use super::Console;
 use super::api::Failure;
-use crate::security::{Caller, Role};
+use crate::security::{Caller, Role, pages};
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use std::net::IpAddr;
@@ -39,9 +39,8 @@ impl Gate {
         &self.token
     }
 
-    fn named(&self, headers: &HeaderMap) -> Result<(), Failure> {
-        let called = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-        let name = without_port(called);
+    fn named(&self, request: &Request) -> Result<(), Failure> {
+        let name = without_port(pages::called(request).unwrap_or_default());
         let loopback = name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
         match loopback || self.hosts.iter().any(|host| host.eq_ignore_ascii_case(name)) {
             true => Ok(()),
@@ -53,11 +52,11 @@ impl Gate {
     }
 
     /// It comes from a page of ours.
-    fn of_our_own(&self, headers: &HeaderMap) -> Result<(), Failure> {
+    fn of_our_own(&self, request: &Request) -> Result<(), Failure> {
         let refused = |why: &str| Err(Failure::new(StatusCode::FORBIDDEN, why.into()));
-        let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+        let text = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
         let authority = text(header::ORIGIN).and_then(|origin| origin.split_once("://")).map(|(_, authority)| authority);
-        if authority.is_none() || authority.map(str::to_ascii_lowercase) != text(header::HOST).map(str::to_ascii_lowercase) {
+        if authority.is_none() || authority.map(str::to_ascii_lowercase) != pages::called(request).map(str::to_ascii_lowercase) {
             return refused("Origin is not this console's own: orders from elsewhere are given with `lockstep`");
         }
         if text(HeaderName::from_static("sec-fetch-site")).is_some_and(|site| site != "same-origin") {
@@ -91,13 +90,13 @@ impl Console {
             Right::Operate => Role::Operator,
         };
         self.security.allows(caller, caller.account(), role)?;
-        if *request.method() == Method::POST { self.gate.of_our_own(request.headers()) } else { Ok(()) }
+        if *request.method() == Method::POST { self.gate.of_our_own(request) } else { Ok(()) }
     }
 }
 
 /// Only under names that are ours.
 pub(super) async fn by_our_name(State(console): State<Arc<Console>>, request: Request, next: Next) -> Response {
-    match console.gate.named(request.headers()) {
+    match console.gate.named(&request) {
         Ok(()) => next.run(request).await,
         Err(failure) => failure.into_response(),
     }
@@ -143,22 +142,25 @@ fn same(a: &[u8], b: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())).collect()
+    fn request(headers: &[(&'static str, &str)]) -> Request {
+        let mut request = Request::default();
+        let headers = headers.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()));
+        request.headers_mut().extend(headers);
+        request
     }
 
     #[test]
     fn only_our_names_are_answered_to() {
         let gate = Gate::new(vec!["lockstep.example.com".into()]);
         for ours in ["localhost:7118", "LOCALHOST", "127.0.0.1:1", "127.8.9.1", "[::1]:7118", "Lockstep.Example.com:443"] {
-            assert!(gate.named(&headers(&[("host", ours)])).is_ok(), "{ours}");
+            assert!(gate.named(&request(&[("host", ours)])).is_ok(), "{ours}");
         }
         let others =
             ["", "evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1:7118", "[::2]:7118", "evil@localhost"];
         for other in others {
-            assert!(gate.named(&headers(&[("host", other)])).is_err(), "{other}");
+            assert!(gate.named(&request(&[("host", other)])).is_err(), "{other}");
         }
-        assert!(gate.named(&HeaderMap::new()).is_err());
+        assert!(gate.named(&Request::default()).is_err());
     }
 
     #[test]
@@ -172,7 +174,7 @@ mod tests {
             ("x-lockstep-token", &token),
             ("sec-fetch-site", "same-origin"),
         ];
-        assert!(gate.of_our_own(&headers(&good)).is_ok());
+        assert!(gate.of_our_own(&request(&good)).is_ok());
         let worse = [
             ("origin", "http://localhost:3000"),
             ("origin", "http://evil.example"),
@@ -185,13 +187,13 @@ mod tests {
             ("sec-fetch-site", "same-site"),
         ];
         for (name, value) in worse {
-            let mut bad = headers(&good);
-            bad.insert(name, HeaderValue::from_str(value).unwrap());
+            let mut bad = request(&good);
+            bad.headers_mut().insert(name, HeaderValue::from_str(value).unwrap());
             assert!(gate.of_our_own(&bad).is_err(), "{name}: {value}");
         }
         for name in ["origin", "content-type", "x-lockstep-token"] {
-            let mut bad = headers(&good);
-            bad.remove(name);
+            let mut bad = request(&good);
+            bad.headers_mut().remove(name);
             assert!(gate.of_our_own(&bad).is_err(), "without {name}");
         }
     }

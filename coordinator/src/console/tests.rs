@@ -6,13 +6,18 @@ use crate::http;
 use crate::meters::Meters;
 use crate::security::Security;
 use crate::view::Pulse;
+use axum::http::Request;
 use lockstep_core::{CoordId, Epoch, Event, LogId, Position, Reply};
 use lockstep_proto::v1;
+use std::future::poll_fn;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::net::TcpListener;
+use tonic::body::Body;
+use tonic::transport::{Channel, Endpoint};
+use tower::Service;
 
 /// A console over an engine that says what a test wants, and counts its orders.
 struct Lab {
@@ -124,6 +129,31 @@ async fn an_order_comes_from_our_own_page_with_the_word_and_the_plan() {
     let done = lab.post("/console/api/order", &ours, &good);
     assert!(done.starts_with("HTTP/1.1 200") && done.contains("it is left"), "{done}");
     assert_eq!(lab.orders.load(Ordering::SeqCst), 1);
+}
+
+/// As a browser talks over TLS: by HTTP/2, with the name in `:authority` and no Host.
+#[tokio::test(flavor = "multi_thread")]
+async fn by_http_2_a_page_of_ours_is_ours_and_no_other() {
+    let lab = Lab::start(Configuration::default()).await;
+    let ours = format!("http://{}", lab.address);
+    let channel = Endpoint::try_from(ours.clone()).unwrap().connect().await.unwrap();
+    let misnamed = Endpoint::try_from(ours.clone()).unwrap().origin("http://evil.example".parse().unwrap()).connect().await.unwrap();
+    let ask = |mut channel: Channel, method: &str, path: &str, headers: &[(&str, &str)]| {
+        let request =
+            headers.iter().fold(Request::builder().method(method).uri(path), |request, (name, value)| request.header(*name, *value));
+        let request = request.body(Body::empty()).unwrap();
+        async move {
+            poll_fn(|context| channel.poll_ready(context)).await.unwrap();
+            channel.call(request).await.unwrap().status().as_u16()
+        }
+    };
+    assert_eq!(ask(channel.clone(), "GET", "/console/api/session", &[]).await, 200);
+    assert_eq!(ask(misnamed, "GET", "/console/api/session", &[]).await, 421);
+    let token = lab.token();
+    for (origin, status) in [(ours.as_str(), 400), ("http://evil.example", 403)] {
+        let headers = [("origin", origin), ("content-type", "application/json"), ("x-lockstep-token", &token)];
+        assert_eq!(ask(channel.clone(), "POST", "/console/api/order", &headers).await, status, "{origin}: an order without a body");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,8 @@ use crate::connections::Bounded;
 use crate::engine_handle::EngineHandle;
 use axum::Router;
 use axum::extract::{ConnectInfo, Request, State};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::http::uri::Authority;
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::serve::IncomingStream;
@@ -55,12 +56,18 @@ async fn guard(
     }
 }
 
+/// By which name, and port, this daemon was called: over HTTP/2 `:authority` stands for `Host`.
+pub fn called(request: &Request) -> Option<&str> {
+    let host = request.headers().get(header::HOST).map(|host| host.to_str().unwrap_or_default());
+    host.or_else(|| request.uri().authority().map(Authority::as_str))
+}
+
 /// Whether a page of another site sent it: a browser would add our own proof by itself.
-fn is_of_another_site(headers: &HeaderMap) -> bool {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+fn is_of_another_site(request: &Request) -> bool {
+    let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
     let elsewhere = text("sec-fetch-site").is_some_and(|site| !matches!(site, "same-origin" | "none"));
     let origin = text("origin").map(|origin| origin.split_once("://").map_or(origin, |(_, authority)| authority));
-    elsewhere || origin.is_some_and(|origin| text("host") != Some(origin))
+    elsewhere || origin.is_some_and(|origin| called(request) != Some(origin))
 }
 
 fn judge(security: &Arc<Security>, engine: &EngineHandle, peer: &Peer, request: &Request) -> Result<Caller, Response> {
@@ -68,7 +75,7 @@ fn judge(security: &Arc<Security>, engine: &EngineHandle, peer: &Peer, request: 
         Method::GET | Method::HEAD => Role::Viewer,
         _ => Role::Operator,
     };
-    if role == Role::Operator && is_of_another_site(request.headers()) {
+    if role == Role::Operator && is_of_another_site(request) {
         return Err((StatusCode::FORBIDDEN, "this was sent by a page of another site\n").into_response());
     }
     let header = request.headers().get(header::AUTHORIZATION).map(HeaderValue::as_bytes);
