@@ -7,8 +7,9 @@ use super::Console;
 use super::api::Failure;
 use crate::engine_handle::{EngineHandle, Question};
 use crate::meters::{Meters, Moment};
+use crate::security::Caller;
 use crate::view::Pulse;
-use axum::extract::{Query, State};
+use axum::extract::{Extension, Query, State};
 use axum::http::StatusCode;
 use axum::response::Sse;
 use axum::response::sse::{Event, KeepAlive};
@@ -42,6 +43,8 @@ pub(super) struct Live {
 
 struct Kept {
     samples: VecDeque<Arc<str>>,
+    /// The last word was that there is none: what is kept is old.
+    silent: bool,
     watchers: broadcast::Sender<Word>,
 }
 
@@ -61,6 +64,9 @@ struct Sample<'a> {
     at_ms: u64,
     phase: &'a str,
     why: &'a str,
+    /// New transactions are refused, for a backup or for want of space.
+    paused: bool,
+    log_full: bool,
     /// Since the start, and since the sample before, a second.
     committed_total: u64,
     committed: f64,
@@ -106,44 +112,51 @@ pub(super) struct Wanted {
     history: bool,
 }
 
-/// Samples as server-sent events: `history` (an array, once), then `sample`, and `silent` while the engine does not answer.
+/// Samples as server-sent events: `history` (an array, once), then `sample`, and `silent` while the engine does not answer. It ends with
+/// the proof under which it was asked for.
 pub(super) async fn events(
     State(console): State<Arc<Console>>,
+    Extension(caller): Extension<Caller>,
     wanted: Result<Query<Wanted>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, Failure> {
     let Query(wanted) = wanted.map_err(|error| Failure::new(StatusCode::BAD_REQUEST, error.body_text()))?;
     let full = || format!("{WATCHERS} pages watch already: close one");
     let room = Arc::clone(&console.live.room).try_acquire_owned().map_err(|_| Failure::new(StatusCode::SERVICE_UNAVAILABLE, full()))?;
-    Ok(Sse::new(console.live.watch(wanted.history, room)).keep_alive(KeepAlive::new().interval(Duration::from_secs(5))))
+    Ok(Sse::new(console.live.watch(wanted.history, caller, room)).keep_alive(KeepAlive::new().interval(Duration::from_secs(5))))
 }
 
 impl Live {
     /// Begins to take samples, until this is dropped.
     pub(super) fn start(engine: EngineHandle, meters: Meters) -> Live {
-        let kept = Kept { samples: VecDeque::with_capacity(KEPT), watchers: broadcast::Sender::new(BEHIND) };
+        let kept = Kept { samples: VecDeque::with_capacity(KEPT), silent: false, watchers: broadcast::Sender::new(BEHIND) };
         let kept = Arc::new(Mutex::new(kept));
         let sampling = tokio::spawn(sample(engine, meters, Arc::clone(&kept)));
         Live { kept, room: Arc::new(Semaphore::new(WATCHERS)), sampling }
     }
 
-    fn watch(&self, history: bool, room: OwnedSemaphorePermit) -> impl Stream<Item = Result<Event, Infallible>> + use<> {
-        // Both under one lock: no sample is missed between them, and none comes twice.
-        let (past, coming) = {
+    fn watch(&self, history: bool, caller: Caller, room: OwnedSemaphorePermit) -> impl Stream<Item = Result<Event, Infallible>> + use<> {
+        // All under one lock: no sample is missed between them, and none comes twice.
+        let (past, silent, coming) = {
             let kept = self.kept.lock().expect("no holder panics");
             let past = if history { kept.samples.iter().cloned().collect() } else { Vec::from_iter(kept.samples.back().cloned()) };
-            (past, kept.watchers.subscribe())
+            (past, kept.silent.then_some(Word::Silent), kept.watchers.subscribe())
         };
         let first = Event::default().event("history").retry(RETRY).data(format!("[{}]", past.join(",")));
         let coming = BroadcastStream::new(coming).map_while(move |word| {
             let _held = &room;
-            match word {
-                Ok(Word::Sample(sample)) => Some(Ok(Event::default().event("sample").data(sample))),
-                Ok(Word::Silent) => Some(Ok(Event::default().event("silent").data("{}"))),
-                // It has not read for longer than is kept for it.
-                Err(_) => None,
-            }
+            // It has not read for longer than is kept for it, or is not let in any more.
+            word.ok().filter(|_| caller.still_holds().is_ok())
         });
-        tokio_stream::once(Ok(first)).chain(coming)
+        tokio_stream::once(first).chain(tokio_stream::iter(silent).chain(coming).map(Word::event)).map(Ok)
+    }
+}
+
+impl Word {
+    fn event(self) -> Event {
+        match self {
+            Word::Sample(sample) => Event::default().event("sample").data(sample),
+            Word::Silent => Event::default().event("silent").data("{}"),
+        }
     }
 }
 
@@ -163,23 +176,35 @@ async fn sample(engine: EngineHandle, meters: Meters, kept: Arc<Mutex<Kept>>) {
             Ok(Ok(pulse)) => {
                 let (sample, now) = measure(&pulse, &meters, before.as_ref());
                 before = Some(now);
-                sample.map_or(Word::Silent, Word::Sample)
+                sample.map(Word::Sample)
             }
             // It has ended, and answers nobody any more: neither do we.
             Ok(Err(_)) => {
-                kept.lock().expect("no holder panics").watchers = broadcast::Sender::new(BEHIND);
+                let mut kept = kept.lock().expect("no holder panics");
+                (kept.silent, kept.watchers) = (true, broadcast::Sender::new(BEHIND));
                 return;
             }
-            Err(_) => Word::Silent,
+            Err(_) => Some(Word::Silent),
         };
-        let mut kept = kept.lock().expect("no holder panics");
-        if let Word::Sample(sample) = &word {
-            while kept.samples.len() >= KEPT {
-                kept.samples.pop_front();
-            }
-            kept.samples.push_back(Arc::clone(sample));
+        if let Some(word) = word {
+            kept.lock().expect("no holder panics").tell(word);
         }
-        let _ = kept.watchers.send(word);
+    }
+}
+
+impl Kept {
+    fn tell(&mut self, word: Word) {
+        match &word {
+            Word::Sample(sample) => {
+                while self.samples.len() >= KEPT {
+                    self.samples.pop_front();
+                }
+                self.samples.push_back(Arc::clone(sample));
+                self.silent = false;
+            }
+            Word::Silent => self.silent = true,
+        }
+        let _ = self.watchers.send(word);
     }
 }
 
@@ -199,6 +224,8 @@ fn measure(pulse: &Pulse, meters: &Meters, before: Option<&Before>) -> (Option<A
         at_ms: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64),
         phase: &status.phase,
         why: &status.why,
+        paused: status.paused,
+        log_full: status.log_full,
         committed_total: status.committed,
         committed: rate(now.committed, before.map(|before| before.committed)),
         aborted: rate(now.aborted, before.map(|before| before.aborted)),
@@ -229,20 +256,84 @@ fn rounded(value: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::configuration::Configuration;
+    use crate::security::{Principal, Role, Security};
+
+    /// Pages watch, as many as there is room for; what they are told is up to the test.
+    fn live(room: usize) -> Live {
+        let kept = Kept { samples: VecDeque::new(), silent: false, watchers: broadcast::Sender::new(BEHIND) };
+        Live { kept: Arc::new(Mutex::new(kept)), room: Arc::new(Semaphore::new(room)), sampling: tokio::spawn(async {}) }
+    }
+
+    impl Live {
+        fn tell(&self, word: Word) {
+            self.kept.lock().unwrap().tell(word);
+        }
+
+        fn opened(&self, caller: &Caller) -> impl Stream<Item = String> + Unpin + use<> {
+            let room = Arc::clone(&self.room).try_acquire_owned().expect("there is room");
+            Box::pin(self.watch(true, caller.clone(), room).map(|Ok(event)| format!("{event:?}")))
+        }
+    }
+
+    fn anybody() -> Caller {
+        Security::none().admit(None, None).unwrap()
+    }
 
     #[tokio::test]
     async fn who_does_not_read_is_dropped_and_gives_its_place_back() {
-        let kept = Kept { samples: VecDeque::new(), watchers: broadcast::Sender::new(BEHIND) };
-        let (kept, room) = (Arc::new(Mutex::new(kept)), Arc::new(Semaphore::new(1)));
-        let live = Live { kept: Arc::clone(&kept), room: Arc::clone(&room), sampling: tokio::spawn(async {}) };
-        let mut watch = Box::pin(live.watch(true, Arc::clone(&room).try_acquire_owned().unwrap()));
+        let live = live(1);
+        let mut watch = live.opened(&anybody());
         assert!(watch.next().await.is_some(), "the history");
-        assert!(Arc::clone(&room).try_acquire_owned().is_err());
+        assert!(Arc::clone(&live.room).try_acquire_owned().is_err());
         for _ in 0..=BEHIND {
-            let _ = kept.lock().unwrap().watchers.send(Word::Silent);
+            live.tell(Word::Silent);
         }
         assert!(watch.next().await.is_none(), "it is too far behind");
         drop(watch);
-        assert!(Arc::clone(&room).try_acquire_owned().is_ok());
+        assert!(Arc::clone(&live.room).try_acquire_owned().is_ok());
+    }
+
+    #[tokio::test]
+    async fn who_comes_while_the_engine_is_silent_is_told_so_at_once() {
+        let live = live(2);
+        live.tell(Word::Sample(r#"{"n":1}"#.into()));
+        live.tell(Word::Silent);
+        let mut watch = live.opened(&anybody());
+        assert!(watch.next().await.unwrap().contains("event: history"));
+        assert!(watch.next().await.unwrap().contains("event: silent"));
+        live.tell(Word::Sample(r#"{"n":2}"#.into()));
+        assert!(watch.next().await.unwrap().contains("event: sample"));
+        let mut later = live.opened(&anybody());
+        live.tell(Word::Sample(r#"{"n":3}"#.into()));
+        assert!(later.next().await.unwrap().contains("event: history"));
+        assert!(later.next().await.unwrap().contains("event: sample"), "it speaks again");
+    }
+
+    #[tokio::test]
+    async fn a_token_that_is_taken_back_ends_what_it_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        std::fs::write(&file, "viewer-token-0123456789").unwrap();
+        let viewer = Principal {
+            name: "viewer".into(),
+            roles: vec![Role::Viewer],
+            stores: None,
+            certificates: Vec::new(),
+            token_file: Some(file.clone()),
+            token_env: None,
+            requests_per_second: None,
+            transaction_bytes: None,
+            streams: None,
+        };
+        let security = Security::load(&Configuration { principals: vec![viewer], ..Configuration::default() }).unwrap();
+        let (live, caller) = (live(1), security.admit(None, Some(b"Bearer viewer-token-0123456789")).unwrap());
+        let mut watch = live.opened(&caller);
+        live.tell(Word::Silent);
+        assert!(watch.next().await.is_some() && watch.next().await.is_some(), "the history, and a word");
+        std::fs::write(&file, "another-token-0123456789").unwrap();
+        security.reload();
+        live.tell(Word::Silent);
+        assert!(watch.next().await.is_none());
     }
 }

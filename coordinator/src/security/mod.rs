@@ -168,7 +168,8 @@ impl Security {
         self.lines.take()
     }
 
-    fn reload(&self) {
+    /// Looks at the files once more. What cannot be used is not taken.
+    pub fn reload(&self) {
         let principals: Vec<_> = self.accounts.iter().map(|account| account.principal.clone()).collect();
         let mut trouble = self.trouble.write().expect("no holder panics");
         match Credentials::load(&self.settings, &principals, &self.digester) {

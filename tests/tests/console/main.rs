@@ -149,7 +149,14 @@ async fn an_order_needs_the_id(lab: &Lab, browser: &Browser, txid: &str) -> anyh
     browser.click("dialog [type=submit]")?;
     browser.until_shown("Not confirmed, nothing was done: something else was typed.")?;
     ensure!(lab.daemon.status().await?.damage == 0, "something was done");
+    // Once a proxy answers in the daemon's stead: it may have been done all the same.
+    browser.run(
+        "const real = window.fetch; window.fetch = (url, how) => how?.method === 'POST' ? \
+         ((window.fetch = real), Promise.resolve(new Response('', { status: 502 }))) : real(url, how)",
+    )?;
     browser.fill("dialog [name=typed]", txid)?;
+    browser.click("dialog [type=submit]")?;
+    browser.until_shown("The daemon answered 502. Whether it was done is not known: look before you order it again.")?;
     browser.click("dialog [type=submit]")?;
     browser.until_shown(&format!("Done: given up at `index`, and recorded as damage: {txid}"))?;
     ensure!(lab.daemon.status().await?.damage == 1);

@@ -77,8 +77,9 @@ function judge() {
 
 function phase(sample) {
   const badge = document.getElementById("phase");
-  badge.textContent = sample.phase;
-  badge.className = sample.phase === "serving" ? "good" : "bad";
+  const phase = sample.phase !== "serving" ? sample.phase : sample.log_full ? "log full" : sample.paused ? "paused" : sample.phase;
+  badge.textContent = phase;
+  badge.className = phase === "serving" ? "good" : "bad";
 }
 
 /** GET: the answer, or an error with the daemon's sentence. */
@@ -86,7 +87,7 @@ export async function ask(path) {
   return answered(await fetch(`/console/api/${path}`, { headers: { Accept: "application/json" } }));
 }
 
-/** POST: the answer, or an error with the daemon's sentence, and `conflict` where things have changed or it was refused. */
+/** POST: the answer, or an error with the daemon's sentence; `conflict` where things have changed or it was refused, `broken` where it may be done all the same. */
 export async function post(path, token, body) {
   const headers = { "Content-Type": "application/json", "X-Lockstep-Token": token };
   return answered(await fetch(`/console/api/${path}`, { method: "POST", headers, body: JSON.stringify(body) }));
@@ -95,7 +96,8 @@ export async function post(path, token, body) {
 async function answered(response) {
   const body = await response.json().catch(() => ({}));
   if (response.ok) return { ...body, received: performance.now() };
-  throw Object.assign(new Error(body.error ?? `the daemon answered ${response.status}`), { conflict: response.status === 409 });
+  const { status } = response;
+  throw Object.assign(new Error(body.error ?? `the daemon answered ${status}`), { conflict: status === 409, broken: status >= 500 });
 }
 
 /** Shows now and then what `look` brings; says so where that fails. Returns what looks at once. */

@@ -101,15 +101,17 @@ async function give(order, { form, operator, reason, typed }, mark, body, done) 
   submit.setAttribute("aria-disabled", "true");
   if (form.dataset.given) return;
   form.dataset.given = "1";
+  let sent = false;
   try {
     const { token } = await ask("session");
+    sent = true;
     const { message } = await post("order", token, { order, operator, reason, typed, plan: mark });
     fill(body, h("p", { class: "done", role: "status" }, `Done: ${message}.`), buttons("Close"));
     body.querySelector("button").focus();
     done();
   } catch (error) {
     if (error.conflict) return look(order, body, done, error.message);
-    const unknown = error instanceof TypeError ? " Whether it was done is not known: look at the transaction." : "";
+    const unknown = sent && (error instanceof TypeError || error.broken) ? " Whether it was done is not known: look before you order it again." : "";
     fill(answer, h("p", null, `${sentence(error.message)}${unknown}`));
     form.elements.typed.focus();
   }

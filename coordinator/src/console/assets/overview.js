@@ -36,7 +36,7 @@ watch((heard, all) => {
   samples = all ? heard : [...samples, ...heard].slice(-KEPT);
   if (!samples.length) return;
   const last = samples.at(-1);
-  const now = JSON.stringify([last.phase, last.damage, last.unanswered > 0, last.stores.map((store) => [store.session, store.stuck > 0])]);
+  const now = JSON.stringify([last.phase, last.paused, last.log_full, last.damage, last.unanswered > 0, last.stores.map((store) => [store.session, store.stuck > 0])]);
   if (circumstances && now !== circumstances) look();
   circumstances = now;
   tiles(last);
@@ -68,7 +68,7 @@ function tiles(last) {
   const doubt = last.in_doubt + last.unanswered;
   fill(
     figures.querySelector("dl"),
-    tile("Phase", last.phase, last.why),
+    tile("Phase", last.phase, last.why || (last.log_full || last.paused ? "new transactions are refused" : "")),
     tile("Up", duration(last.uptime_ms)),
     tile("Committed a second", count(last.committed), `${count(last.committed_total)} since the start`),
     tile("Aborted a second", count(last.aborted)),
