@@ -428,7 +428,7 @@ impl Engine {
             Question::Explain(txid, answer) => drop(answer.send(view.explanation(txid))),
             Question::Plan(action, answer) => drop(answer.send(view.plan(&action))),
             Question::ListParticipants(answer) => drop(answer.send(view.participants())),
-            Question::Doctor(answer) => drop(answer.send(view.doctor())),
+            Question::Doctor(answer) => drop(answer.send(view.doctor(wall_ms()))),
             Question::ListDamage(answer) => drop(answer.send(view.damage())),
             Question::Participant(name, answer) => drop(answer.send(self.machine.participant(&name))),
             Question::Watch(index, keys, answer) => {

@@ -54,7 +54,11 @@ struct Pool {
 fn daemon(registry: &mut Registry, status: &StatusReply) {
     let build = Info::new([("version", status.version.clone())]);
     registry.register("build", "The daemon's version", build);
-    number(registry, "serving", "1 while transactions are taken", u64::from(status.phase == "serving"));
+    let help = "1 while its phase is serving: transactions are taken, unless paused or log_full is 1";
+    number(registry, "serving", help, u64::from(status.phase == "serving"));
+    number(registry, "paused", "1 while new transactions are refused because a backup's servers are copied", u64::from(status.paused));
+    let help = "1 while new transactions are refused because the log's disk has less than log.reserve_bytes left (R-FULL)";
+    number(registry, "log_full", help, u64::from(status.log_full));
     number(registry, "safe_mode", "1 while the log is known to have lost records (R-LOGLOSS)", u64::from(status.phase == "safe mode"));
     number(registry, "epoch", "The coordinator's epoch: one more at each start", status.epoch.into());
     seconds(registry, "uptime", "Since the daemon was started", status.uptime_ms);
@@ -76,7 +80,10 @@ fn transactions(registry: &mut Registry, status: &StatusReply) {
     number(registry, "transactions_open", "Transactions that are not decided yet", status.active);
     number(registry, "transactions_deciding", "Transactions whose decision is being made durable", status.deciding);
     number(registry, "transactions_in_doubt", "Decided transactions that some store has not applied", status.in_doubt);
-    seconds(registry, "transactions_in_doubt_oldest", "Age of the oldest of them", status.oldest_in_doubt_ms);
+    let help = "How long ago the oldest of them was decided; by the wall clock where that was before this start";
+    seconds(registry, "transactions_in_doubt_oldest", help, status.oldest_in_doubt_ms);
+    let help = "Prepared branches of which nobody here can tell the outcome yet: they keep their locks";
+    number(registry, "branches_unanswered", help, status.unanswered);
 }
 
 fn log(registry: &mut Registry, status: &StatusReply) {
@@ -115,7 +122,8 @@ fn stores(registry: &mut Registry, stores: &[ParticipantStatus]) {
         lag.get_or_create(&label(store)).set(store.lag_ms as f64 / 1000.0);
         forces.get_or_create(&label(store)).inc_by(store.forces);
     }
-    registry.register_with_unit("store_lag", "Age of the oldest decided transaction that it has not applied", Unit::Seconds, lag);
+    let help = "Age of the oldest decided transaction that it has not applied, as far as this start knows";
+    registry.register_with_unit("store_lag", help, Unit::Seconds, lag);
     let help = "Age of the oldest branch that it holds prepared, at least: it keeps its locks, and in PostgreSQL holds vacuum back";
     registry.register_with_unit("store_prepared_age", help, Unit::Seconds, prepared);
     registry.register("store_forces", "Forced writes of an embedded store since it was opened", forces);
@@ -174,7 +182,15 @@ mod tests {
         let pools = vec![ConnectionPool { name: "branches".into(), limit: 32, open: 8, lent: 5, waiting: 0 }];
         let store =
             ParticipantStatus { name: "db".into(), session: "up".into(), lag: 3, lag_ms: 1_500, pools, ..ParticipantStatus::default() };
-        let status = StatusReply { phase: "serving".into(), committed: 7, participants: vec![store], ..StatusReply::default() };
+        let status = StatusReply {
+            phase: "serving".into(),
+            committed: 7,
+            unanswered: 2,
+            paused: true,
+            log_full: true,
+            participants: vec![store],
+            ..StatusReply::default()
+        };
         let meters = Meters::default();
         meters.forced(4, Duration::from_millis(2));
         meters.answered(&lockstep_core::Reply::Unknown(String::new()), Duration::from_millis(3));
@@ -192,6 +208,9 @@ mod tests {
         let served = served();
         for line in [
             "lockstep_serving 1",
+            "lockstep_paused 1",
+            "lockstep_log_full 1",
+            "lockstep_branches_unanswered 2",
             "lockstep_transactions_total{outcome=\"committed\"} 7",
             "lockstep_store_lag_transactions{store=\"db\",type=\"\",kind=\"\"} 3",
             "lockstep_store_lag_seconds{store=\"db\",type=\"\",kind=\"\"} 1.5",

@@ -17,6 +17,9 @@ use std::time::Duration;
 /// Transactions in one list, at most.
 const LIST_MAX: usize = 10_000;
 
+/// How far recorded times may be from the wall clock before that is said, milliseconds.
+const CLOCK_OFF: u64 = 5_000;
+
 /// Ages by which what is in doubt is counted, milliseconds.
 pub const AGES: [u64; 5] = [1_000, 10_000, 60_000, 600_000, 3_600_000];
 
@@ -24,8 +27,8 @@ pub const AGES: [u64; 5] = [1_000, 10_000, 60_000, 600_000, 3_600_000];
 pub struct Pulse {
     /// One screen.
     pub status: v1::StatusReply,
-    /// Transactions whose decision is under way, not applied everywhere, or not known to anybody here: younger than the first of
-    /// [`AGES`], than the second, …, older than the last.
+    /// Transactions whose decision is under way, not applied everywhere (by the age of the decision), or not known to anybody here:
+    /// younger than the first of [`AGES`], than the second, …, older than the last.
     pub ages: [u64; AGES.len() + 1],
 }
 
@@ -78,7 +81,7 @@ impl View<'_> {
             version: env!("CARGO_PKG_VERSION").into(),
             uptime_ms: millis(self.uptime),
             in_doubt: status.committing as u64,
-            oldest_in_doubt_ms: status.oldest.map_or(0, |at| self.age(at)),
+            oldest_in_doubt_ms: status.oldest.map_or(0, |at_ms| self.age_of_wall(at_ms)),
             active: status.open as u64,
             committed: status.counts.committed,
             aborted: status.counts.aborted,
@@ -112,30 +115,32 @@ impl View<'_> {
     /// Transactions by state.
     pub fn transactions(&self, request: &v1::ListTransactionsRequest) -> v1::ListTransactionsReply {
         let limit = if request.limit == 0 { LIST_MAX } else { (request.limit as usize).min(LIST_MAX) };
+        let is_wanted = |state: &str| request.states.is_empty() || request.states.iter().any(|wanted| wanted == state);
         let wanted = |summary: &v1::TransactionSummary| {
-            (request.states.is_empty() || request.states.contains(&summary.state))
+            is_wanted(&summary.state)
                 && (request.participant.is_empty() || summary.participants.contains(&request.participant))
                 && summary.age_ms >= request.older_than_ms
         };
-        let named = |summary: &v1::TransactionSummary| request.key.is_empty() || summary.key == request.key;
+        let named = |key: &str| request.key.is_empty() || key == request.key;
         // A malformed cursor is refused before it comes here.
         let after: Option<Cursor> = request.after.parse().ok();
         let unanswered = self.unanswered().filter(|(txid, _)| after.is_none_or(|after| after < Cursor::Unanswered(*txid)));
-        let unanswered = unanswered.filter(|(_, summary)| named(summary)).map(|(txid, summary)| (Cursor::Unanswered(txid), summary));
+        let unanswered = unanswered.filter(|(_, summary)| named(&summary.key)).map(|(txid, summary)| (Cursor::Unanswered(txid), summary));
         let live = self.machine.transactions().map(|transaction| (Cursor::Live(transaction.txid), transaction));
         let mut live: Vec<_> = live.filter(|(cursor, _)| after.is_none_or(|after| after < *cursor)).collect();
         live.sort_unstable_by_key(|(cursor, _)| *cursor);
         let live = live.into_iter().map(|(cursor, transaction)| (cursor, transaction, self.live(transaction)));
-        let live = live.filter(|(_, transaction, summary)| named(summary) || self.writes_key(transaction, &request.key));
+        let live = live.filter(|(_, transaction, summary)| named(&summary.key) || self.writes_key(transaction, &request.key));
         let live = live.map(|(cursor, _, summary)| (cursor, summary));
         let of_interest = |(_, summary): &(Cursor, v1::TransactionSummary)| wanted(summary);
         let mut all: Vec<_> = unanswered.chain(live).filter(of_interest).take(limit + 1).collect();
-        if request.states.iter().any(|state| state == "committed" || state == "aborted") {
-            let ended = self.machine.all_known().rev().filter(|known| self.machine.transaction(known.txid).is_none());
-            let ended = ended.map(|known| (Cursor::Ended(Reverse(known.txid)), known));
+        if asks_for_ended(request) {
+            // There may be hundreds of thousands: each is judged before it is written out.
+            let ended = self.machine.all_known().rev().map(|known| (Cursor::Ended(Reverse(known.txid)), known));
             let ended = ended.filter(|(cursor, _)| after.is_none_or(|after| after < *cursor));
-            let ended = ended.map(|(cursor, known)| (cursor, self.ended(known))).filter(|(_, summary)| named(summary));
-            all.extend(ended.filter(of_interest).take((limit + 1).saturating_sub(all.len())));
+            let ended = ended.filter(|(_, known)| is_wanted(fate_word(&known.fate)) && self.age(known.since) >= request.older_than_ms);
+            let ended = ended.filter(|(_, known)| named_so(known, &request.key) && self.machine.transaction(known.txid).is_none());
+            all.extend(ended.map(|(cursor, known)| (cursor, self.ended(known))).take((limit + 1).saturating_sub(all.len())));
         }
         let truncated = all.len() > limit;
         all.truncate(limit);
@@ -150,7 +155,10 @@ impl View<'_> {
             State::Active | State::Preparing => false,
             State::Deciding(_) | State::Committing(_) => true,
         };
-        let decided = self.machine.transactions().filter(undone).map(|transaction| self.age(transaction.began));
+        let decided = self.machine.transactions().filter(undone).map(|transaction| {
+            let decided = self.machine.decided_at(transaction);
+            decided.map_or_else(|| self.age(transaction.began), |at_ms| self.age_of_wall(at_ms))
+        });
         for age in decided.chain(self.unanswered().map(|(_, summary)| summary.age_ms)) {
             let older = |limit: &u64| age >= *limit;
             ages[AGES.iter().take_while(|limit| older(limit)).count()] += 1;
@@ -212,8 +220,8 @@ impl View<'_> {
         v1::ListAuditReply { entries: all.iter().take(limit).map(entry).collect(), truncated: all.len() > limit }
     }
 
-    /// What is wrong, and what to do about it.
-    pub fn doctor(&self) -> v1::DoctorReply {
+    /// What is wrong, and what to do about it. `wall_ms`: what the wall clock shows now, milliseconds since 1970.
+    pub fn doctor(&self, wall_ms: u64) -> v1::DoctorReply {
         let mut findings = vec![self.examine_phase(), self.examine_space()];
         findings.extend(self.machine.followers().iter().map(|follower| self.examine_participant(follower)));
         let damage = self.machine.damage().len();
@@ -226,6 +234,7 @@ impl View<'_> {
                 "see `lockstep damage list`, mend the stores, then `lockstep damage forget`",
             ),
         });
+        findings.extend(self.examine_clock(wall_ms));
         v1::DoctorReply { findings }
     }
 
@@ -267,6 +276,8 @@ impl View<'_> {
     }
 
     fn live(&self, transaction: &Transaction) -> v1::TransactionSummary {
+        // Of an earlier start's, this one has seen no beginning.
+        let decided = self.machine.decided_at(transaction).map_or(0, |at_ms| self.age_of_wall(at_ms));
         let (key, attempt) =
             self.machine.known(transaction.txid).map_or((String::new(), 0), |known| (key_text(&known.key.key), known.key.attempt));
         v1::TransactionSummary {
@@ -279,7 +290,7 @@ impl View<'_> {
             }
             .into(),
             csn: transaction.csn().map_or(0, |csn| csn.to_u64()),
-            age_ms: self.age(transaction.began),
+            age_ms: self.age(transaction.began).max(decided),
             participants: transaction.branches.iter().map(|branch| self.name(branch.participant)).collect(),
             waiting_for: self.waiting_for(transaction),
             key,
@@ -288,14 +299,13 @@ impl View<'_> {
     }
 
     fn ended(&self, known: &Known) -> v1::TransactionSummary {
-        let (state, csn) = match &known.fate {
-            Fate::Running => ("preparing", 0),
-            Fate::Committed(committed) => ("committed", committed.csn.to_u64()),
-            Fate::Aborted(_) => ("aborted", 0),
+        let csn = match &known.fate {
+            Fate::Committed(committed) => committed.csn.to_u64(),
+            Fate::Running | Fate::Aborted(_) => 0,
         };
         v1::TransactionSummary {
             txid: known.txid.to_string(),
-            state: state.into(),
+            state: fate_word(&known.fate).into(),
             csn,
             age_ms: self.age(known.since),
             participants: Vec::new(),
@@ -384,6 +394,12 @@ impl View<'_> {
     fn examine_phase(&self) -> v1::Finding {
         let (phase, why) = self.phase();
         match phase.as_str() {
+            "serving" if self.machine.status().paused => finding(
+                "warning",
+                "coordinator",
+                "it is serving, and refuses new transactions while a backup's servers are copied".into(),
+                "wait until `lockstep backup` is done with them, or stop it",
+            ),
             "serving" => finding("ok", "coordinator", "it is serving".into(), ""),
             "safe mode" => finding("problem", "coordinator", format!("safe mode: {why}"), remedy::of_lost_log()),
             _ => finding("warning", "coordinator", format!("{phase}: {why}"), "wait, and look again"),
@@ -406,6 +422,24 @@ impl View<'_> {
             }
             _ => finding("ok", "log", sentence, ""),
         }
+    }
+
+    /// Times are recorded by the wall clock of the start, and what has passed since: a clock that is set meanwhile does not move them.
+    fn examine_clock(&self, wall_ms: u64) -> Option<v1::Finding> {
+        let recorded = self.machine.wall_clock(self.now);
+        let (off, side) = if recorded < wall_ms { (wall_ms - recorded, "behind") } else { (recorded - wall_ms, "ahead of") };
+        (off > CLOCK_OFF).then(|| {
+            let sentence = format!(
+                "the machine's clock was set, or the machine slept, after the daemon's start: the times that it records are {} s {side} it",
+                off / 1000
+            );
+            finding(
+                "warning",
+                "clock",
+                sentence,
+                "restart the daemon when it suits; mind the difference in what was recorded since its start",
+            )
+        })
     }
 
     fn examine_participant(&self, follower: &Follower) -> v1::Finding {
@@ -474,6 +508,11 @@ impl View<'_> {
     pub(crate) fn age(&self, since: Time) -> u64 {
         self.now.0.saturating_sub(since.0) / 1000
     }
+
+    /// Of what stands in the log: it may be from before this start.
+    fn age_of_wall(&self, at_ms: u64) -> u64 {
+        self.machine.wall_clock(self.now).saturating_sub(at_ms)
+    }
 }
 
 impl fmt::Display for Cursor {
@@ -501,6 +540,31 @@ impl FromStr for Cursor {
             _ => Err(bad()),
         }
     }
+}
+
+/// Why these transactions cannot be listed: of those that have ended it is not kept at which stores they were.
+pub fn unanswerable(request: &v1::ListTransactionsRequest) -> Option<&'static str> {
+    (asks_for_ended(request) && !request.participant.is_empty()).then_some(
+        "participant: at which stores a transaction was is not kept once it has ended: ask for one without the other (states: committed, \
+         aborted)",
+    )
+}
+
+fn asks_for_ended(request: &v1::ListTransactionsRequest) -> bool {
+    request.states.iter().any(|state| state == "committed" || state == "aborted")
+}
+
+fn fate_word(fate: &Fate) -> &'static str {
+    match fate {
+        Fate::Running => "preparing",
+        Fate::Committed(_) => "committed",
+        Fate::Aborted(_) => "aborted",
+    }
+}
+
+/// Whether this is its key as people read it, or none is asked for.
+fn named_so(known: &Known, key: &str) -> bool {
+    key.is_empty() || key_text(&known.key.key) == key
 }
 
 /// Records for people: payloads by their sizes.
@@ -555,4 +619,196 @@ fn finding(level: &str, subject: &str, sentence: String, remedy: &str) -> v1::Fi
 
 fn millis(duration: Duration) -> u64 {
     duration.as_millis() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use lockstep_core::{
+        Abilities, Ballot, BranchRequest, Config, CoordId, Csn, Effect, Epoch, Event, FromParticipant, Hello, Identity, Kind, LogId,
+        Operation, ParticipantConfig, Progress, Request, RequestKey, Results, Role, SessionId, Ticket, Wait,
+    };
+    use std::sync::Arc;
+
+    const INDEX: ParticipantId = ParticipantId(0);
+    const SECOND: u64 = 1_000_000;
+    const WALL: u64 = 1_795_402_665_000;
+
+    /// A machine with an index that is there, and never applies anything.
+    struct Lab {
+        machine: Coordinator,
+        now: Time,
+        log: Vec<Entry>,
+    }
+
+    impl Lab {
+        fn start(log: Vec<Entry>, wall_at_zero_ms: u64) -> Lab {
+            let index = ParticipantConfig { name: "index".into(), kind: Kind::Redo, role: Role::Index, standalone: true };
+            let config = Config { participants: vec![index], wall_at_zero_ms, ..Config::default() };
+            let identity = Identity { coord_id: CoordId(1), log_id: LogId(2), incarnation: log.len() as u64 };
+            let mut effects = Vec::new();
+            let machine = Coordinator::start(config, identity, log.clone(), Time(0), &mut effects).unwrap();
+            let mut lab = Lab { machine, now: Time(0), log };
+            lab.carry_out(effects);
+            let hello = Hello {
+                kind: Kind::Redo,
+                owner: None,
+                progress: Progress::default(),
+                highest: Csn::ZERO,
+                prepared: Vec::new(),
+                heuristics: Vec::new(),
+                exclusive: true,
+                highest_epoch: Epoch(0),
+                abilities: Abilities::default(),
+            };
+            lab.step(Event::SessionUp(INDEX, SessionId(1)));
+            lab.step(Event::Message(INDEX, SessionId(1), FromParticipant::Hello(hello)));
+            lab
+        }
+
+        fn step(&mut self, event: Event) {
+            let mut effects = Vec::new();
+            self.machine.step(self.now, event, &mut effects);
+            self.carry_out(effects);
+        }
+
+        fn carry_out(&mut self, effects: Vec<Effect>) {
+            for effect in effects {
+                if let Effect::Append { lsn, record, .. } = effect {
+                    self.log.push(Entry { lsn, record });
+                    self.step(Event::Durable(lsn));
+                }
+            }
+        }
+
+        /// Under this key a transaction is begun, and asked for nothing.
+        fn begins(&mut self, key: &str) {
+            let (key, position) = (key_of(key), self.machine.position());
+            self.step(Event::Begin { ticket: Ticket(1), key, position, led_by: None, timeout: 600 * SECOND });
+        }
+
+        /// A document under the same key is written, and that is decided.
+        fn commits(&mut self, key: &str) {
+            let operations = Arc::from([Operation::Put { key: "film".into(), document: "{}".into(), condition: None }]);
+            let request = Request {
+                key: key_of(key),
+                position: self.machine.position(),
+                hash: 1,
+                branches: vec![BranchRequest { participant: INDEX, operations }],
+                wait: Wait::Decided,
+                timeout: 0,
+                deadline: Time(self.now.0 + 5 * SECOND),
+                trace: None,
+            };
+            self.step(Event::Commit(Ticket(2), request));
+            let asked = |transaction: &&Transaction| transaction.state == State::Preparing;
+            let txid = self.machine.transactions().find(asked).expect("its index is asked").txid;
+            let votes = vec![(txid, Vote::Redo(Bytes::from_static(b"redo"), Results::default()))];
+            self.step(Event::Message(INDEX, SessionId(1), FromParticipant::Ballot(Ballot { votes, group_redo: Bytes::new() })));
+        }
+
+        fn see<T>(&self, look: impl FnOnce(View) -> T) -> T {
+            look(View {
+                machine: &self.machine,
+                registry: &Registry::default(),
+                breaks: &Breaks::default(),
+                now: self.now,
+                space: Space { used: 0, free: 1 << 40 },
+                forces: 0,
+                uptime: Duration::ZERO,
+                serving_after: Some(Duration::ZERO),
+                mended_after: None,
+                stopping: false,
+            })
+        }
+
+        fn found(&self, subject: &str, wall_ms: u64) -> Option<(String, String)> {
+            let findings = self.see(|view| view.doctor(wall_ms)).findings;
+            findings.into_iter().find(|finding| finding.subject == subject).map(|finding| (finding.level, finding.sentence))
+        }
+    }
+
+    fn key_of(key: &str) -> RequestKey {
+        RequestKey { key: key.as_bytes().into(), attempt: 1 }
+    }
+
+    #[test]
+    fn in_doubt_is_what_is_decided_and_it_is_as_old_as_its_decision() {
+        let mut lab = Lab::start(Vec::new(), WALL);
+        let seen = |lab: &Lab| lab.see(|view| view.pulse());
+        lab.begins("order");
+        lab.now = Time(100 * SECOND);
+        assert_eq!(
+            (seen(&lab).status.in_doubt, seen(&lab).status.oldest_in_doubt_ms),
+            (0, 0),
+            "it is open, for as long as its client likes"
+        );
+
+        lab.commits("order");
+        lab.now = Time(105 * SECOND);
+        assert_eq!((seen(&lab).status.in_doubt, seen(&lab).status.oldest_in_doubt_ms), (1, 5_000));
+        assert_eq!(seen(&lab).ages, [0, 1, 0, 0, 0, 0]);
+
+        // It was decided at 100 s, and this start begins at 700 s.
+        let mut lab = Lab::start(lab.log, WALL + 700_000);
+        lab.now = Time(5 * SECOND);
+        assert_eq!((seen(&lab).status.in_doubt, seen(&lab).status.oldest_in_doubt_ms), (1, 605_000));
+        assert_eq!(seen(&lab).ages, [0, 0, 0, 0, 1, 0]);
+        let older = v1::ListTransactionsRequest { older_than_ms: 600_000, ..v1::ListTransactionsRequest::default() };
+        assert_eq!(lab.see(|view| view.transactions(&older)).transactions.len(), 1);
+    }
+
+    #[test]
+    fn a_pause_is_a_finding() {
+        let mut lab = Lab::start(Vec::new(), WALL);
+        assert_eq!(lab.found("coordinator", WALL), Some(("ok".into(), "it is serving".into())));
+        lab.step(Event::Pause(true));
+        let (level, sentence) = lab.found("coordinator", WALL).expect("it is always told of");
+        assert!(level == "warning" && sentence.contains("refuses new transactions"), "{level}: {sentence}");
+    }
+
+    #[test]
+    fn a_clock_that_was_set_is_a_finding() {
+        let mut lab = Lab::start(Vec::new(), WALL);
+        lab.now = Time(10 * SECOND);
+        for (off, words) in [(0, None), (-4_000, None), (7_200_000, Some("7200 s behind it")), (-60_000, Some("60 s ahead of it"))] {
+            let found = lab.found("clock", (WALL + 10_000).wrapping_add_signed(off));
+            assert_eq!(found.is_some(), words.is_some(), "{off}: {found:?}");
+            assert!(words.is_none_or(|words| found.as_ref().is_some_and(|(_, sentence)| sentence.ends_with(words))), "{off}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_kept_of_ended_ones_is_not_listed_as_none() {
+        let request = |states: &[&str], participant: &str| v1::ListTransactionsRequest {
+            states: states.iter().map(|state| (*state).to_string()).collect(),
+            participant: participant.into(),
+            ..v1::ListTransactionsRequest::default()
+        };
+        assert!(unanswerable(&request(&["committing", "aborted"], "index")).is_some_and(|sentence| sentence.starts_with("participant: ")));
+        for fine in [request(&["committed"], ""), request(&["committing"], "index"), request(&[], "index")] {
+            assert_eq!(unanswerable(&fine), None, "{fine:?}");
+        }
+    }
+
+    #[test]
+    fn ended_ones_are_found_by_state_key_and_age() {
+        let mut lab = Lab::start(Vec::new(), WALL);
+        for key in ["one", "two"] {
+            lab.begins(key);
+            let position = lab.machine.position();
+            lab.step(Event::Rollback { ticket: Ticket(3), key: key_of(key), position });
+        }
+        lab.now = Time(5 * SECOND);
+        let found = |states: &[&str], key: &str, older_than_ms| {
+            let states = states.iter().map(|state| (*state).to_string()).collect();
+            let request = v1::ListTransactionsRequest { states, key: key.into(), older_than_ms, ..v1::ListTransactionsRequest::default() };
+            let listed = lab.see(|view| view.transactions(&request)).transactions;
+            listed.into_iter().map(|summary| summary.key).collect::<Vec<_>>()
+        };
+        assert_eq!(found(&["aborted"], "", 0), ["two", "one"], "the newest first");
+        assert_eq!(found(&["aborted"], "one", 5_000), ["one"]);
+        assert!(found(&["aborted"], "one", 5_001).is_empty() && found(&["committed"], "one", 0).is_empty());
+    }
 }

@@ -35,8 +35,8 @@ pub struct Status {
     pub paused: bool,
     /// Prepared branches that cannot be answered yet.
     pub asked: usize,
-    /// When the oldest of those not ended came.
-    pub oldest: Option<Time>,
+    /// The oldest decision that is not applied everywhere: its wall clock, milliseconds since 1970, also of an earlier start.
+    pub oldest: Option<u64>,
     /// Since the start.
     pub counts: Counts,
     /// Outcomes still known.
@@ -78,7 +78,7 @@ impl Coordinator {
             log_full: self.log_full,
             paused: self.paused,
             asked: self.asked.len(),
-            oldest: self.transactions.values().map(|transaction| transaction.began).min(),
+            oldest: self.transactions.values().filter_map(|transaction| self.decided_at(transaction)).min(),
             counts: self.counts,
             outcomes: self.outcomes.len(),
             floor: self.outcomes.floor(),
@@ -170,6 +170,17 @@ impl Coordinator {
         // A decision stands under its last CSN, and those are as many as are decided together.
         let (_, decision) = self.decisions.range(csn..).next()?;
         decision.entries.iter().any(|entry| entry.txid == txid).then_some(decision)
+    }
+
+    /// Wall clock of the decision of one that is not applied everywhere, milliseconds since 1970, also of an earlier start.
+    pub fn decided_at(&self, transaction: &Transaction) -> Option<u64> {
+        match transaction.state {
+            State::Active | State::Preparing | State::Deciding(_) => None,
+            State::Committing(csn) => {
+                let (_, Decision { entries, .. }) = self.decisions.range(csn..).next()?;
+                entries.binary_search_by_key(&csn, |entry| entry.csn).ok().map(|at| entries[at].at_ms)
+            }
+        }
     }
 
     /// What a transaction wrote at an index, while its decision is kept: the documents, and whether each is deleted.

@@ -66,6 +66,9 @@ impl AdminService for Admin {
         if !request.participant.is_empty() {
             self.participant(&request.participant)?;
         }
+        if let Some(sentence) = view::unanswerable(&request) {
+            return Err(Status::invalid_argument(sentence));
+        }
         if !request.after.is_empty() {
             request.after.parse::<Cursor>().map_err(|sentence| Status::invalid_argument(format!("after: {sentence}")))?;
         }
