@@ -55,10 +55,12 @@ function show(answer) {
   first.delete("after");
   const later = Boolean(wanted.get("after"));
   const many = answer.truncated ? `${count(transactions.length)}, and there are more` : count(transactions.length);
+  // Of those, documents are not kept.
+  const none = wanted.get("key") && ["committed", "aborted"].includes(wanted.get("state")) ? "None of this idempotency key. Which documents one wrote is not kept once it has ended." : "None.";
   const columns = ["Transaction", "State", "CSN", "Age", "Stores", "Waiting for", "Key"];
   fill(
     list,
-    h("p", null, transactions.length ? `${many}${later ? ", after those of the pages before" : ""}. Those of earlier starts first, then by their beginning.` : "None."),
+    h("p", null, transactions.length ? `${many}${later ? ", after those of the pages before" : ""}. Those of earlier starts first, then by their beginning.` : none),
     asOf(answer),
     transactions.length
       ? h(
