@@ -8,9 +8,10 @@ use lockstep_tests::torture::disks::first_starts::Nursery;
 use lockstep_tests::torture::disks::{self, Damage, Libraries, Then, Trouble, Verdict, When, Wound};
 use lockstep_tests::torture::lab::{Lab, Played};
 use lockstep_tests::torture::schedule::{Link, Mix, Schedule, Setting, Step, Who};
-use lockstep_tests::torture::{Round, crashes, histories, load, networks};
+use lockstep_tests::torture::{Round, crashes, histories, load, networks, simulation};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_lockstepd-with-failpoints");
 
@@ -27,6 +28,36 @@ async fn play(schedule: &Schedule) -> anyhow::Result<Played> {
 
 fn round(number: usize) -> Round {
     Round { seed: number as u64, number, servers: false }
+}
+
+/// What the simulator really says is understood; a rule that is taken away is a violation, with its smallest world.
+#[test]
+fn simulations_are_counted_and_what_they_find_is_told() -> anyhow::Result<()> {
+    simulation::build()?;
+    let sound = simulation::piece(1, 30, &[])?;
+    let counts = sound.counts?;
+    ensure!(sound.violations.is_empty() && counts.seeds == 30 && counts.violations == 0, "{:?}, {counts:?}", sound.violations);
+    ensure!(counts.committed > 0 && counts.coordinator_crashes > 0 && counts.participant_crashes > 0, "{counts:?}");
+    let without = ["--mutation", "DurableBeforeForce"];
+    let broken = simulation::piece(1, 30, &without)?;
+    let counts = broken.counts?;
+    ensure!(counts.seeds == 30 && counts.violations > 0, "{counts:?}");
+    let found = broken.violations.first().context("no seed is told")?;
+    let shrunken = simulation::shrunken(found.seed, &without);
+    ensure!(shrunken.replay.starts_with(&format!("simulate --seed {}", found.seed)), "{shrunken:?}");
+    ensure!(shrunken.replay.contains(" --mutation DurableBeforeForce") && !shrunken.transcript.is_empty(), "{shrunken:?}");
+    Ok(())
+}
+
+#[test]
+fn simulations_end_and_are_reported() -> anyhow::Result<()> {
+    let words = ["torture", "--only", "simulation", "--seed", "1", "--runs", "20", "--minutes", "1", "--output", "json"];
+    let output = Command::new(PROGRAM).args(words).output()?;
+    ensure!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    let tallies: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let of = |what: &str| tallies[0][what].as_u64().unwrap_or(0);
+    ensure!(of("runs") == 20 && of("transactions") > 0 && of("faults") > 0, "{tallies:#}");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,7 +12,7 @@ pub mod load;
 pub mod networks;
 pub mod participant;
 pub mod schedule;
-mod simulation;
+pub mod simulation;
 
 use crate::own_network::OwnNetwork;
 use anyhow::Context;
@@ -140,19 +140,24 @@ pub struct Violation {
 /// The whole command, from its arguments (without the program's name) to its exit code.
 pub fn run(words: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
     let arguments = Arguments::parse_from(words);
-    match torture(&arguments) {
-        Ok(tallies) => {
-            report(&tallies, &arguments);
-            if tallies.iter().all(|tally| tally.violations.is_empty()) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-        }
+    let mut tallies = Vec::new();
+    let tried = torture(&arguments, &mut tallies);
+    // What was found is told, whatever could not be tried after it.
+    if tried.is_ok() || !tallies.is_empty() {
+        report(&tallies, &arguments);
+    }
+    let found = tallies.iter().any(|tally| !tally.violations.is_empty());
+    match tried {
+        Ok(()) if !found => ExitCode::SUCCESS,
+        Ok(()) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("torture: {error:#}");
-            ExitCode::from(2)
+            if found { ExitCode::FAILURE } else { ExitCode::from(2) }
         }
     }
 }
 
-fn torture(arguments: &Arguments) -> anyhow::Result<Vec<Tally>> {
+fn torture(arguments: &Arguments, tallies: &mut Vec<Tally>) -> anyhow::Result<()> {
     let kinds = if arguments.only.is_empty() { Kind::value_variants() } else { &arguments.only };
     let replay = arguments.replay.as_deref().map(schedule_in).transpose()?;
     let mut lab = Lab::new(program()?);
@@ -171,19 +176,18 @@ fn torture(arguments: &Arguments) -> anyhow::Result<Vec<Tally>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start")?;
     runtime.block_on(async {
         match replay {
-            Some(schedule) => again(&mut lab, &schedule, arguments.runs.unwrap_or(1)).await.map(|tally| vec![tally]),
-            None => all(&mut lab, kinds, arguments).await,
+            Some(schedule) => again(&mut lab, &schedule, arguments.runs.unwrap_or(1), tallies).await,
+            None => all(&mut lab, kinds, arguments, tallies).await,
         }
     })
 }
 
-async fn all(lab: &mut Lab, kinds: &[Kind], arguments: &Arguments) -> anyhow::Result<Vec<Tally>> {
+async fn all(lab: &mut Lab, kinds: &[Kind], arguments: &Arguments, tallies: &mut Vec<Tally>) -> anyhow::Result<()> {
     let seed = arguments.seed.unwrap_or_else(|| rand::rng().random_range(0..1_000_000_000));
     let share = Duration::from_secs_f64(arguments.minutes.max(0.0) * 60.0 / kinds.len() as f64);
     eprintln!("torture: seed {seed}, {:.1} minutes for each of {} kinds", share.as_secs_f64() / 60.0, kinds.len());
     let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{elapsed_precise} {msg}")?);
     bar.enable_steady_tick(Duration::from_millis(200));
-    let mut tallies = Vec::new();
     for &kind in kinds {
         let mut tally = Tally::new(kind);
         let told = Cell::new(Instant::now());
@@ -195,39 +199,51 @@ async fn all(lab: &mut Lab, kinds: &[Kind], arguments: &Arguments) -> anyhow::Re
             }
         };
         tell(&tally);
-        match kind {
-            Kind::Simulation => {
-                let runs = arguments.runs;
-                tokio::task::block_in_place(|| simulation::run(seed, share, runs, &mut tally, tell))?;
-            }
-            Kind::Histories | Kind::Crashes | Kind::Networks => {
-                let until = Instant::now() + share;
-                let most = usize::try_from(arguments.runs.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
-                for number in 0..most {
-                    let round = Round { seed: seed.wrapping_add(number as u64), number, servers: arguments.servers };
-                    let schedule = match kind {
-                        Kind::Histories => histories::schedule(round),
-                        Kind::Crashes => crashes::schedule(round),
-                        Kind::Networks | Kind::Simulation | Kind::Load | Kind::Disks => networks::schedule(round),
-                    };
-                    play(lab, &schedule, &mut tally).await?;
-                    tell(&tally);
-                    if Instant::now() > until || !tally.violations.is_empty() {
-                        break;
-                    }
-                }
-            }
-            Kind::Disks => {
-                disks::run(lab, seed, share, arguments.runs, &mut tally, tell).await?;
-                tally.notes.extend(disks::notes(&tally.observed));
-            }
-            Kind::Load => load::run(lab, seed, share, &mut tally, tell).await?,
-        }
+        let tried = one(lab, kind, seed, share, arguments, &mut tally, tell).await;
         bar.println(tally.line());
         tallies.push(tally);
+        tried?;
     }
     bar.finish_and_clear();
-    Ok(tallies)
+    Ok(())
+}
+
+async fn one(
+    lab: &mut Lab,
+    kind: Kind,
+    seed: u64,
+    share: Duration,
+    arguments: &Arguments,
+    tally: &mut Tally,
+    tell: impl Fn(&Tally),
+) -> anyhow::Result<()> {
+    match kind {
+        Kind::Simulation => tokio::task::block_in_place(|| simulation::run(seed, share, arguments.runs, tally, tell)),
+        Kind::Histories | Kind::Crashes | Kind::Networks => {
+            let until = Instant::now() + share;
+            let most = usize::try_from(arguments.runs.unwrap_or(u64::MAX)).unwrap_or(usize::MAX);
+            for number in 0..most {
+                let round = Round { seed: seed.wrapping_add(number as u64), number, servers: arguments.servers };
+                let schedule = match kind {
+                    Kind::Histories => histories::schedule(round),
+                    Kind::Crashes => crashes::schedule(round),
+                    Kind::Networks | Kind::Simulation | Kind::Load | Kind::Disks => networks::schedule(round),
+                };
+                play(lab, &schedule, tally).await?;
+                tell(tally);
+                if Instant::now() > until || !tally.violations.is_empty() {
+                    break;
+                }
+            }
+            Ok(())
+        }
+        Kind::Disks => {
+            let tried = disks::run(lab, seed, share, arguments.runs, tally, tell).await;
+            tally.notes.extend(disks::notes(&tally.observed));
+            tried
+        }
+        Kind::Load => load::run(lab, seed, share, tally, tell).await,
+    }
 }
 
 /// Plays a run; of one that fails, the smallest that does, too, is told.
@@ -247,13 +263,14 @@ fn schedule_in(file: &Path) -> anyhow::Result<Schedule> {
     serde_json::from_str(&text).with_context(|| format!("{} is no schedule", file.display()))
 }
 
-async fn again(lab: &mut Lab, schedule: &Schedule, runs: u64) -> anyhow::Result<Tally> {
+async fn again(lab: &mut Lab, schedule: &Schedule, runs: u64, tallies: &mut Vec<Tally>) -> anyhow::Result<()> {
     let on_disks = schedule.steps.iter().any(|step| matches!(step, schedule::Step::Disk { .. }));
-    let mut tally = Tally::new(match (schedule.proxied, on_disks) {
+    let kind = match (schedule.proxied, on_disks) {
         (_, true) => Kind::Disks,
         (true, false) => Kind::Networks,
         (false, false) => Kind::Crashes,
-    });
+    };
+    let tally = tallies.push_mut(Tally::new(kind));
     for _ in 0..runs {
         let played = lab.play(schedule).await?;
         tally.add(&played);
@@ -261,7 +278,7 @@ async fn again(lab: &mut Lab, schedule: &Schedule, runs: u64) -> anyhow::Result<
             tally.violated(schedule.seed, played.findings, serde_json::to_value(schedule)?, played.transcript, played.kept);
         }
     }
-    Ok(tally)
+    Ok(())
 }
 
 impl Tally {
