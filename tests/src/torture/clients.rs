@@ -3,7 +3,7 @@
 use super::participant::Questions;
 use super::schedule::Mix;
 use crate::history::{Ask, Document, Event, Op, Recorder, SeenDocument, SeenRow, Shown, Store, Told, Write};
-use lockstep_client::{Client, CommitError, Receipt, RequestId, Row, Token, Value, Wait, params};
+use lockstep_client::{Client, CommitError, Key, Position, Receipt, RequestId, Row, Token, Value, Wait, params};
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -26,6 +26,8 @@ const PATIENT: Duration = Duration::from_secs(5);
 const AT_REST: Duration = Duration::from_secs(30);
 /// Questions that are asked at once.
 const AT_ONCE: usize = 16;
+/// Of what was told, so much is asked for once more at most.
+const TWICE: usize = 300;
 /// Keys of one read.
 const PAGE: usize = 50;
 /// A process number above those of clients.
@@ -37,11 +39,29 @@ pub struct Crowd {
     recorder: Recorder,
     documents: Documents,
     writes: AtomicU64,
-    unknown: Mutex<Vec<(Op, RequestId)>>,
+    requests: Mutex<Vec<Request>>,
     trouble: Mutex<Vec<String>>,
     enough: AtomicBool,
     held: AtomicBool,
     under_way: AtomicU64,
+}
+
+/// An append that can be asked for again.
+#[derive(Clone)]
+struct Request {
+    op: Op,
+    id: RequestId,
+    /// Nobody was told what became of it.
+    open: bool,
+}
+
+/// Of what no outcome was told even when all had come to rest.
+#[derive(Clone, Default, Debug)]
+pub struct Unsettled {
+    /// Appends, and why.
+    pub unknown: Vec<(Op, String)>,
+    /// Appends whose outcome is said to be kept no longer, and where the daemon stood when they were sent.
+    pub expired: Vec<(Op, Position)>,
 }
 
 /// How documents are read.
@@ -73,7 +93,7 @@ impl Crowd {
             recorder: Recorder::default(),
             documents,
             writes: AtomicU64::new(0),
-            unknown: Mutex::default(),
+            requests: Mutex::default(),
             trouble: Mutex::default(),
             enough: AtomicBool::new(false),
             held: AtomicBool::new(false),
@@ -114,9 +134,9 @@ impl Crowd {
         let mut random = ChaCha8Rng::seed_from_u64(seed.wrapping_mul(1_000).wrapping_add(process.into()));
         let mut token = None;
         while !self.enough.load(Ordering::Relaxed) {
-            self.under_way.fetch_add(1, Ordering::SeqCst);
+            let under_way = UnderWay::begin(&self.under_way);
             if self.held.load(Ordering::SeqCst) {
-                self.under_way.fetch_sub(1, Ordering::SeqCst);
+                drop(under_way);
                 tokio::time::sleep(Duration::from_millis(5)).await;
                 continue;
             }
@@ -131,27 +151,46 @@ impl Crowd {
             } else if let Some(new) = self.append(process, &mut random, mix, token.as_ref()).await {
                 token = Some(new);
             }
-            self.under_way.fetch_sub(1, Ordering::SeqCst);
+            drop(under_way);
             if mix.pause_ms > 0 {
                 tokio::time::sleep(Duration::from_millis(random.random_range(0..=mix.pause_ms))).await;
             }
         }
     }
 
-    /// Asks once more what became of everything that nobody knows.
-    pub async fn settle(&self) {
-        let unknown: Vec<(Op, RequestId)> = std::mem::take(&mut *self.unknown.lock().expect("no holder panics"));
-        for some in unknown.chunks(AT_ONCE) {
+    /// Asks once more what became of everything that nobody knows, and of some of what was told: it must be told again.
+    pub async fn settle(&self) -> Unsettled {
+        let requests = std::mem::take(&mut *self.requests.lock().expect("no holder panics"));
+        let (open, told): (Vec<Request>, Vec<Request>) = requests.into_iter().partition(|request| request.open);
+        let every = told.len().div_ceil(TWICE).max(1);
+        let again: Vec<Request> = open.into_iter().chain(told.into_iter().step_by(every)).collect();
+        let mut unsettled = Unsettled::default();
+        for some in again.chunks(AT_ONCE) {
             let mut asked = tokio::task::JoinSet::new();
-            for (op, request) in some.iter().cloned() {
-                let inquiry = self.client.inquire(&request).deadline(AT_REST).wait(Wait::Decided);
+            for Request { op, id, .. } in some.iter().cloned() {
+                let inquiry = self.client.inquire(&id).deadline(AT_REST).wait(Wait::Decided);
                 asked.spawn(async move { (op, inquiry.await) });
             }
-            while let Some(Ok((op, answer))) = asked.join_next().await {
+            let mut answered = false;
+            while let Some(asked) = asked.join_next().await {
+                let Ok((op, answer)) = asked.map_err(|panic| self.troubled(format!("an inquiry ends with: {panic}"))) else { continue };
+                match &answer {
+                    Err(CommitError::Unknown { message, .. }) => unsettled.unknown.push((op, message.clone())),
+                    Err(CommitError::Expired { request }) => {
+                        unsettled.expired.push((op, request.position));
+                        answered = true;
+                    }
+                    Ok(_) | Err(_) => answered = true,
+                }
                 let told = self.told(op, answer, Wait::Decided, &[]);
                 self.recorder.told(op, told);
             }
+            // Nobody answers any more.
+            if !answered {
+                break;
+            }
         }
+        unsettled
     }
 
     /// One more transaction, which must be committed now; then what is in both stores.
@@ -203,12 +242,14 @@ impl Crowd {
         let op = self.recorder.invoke(process, Ask::Append { writes: only.clone() });
         let wait = *[Wait::Decided, Wait::Applied, Wait::Applied, Wait::Visible].choose(random).expect("not empty");
         let deadline = if random.random_range(0..100) < mix.impatient { IMPATIENT } else { PATIENT };
-        let mut transaction = self.transaction(op, &writes);
+        let (key, position) = (Key::from(format!("append-{op}")), self.client.position());
+        let mut transaction = self.transaction(op, &writes).idempotency_key(key.clone());
         if random.random_range(0..100) < mix.refused {
             transaction = transaction.put("index", format!("refused-{op}"), &serde_json::json!({ "_lockstep": 1, "last": op }));
         }
         let answer = transaction.wait(wait).deadline(deadline).commit().await;
         let token = answer.as_ref().ok().map(|receipt| (op, receipt.token.clone()));
+        self.requests.lock().expect("no holder panics").extend(Request::of(op, key, position, &answer));
         let told = self.told(op, answer, wait, &only);
         self.recorder.told(op, told);
         token
@@ -374,16 +415,17 @@ impl Crowd {
             }
             Err(CommitError::Aborted(aborted)) => Told::Aborted { why: format!("{:?}: {}", aborted.reason, aborted.message) },
             Err(CommitError::NotSent(why)) => Told::Aborted { why: format!("not sent: {why}") },
-            Err(CommitError::Unknown { request, message }) => {
-                self.unknown.lock().expect("no holder panics").push((op, *request));
-                Told::Unknown { why: message }
-            }
+            Err(CommitError::Unknown { message, .. }) => Told::Unknown { why: message },
             Err(CommitError::Expired { .. }) => Told::Unknown { why: "expired".into() },
             Err(error @ (CommitError::Invalid(_) | CommitError::Damaged(_) | CommitError::KeyReused { .. })) => {
-                self.trouble.lock().expect("no holder panics").push(format!("{op} was told: {error}"));
+                self.troubled(format!("{op} was told: {error}"));
                 Told::Unknown { why: error.to_string() }
             }
         }
+    }
+
+    fn troubled(&self, what: String) {
+        self.trouble.lock().expect("no holder panics").push(what);
     }
 
     /// Some keys of those that are written now, in one order: so transactions that lock rows do not wait for each other in a circle.
@@ -394,6 +436,37 @@ impl Crowd {
         let mut some: Vec<u64> = all.sample(random, count).copied().collect();
         some.sort_unstable();
         some.into_iter().map(|n| key_of(generation, n)).collect()
+    }
+}
+
+impl Request {
+    /// `position`: where the daemon stood before it was sent, or earlier. Nothing if it was not sent, or has no outcome to be told again.
+    fn of(op: Op, key: Key, position: Option<Position>, answer: &Result<Receipt, CommitError>) -> Option<Request> {
+        let (id, open) = match answer {
+            Ok(_) => (RequestId { key, attempt: 1, position: position? }, false),
+            Err(CommitError::Aborted(aborted)) => (aborted.request.clone(), false),
+            Err(CommitError::Unknown { request, .. } | CommitError::Expired { request }) => ((**request).clone(), true),
+            Err(CommitError::NotSent(_) | CommitError::Invalid(_) | CommitError::Damaged(_) | CommitError::KeyReused { .. }) => {
+                return None;
+            }
+        };
+        Some(Request { op, id, open })
+    }
+}
+
+/// Somebody does something, until this is dropped: also by a panic.
+struct UnderWay<'a>(&'a AtomicU64);
+
+impl UnderWay<'_> {
+    fn begin(count: &AtomicU64) -> UnderWay<'_> {
+        count.fetch_add(1, Ordering::SeqCst);
+        UnderWay(count)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Plays a schedule with real processes, and judges what clients were told.
 
-use super::clients::{Crowd, Documents, TABLE};
+use super::clients::{Crowd, Documents, TABLE, Unsettled};
 use super::disks::{DiskLab, Libraries, Observed};
 use super::participant::{self, Participant};
 use super::schedule::{Link, Schedule, Setting, Step, Who};
@@ -405,8 +405,14 @@ impl Run {
             clients.abort_all();
             return Ok(());
         }
-        let ended = tokio::time::timeout(CLIENTS_END, async { while clients.join_next().await.is_some() {} }).await;
-        if ended.is_err() {
+        let all_end = async {
+            while let Some(ended) = clients.join_next().await {
+                if let Err(panic) = ended {
+                    self.played.findings.push(format!("a client ends with: {panic}"));
+                }
+            }
+        };
+        if tokio::time::timeout(CLIENTS_END, all_end).await.is_err() {
             self.found(format!("clients get no answer within {CLIENTS_END:?}, though all waits end before"));
             clients.abort_all();
         }
@@ -418,7 +424,8 @@ impl Run {
             self.not_at_rest(error).await;
             return Ok(());
         }
-        self.crowd.settle().await;
+        let unsettled = self.crowd.settle().await;
+        self.unsettled(unsettled).await?;
         if let Err(error) = self.crowd.last_reads().await {
             if self.disk.as_ref().is_some_and(DiskLab::is_damaged) {
                 self.told_why(&format!("{error:#}"));
@@ -433,6 +440,25 @@ impl Run {
             Err(error) => self.not_at_rest(error).await,
         }
         self.still_alive().await
+    }
+
+    /// At rest every outcome is told, but of what is older than what is kept. What damage has taken, nobody need know.
+    async fn unsettled(&mut self, unsettled: Unsettled) -> anyhow::Result<()> {
+        if self.disk.as_ref().is_some_and(DiskLab::is_damaged) {
+            return Ok(());
+        }
+        for (op, why) in unsettled.unknown {
+            self.found(format!("nobody can tell at rest what became of {op}: {why}"));
+        }
+        if !unsettled.expired.is_empty() {
+            let floor = self.daemon.status().await?.floor.unwrap_or_default();
+            for (op, position) in
+                unsettled.expired.into_iter().filter(|(_, position)| (position.epoch, position.n) >= (floor.epoch, floor.n))
+            {
+                self.found(format!("{op} was sent at {}-{}, and is expired though the floor is {floor:?}", position.epoch, position.n));
+            }
+        }
+        Ok(())
     }
 
     async fn not_at_rest(&mut self, error: anyhow::Error) {
