@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use lockstep_client::Client;
 use lockstep_proto::v1::StatusReply;
 use lockstep_servers::opensearch::{Life, Node};
-use lockstep_servers::postgres::{Cluster, Place};
+use lockstep_servers::postgres::{Cluster, Place, psql};
 use lockstepd::demo::daemon::{Daemon, Launch};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::{BTreeMap, HashMap};
@@ -20,10 +20,12 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long all may take to come to rest. Far above what it does take: the point is that it ends.
 const MEND: Duration = Duration::from_secs(60);
+/// Between two looks at a database.
+const LOOK: Duration = Duration::from_millis(50);
 /// How long clients may take to end: longer than any of them waits.
 const CLIENTS_END: Duration = Duration::from_secs(60);
 /// Lines of the daemon's output, and events of a history, that are shown.
@@ -148,6 +150,8 @@ pub struct Run {
     pub(super) crowd: Arc<Crowd>,
     proxies: HashMap<Link, Proxy>,
     participant: Option<Participant>,
+    /// The run's own, where it is a server's.
+    database: Option<String>,
     pub(super) played: Played,
     pub(super) disk: Option<DiskLab>,
     clock: Option<Clock>,
@@ -171,7 +175,8 @@ impl Run {
             proxies.insert(Link::Database, Proxy::before(servers.postgres.port()).await?);
             proxies.insert(Link::Index, Proxy::before(port(&servers.search.url())?).await?);
         }
-        let configuration = configuration(schedule, servers, &proxies)?;
+        let database = servers.as_deref().filter(|_| schedule.setting.has_servers()).map(|servers| servers.postgres.database());
+        let configuration = configuration(schedule, servers, database.as_deref(), &proxies)?;
         let file = folder.join("lockstepd.toml");
         std::fs::write(&file, configuration)?;
         let arguments = vec!["--config".into(), file.display().to_string()];
@@ -214,6 +219,7 @@ impl Run {
             crowd,
             proxies,
             participant,
+            database,
             played: Played::default(),
             disk,
             clock,
@@ -285,6 +291,8 @@ impl Run {
                 }
                 if self.said().contains("failpoint ") {
                     self.played.reached.push(place.split(':').next().unwrap_or(place).to_owned());
+                } else {
+                    self.happened_instead(&Step::Kill { ms: *ms });
                 }
             }
             Step::Stand { who, ms } => {
@@ -295,19 +303,23 @@ impl Run {
             }
             Step::KillServer { who: Who::Index, ms } if self.participant.is_some() => {
                 pause(ms).await;
-                let participant = self.participant.as_mut().context("just looked")?;
-                participant.kill().await?;
-                participant.relaunch(None).await?;
+                self.kill_participant().await?.relaunch(None).await?;
             }
             Step::DieThere { place, ms } => {
-                let participant = self.participant.as_mut().context("the step takes a remote participant")?;
-                participant.kill().await?;
+                let participant = self.kill_participant().await?;
                 participant.relaunch(Some(place)).await?;
-                match participant.ended_within(Duration::from_millis(*ms)).await? {
-                    Some(_) => self.played.reached.push(format!("participant {}", place.split(':').next().unwrap_or(place))),
+                let ended = match participant.ended_within(Duration::from_millis(*ms)).await? {
+                    Some(status) => Some(status),
                     None => participant.kill().await?,
-                }
+                };
                 participant.relaunch(None).await?;
+                match ended {
+                    Some(status) if status.signal() == Some(Signal::KILL.as_raw()) => {
+                        self.played.reached.push(format!("participant {}", place.split(':').next().unwrap_or(place)));
+                    }
+                    Some(status) => self.found(format!("the participant ended by itself: {status}")),
+                    None => self.happened_instead(&Step::KillServer { who: Who::Index, ms: *ms }),
+                }
             }
             Step::KillServer { who, ms } => {
                 pause(ms).await;
@@ -340,7 +352,10 @@ impl Run {
                 None => self.did_not_happen(),
             },
             Step::Repeat { link } => {
-                self.proxies.get(link).with_context(|| format!("there is no link {link:?}"))?.repeat().await;
+                let proxy = self.proxies.get(link).with_context(|| format!("there is no link {link:?}"))?;
+                if proxy.repeat().await == 0 {
+                    self.did_not_happen();
+                }
             }
         }
         Ok(())
@@ -395,6 +410,23 @@ impl Run {
         }
     }
 
+    /// It is nobody's doing but its own if it has ended before.
+    async fn kill_participant(&mut self) -> anyhow::Result<&mut Participant> {
+        self.participant_is_alive()?;
+        let participant = self.participant.as_mut().context("the step takes a remote participant")?;
+        participant.kill().await?;
+        Ok(participant)
+    }
+
+    fn participant_is_alive(&mut self) -> anyhow::Result<()> {
+        if let Some(participant) = &mut self.participant
+            && let Some(status) = participant.ended()?
+        {
+            self.found(format!("the participant ended by itself: {status}"));
+        }
+        Ok(())
+    }
+
     /// Faults are over: clients end, everything comes to rest, and is read.
     async fn rest(&mut self, clients: &mut tokio::task::JoinSet<()>) -> anyhow::Result<()> {
         self.proxies.values().for_each(|proxy| proxy.set(Fault::None));
@@ -436,9 +468,10 @@ impl Run {
         match self.daemon.wait_for(MEND, at_rest).await {
             Ok(status) if status.damage > 0 && self.recorded(status.damage) => {}
             Ok(status) if status.damage > 0 => self.found(format!("I12: {} damages are recorded", status.damage)),
-            Ok(_) => {}
+            Ok(_) => self.nothing_is_prepared().await,
             Err(error) => self.not_at_rest(error).await,
         }
+        self.participant_is_alive()?;
         self.still_alive().await
     }
 
@@ -459,6 +492,21 @@ impl Run {
             }
         }
         Ok(())
+    }
+
+    /// The database's own word for it: a branch of which nobody knows is taken back after a while.
+    async fn nothing_is_prepared(&mut self) {
+        let Some(database) = &self.database else { return };
+        let prepared = "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()";
+        let until = Instant::now() + MEND;
+        loop {
+            let count = tokio::task::block_in_place(|| psql(database, prepared));
+            match (count.as_str(), Instant::now() < until) {
+                ("0", _) => return,
+                (_, true) => tokio::time::sleep(LOOK).await,
+                (_, false) => return self.found(format!("I9: {count} branches stay prepared at the database when all is at rest")),
+            }
+        }
     }
 
     async fn not_at_rest(&mut self, error: anyhow::Error) {
@@ -499,6 +547,14 @@ impl Run {
     pub(super) fn did_not_happen(&mut self) {
         if let Some(times) = self.fault.take().and_then(|fault| self.played.faults.get_mut(&fault)) {
             *times -= 1;
+        }
+    }
+
+    /// It has not come about as the step says, but as this one does.
+    fn happened_instead(&mut self, step: &Step) {
+        self.did_not_happen();
+        if let Some(fault) = step.fault() {
+            *self.played.faults.entry(fault).or_default() += 1;
         }
     }
 
@@ -585,7 +641,12 @@ fn port(url: &str) -> anyhow::Result<u16> {
     Ok(url.rsplit(':').next().context("a port")?.trim_end_matches('/').parse()?)
 }
 
-fn configuration(schedule: &Schedule, servers: Option<&mut Servers>, proxies: &HashMap<Link, Proxy>) -> anyhow::Result<String> {
+fn configuration(
+    schedule: &Schedule,
+    servers: Option<&mut Servers>,
+    database: Option<&str>,
+    proxies: &HashMap<Link, Proxy>,
+) -> anyhow::Result<String> {
     let sqlite = |mode: &str| format!("[[store]]\ntype = \"sqlite\"\nname = \"db\"\nmode = \"{mode}\"\n");
     let tantivy = "[[store]]\ntype = \"tantivy\"\nname = \"index\"\n";
     let embedded = |more: &str| sqlite("log-decided") + tantivy + more;
@@ -603,7 +664,7 @@ fn configuration(schedule: &Schedule, servers: Option<&mut Servers>, proxies: &H
             let servers = servers.context("real servers are not started")?;
             servers.runs += 1;
             let mode = if schedule.setting == Setting::ServersLed { "database-led" } else { "two-phase" };
-            let mut url = servers.postgres.database();
+            let mut url = database.context("real servers have a database")?.to_owned();
             if let Some(proxy) = proxies.get(&Link::Database) {
                 let name = url.rsplit("dbname=").next().unwrap_or_default();
                 url = format!("host=127.0.0.1 port={} user=postgres dbname={name}", proxy.port());

@@ -41,7 +41,7 @@ pub fn schedule(round: Round) -> Schedule {
         ]
         .choose(&mut random)
         .expect("not empty");
-        steps.push(match random.random_range(0..10) {
+        let step = match random.random_range(0..10) {
             // A participant's session is one connection: it is not a request that may arrive twice.
             0 => Step::Repeat {
                 link: *setting
@@ -59,10 +59,13 @@ pub fn schedule(round: Round) -> Schedule {
             }
             2 => Step::Kill { ms: random.random_range(1..200) },
             3 if random.random_bool(0.5) => Step::LinkDown { ms },
-            // A link that takes new connections and does not answer is only seen by who makes one.
-            3 if fault == Fault::Mute => Step::Link { link, fault: Fault::Cut, ms: 50 },
             _ => Step::Link { link, fault, ms },
-        });
+        };
+        // A link that takes new connections and does not answer is only seen by who makes one.
+        if matches!(step, Step::Link { fault: Fault::Mute, .. }) {
+            steps.push(Step::Link { link, fault: Fault::Cut, ms: 20 });
+        }
+        steps.push(step);
         steps.push(Step::Run { ms: random.random_range(20..200) });
     }
     let mix = Mix {

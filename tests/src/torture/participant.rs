@@ -82,12 +82,18 @@ impl Participant {
         self.child.id()
     }
 
-    /// `kill -9`; nothing of it runs afterwards.
-    pub async fn kill(&mut self) -> anyhow::Result<()> {
-        if self.child.try_wait()?.is_some() {
-            return Ok(());
+    /// How it has ended, if it has.
+    pub fn ended(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
+    }
+
+    /// `kill -9`; nothing of it runs afterwards. Gives back how it had ended before, if it had.
+    pub async fn kill(&mut self) -> anyhow::Result<Option<ExitStatus>> {
+        if let Some(status) = self.ended()? {
+            return Ok(Some(status));
         }
-        self.child.kill().await.context("cannot kill the participant")
+        self.child.kill().await.context("cannot kill the participant")?;
+        Ok(None)
     }
 
     /// After its end: starts it again, with a place where it is to die.
