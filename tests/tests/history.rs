@@ -1,6 +1,6 @@
 //! The checker of histories: it takes every good history, and finds in each bad one what is bad.
 
-use Document::{Based, Delete, Put};
+use Document::{After, Based, Delete, Put};
 use lockstep_tests::history::{
     Ask, Document, Event, Finding, Happened, Op, Recorder, Report, SeenDocument, SeenRow, Shown, Store, Told, Write, check,
 };
@@ -78,6 +78,13 @@ impl Story {
     fn reads_documents(self, op: Op, seen: &[(&str, Option<Op>)]) -> Story {
         let keys: Vec<&str> = seen.iter().map(|(key, _)| *key).collect();
         self.asks_documents(op, &keys, None, false).documents(op, seen)
+    }
+
+    /// A search that a read by key may be ahead of.
+    fn searches(self, op: Op, seen: &[(&str, Option<Op>)]) -> Story {
+        let keys = seen.iter().map(|(key, _)| key.to_string()).collect();
+        let ask = Ask::Read { store: Store::Found, keys, at_least: None, snapshot: false, last: false };
+        self.event(Event::Invoke { op, process: op as u32, ask }).documents(op, seen)
     }
 
     /// What is there at rest.
@@ -261,6 +268,13 @@ fn csns_against_the_order() {
 }
 
 #[test]
+fn two_of_one_csn() {
+    let beside = |second| story().asks(1, &[("x", Put)]).asks(2, &[("y", Put)]).committed(1, 5).committed(2, second);
+    beside(6).is_good();
+    beside(5).is_only(|f| matches!(f, Finding::CsnTwice { csn: 5, first: 1, second: 2 }));
+}
+
+#[test]
 fn lost_update() {
     let list = |list: &[Op]| Told::Documents { documents: vec![SeenDocument { list: Some(list.to_vec()), ..document("x", Some(3)) }] };
     let based = || story().put(1, "x").put(2, "x").asks(3, &[("x", Based)]).committed(3, 3);
@@ -269,6 +283,28 @@ fn lost_update() {
     };
     end(list(&[1, 2, 3])).is_good();
     end(list(&[1, 3])).is_only(|f| matches!(f, Finding::LostUpdate { op: 3, knew: 1, before: 2, .. }));
+}
+
+/// The condition stood at the index alone: what the document showed is what stands before it in the row.
+#[test]
+fn lost_update_on_a_condition_at_the_index() {
+    let lost: fn(&Finding) -> bool = |f| matches!(f, Finding::LostUpdate { op: 3, .. });
+    let after = |last| story().put(1, "x").put(2, "x").asks(3, &[("x", After { last })]).committed(3, 3);
+    let ends = |story: Story| story.ends(&[("x", &[1, 2, 3])], &[("x", Some(3))]);
+    ends(after(Some(2))).is_good();
+    ends(after(Some(1))).is_only(lost);
+    ends(after(None)).is_only(lost);
+    // Also of one of which nobody was told.
+    ends(story().put(1, "x").put(2, "x").asks(3, &[("x", After { last: Some(1) })]).unknown(3)).is_only(lost);
+    // One that did not happen breaks nothing.
+    let aborted = story().put(1, "x").put(2, "x").asks(3, &[("x", After { last: Some(1) })]).aborted(3);
+    aborted.ends(&[("x", &[1, 2])], &[("x", Some(2))]).is_good();
+    // No document: nobody has written it, or the last one has deleted it.
+    let first = story().asks(3, &[("x", After { last: None })]).committed(3, 3);
+    first.ends(&[("x", &[3])], &[("x", Some(3))]).is_good();
+    let deleted = |then: Document| story().asks(1, &[("x", Delete)]).committed(1, 1).asks(2, &[("x", then)]).committed(2, 2);
+    ends(deleted(Delete).asks(3, &[("x", After { last: None })]).committed(3, 3)).is_good();
+    ends(deleted(Put).asks(3, &[("x", After { last: None })]).committed(3, 3)).is_only(lost);
 }
 
 #[test]
@@ -288,6 +324,13 @@ fn stale() {
     two().reads_rows(3, &[("x", &[1, 2])]).reads_rows(4, &[("x", &[1])]).ends(&[("x", &[1, 2])], &[("x", Some(2))]).is_only(earlier);
     let back = two().reads_documents(3, &[("x", Some(2))]).reads_documents(4, &[("x", Some(1))]);
     back.ends(&[("x", &[1, 2])], &[("x", Some(2))]).is_only(earlier);
+    // A search may be behind a read by key, and not behind what was told to be visible, or another search; a read by key not behind it.
+    let ends = |story: Story| story.ends(&[("x", &[1, 2])], &[("x", Some(2))]);
+    ends(two().reads_documents(3, &[("x", Some(2))]).searches(4, &[("x", Some(1))])).is_good();
+    ends(two().searches(3, &[("x", Some(2))]).searches(4, &[("x", Some(1))])).is_only(earlier);
+    ends(two().searches(3, &[("x", Some(2))]).reads_documents(4, &[("x", Some(1))])).is_only(earlier);
+    let visible = story().asks(1, &[("x", Put)]).shown(1, 1, Shown::Both).searches(2, &[("x", None)]);
+    visible.ends(&[("x", &[1])], &[("x", Some(1))]).is_only(earlier);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use lockstep_tests::own_network::OwnNetwork;
 use lockstep_tests::proxy::Fault;
 use lockstep_tests::torture::disks::first_starts::Nursery;
 use lockstep_tests::torture::disks::{self, Damage, Libraries, Then, Trouble, Verdict, When, Wound};
-use lockstep_tests::torture::lab::{Lab, Played};
+use lockstep_tests::torture::lab::{APPENDS, Lab, Played};
 use lockstep_tests::torture::schedule::{Link, Mix, Schedule, Setting, Step, Who};
 use lockstep_tests::torture::{Round, crashes, histories, load, networks, simulation};
 use std::collections::BTreeSet;
@@ -65,7 +65,8 @@ async fn histories_of_every_setting() -> anyhow::Result<()> {
     for number in 0..5 {
         let mut schedule = histories::schedule(round(number));
         schedule.steps = vec![Step::Run { ms: 400 }, Step::Stop { ms: 1 }, Step::Run { ms: 200 }];
-        play(&schedule).await?;
+        let work = play(&schedule).await?.work;
+        ensure!(work.0.get(APPENDS).is_some_and(|(_, committed)| *committed > 0), "clients had nothing committed: {work:?}");
     }
     Ok(())
 }

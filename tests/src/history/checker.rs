@@ -155,6 +155,16 @@ pub enum Finding {
         /// Its CSN.
         second_csn: u64,
     },
+    /// One CSN was told for two.
+    #[error("two of one CSN: {first} and {second} were told committed at {csn}")]
+    CsnTwice {
+        /// Their CSN.
+        csn: u64,
+        /// The one.
+        first: Op,
+        /// The other.
+        second: Op,
+    },
     /// A document has not the version of its last write.
     #[error("{reader} saw {op} with version {seen}, and its CSN is {csn}")]
     WrongVersion {
@@ -252,6 +262,7 @@ pub fn check(history: &[Happened]) -> Report {
     checker.choose_orders(history);
     checker.observations(history);
     checker.outcomes();
+    checker.conditions();
     checker.csns();
     checker.time();
     checker.reads_in_time(history);
@@ -353,7 +364,7 @@ impl<'a> Checker<'a> {
                 _ => self.malformed(op, "it is told rows that it did not ask for"),
             },
             Told::Documents { documents } => match self.reads.get(&op) {
-                Some(read) if read.store == Store::Documents && same(read.keys, documents.iter().map(|document| &document.key)) => {
+                Some(read) if read.store != Store::Rows && same(read.keys, documents.iter().map(|document| &document.key)) => {
                     self.report.reads += 1;
                 }
                 _ => self.malformed(op, "it is told documents that it did not ask for"),
@@ -628,6 +639,28 @@ impl<'a> Checker<'a> {
         findings.into_iter().for_each(|finding| self.found(finding));
     }
 
+    /// What a write under a condition at the index alone had read is what stands before it in its row.
+    fn conditions(&mut self) {
+        let mut findings = Vec::new();
+        for (&name, key) in &self.keys {
+            for (before, &op) in key.order.iter().enumerate() {
+                let write = self.appends.get(&op).and_then(|append| append.writes.iter().find(|write| write.key == name));
+                let Some(Write { document: Document::After { last }, .. }) = write else { continue };
+                let direct = before.checked_sub(1).map(|at| key.order[at]);
+                let holds = match (last, direct) {
+                    (Some(last), direct) => Some(*last) == direct,
+                    (None, Some(direct)) => self.deletes(direct, name),
+                    (None, None) => true,
+                };
+                if !holds {
+                    let knew = last.and_then(|last| key.positions.get(&last)).map_or(0, |position| position + 1);
+                    findings.push(Finding::LostUpdate { key: name.into(), op, knew, before });
+                }
+            }
+        }
+        findings.into_iter().for_each(|finding| self.found(finding));
+    }
+
     /// They go up along every key's order.
     fn csns(&mut self) {
         let mut findings = Vec::new();
@@ -644,6 +677,15 @@ impl<'a> Checker<'a> {
                 }
                 key.csns.push(before.map_or(0, |(_, csn)| csn));
             }
+        }
+        let told = |(op, append): (&Op, &Append<'_>)| match append.outcome {
+            Outcome::Committed { csn, .. } => Some((csn, *op)),
+            Outcome::Open | Outcome::Aborted => None,
+        };
+        let mut told: Vec<(u64, Op)> = self.appends.iter().filter_map(told).collect();
+        told.sort_unstable();
+        for pair in told.windows(2).filter(|pair| pair[0].0 == pair[1].0) {
+            findings.push(Finding::CsnTwice { csn: pair[0].0, first: pair[0].1, second: pair[1].1 });
         }
         findings.into_iter().for_each(|finding| self.found(finding));
     }
@@ -707,8 +749,7 @@ impl<'a> Checker<'a> {
                     for write in append.writes {
                         let position = self.keys.get(write.key.as_str()).and_then(|key| key.positions.get(op));
                         let Some(position) = position else { continue };
-                        for store in [Store::Rows, Store::Documents] {
-                            let least = if store == Store::Rows { Shown::Rows } else { Shown::Both };
+                        for (store, least) in [(Store::Rows, Shown::Rows), (Store::Documents, Shown::Both), (Store::Found, Shown::Both)] {
                             if *shown >= least {
                                 raise(&mut floors, store, &write.key, position + 1);
                             }
@@ -745,6 +786,9 @@ impl<'a> Checker<'a> {
                         }
                         let now = self.least(document, floor.max(token)).unwrap_or(shows);
                         raise(&mut floors, Store::Documents, &document.key, now);
+                        if read.store == Store::Found {
+                            raise(&mut floors, Store::Found, &document.key, now);
+                        }
                     }
                 }
             }
@@ -860,6 +904,7 @@ impl fmt::Display for Place {
         match self.store {
             Store::Rows => write!(f, "row `{}`", self.key),
             Store::Documents => write!(f, "document `{}`", self.key),
+            Store::Found => write!(f, "search for document `{}`", self.key),
         }
     }
 }

@@ -79,6 +79,11 @@ pub enum Document {
     Put,
     /// It is put with the whole list that the client had read, and the number behind it; under the condition that nothing came in between.
     Based,
+    /// It is put, with the number alone, under the condition that nothing came since the document that was read; no condition on its row.
+    After {
+        /// The document's last write; nothing if there was no document.
+        last: Option<Op>,
+    },
     /// It is deleted.
     Delete,
 }
@@ -91,6 +96,8 @@ pub enum Store {
     Rows,
     /// The search index.
     Documents,
+    /// The same as a search finds it, where a read by key may show more.
+    Found,
 }
 
 /// What a client is told.

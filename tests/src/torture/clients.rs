@@ -3,7 +3,7 @@
 use super::participant::Questions;
 use super::schedule::Mix;
 use crate::history::{Ask, Document, Event, Op, Recorder, SeenDocument, SeenRow, Shown, Store, Told, Write};
-use lockstep_client::{Client, CommitError, Key, Position, Receipt, RequestId, Row, Token, Value, Wait, params};
+use lockstep_client::{Client, CommitError, Csn, Key, Position, Reason, Receipt, RequestId, Row, Token, Transaction, Value, Wait, params};
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -31,7 +31,7 @@ const TWICE: usize = 300;
 /// Keys of one read.
 const PAGE: usize = 50;
 /// A process number above those of clients.
-const JUDGE: u32 = 1_000_000;
+pub(super) const JUDGE: u32 = 1_000_000;
 
 /// What all clients of one run share.
 pub struct Crowd {
@@ -41,6 +41,7 @@ pub struct Crowd {
     writes: AtomicU64,
     requests: Mutex<Vec<Request>>,
     trouble: Mutex<Vec<String>>,
+    odd: Mutex<Vec<String>>,
     enough: AtomicBool,
     held: AtomicBool,
     under_way: AtomicU64,
@@ -67,10 +68,10 @@ pub struct Unsettled {
 /// How documents are read.
 #[derive(Clone)]
 pub enum Documents {
-    /// Of the daemon, by key; or by a search, which shows one instant.
+    /// Of the daemon, by key; or by a search.
     Daemon {
-        /// Whether a search shows one instant.
-        search: bool,
+        /// Whether a search shows one instant, and no less than a read by key.
+        snapshot: bool,
     },
     /// Of a remote store, at its own process.
     Remote(Arc<Questions>),
@@ -95,6 +96,7 @@ impl Crowd {
             writes: AtomicU64::new(0),
             requests: Mutex::default(),
             trouble: Mutex::default(),
+            odd: Mutex::default(),
             enough: AtomicBool::new(false),
             held: AtomicBool::new(false),
             under_way: AtomicU64::new(0),
@@ -109,6 +111,11 @@ impl Crowd {
     /// Answers that no client should ever get.
     pub fn trouble(&self) -> Vec<String> {
         self.trouble.lock().expect("no holder panics").clone()
+    }
+
+    /// Aborts that nothing explains which clients do, or a daemon that is stopped in order.
+    pub fn odd(&self) -> Vec<String> {
+        self.odd.lock().expect("no holder panics").clone()
     }
 
     /// Everybody ends after what it is doing.
@@ -210,7 +217,9 @@ impl Crowd {
         for keys in keys.chunks(PAGE) {
             let rows = self.read_rows(JUDGE, keys.to_vec(), None, true, AT_REST).await;
             anyhow::ensure!(rows.is_some(), "rows cannot be read any more: {}", self.last_trouble());
-            let documents = self.read_at_rest(keys.to_vec()).await;
+        }
+        for generation in keys.chunks(KEYS as usize) {
+            let documents = self.read_at_rest(generation.to_vec()).await;
             anyhow::ensure!(documents.is_some(), "documents cannot be read any more: {}", self.last_trouble());
         }
         Ok(())
@@ -231,11 +240,24 @@ impl Crowd {
         for key in self.keys(random, mix.keys) {
             let document = match random.random_range(0..100) {
                 n if n < mix.deletes => Document::Delete,
-                n if n < mix.deletes + mix.based => Document::Based,
+                // Half of them under a condition at the index alone: no statement then does what it is to do.
+                n if n < mix.deletes + mix.based && random.random_bool(0.5) => Document::Based,
+                n if n < mix.deletes + mix.based => Document::After { last: None },
                 _ => Document::Put,
             };
-            let read = if document == Document::Based { Some(self.base(process, &key, token).await?) } else { None };
-            writes.push((Write { key, document }, read));
+            let write = match document {
+                Document::Put | Document::Delete => (Write { key, document }, None),
+                Document::Based => {
+                    let list = self.list(process, &key, token).await?;
+                    let csn = self.document(process, &key, token).await?.map(|(_, csn)| csn);
+                    (Write { key, document }, Some(Base { list, csn }))
+                }
+                Document::After { .. } => {
+                    let (last, csn) = self.document(process, &key, token).await?.unzip();
+                    (Write { key, document: Document::After { last } }, Some(Base { list: Vec::new(), csn }))
+                }
+            };
+            writes.push(write);
         }
         self.writes.fetch_add(writes.len() as u64, Ordering::Relaxed);
         let only: Vec<Write> = writes.iter().map(|(write, _)| write.clone()).collect();
@@ -244,22 +266,29 @@ impl Crowd {
         let deadline = if random.random_range(0..100) < mix.impatient { IMPATIENT } else { PATIENT };
         let (key, position) = (Key::from(format!("append-{op}")), self.client.position());
         let mut transaction = self.transaction(op, &writes).idempotency_key(key.clone());
-        if random.random_range(0..100) < mix.refused {
+        let refused = random.random_range(0..100) < mix.refused;
+        if refused {
             transaction = transaction.put("index", format!("refused-{op}"), &serde_json::json!({ "_lockstep": 1, "last": op }));
         }
         let answer = transaction.wait(wait).deadline(deadline).commit().await;
         let token = answer.as_ref().ok().map(|receipt| (op, receipt.token.clone()));
+        if let Err(CommitError::Aborted(aborted)) = &answer
+            && !refused
+            && self.is_odd(aborted.reason, only.iter().any(|write| write.document == Document::Based))
+        {
+            self.odd.lock().expect("no holder panics").push(format!("{op} is aborted for no reason: {aborted}"));
+        }
         self.requests.lock().expect("no holder panics").extend(Request::of(op, key, position, &answer));
         let told = self.told(op, answer, wait, &only);
         self.recorder.told(op, told);
         token
     }
 
-    fn transaction(&self, op: Op, writes: &[(Write, Option<Base>)]) -> lockstep_client::Transaction {
+    fn transaction(&self, op: Op, writes: &[(Write, Option<Base>)]) -> Transaction {
         let mut transaction = self.client.transaction();
         for (write, base) in writes {
             let (key, number) = (write.key.as_str(), op.to_string());
-            let list = base.as_ref().map(|base| base.list.as_slice());
+            let list = base.as_ref().filter(|_| write.document == Document::Based).map(|base| base.list.as_slice());
             transaction = match list {
                 None => transaction.sql(
                     "db",
@@ -276,26 +305,31 @@ impl Crowd {
                     .expect_rows(1),
             };
             let group = key.split('-').next().unwrap_or(key);
+            let document = serde_json::json!({ "of": group, "last": op });
             transaction = match (write.document, base) {
                 (Document::Delete, _) => transaction.delete("index", key),
                 (Document::Based, Some(base)) => {
                     let whole = format!("{} {op}", text(&base.list));
                     let put = transaction.put("index", key, &serde_json::json!({ "of": group, "last": op, "list": whole.trim() }));
-                    base.csn.map_or(put.clone().if_absent(), |csn| put.if_csn(csn))
+                    base.hold(put)
                 }
-                (Document::Put | Document::Based, _) => transaction.put("index", key, &serde_json::json!({ "of": group, "last": op })),
+                (Document::After { .. }, Some(base)) => base.hold(transaction.put("index", key, &document)),
+                (Document::Put | Document::Based | Document::After { .. }, _) => transaction.put("index", key, &document),
             };
         }
         transaction
     }
 
-    /// What a conditional write is based on.
-    async fn base(&self, process: u32, key: &str, token: Option<&(Op, Token)>) -> Option<Base> {
+    /// A row's list, which a conditional write is based on.
+    async fn list(&self, process: u32, key: &str, token: Option<&(Op, Token)>) -> Option<Vec<Op>> {
         let rows = self.read_rows(process, vec![key.to_owned()], token, false, PATIENT).await?;
-        let token = token.filter(|_| matches!(self.documents, Documents::Daemon { .. }));
+        Some(rows.into_iter().next()?.list)
+    }
+
+    /// A document's last write and its version, if there is a document.
+    async fn document(&self, process: u32, key: &str, token: Option<&(Op, Token)>) -> Option<Option<(Op, Csn)>> {
         let documents = self.read_documents(process, vec![key.to_owned()], token, PATIENT).await?;
-        let csn = documents.first().filter(|document| document.last.is_some()).map(|document| lockstep_client::Csn::from_u64(document.csn));
-        Some(Base { list: rows.into_iter().next()?.list, csn })
+        Some(documents.first().and_then(|document| Some((document.last?, Csn::from_u64(document.csn)))))
     }
 
     async fn read_rows(
@@ -330,22 +364,40 @@ impl Crowd {
         token: Option<&(Op, Token)>,
         timeout: Duration,
     ) -> Option<Vec<SeenDocument>> {
-        let search = matches!(self.documents, Documents::Daemon { search: true }) && keys.len() > 1;
+        let how = self.how(keys.len());
         // One by one they are not of one instant.
-        let keys = if search { keys } else { keys[..1].to_vec() };
+        let keys = if how == How::Get { keys[..1].to_vec() } else { keys };
         let token = token.filter(|_| matches!(self.documents, Documents::Daemon { .. }));
         let at_least = token.map(|(op, _)| *op);
-        let ask = Ask::Read { store: Store::Documents, keys: keys.clone(), at_least, snapshot: search, last: false };
+        let ask = Ask::Read { store: how.store(), keys: keys.clone(), at_least, snapshot: how == How::Snapshot, last: false };
         let op = self.recorder.invoke(process, ask);
-        let documents = if search {
-            self.search(&keys, token, timeout).await
-        } else {
-            self.get(&keys[0], token, timeout).await.map(|document| vec![document])
+        let documents = match how {
+            How::Get => self.get(&keys[0], token, timeout).await.map(|document| vec![document]),
+            How::Snapshot | How::Search => self.search(&keys, token, timeout).await,
         };
         self.heard(op, documents, |documents| Told::Documents { documents })
     }
 
+    /// How so many documents are read.
+    fn how(&self, keys: usize) -> How {
+        match self.documents {
+            Documents::Daemon { snapshot: true } if keys > 1 => How::Snapshot,
+            Documents::Daemon { snapshot: false } if keys > 1 => How::Search,
+            Documents::Daemon { .. } | Documents::Remote(_) => How::Get,
+        }
+    }
+
+    /// By key, and by a search if there is one: both show the same now.
     async fn read_at_rest(&self, keys: Vec<String>) -> Option<Vec<SeenDocument>> {
+        let found = match self.how(keys.len()) {
+            How::Get => None,
+            how @ (How::Snapshot | How::Search) => {
+                let ask = Ask::Read { store: how.store(), keys: keys.clone(), at_least: None, snapshot: how == How::Snapshot, last: true };
+                let op = self.recorder.invoke(JUDGE, ask);
+                let found = self.search(&keys, None, AT_REST).await;
+                Some(self.heard(op, found, |documents| Told::Documents { documents })?)
+            }
+        };
         let ask = Ask::Read { store: Store::Documents, keys: keys.clone(), at_least: None, snapshot: false, last: true };
         let op = self.recorder.invoke(JUDGE, ask);
         let mut documents = Ok(Vec::new());
@@ -353,7 +405,11 @@ impl Crowd {
             let got = self.get(key, None, AT_REST).await;
             documents = documents.and_then(|mut all: Vec<SeenDocument>| got.map(|got| all.push(got)).map(|()| all));
         }
-        self.heard(op, documents, |documents| Told::Documents { documents })
+        let documents = self.heard(op, documents, |documents| Told::Documents { documents })?;
+        for (found, got) in found.iter().flatten().zip(&documents).filter(|(found, got)| found != got) {
+            self.troubled(format!("at rest a search shows {found:?}, and a read by key {got:?}"));
+        }
+        Some(documents)
     }
 
     /// Records what a read has shown, or that it is not known.
@@ -363,7 +419,7 @@ impl Crowd {
         seen.ok()
     }
 
-    /// All documents of a generation at one instant; those that were asked for.
+    /// By one search for all documents of a generation; those that were asked for.
     async fn search(&self, keys: &[String], token: Option<&(Op, Token)>, timeout: Duration) -> Result<Vec<SeenDocument>, String> {
         let group = keys[0].split('-').next().unwrap_or_default();
         let mut search = self.client.search("index", &format!("of:{group}")).limit(1_000).timeout(timeout);
@@ -371,8 +427,11 @@ impl Crowd {
             search = search.at_least(token);
         }
         let hits = search.await.map_err(|error| error.to_string())?;
-        let mut found = Vec::new();
+        let mut found: Vec<SeenDocument> = Vec::new();
         for document in hits.documents {
+            if found.iter().any(|other| other.key == document.key) {
+                self.troubled(format!("a search for {group} finds `{}` twice", document.key));
+            }
             found.push(seen(&document.key, Some((document.csn.to_u64(), &document.document)))?);
         }
         let one = |key: &String| found.iter().find(|document| document.key == *key).cloned();
@@ -421,6 +480,17 @@ impl Crowd {
                 self.troubled(format!("{op} was told: {error}"));
                 Told::Unknown { why: error.to_string() }
             }
+        }
+    }
+
+    /// Of an abort where nothing fails but a daemon that is stopped now and then. `based`: it inserts a row that may be there by then.
+    fn is_odd(&self, reason: Reason, based: bool) -> bool {
+        match reason {
+            Reason::Conflict | Reason::Condition | Reason::Unavailable | Reason::Cancelled => false,
+            Reason::Constraint => !based,
+            // A server has few connections, and who waits for a row keeps one.
+            Reason::Busy | Reason::Timeout => !matches!(self.documents, Documents::Daemon { snapshot: false }),
+            Reason::Invalid | Reason::Other => true,
         }
     }
 
@@ -473,7 +543,34 @@ impl Drop for UnderWay<'_> {
 /// A list and a document as they were read.
 struct Base {
     list: Vec<Op>,
-    csn: Option<lockstep_client::Csn>,
+    csn: Option<Csn>,
+}
+
+impl Base {
+    /// Of the put just added: it is on the condition that the document is still that one.
+    fn hold(&self, put: Transaction) -> Transaction {
+        match self.csn {
+            Some(csn) => put.if_csn(csn),
+            None => put.if_absent(),
+        }
+    }
+}
+
+/// How documents are read: one by its key; several at one instant; several as a search finds them, which a read by key may be ahead of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    Get,
+    Snapshot,
+    Search,
+}
+
+impl How {
+    fn store(self) -> Store {
+        match self {
+            How::Get | How::Snapshot => Store::Documents,
+            How::Search => Store::Found,
+        }
+    }
 }
 
 fn key_of(generation: u64, n: u64) -> String {

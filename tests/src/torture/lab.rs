@@ -1,11 +1,11 @@
 //! Plays a schedule with real processes, and judges what clients were told.
 
-use super::clients::{Crowd, Documents, TABLE, Unsettled};
+use super::clients::{Crowd, Documents, JUDGE, TABLE, Unsettled};
 use super::disks::{DiskLab, Libraries, Observed};
 use super::participant::{self, Participant};
 use super::schedule::{Link, Schedule, Setting, Step, Who};
 use crate::clock::Clock;
-use crate::history::{Event, Happened, Recorder, Told, check};
+use crate::history::{Ask, Event, Happened, Op, Recorder, Store, Told, check};
 use crate::own_network::OwnNetwork;
 use crate::proxy::{Fault, Proxy};
 use anyhow::{Context, bail};
@@ -28,6 +28,8 @@ const MEND: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(50);
 /// How long clients may take to end: longer than any of them waits.
 const CLIENTS_END: Duration = Duration::from_secs(60);
+/// What clients ask for so often comes about at least once, where nothing fails.
+const OFTEN: u64 = 20;
 /// Lines of the daemon's output, and events of a history, that are shown.
 const SHOWN: usize = 40;
 
@@ -58,6 +60,8 @@ pub struct Played {
     pub faults: BTreeMap<String, u64>,
     /// Appends told committed.
     pub transactions: u64,
+    /// What clients asked for, the judge not counted.
+    pub work: Work,
     /// Operations of clients in all.
     pub operations: u64,
     /// Appends that were refused as busy.
@@ -73,6 +77,13 @@ pub struct Played {
     /// Everything that the run left, if something was found.
     pub kept: Option<PathBuf>,
 }
+
+/// How much of what was asked for came about, by what it is: (asked, answered or committed).
+#[derive(Clone, Default, Debug)]
+pub struct Work(pub BTreeMap<&'static str, (u64, u64)>);
+
+/// What [`Work`] calls appends.
+pub const APPENDS: &str = "transactions";
 
 impl Lab {
     /// `program`: a daemon with failpoints.
@@ -156,6 +167,8 @@ pub struct Run {
     pub(super) disk: Option<DiskLab>,
     clock: Option<Clock>,
     network: Option<Arc<OwnNetwork>>,
+    /// Nothing fails in it: a daemon is stopped in order, and no more.
+    calm: bool,
     /// What is counted for the step under way.
     fault: Option<String>,
     /// Bytes of the daemon's output that were looked at.
@@ -192,7 +205,7 @@ impl Run {
             url = format!("http://127.0.0.1:{}", proxy.port());
             proxies.insert(Link::Client, proxy);
         }
-        let (mut participant, mut documents) = (None, Documents::Daemon { search: !schedule.setting.has_servers() });
+        let (mut participant, mut documents) = (None, Documents::Daemon { snapshot: !schedule.setting.has_servers() });
         if schedule.setting == Setting::Remote {
             let mut endpoint = daemon.url();
             if schedule.proxied {
@@ -224,6 +237,7 @@ impl Run {
             disk,
             clock,
             network: None,
+            calm: schedule.is_calm(),
             fault: None,
             heard: 0,
         })
@@ -524,6 +538,10 @@ impl Run {
         self.played.latencies_us = latencies(&history);
         self.played.busy = history.iter().filter(|happened| is_busy(&happened.event)).count() as u64;
         self.played.transactions = report.committed as u64;
+        self.played.work = Work::of(&history);
+        if self.calm {
+            self.works();
+        }
         self.played.operations = (report.committed + report.aborted + report.unknown + report.reads) as u64;
         let findings = self.excuse(&report.findings, &history);
         self.played.findings.extend(findings);
@@ -541,6 +559,16 @@ impl Run {
             self.played.transcript.extend(lines[lines.len().saturating_sub(SHOWN)..].iter().map(|line| format!("daemon: {line}")));
         }
         self.played
+    }
+
+    /// Where nothing fails, of everything that is asked often enough something comes about, and what does not has a reason.
+    fn works(&mut self) {
+        for (what, (asked, answered)) in self.played.work.0.clone() {
+            if asked >= OFTEN && answered == 0 {
+                self.found(format!("nothing fails, and of {asked} {what} that clients asked for none came about"));
+            }
+        }
+        self.crowd.odd().into_iter().for_each(|odd| self.found(odd));
     }
 
     /// What the step was to bring about has not come about.
@@ -575,6 +603,51 @@ impl Run {
             (Who::Database, Some(servers)) => Ok(servers.postgres.processes()),
             (Who::Index, Some(servers)) => Ok(servers.search.id().into_iter().collect()),
             (Who::Database | Who::Index, None) => bail!("the step takes real servers"),
+        }
+    }
+}
+
+impl Work {
+    fn of(history: &[Happened]) -> Work {
+        let mut work = Work::default();
+        let mut asked: HashMap<Op, Vec<&'static str>> = HashMap::new();
+        for happened in history {
+            match &happened.event {
+                Event::Invoke { process: JUDGE, .. } => {}
+                Event::Invoke { op, ask, .. } => {
+                    let kinds = kinds(ask);
+                    kinds.iter().for_each(|kind| work.0.entry(kind).or_default().0 += 1);
+                    asked.insert(*op, kinds);
+                }
+                Event::Told { told: Told::Aborted { .. } | Told::Unknown { .. }, .. } => {}
+                // Once, however often it is told.
+                Event::Told { op, told: Told::Committed { .. } | Told::Rows { .. } | Told::Documents { .. } } => {
+                    asked.remove(op).iter().flatten().for_each(|kind| work.0.entry(kind).or_default().1 += 1);
+                }
+            }
+        }
+        work
+    }
+
+    /// Together with another run's.
+    pub fn add(&mut self, other: &Work) {
+        for (what, (asked, answered)) in &other.0 {
+            let sum = self.0.entry(what).or_default();
+            *sum = (sum.0 + asked, sum.1 + answered);
+        }
+    }
+}
+
+fn kinds(ask: &Ask) -> Vec<&'static str> {
+    match ask {
+        Ask::Append { .. } => vec![APPENDS],
+        Ask::Read { store, at_least, snapshot, .. } => {
+            let kind = match (store, snapshot) {
+                (Store::Rows, _) => "reads of rows",
+                (Store::Documents, false) => "reads of documents by key",
+                (Store::Documents, true) | (Store::Found, _) => "searches",
+            };
+            if at_least.is_some() { vec![kind, "reads with a token"] } else { vec![kind] }
         }
     }
 }

@@ -20,7 +20,7 @@ use clap::{Parser, ValueEnum};
 use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
 use indicatif::{ProgressBar, ProgressStyle};
-use lab::{Lab, Played};
+use lab::{Lab, Played, Work};
 use rand::RngExt;
 use schedule::{Schedule, shrink};
 use serde::Serialize;
@@ -60,6 +60,8 @@ struct Arguments {
     output: Output,
 }
 
+/// Of so many transactions one must have been committed.
+const MANY: u64 = 100;
 /// Between two lines of progress where there is no terminal.
 const TELL: Duration = Duration::from_secs(30);
 
@@ -122,6 +124,9 @@ pub struct Tally {
     pub places: BTreeMap<String, u64>,
     /// What else is to be said.
     pub notes: Vec<String>,
+    /// What clients asked for in all runs.
+    #[serde(skip)]
+    work: Work,
     /// What failing disks have shown; it becomes notes.
     #[serde(skip)]
     observed: disks::Observed,
@@ -200,6 +205,7 @@ async fn all(lab: &mut Lab, kinds: &[Kind], arguments: &Arguments, tallies: &mut
         };
         tell(&tally);
         let tried = one(lab, kind, seed, share, arguments, &mut tally, tell).await;
+        tally.works(seed);
         bar.println(tally.line());
         tallies.push(tally);
         tried?;
@@ -284,8 +290,8 @@ async fn again(lab: &mut Lab, schedule: &Schedule, runs: u64, tallies: &mut Vec<
 impl Tally {
     fn new(kind: Kind) -> Tally {
         let (violations, places, notes) = (Vec::new(), BTreeMap::new(), Vec::new());
-        let (by_fault, observed) = (BTreeMap::new(), disks::Observed::default());
-        Tally { kind, runs: 0, faults: 0, by_fault, transactions: 0, operations: 0, violations, places, notes, observed }
+        let (by_fault, work, observed) = (BTreeMap::new(), Work::default(), disks::Observed::default());
+        Tally { kind, runs: 0, faults: 0, by_fault, transactions: 0, operations: 0, violations, places, notes, work, observed }
     }
 
     fn add(&mut self, played: &Played) {
@@ -293,9 +299,19 @@ impl Tally {
         played.faults.iter().for_each(|(fault, times)| self.count(fault, *times));
         self.transactions += played.transactions;
         self.operations += played.operations;
+        self.work.add(&played.work);
         self.observed.add(&played.observed);
         for place in &played.reached {
             *self.places.entry(place.clone()).or_default() += 1;
+        }
+    }
+
+    /// Whatever fails, in all runs together clients have transactions committed: otherwise nothing was tried.
+    fn works(&mut self, seed: u64) {
+        let (asked, committed) = self.work.0.get(lab::APPENDS).copied().unwrap_or_default();
+        if asked >= MANY && committed == 0 {
+            let what = format!("of {asked} transactions that clients asked for none was committed");
+            self.violated(seed, vec![what], serde_json::json!({ "seed": seed }), Vec::new(), None);
         }
     }
 

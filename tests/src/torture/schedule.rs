@@ -161,6 +161,14 @@ pub enum Step {
     },
 }
 
+impl Schedule {
+    /// Whether nothing fails in it, and nobody asks for too much.
+    pub fn is_calm(&self) -> bool {
+        let calm = |step: &Step| matches!(step, Step::Run { .. } | Step::Stop { .. });
+        !self.proxied && self.setting != Setting::Overloaded && self.steps.iter().all(calm)
+    }
+}
+
 impl Step {
     /// What kind of fault it is, for counts; `None`: none.
     pub fn fault(&self) -> Option<String> {
