@@ -45,6 +45,11 @@ impl Recorder {
         self.state.lock().expect("no holder panics").events.clone()
     }
 
+    /// How many events there are up to now.
+    pub fn events(&self) -> usize {
+        self.state.lock().expect("no holder panics").events.len()
+    }
+
     /// Writes a history, an event a line.
     pub fn save(history: &[Happened], path: &Path) -> anyhow::Result<()> {
         let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);

@@ -4,8 +4,9 @@
 //! After errors alone all is as in any other run: everything recovers, and nothing that was told is wrong. After damage at rest the
 //! daemon recovers, or it refuses and says why; what it tells meanwhile is right, but for what SQLite cannot know:
 //! its pages have no checksums, and an older database file under a newer write-ahead log is a sound file to it. So it counts as *unseen*, and
-//! not as a violation, if the damage is in SQLite's own files and `PRAGMA integrity_check` finds nothing. So does a leader that was put back
-//! between two starts (docs/protocol.md, R-STORELOSS: what nobody can tell).
+//! not as a violation, if a bit of SQLite's own files is another, or file and write-ahead log are of two times, and `PRAGMA integrity_check`
+//! finds nothing. So does a leader that was put back between two starts, or has lost its write-ahead log there (docs/protocol.md, R-STORELOSS:
+//! what nobody can tell). A database that is only older is none of it: its watermark shows it.
 
 pub mod first_starts;
 
@@ -171,6 +172,8 @@ struct Hurt {
     what: String,
     /// It is in SQLite's own files, and SQLite calls what it finds there sound; or it is all of a leader.
     unseen: bool,
+    /// Events of the history that were recorded before it.
+    since: usize,
 }
 
 /// What a run showed beside its findings.
@@ -232,12 +235,31 @@ impl DiskLab {
 
     /// Whether the daemon may end, because something has happened to its disk since it was started.
     pub fn may_end(&self) -> bool {
-        self.wounded || self.damage.is_some()
+        self.wounded || self.damage.is_some() || self.fails()
     }
 
     /// The daemon is started again: what has failed before is no excuse any more.
     pub fn started(&mut self) {
-        self.wounded = self.armed;
+        self.wounded = false;
+    }
+
+    fn arm(&mut self, fault: &Fault) -> anyhow::Result<()> {
+        self.said.clear();
+        self.control.arm(fault)?;
+        self.armed = true;
+        Ok(())
+    }
+
+    /// The disk is well again; what has failed is remembered until the next start.
+    fn disarm(&mut self) -> anyhow::Result<()> {
+        self.wounded |= self.fails();
+        self.armed = false;
+        self.control.disarm()
+    }
+
+    /// Whether what was to fail has failed.
+    fn fails(&self) -> bool {
+        self.armed && self.control.failed().is_ok_and(|failed| failed > 0)
     }
 
     /// Whether it does not start on its damaged files: nothing more can come of it.
@@ -293,10 +315,7 @@ impl Run {
         if when == When::Start {
             self.daemon.kill();
         }
-        let disk = self.disk()?;
-        (disk.wounded, disk.armed) = (true, true);
-        disk.said.clear();
-        disk.control.arm(fault)?;
+        self.disk()?.arm(fault)?;
         if when == When::Start {
             self.up(None).await?;
         }
@@ -326,8 +345,7 @@ impl Run {
             }
         }
         let disk = self.disk()?;
-        disk.control.disarm()?;
-        disk.armed = false;
+        disk.disarm()?;
         let failures = disk.control.failures()?;
         let sites = disk.control.done()?;
         let happened = failures.into_iter().filter(|(site, count)| before.get(site) != Some(count)).map(|(site, _)| (fault.ailment, site));
@@ -374,20 +392,27 @@ impl Run {
         if !self.played.findings.is_empty() {
             return Ok(());
         }
+        let since = self.crowd.recorder().events();
         let disk = self.disk()?;
         let mut image = Image::read(&disk.data)?;
-        let what = damage.apply(&mut image, disk.copies.last())?;
+        let copy = disk.copies.last();
+        let what = damage.apply(&mut image, copy)?;
         let Some(what) = what else {
             // There is no such file now.
             self.did_not_happen();
             return Ok(());
         };
         replace(&disk.data, &image)?;
-        let unseen = match damage.wound {
-            Wound::Older => damage.what == "sqlite" && disk.leads,
-            Wound::Flip | Wound::Gone | Wound::Cut | Wound::OlderFile => damage.what.starts_with("sqlite") && is_sound(&image)?,
-        };
-        disk.damage = Some(Hurt { damage: damage.clone(), what: what.clone(), unseen });
+        let unseen = damage.what.starts_with("sqlite")
+            && match damage.wound {
+                Wound::Older => disk.leads,
+                Wound::Flip => is_sound(&image)?,
+                Wound::OlderFile => (disk.leads || copy.is_some_and(|copy| is_mixed(&image, copy))) && is_sound(&image)?,
+                // Without what is missing it is an older database.
+                Wound::Gone | Wound::Cut => disk.leads && is_sound(&image)?,
+            };
+        let damage = damage.clone();
+        disk.damage = Some(Hurt { damage, what: what.clone(), unseen, since });
         self.played.transcript.push(format!("damage: {what}"));
         self.up_before_clients().await
     }
@@ -463,9 +488,6 @@ impl Run {
 
     /// The daemon has ended by itself on such a disk: in order, and it says why.
     pub(super) fn gave_up(&mut self, status: ExitStatus) {
-        if status.success() {
-            return;
-        }
         let said = self.said();
         let reason = last_reason(&said).unwrap_or("there is no reason in its output");
         match status.code() {
@@ -484,10 +506,10 @@ impl Run {
         }
     }
 
-    /// Faults are over: stores that were closed for good are open after a start.
+    /// Faults are over: stores that were closed for good are open after a start. What is stuck there goes on by itself.
     pub(super) async fn heal(&mut self) -> anyhow::Result<()> {
-        let Some(disk) = &self.disk else { return Ok(()) };
-        disk.control.disarm()?;
+        let Some(disk) = &mut self.disk else { return Ok(()) };
+        disk.disarm()?;
         if disk.is_damaged() || !disk.wounded {
             return Ok(());
         }
@@ -497,8 +519,11 @@ impl Run {
         }
         match self.daemon.status().await {
             Ok(status) => {
-                if status.participants.iter().any(|store| store.session == "refused" || store.stuck > 0) {
+                let closed = status.participants.iter().any(|store| store.session == "refused");
+                if closed || status.participants.iter().any(|store| store.stuck > 0) {
                     self.hear(&status);
+                }
+                if closed {
                     self.end(true).await?;
                 }
             }
@@ -573,7 +598,8 @@ impl Run {
         };
         let settled = !self.played.observed.verdicts.is_empty();
         let refused = self.played.observed.verdicts.keys().any(|(_, _, verdict)| *verdict == Verdict::Refused);
-        let findings: Vec<&Finding> = findings.iter().filter(|finding| !(refused && shows_what_is_left(finding, history))).collect();
+        let findings: Vec<&Finding> =
+            findings.iter().filter(|finding| !(refused && shows_what_is_left(finding, history, hurt.since))).collect();
         if findings.is_empty() {
             if !settled && self.played.findings.is_empty() {
                 self.verdict(Verdict::Recovered);
@@ -588,11 +614,12 @@ impl Run {
     }
 }
 
-/// A read without a token shows what its store holds, also while the daemon refuses to go on with it.
-fn shows_what_is_left(finding: &Finding, history: &[Happened]) -> bool {
+/// A read without a token shows what its store holds, also while the daemon refuses to go on with it. Only what was answered since the damage.
+fn shows_what_is_left(finding: &Finding, history: &[Happened], since: usize) -> bool {
     let Finding::Stale { reader, .. } = finding else { return false };
     let plain = |event: &Event| matches!(event, Event::Invoke { op, ask: Ask::Read { at_least: None, .. }, .. } if op == reader);
-    history.iter().any(|happened| plain(&happened.event))
+    let answered = |event: &Event| matches!(event, Event::Told { op, .. } if op == reader);
+    history.iter().any(|happened| plain(&happened.event)) && history.iter().skip(since).any(|happened| answered(&happened.event))
 }
 
 impl Damage {
@@ -646,13 +673,29 @@ impl Damage {
     }
 }
 
-/// What SQLite itself says of its files.
+/// SQLite's own files.
+const SQLITE: [&str; 2] = ["db.sqlite", "db.sqlite-wal"];
+
+/// What SQLite itself says of its files. It makes a database that is missing.
 fn is_sound(image: &Image) -> anyhow::Result<bool> {
+    if is_missing(image, SQLITE[0]) {
+        return Ok(false);
+    }
     let folder = tempfile::tempdir()?;
     image.write(&folder.path().join("data"))?;
     let open = rusqlite::Connection::open(folder.path().join("data/db.sqlite"));
     let found = open.and_then(|open| open.query_row("PRAGMA integrity_check(1)", [], |row| row.get::<_, String>(0)));
     Ok(found.is_ok_and(|found| found == "ok"))
+}
+
+/// Whether the database's file and its write-ahead log are of two times: one is the copy's, and the other is not.
+fn is_mixed(image: &Image, copy: &Image) -> bool {
+    let differs = |name: &str| image.0.get(Path::new(name)) != copy.0.get(Path::new(name));
+    !is_missing(image, SQLITE[1]) && SQLITE.iter().any(|name| differs(name))
+}
+
+fn is_missing(image: &Image, name: &str) -> bool {
+    image.0.get(Path::new(name)).and_then(Option::as_ref).is_none_or(Vec::is_empty)
 }
 
 /// All that a status complains of.
