@@ -6,7 +6,7 @@ use lockstep_tests::own_network::OwnNetwork;
 use lockstep_tests::proxy::Fault;
 use lockstep_tests::torture::disks::first_starts::Nursery;
 use lockstep_tests::torture::disks::{self, Damage, Libraries, Then, Trouble, Verdict, When, Wound};
-use lockstep_tests::torture::lab::{APPENDS, Lab, Played};
+use lockstep_tests::torture::lab::{Lab, Played, Work};
 use lockstep_tests::torture::schedule::{Link, Mix, Schedule, Setting, Step, Who};
 use lockstep_tests::torture::{Round, crashes, histories, load, networks, simulation};
 use std::collections::BTreeSet;
@@ -62,12 +62,14 @@ fn simulations_end_and_are_reported() -> anyhow::Result<()> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn histories_of_every_setting() -> anyhow::Result<()> {
+    let mut work = Work::default();
     for number in 0..5 {
         let mut schedule = histories::schedule(round(number));
         schedule.steps = vec![Step::Run { ms: 400 }, Step::Stop { ms: 1 }, Step::Run { ms: 200 }];
-        let work = play(&schedule).await?.work;
-        ensure!(work.0.get(APPENDS).is_some_and(|(_, committed)| *committed > 0), "clients had nothing committed: {work:?}");
+        work.add(&play(&schedule).await?.work);
     }
+    let nothing: Vec<_> = work.0.iter().filter(|(_, (_, answered))| *answered == 0).collect();
+    ensure!(work.0.len() == 5 && nothing.is_empty(), "clients had nothing of this: {nothing:?}, {work:?}");
     Ok(())
 }
 
@@ -145,7 +147,7 @@ async fn disks_that_fail() -> anyhow::Result<()> {
     let fail = |when, files: &[&str], call, ailment, count| {
         let files = files.iter().map(|file| (*file).to_owned()).collect();
         let fault = disk_faults::Fault { files, calls: vec![call], ailment, first: 1, count };
-        Step::Disk { what: Trouble::Fail { fault, when, ms: 400, then: Then::GoOn } }
+        Step::Disk { what: Trouble::Fail { fault, when, ms: 400, patience_ms: 5_000, then: Then::GoOn } }
     };
     let steps = vec![
         Step::Run { ms: 200 },
@@ -189,7 +191,7 @@ async fn says(call: Call, first: u64, what: &str) -> anyhow::Result<()> {
     let mut schedule = disks::counting(1, Setting::LogDecided);
     schedule.steps = vec![
         Step::Run { ms: 400 },
-        Step::Disk { what: Trouble::Fail { fault, when: When::Start, ms: 300, then: Then::GoOn } },
+        Step::Disk { what: Trouble::Fail { fault, when: When::Start, ms: 300, patience_ms: 5_000, then: Then::GoOn } },
         Step::Run { ms: 100 },
     ];
     let played = play(&schedule).await?;

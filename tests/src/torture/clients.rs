@@ -3,6 +3,7 @@
 use super::participant::Questions;
 use super::schedule::Mix;
 use crate::history::{Ask, Document, Event, Op, Recorder, SeenDocument, SeenRow, Shown, Store, Told, Write};
+use anyhow::Context;
 use lockstep_client::{Client, CommitError, Csn, Key, Position, Reason, Receipt, RequestId, Row, Token, Transaction, Value, Wait, params};
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// The table.
 pub const TABLE: &str = "CREATE TABLE list (key TEXT PRIMARY KEY NOT NULL, ops TEXT NOT NULL)";
@@ -42,6 +44,7 @@ pub struct Crowd {
     requests: Mutex<Vec<Request>>,
     trouble: Mutex<Vec<String>>,
     odd: Mutex<Vec<String>>,
+    committed: watch::Sender<u64>,
     enough: AtomicBool,
     held: AtomicBool,
     under_way: AtomicU64,
@@ -97,6 +100,7 @@ impl Crowd {
             requests: Mutex::default(),
             trouble: Mutex::default(),
             odd: Mutex::default(),
+            committed: watch::Sender::new(0),
             enough: AtomicBool::new(false),
             held: AtomicBool::new(false),
             under_way: AtomicU64::new(0),
@@ -116,6 +120,14 @@ impl Crowd {
     /// Aborts that nothing explains which clients do, or a daemon that is stopped in order.
     pub fn odd(&self) -> Vec<String> {
         self.odd.lock().expect("no holder panics").clone()
+    }
+
+    /// Waits until something was told committed.
+    pub async fn commits(&self, limit: Duration) -> anyhow::Result<()> {
+        let mut committed = self.committed.subscribe();
+        let some = committed.wait_for(|committed| *committed > 0);
+        tokio::time::timeout(limit, some).await.with_context(|| format!("nothing is committed within {limit:?}"))??;
+        Ok(())
     }
 
     /// Everybody ends after what it is doing.
@@ -272,6 +284,9 @@ impl Crowd {
         }
         let answer = transaction.wait(wait).deadline(deadline).commit().await;
         let token = answer.as_ref().ok().map(|receipt| (op, receipt.token.clone()));
+        if token.is_some() {
+            self.committed.send_modify(|committed| *committed += 1);
+        }
         if let Err(CommitError::Aborted(aborted)) = &answer
             && !refused
             && self.is_odd(aborted.reason, only.iter().any(|write| write.document == Document::Based))

@@ -63,6 +63,9 @@ pub enum Trouble {
         when: When,
         /// Milliseconds.
         ms: u64,
+        /// How much longer it is waited for, as long as nothing has failed; milliseconds.
+        #[serde(default)]
+        patience_ms: u64,
         /// What becomes of the daemon when the disk is well again.
         then: Then,
     },
@@ -278,7 +281,10 @@ impl Run {
     pub(super) async fn trouble(&mut self, trouble: &Trouble) -> anyhow::Result<()> {
         match trouble {
             Trouble::Count { ms } => self.count(Duration::from_millis(*ms)).await,
-            Trouble::Fail { fault, when, ms, then } => self.fail(fault, *when, Duration::from_millis(*ms), *then).await,
+            Trouble::Fail { fault, when, ms, patience_ms, then } => {
+                let (time, patience) = (Duration::from_millis(*ms), Duration::from_millis(*patience_ms));
+                self.fail(fault, *when, time, patience, *then).await
+            }
             Trouble::LosePower { ms, seed } => self.lose_power(Duration::from_millis(*ms), *seed).await,
             Trouble::Copy { clean } => {
                 self.end(*clean).await?;
@@ -310,7 +316,7 @@ impl Run {
         Ok(())
     }
 
-    async fn fail(&mut self, fault: &Fault, when: When, time: Duration, then: Then) -> anyhow::Result<()> {
+    async fn fail(&mut self, fault: &Fault, when: When, time: Duration, patience: Duration, then: Then) -> anyhow::Result<()> {
         let before: BTreeMap<Site, u64> = self.disk()?.control.failures()?.into_iter().collect();
         if when == When::Start {
             self.daemon.kill();
@@ -319,7 +325,8 @@ impl Run {
         if when == When::Start {
             self.up(None).await?;
         }
-        let (until, mut last) = (Instant::now() + time, None);
+        let enough = Instant::now() + time;
+        let (mut until, mut last) = (enough + patience, None);
         while self.daemon.id().is_some() && Instant::now() < until {
             if let Some(status) = self.daemon.wait_until_dead(Duration::ZERO).await? {
                 self.died(status);
@@ -330,7 +337,8 @@ impl Run {
             }
             let failed = self.disk()?.control.failed()?;
             if last.is_none() && failed > 0 {
-                last = Some(Instant::now() + AFTERMATH);
+                let seen = Instant::now() + AFTERMATH;
+                (until, last) = (enough.max(seen), Some(seen));
             }
             if last.is_some_and(|last| Instant::now() > last) && fault.count.is_some_and(|count| failed >= count) {
                 break;
@@ -403,14 +411,7 @@ impl Run {
             return Ok(());
         };
         replace(&disk.data, &image)?;
-        let unseen = damage.what.starts_with("sqlite")
-            && match damage.wound {
-                Wound::Older => disk.leads,
-                Wound::Flip => is_sound(&image)?,
-                Wound::OlderFile => (disk.leads || copy.is_some_and(|copy| is_mixed(&image, copy))) && is_sound(&image)?,
-                // Without what is missing it is an older database.
-                Wound::Gone | Wound::Cut => disk.leads && is_sound(&image)?,
-            };
+        let unseen = damage.is_unseen(disk.leads, &image, copy)?;
         let damage = damage.clone();
         disk.damage = Some(Hurt { damage, what: what.clone(), unseen, since });
         self.played.transcript.push(format!("damage: {what}"));
@@ -623,6 +624,18 @@ fn shows_what_is_left(finding: &Finding, history: &[Happened], since: usize) -> 
 }
 
 impl Damage {
+    /// Whether nobody can know of it, who finds this image. `leads`: the database decides.
+    fn is_unseen(&self, leads: bool, image: &Image, copy: Option<&Image>) -> anyhow::Result<bool> {
+        Ok(self.what.starts_with("sqlite")
+            && match self.wound {
+                Wound::Older => leads,
+                Wound::Flip => is_sound(image)?,
+                Wound::OlderFile => (leads || copy.is_some_and(|copy| is_mixed(image, copy))) && is_sound(image)?,
+                // Without what is missing it is an older database.
+                Wound::Gone | Wound::Cut => leads && is_sound(image)?,
+            })
+    }
+
     /// Damages the files; says what was done. `None`: there is nothing like that.
     fn apply(&self, image: &mut Image, copy: Option<&Image>) -> anyhow::Result<Option<String>> {
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
@@ -910,7 +923,7 @@ fn failing(random: &mut ChaCha8Rng, plan: &mut Vec<(When, Fault)>) -> Vec<Step> 
         // The plan is over: whatever comes, at random.
         let (when, fault) = plan.pop().unwrap_or_else(|| any_fault(random));
         let then = *[Then::GoOn, Then::GoOn, Then::Kill, Then::Stop].choose(random).expect("not empty");
-        steps.push(Step::Disk { what: Trouble::Fail { fault, when, ms: FAULT_MS, then } });
+        steps.push(Step::Disk { what: Trouble::Fail { fault, when, ms: FAULT_MS, patience_ms: 0, then } });
         if random.random_bool(0.5) {
             steps.push(Step::Run { ms: random.random_range(1..150) });
         }
@@ -1058,5 +1071,61 @@ impl Observed {
         for (verdict, count) in &other.verdicts {
             *self.verdicts.entry(verdict.clone()).or_default() += count;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A database of so many rows, the last of them in its write-ahead log alone.
+    fn database(rows: u32) -> anyhow::Result<Image> {
+        let folder = tempfile::tempdir()?;
+        let open = rusqlite::Connection::open(folder.path().join(SQLITE[0]))?;
+        open.execute_batch("PRAGMA journal_mode = WAL; CREATE TABLE list (n INTEGER);")?;
+        for n in 1..rows {
+            open.execute("INSERT INTO list VALUES (?)", [n])?;
+        }
+        open.execute_batch("PRAGMA wal_checkpoint(TRUNCATE);")?;
+        open.execute("INSERT INTO list VALUES (?)", [rows])?;
+        Image::read(folder.path())
+    }
+
+    fn is_unseen(wound: Wound, what: &str, leads: bool, image: &Image, copy: &Image) -> anyhow::Result<bool> {
+        Damage { wound, what: what.into(), seed: 0 }.is_unseen(leads, image, Some(copy))
+    }
+
+    fn with(image: &Image, name: &str, content: Option<&Vec<u8>>) -> Image {
+        let mut image = Image(image.0.clone());
+        match content {
+            Some(content) => drop(image.0.insert(name.into(), Some(content.clone()))),
+            None => drop(image.0.remove(Path::new(name))),
+        }
+        image
+    }
+
+    #[test]
+    fn a_database_that_is_only_older_is_seen() -> anyhow::Result<()> {
+        let (older, now) = (database(2)?, database(50)?);
+        let of = |image: &Image, name: &str| image.0.get(Path::new(name)).cloned().flatten();
+        for leads in [false, true] {
+            // SQLite would make an empty one.
+            let gone = with(&now, SQLITE[0], None);
+            ensure!(!is_unseen(Wound::Gone, "sqlite", leads, &gone, &older)?, "gone");
+            let empty = with(&now, SQLITE[0], Some(&Vec::new()));
+            ensure!(!is_unseen(Wound::Cut, "sqlite", leads, &empty, &older)?, "empty");
+            // The watermark shows it, and a leader has none.
+            let without_log = with(&now, SQLITE[1], None);
+            ensure!(is_unseen(Wound::Gone, "sqlite-wal", leads, &without_log, &older)? == leads, "without its log");
+            ensure!(is_unseen(Wound::Older, "sqlite", leads, &older, &older)? == leads, "put back");
+            let file = with(&without_log, SQLITE[0], of(&older, SQLITE[0]).as_ref());
+            ensure!(is_unseen(Wound::OlderFile, "sqlite", leads, &file, &older)? == leads, "a whole file put back");
+            // Of two times.
+            let mixed = with(&now, SQLITE[1], of(&older, SQLITE[1]).as_ref());
+            ensure!(is_unseen(Wound::OlderFile, "sqlite-wal", leads, &mixed, &older)? == is_sound(&mixed)?, "an older log");
+            ensure!(is_mixed(&mixed, &older) && !is_mixed(&older, &older), "mixed");
+            ensure!(!is_unseen(Wound::Flip, "index/store", leads, &now, &older)?, "not SQLite's");
+        }
+        Ok(())
     }
 }

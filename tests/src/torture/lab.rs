@@ -83,7 +83,7 @@ pub struct Played {
 pub struct Work(pub BTreeMap<&'static str, (u64, u64)>);
 
 /// What [`Work`] calls appends.
-pub const APPENDS: &str = "transactions";
+pub(super) const APPENDS: &str = "transactions";
 
 impl Lab {
     /// `program`: a daemon with failpoints.
@@ -346,6 +346,8 @@ impl Run {
                 proxy.set(Fault::None);
             }
             Step::Meddle { sql } => {
+                // Of a row, which there must be.
+                self.crowd.commits(MEND).await?;
                 // At rest: what is decided and not applied yet would stand still before a row that is gone.
                 self.daemon.stop().await?;
                 let database = rusqlite::Connection::open(self.launch.data_dir.join("db.sqlite"))?;
