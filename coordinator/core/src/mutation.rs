@@ -119,6 +119,7 @@ mutations! {
     BelowFloorRuns, "R-KEY: the floor", "a request from below the floor is looked up or run";
     KeyNotAskedAtLeader, "R-KEY, R-DECIDER", "a key of an older epoch is settled without the leaders";
     WaivedNotAsked, "R-KEY, R-DECIDER", "a key of an older epoch is settled without a leader that was waived";
+    EarlierStartsExpire, "R-KEY: the floor", "what was first sent to an earlier start, and has left no trace, is told expired";
     FloorNotForced, "R-KEY: the floor", "outcomes are forgotten before the Floor is durable";
     // By hand
     NoSuchBranchIsSuccess, "R-MARKER", "a Commit that finds no branch counts as done";
@@ -150,6 +151,7 @@ mutations! {
     AckedAtApplied, "applied for durable", "the log is told that a store has acked what it has only applied";
     VisibleIsApplied, "applied for visible", "who waits until indices find it is told when databases have it";
     AppliedStaysApplied, "taken back", "what an index applied and lost with a crash is not sent again";
+    EndedStaysEnded, "taken back", "who asks about what a store applied and lost with a crash is told that it is there";
     KeysNotTakenBack, "taken back", "conditions do not know of what an index applied and lost with a crash";
     LateItemUnseen, "found late", "what a leader tells below what a store has applied is not looked for";
     NewestIsLatest, "found late", "a write that is found late counts as its document's newest";

@@ -263,7 +263,8 @@ impl Coordinator {
         self.decisions.insert(key, decision);
     }
 
-    fn adopt_transaction(&mut self, now: Time, txid: Txid, csn: Csn, branches: &[ParticipantId]) {
+    /// A transaction that is decided, and that some of these have to follow.
+    pub(crate) fn adopt_transaction(&mut self, now: Time, txid: Txid, csn: Csn, branches: &[ParticipantId]) {
         let owed: Vec<_> = branches.iter().copied().filter(|p| self.owes(*p, csn)).collect();
         if owed.is_empty() {
             return;

@@ -235,6 +235,8 @@ impl Coordinator {
             Unseen::FromTheFuture
         } else if self.is_below_floor(position) && !broken(Mutation::BelowFloorRuns) {
             Unseen::Expired
+        } else if position.epoch < self.owner.epoch && broken(Mutation::EarlierStartsExpire) {
+            Unseen::Expired
         } else if position.epoch < self.owner.epoch && !broken(Mutation::OldEpochRuns) {
             Unseen::LookUp
         } else {

@@ -10,7 +10,7 @@ use crate::operator::{ByHand, Order};
 use crate::outcomes::Fate;
 use crate::record::{Damage, DamageKind, Record};
 use crate::removal::REMOVED;
-use crate::transaction::{Branch, State};
+use crate::transaction::{Branch, BranchState, State};
 use crate::vote::{Kind, Refusal, RefusalKind};
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
@@ -101,7 +101,7 @@ impl Coordinator {
         let first = follower.followed_before.is_none();
         follower.followed_before.get_or_insert(hello.progress.durable);
         self.heard_beside_waivers(now, participant, first, fx);
-        self.take_back_applied(participant, hello.progress.applied);
+        self.take_back_applied(now, participant, hello.progress.applied);
         let forgotten = |(txid, _): &(Txid, bool)| self.forgotten.contains(&(*txid, participant));
         let (_, by_hand): (Vec<_>, Vec<_>) = hello.heuristics.into_iter().partition(forgotten);
         for (txid, commit) in by_hand {
@@ -147,20 +147,36 @@ impl Coordinator {
         (self.unscanned_leader().is_none() && self.may_pass(follower)) || broken(Mutation::HandoverBeforeScan)
     }
 
-    /// What could be read there and went with a crash is owed again, and conditions are tested against it again (R-COND).
-    fn take_back_applied(&mut self, participant: ParticipantId, applied: Csn) {
+    /// What could be read there and went with a crash is owed again: clients wait for it again, and conditions are tested against it (R-COND).
+    fn take_back_applied(&mut self, now: Time, participant: ParticipantId, applied: Csn) {
+        let mut lost = Vec::new();
         let follower = &mut self.followers[participant.0 as usize];
         follower.first_unapplied = Csn::ZERO;
         for (csn, item) in follower.items.range_mut(applied.next()..).filter(|(_, item)| item.applied) {
             item.applied = broken(Mutation::AppliedStaysApplied);
+            let decision = &self.decisions[&item.decision];
+            lost.extend(decision.covered(participant, item.entry).map(|(_, entry)| (entry.txid, entry.csn)));
             if broken(Mutation::KeysNotTakenBack) {
                 continue;
             }
-            let decision = &self.decisions[&item.decision];
             let redos = item.entry.into_iter().flat_map(|i| &decision.payload.entries[i].redos);
             for write in redos.filter(|redo| redo.participant == participant).flat_map(|redo| &redo.keys) {
                 self.keys.replay(participant, &write.key, *csn, write.delete);
             }
+        }
+        if !broken(Mutation::AppliedStaysApplied) && !broken(Mutation::EndedStaysEnded) {
+            lost.into_iter().for_each(|(txid, csn)| self.follow_again(now, participant, txid, csn));
+        }
+    }
+
+    /// One that has ended is there again, as after a start.
+    fn follow_again(&mut self, now: Time, participant: ParticipantId, txid: Txid, csn: Csn) {
+        let Some(transaction) = self.transactions.get_mut(&txid) else {
+            return self.adopt_transaction(now, txid, csn, &[participant]);
+        };
+        match transaction.branch_mut(participant) {
+            Some(branch) => branch.state = BranchState::Following,
+            None => transaction.branches.push(Branch::following(participant, [].into())),
         }
     }
 

@@ -524,6 +524,23 @@ story!(
 );
 
 story!(
+    asked_about_what_is_taken_back,
+    "A serial executor's last commits go with a power cut, and a client asks about one of them: it waits until that is there again.",
+    play = Play::new(EMBEDDED),
+    {
+        decided(&mut play);
+        play.follows("index", "1.1", "1.1");
+        play.follows("db", "1.1", "0.0");
+        play.note("It is applied everywhere, and has ended. What `db` has not synced yet is lost.");
+        play.dies("db");
+        play.connects("db");
+        play.retries("add film 1", 1, 1, film(1));
+        play.note("It waits, as after a start of the coordinator.");
+        play.follows("db", "1.1", "1.1");
+    }
+);
+
+story!(
     prepared_then_commit,
     "A preparing participant dies after its vote and comes back after the decision: its new session lists the branch, and is told Commit.",
     play = Play::new(REMOTE),

@@ -338,7 +338,7 @@ fn transitions() -> Vec<Transitions> {
                 ("VotedInGroup", "Following -"),
                 ("VotedReadOnly", "Finished -"),
                 ("Following", "Finished -"),
-                ("Finished", "-"),
+                ("Finished", "Following -"),
             ],
         ),
         Transitions::of(
