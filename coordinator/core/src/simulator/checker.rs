@@ -64,6 +64,8 @@ pub(crate) struct Checker {
     asked: Vec<Asked>,
     by_key: BTreeMap<RequestKey, Tag>,
     by_txid: BTreeMap<(usize, Txid), Tag>,
+    /// Whose place it is.
+    by_csn: BTreeMap<Csn, Tag>,
     /// Branches that an operator finished or gave up: waived, and they must be recorded as damage or agree.
     by_hand: BTreeSet<(usize, Tag)>,
     /// Damage that was recorded, aloud.
@@ -104,6 +106,11 @@ impl Asked {
         self.decided.first().map(|(_, csn)| *csn)
     }
 
+    /// Whether its decision has this place, and nothing has happened that no protocol survives.
+    fn stands_at(&self, csn: Csn) -> bool {
+        !self.lost && self.decided.iter().any(|(_, decided)| *decided == csn)
+    }
+
     /// What the owner of this log told of it.
     fn told_by(&self, log: usize) -> Option<Told> {
         self.told.iter().find(|(by, _)| *by == log).map(|(_, told)| *told)
@@ -126,6 +133,7 @@ impl Checker {
             asked: Vec::new(),
             by_key: BTreeMap::new(),
             by_txid: BTreeMap::new(),
+            by_csn: BTreeMap::new(),
             by_hand: BTreeSet::new(),
             damage: BTreeSet::new(),
             restored: BTreeSet::new(),
@@ -204,10 +212,13 @@ impl Checker {
         if asked.lost {
             return;
         }
+        let same = self.by_csn.insert(entry.csn, tag).filter(|same| *same != tag && !cloned);
         if aborted {
             self.violation(format!("I7: {tag:?} ({}) was told aborted and is decided to commit at {}", entry.txid, entry.csn));
         } else if let Some(other) = other {
             self.violation(format!("I8: {tag:?} ({}) is decided twice: at {other} and {}", entry.txid, entry.csn));
+        } else if let Some(same) = same.filter(|same| self.asked[same.0 as usize].stands_at(entry.csn)) {
+            self.violation(format!("R-ORDER: {tag:?} ({}) is decided at {}, which is the place of {same:?}", entry.txid, entry.csn));
         }
     }
 
@@ -520,8 +531,9 @@ impl Checker {
 
     // ---- what clients are told ----
 
-    /// The coordinator answers a client: committed. From this moment it is a promise, whether the answer arrives or not.
-    pub(crate) fn told_committed(&mut self, log: usize, tag: Tag, receipt: &Receipt, wait: Wait) {
+    /// The coordinator answers a client: committed. From this moment it is a promise, whether the answer arrives or not. `visible` is what one
+    /// who reads finds at each store that the coordinator can know of: `None` at one that is away.
+    pub(crate) fn told_committed(&mut self, log: usize, tag: Tag, receipt: &Receipt, wait: Wait, visible: &[Option<&State>]) {
         if let Some(seen) = seen_in(receipt).find(|seen| !self.may_be_seen(*seen)) {
             self.violation(format!("I11: {tag:?} is told what {seen:?} wrote, which is not durably decided"));
         }
@@ -532,9 +544,11 @@ impl Checker {
             return; // it only read
         }
         let given_up = |store: usize| damage.contains(&(store, tag)) && removed.iter().any(|(_, removed)| *removed == store);
-        let followed = |store: usize| {
-            asked.ever_applied.contains(&store) || by_hand.contains(&(store, tag)) || restored.contains(&store) || given_up(store)
+        let there = |store: usize| match visible[store] {
+            Some(state) => state.history.iter().any(|applied| applied.tag == tag),
+            None => asked.ever_applied.contains(&store),
         };
+        let followed = |store: usize| there(store) || by_hand.contains(&(store, tag)) || restored.contains(&store) || given_up(store);
         let waits_for = |store: usize| match wait {
             Wait::Decided => false,
             Wait::Applied => kinds[store] != Kind::Redo,
@@ -549,7 +563,7 @@ impl Checker {
         } else if !stands(log) && !stands(LEADERS) {
             Some("I11: it is not durably decided at that CSN")
         } else if asked.writes.iter().any(|w| lagging(&w)) {
-            Some("§8: a store that the client waits for has never applied it")
+            Some("§8: a store that the client waits for has not applied it")
         } else {
             None
         };
@@ -782,4 +796,25 @@ impl Checker {
 fn seen_in(receipt: &Receipt) -> impl Iterator<Item = Tag> {
     let rows = receipt.results.iter().flatten().flat_map(|(_, results)| results.iter()).flat_map(|result| &result.rows);
     rows.flatten().filter_map(|value| if let Value::Integer(tag) = value { Some(Tag(*tag as u64)) } else { None })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Decider;
+
+    #[test]
+    fn a_place_belongs_to_one_transaction() {
+        let mut checker = Checker::new(vec![Kind::Serial]);
+        let mut decide = |n: u64, place: u64| {
+            let key = RequestKey { key: n.to_be_bytes()[..].into(), attempt: 0 };
+            checker.asks(key.clone(), Vec::new());
+            let txid = Txid { epoch: Epoch(1), n, decider: Decider::Log };
+            let csn = Csn::new(Epoch(1), place);
+            checker.decided(0, &CommitEntry { txid, key, csn, request_hash: 0, branches: Vec::new(), at_ms: 0 });
+            checker.violation.take()
+        };
+        assert_eq!((decide(1, 1), decide(2, 2)), (None, None));
+        assert!(decide(3, 2).is_some_and(|what| what.starts_with("R-ORDER")));
+    }
 }

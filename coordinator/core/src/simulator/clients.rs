@@ -41,6 +41,7 @@ pub(super) enum Asked {
     Outcome {
         client: usize,
         tag: Tag,
+        position: Position,
         wait: Wait,
         since: Time,
     },
@@ -121,7 +122,7 @@ impl World {
         let timeout = if self.climate.gentle || self.dice.chance(0.5) { 0 } else { self.dice.log_between(1_000, 2_000_000) };
         let Request { key, position, .. } = request;
         for _ in 0..1 + u64::from(!self.calm && self.dice.chance(self.climate.client_duplicate)) {
-            let ticket = self.ticket(Asked::Outcome { client: i, tag, wait: Wait::Decided, since: self.now });
+            let ticket = self.ticket(Asked::Outcome { client: i, tag, position, wait: Wait::Decided, since: self.now });
             self.send_unreliably(host, Event::Begin { ticket, key: key.clone(), position, led_by, timeout });
         }
     }
@@ -134,8 +135,9 @@ impl World {
         let (request, since) = (current.request.clone(), current.since);
         match if self.climate.gentle { 2 } else { self.dice.below(10) } {
             0 => {
-                let ticket = self.ticket(Asked::Outcome { client: i, tag, wait: Wait::Decided, since });
-                self.send_unreliably(host, Event::Rollback { ticket, key: request.key, position: request.position });
+                let position = request.position;
+                let ticket = self.ticket(Asked::Outcome { client: i, tag, position, wait: Wait::Decided, since });
+                self.send_unreliably(host, Event::Rollback { ticket, key: request.key, position });
             }
             1 => {}
             _ => self.send_request(host, i, tag, request, since),
@@ -269,7 +271,7 @@ impl World {
 
     fn send_inquiry(&mut self, host: usize, i: usize, current: Current) {
         let Request { key, position, wait, .. } = current.request;
-        let ticket = self.ticket(Asked::Outcome { client: i, tag: current.tag, wait, since: current.since });
+        let ticket = self.ticket(Asked::Outcome { client: i, tag: current.tag, position, wait, since: current.since });
         let deadline = self.now.after(self.dice.log_between(10_000, 20_000_000));
         self.send_unreliably(host, Event::Inquire { ticket, key, position, wait, deadline });
     }
@@ -277,7 +279,7 @@ impl World {
     fn send_request(&mut self, host: usize, i: usize, tag: Tag, request: Request, since: Time) {
         let copies = 1 + u64::from(!self.calm && self.dice.chance(self.climate.client_duplicate));
         for _ in 0..copies {
-            let ticket = self.ticket(Asked::Outcome { client: i, tag, wait: request.wait, since });
+            let ticket = self.ticket(Asked::Outcome { client: i, tag, position: request.position, wait: request.wait, since });
             let event = match !self.calm && self.dice.chance(self.climate.nonsense) {
                 // A limit was lowered meanwhile.
                 true => {
@@ -352,7 +354,11 @@ impl World {
     pub(super) fn reply(&mut self, host: usize, ticket: Ticket, reply: Reply) {
         let log = self.hosts[host].disk;
         match (self.tickets[ticket.0 as usize], &reply) {
-            (Asked::Outcome { tag, wait, .. }, Reply::Committed(receipt)) => self.checker.told_committed(log, tag, receipt, wait),
+            (Asked::Outcome { tag, wait, .. }, Reply::Committed(receipt)) => {
+                let there: Vec<_> = (0..self.actors.len()).map(|store| self.is_there(host, store)).collect();
+                let visible: Vec<_> = self.actors.iter().zip(there).map(|(actor, there)| there.then(|| actor.store.visible())).collect();
+                self.checker.told_committed(log, tag, receipt, wait, &visible);
+            }
             (Asked::Outcome { tag, since, .. }, Reply::Aborted(aborted)) => {
                 self.checker.told_aborted(log, tag);
                 let hindered = matches!(aborted.refusal.kind, RefusalKind::Timeout | RefusalKind::Unavailable | RefusalKind::Busy);
@@ -366,6 +372,12 @@ impl World {
             (Asked::Other(_), Reply::KeyReused(_)) => {}
             (Asked::Other(tag), reply) => {
                 self.checker.violation(format!("R-KEY: another request under the key of {tag:?} is told {reply:?}"))
+            }
+            // One that has a successor goes by the Floors of its own time.
+            (Asked::Outcome { tag, position, .. }, Reply::Expired(_))
+                if position >= self.disks[log].floor() && self.disks[log].appender == host =>
+            {
+                self.checker.violation(format!("R-KEY: {tag:?}, sent first at {position:?}, is told expired, and no Floor is above that"))
             }
             (Asked::Outcome { .. }, _) => {}
             (Asked::Read { token, .. }, Reply::Reached(_)) if self.checker.is_retired(token.log_id) && self.disks[log].appender == host => {
@@ -384,14 +396,17 @@ impl World {
         }
     }
 
-    /// Only where the store is there, in the session that the coordinator knows: another one cannot be read at all.
     fn check_read(&mut self, host: usize, store: usize, csn: Csn) {
-        let Some(machine) = &self.hosts[host].machine else { return };
-        let actor = &self.actors[store];
-        let known = matches!(machine.followers()[store].session, Session::Open(session) if self.linked(store, host, session));
-        if known && actor.machine.is_some() {
-            self.checker.reached(store, csn, actor.store.visible());
+        if self.is_there(host, store) {
+            self.checker.reached(store, csn, self.actors[store].store.visible());
         }
+    }
+
+    /// Whether it is in the session that the coordinator knows: another one cannot be read at all.
+    fn is_there(&self, host: usize, store: usize) -> bool {
+        let Some(machine) = &self.hosts[host].machine else { return false };
+        let known = matches!(machine.followers()[store].session, Session::Open(session) if self.linked(store, host, session));
+        known && self.actors[store].machine.is_some()
     }
 
     pub(super) fn answer(&mut self, ticket: Ticket, reply: Reply) {

@@ -3,7 +3,7 @@
 
 use super::dice::Dice;
 use crate::mutation::{Mutation, broken};
-use crate::{Entry, LogId, Lsn, Record};
+use crate::{Entry, LogId, Lsn, Position, Record};
 
 /// A log in memory, and how much of it would survive power loss.
 #[derive(Clone, Debug, Default)]
@@ -84,6 +84,12 @@ impl Disk {
 
     pub(crate) fn durable(&self) -> Lsn {
         self.durable
+    }
+
+    /// Below it outcomes are forgotten: the newest Floor that is durable.
+    pub(crate) fn floor(&self) -> Position {
+        let floor = |entry: &Entry| if let Record::Floor { position } = entry.record { Some(position) } else { None };
+        self.durable_since(Lsn(0)).find_map(floor).unwrap_or_default()
     }
 
     pub(crate) fn forget_payload(&mut self, lsn: Lsn) {

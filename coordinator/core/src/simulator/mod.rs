@@ -284,6 +284,7 @@ mod tests {
         (Mutation::OldEpochRuns, 5),
         (Mutation::BelowFloorRuns, 20),
         (Mutation::KeyNotAskedAtLeader, 33),
+        (Mutation::EarlierStartsExpire, 2),
         (Mutation::FloorNotForced, 99),
         (Mutation::NoSuchBranchIsSuccess, 99),
         // These in swarms.
@@ -310,6 +311,7 @@ mod tests {
         (Mutation::AckedAtApplied, 7),
         (Mutation::VisibleIsApplied, 2),
         (Mutation::AppliedStaysApplied, 7),
+        (Mutation::EndedStaysEnded, 77),
         (Mutation::LateItemUnseen, 519),
         (Mutation::EpochEndsAtFirst, 1),
         (Mutation::GroupOwedFromLast, 246),

@@ -433,7 +433,10 @@ impl SmallWorld {
         }
         let (client, tag) = (ticket.0 as usize, Tag(ticket.0));
         match reply {
-            Reply::Committed(receipt) => self.checker.told_committed(self.log, tag, &receipt, self.wait),
+            Reply::Committed(receipt) => {
+                let visible: Vec<_> = self.seats.iter().map(|seat| seat.session.map(|_| seat.store.visible())).collect();
+                self.checker.told_committed(self.log, tag, &receipt, self.wait, &visible);
+            }
             Reply::Aborted(aborted) => {
                 let hindered = matches!(aborted.refusal.kind, RefusalKind::Timeout | RefusalKind::Unavailable | RefusalKind::Busy);
                 if self.gentle && hindered {
@@ -441,7 +444,13 @@ impl SmallWorld {
                 }
                 self.checker.told_aborted(self.log, tag);
             }
-            Reply::Expired(_) => {}
+            Reply::Expired(_) => {
+                let position = self.clients[client].position.expect("it has asked");
+                if position >= self.disk.floor() {
+                    self.checker
+                        .violation(format!("R-KEY: {tag:?}, sent first at {position:?}, is told expired, and no Floor is above that"));
+                }
+            }
             // It asks again.
             _ => return self.clients[client].asked = false,
         }
