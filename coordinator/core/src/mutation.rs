@@ -86,6 +86,7 @@ mutations! {
     FailedAppendAborts, "R-UNKNOWN", "an append that fails is taken for not written: its clients are told aborted";
     ForceTriedAgain, "R-FSYNC", "a force that failed is tried again, and believed";
     FullLogRuns, "R-FULL", "a full log takes new transactions";
+    PausedRuns, "a backup", "new transactions are taken while servers are copied";
     LogLossUnseen, "R-LOGLOSS", "nobody looks whether stores know more than the log";
     PresumesUnheard, "R-LOGLOSS", "presumed abort does not wait for the stores' evidence";
     StoreLossUnseen, "R-STORELOSS", "a store that reports less than it has acked is let in";

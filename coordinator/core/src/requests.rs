@@ -520,7 +520,7 @@ impl Coordinator {
                 "the decision log's disk has less room than log.reserve_bytes keeps free: only what is under way is finished (R-FULL)"
                     .into(),
             ),
-            Phase::Starting | Phase::Serving | Phase::Stopped(_) if self.paused => (
+            Phase::Starting | Phase::Serving | Phase::Stopped(_) if self.paused && !broken(Mutation::PausedRuns) => (
                 RefusalKind::Busy,
                 "a backup is being made, and nothing new is taken until its servers are copied (lockstep backup)".into(),
             ),

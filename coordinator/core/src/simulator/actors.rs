@@ -1,6 +1,7 @@
 //! Participants with their stores, and the sessions to them.
 
 use super::checker::Evidence;
+use super::faults::Climate;
 use super::reached::{self, ParticipantSeen};
 use super::store::{Beside, Odds, Store};
 use super::world::{Happening, World};
@@ -274,8 +275,8 @@ impl World {
     }
 
     fn odds(&self) -> Odds {
-        let (stuck, refuses) = if self.calm { (0.0, 0.0) } else { (self.climate.redo_stuck, self.climate.store_refuses) };
-        Odds { stuck, refuses }
+        let Climate { redo_stuck: stuck, store_refuses: refuses, unresolved, .. } = self.climate;
+        if self.calm { Odds::NONE } else { Odds { stuck, refuses, unresolved } }
     }
 
     fn call_store(&mut self, i: usize, command: &StoreCommand) -> StoreReport {

@@ -345,8 +345,9 @@ impl World {
         if let Some(known) = key.as_ref().and_then(|key| machine.outcomes.by_key(key)) {
             self.checker.named(log, known.txid, &known.key);
         }
-        if self.disks[log].full && machine.transactions().any(|t| t.txid.position() >= before) {
-            self.checker.violation("R-FULL: the log is full, and a new transaction runs".into());
+        let closed = self.disks[log].full.then_some("R-FULL: the log is full").or(self.hosts[host].held.then_some("a backup is made"));
+        if let Some(why) = closed.filter(|_| machine.transactions().any(|t| t.txid.position() >= before)) {
+            self.checker.violation(format!("{why}, and a new transaction runs"));
         }
     }
 

@@ -111,6 +111,10 @@ pub(crate) struct Climate {
     pub results_acked: f64,
     /// Of a log that is put back: it is done by the command, which says so in the log.
     pub restored_by_command: f64,
+    /// Of a branch that a store is to finish by hand: it cannot now, and the branch stays prepared.
+    pub unresolved: f64,
+    /// How often a backup is made: nothing new is taken, and nothing is forgotten, until it is there.
+    pub backups: Option<u64>,
     /// A log that is taken back into use after a loss gets an identity of its own.
     pub new_identities: bool,
     /// Until when anything goes wrong at all.
@@ -189,6 +193,8 @@ impl Climate {
             pooler_comes: 0.0,
             results_acked: 0.0,
             restored_by_command: 0.0,
+            unresolved: 0.0,
+            backups: None,
             new_identities: false,
             faults_until: dice.between(2, 10) * SECOND,
             abilities: Abilities { leads: dice.chance(0.6), keeps_acked: dice.chance(0.6) },
@@ -212,6 +218,13 @@ impl Climate {
             2 if !climate.gentle => climate.lost(dice),
             _ => climate,
         }
+    }
+
+    /// Drawn apart, too: what was thought of late.
+    pub(crate) fn attended(self, dice: &mut Dice) -> Climate {
+        let unresolved = if dice.chance(0.3) { 0.5 } else { 0.0 };
+        let backups = dice.chance(0.06).then(|| dice.log_between(50_000, 2 * SECOND));
+        if self.gentle { self } else { Climate { unresolved, backups, ..self } }
     }
 
     /// Leaders that are away, are waived, and get the last messages of ended sessions late; clients that ask no more; a low floor.

@@ -27,6 +27,8 @@ pub(super) struct Host {
     pub(super) gone: bool,
     /// To which participants a new connection is on its way.
     pub(super) connecting: Vec<bool>,
+    /// A backup is made: it takes nothing new.
+    pub(super) held: bool,
     /// Somebody looks after it soon.
     pub(super) supervised: bool,
     seen: CoordinatorSeen,
@@ -43,6 +45,7 @@ impl Host {
             paused: None,
             gone: false,
             connecting: vec![false; participants],
+            held: false,
             supervised: false,
             seen: CoordinatorSeen::default(),
         }
@@ -130,7 +133,7 @@ impl World {
         self.hosts[host].life += 1;
         self.hosts[host].seen.ends();
         self.checker.coordinator_ends();
-        (self.hosts[host].tick_at, self.hosts[host].supervised) = (None, false);
+        (self.hosts[host].tick_at, self.hosts[host].supervised, self.hosts[host].held) = (None, false, false);
         let log = self.hosts[host].disk;
         if self.disks[log].appender == host {
             self.disks[log].crash(&mut self.dice);
@@ -199,6 +202,26 @@ impl World {
         } else {
             self.plan(self.climate.log_full, Happening::LogFull(true));
         }
+    }
+
+    /// Somebody makes a backup of everything.
+    pub(super) fn backup(&mut self) {
+        self.plan(self.climate.backups, Happening::Backup);
+        let Some(host) = self.a_host().filter(|host| !self.calm && !self.hosts[*host].held) else { return };
+        if self.hosts[host].machine.is_some() {
+            self.hold(host, true);
+            let takes = self.dice.log_between(10_000, 2_000_000);
+            self.after(takes, Happening::BackupEnds { host, life: self.hosts[host].life });
+        }
+    }
+
+    /// As the daemon does it: while stores and log are copied nothing is forgotten, and nothing new is taken.
+    pub(super) fn hold(&mut self, host: usize, held: bool) {
+        self.hosts[host].held = held;
+        if let Some(machine) = &mut self.hosts[host].machine {
+            machine.hold_forgetting(held);
+        }
+        self.coordinate(host, Event::Pause(held));
     }
 
     // ---- two at once ----

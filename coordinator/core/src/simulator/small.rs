@@ -471,8 +471,7 @@ impl SmallWorld {
 
     fn call_store(&mut self, i: usize) {
         let Some(command) = self.seats[i].command.take() else { return };
-        let odds = Odds { stuck: 0.0, refuses: 0.0 };
-        let report = self.seats[i].store.call(self.now, &command, odds, &mut self.dice, &mut self.checker);
+        let report = self.seats[i].store.call(self.now, &command, Odds::NONE, &mut self.dice, &mut self.checker);
         self.reported(i, &command, report);
     }
 
@@ -493,7 +492,7 @@ impl SmallWorld {
     fn run_beside(&mut self, i: usize) {
         let seat = &mut self.seats[i];
         let Some(txid) = seat.running.pop_front() else { return };
-        match seat.store.run_beside(txid, true, Odds { stuck: 0.0, refuses: 0.0 }, &mut self.dice) {
+        match seat.store.run_beside(txid, true, Odds::NONE, &mut self.dice) {
             Beside::Gone => {}
             // Until the store has done something else.
             Beside::Waits => seat.waiting.push_back(txid),

@@ -135,6 +135,12 @@ pub(crate) enum Beside {
 pub(crate) struct Odds {
     pub stuck: f64,
     pub refuses: f64,
+    pub unresolved: f64,
+}
+
+impl Odds {
+    /// Nothing goes wrong.
+    pub(crate) const NONE: Odds = Odds { stuck: 0.0, refuses: 0.0, unresolved: 0.0 };
 }
 
 impl Store {
@@ -350,6 +356,11 @@ impl Store {
                     self.sync();
                 }
                 StoreReport::Floored
+            }
+            StoreCommand::Resolve { txid, .. }
+                if odds.unresolved > 0.0 && self.live.prepared.contains_key(txid) && dice.chance(odds.unresolved) =>
+            {
+                StoreReport::Unresolved("the disk is full".into())
             }
             StoreCommand::Resolve { txid, commit } => {
                 self.resolve(*txid, *commit, checker);

@@ -80,6 +80,8 @@ switches! {
     Migration: migrates = None;
     PoolerComes: pooler_comes = 0.0;
     ResultsAcked: results_acked = 0.0;
+    Unresolved: unresolved = 0.0;
+    Backup: backups = None;
 }
 
 impl Climate {

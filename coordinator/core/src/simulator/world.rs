@@ -22,6 +22,8 @@ const PATIENCE: u64 = 600_000_000;
 const EVENTS_MAX: u64 = 400_000;
 /// Sets the dice that make a seed's world wider apart from its others.
 const SWARM: u64 = 0x5_7A12_11AA;
+/// The same for what was thought of late.
+const LATE: u64 = 0x1A7E;
 
 /// Something that happens at a moment.
 #[derive(Debug)]
@@ -57,6 +59,11 @@ pub(super) enum Happening {
     },
     BackUpLog,
     LogFull(bool),
+    Backup,
+    BackupEnds {
+        host: usize,
+        life: u64,
+    },
     Twin,
     Wake(usize),
     DropClone,
@@ -151,7 +158,7 @@ pub(super) struct World {
 pub(super) fn climate_of(dice: &mut Dice, seed: u64, options: &Options) -> Climate {
     let mut climate = Climate::draw(dice).widened(&mut Dice::new(!seed));
     if options.scale == Scale::Swarm {
-        climate = climate.swarm(&mut Dice::new(seed ^ SWARM));
+        climate = climate.attended(&mut Dice::new(seed ^ LATE)).swarm(&mut Dice::new(seed ^ SWARM));
     }
     options.reduced.apply(&mut climate);
     climate
@@ -210,6 +217,7 @@ impl World {
         self.plan(climate.operator, Happening::Operator);
         self.plan(climate.log_backup, Happening::BackUpLog);
         self.plan(climate.log_full, Happening::LogFull(true));
+        self.plan(climate.backups, Happening::Backup);
         if let Some((_, at)) = climate.twin {
             self.after(at, Happening::Twin);
         }
@@ -321,6 +329,12 @@ impl World {
                 }
             }
             Happening::LogFull(full) => self.log_full(full),
+            Happening::Backup => self.backup(),
+            Happening::BackupEnds { host, life } => {
+                if life == self.hosts[host].life {
+                    self.hold(host, false);
+                }
+            }
             Happening::Twin => self.twin(),
             Happening::Wake(host) => self.wake(host),
             Happening::DropClone => self.drop_clone(),
@@ -391,6 +405,7 @@ impl World {
             Happening::TickCoordinator { host, .. }
             | Happening::ForceDone { host, .. }
             | Happening::EarlyDurable { host, .. }
+            | Happening::BackupEnds { host, .. }
             | Happening::ToCoordinator { host, .. }
             | Happening::SessionDownAtCoordinator { host, .. }
             | Happening::Connect { host, .. }
