@@ -6,7 +6,7 @@
 
 use crate::resource_manager::{Committed, Led, Reader, Recovered, ResourceManager, StoreError, Tended, Validator};
 use lockstep_core::{
-    Ballot, FromParticipant, Kind, Participant, ParticipantEffect, ParticipantEvent, Refusal, RefusalKind, SessionId, StoreCommand,
+    Ballot, FromParticipant, Kind, Participant, ParticipantEffect, ParticipantEvent, Refusal, RefusalKind, SessionId, Settle, StoreCommand,
     StoreReport, Ticket, Time, ToParticipant, Txid, Vote, Work,
 };
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
