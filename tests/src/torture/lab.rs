@@ -15,7 +15,7 @@ use lockstep_servers::opensearch::{Life, Node};
 use lockstep_servers::postgres::{Cluster, Place, psql};
 use lockstepd::demo::daemon::{Daemon, Launch};
 use rustix::process::{Pid, Signal, kill_process};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -271,9 +271,7 @@ impl Run {
         }
         let pause = |ms: &u64| tokio::time::sleep(Duration::from_millis(*ms));
         self.fault = step.fault();
-        if let Some(fault) = &self.fault {
-            *self.played.faults.entry(fault.clone()).or_default() += 1;
-        }
+        self.counted(step);
         match step {
             Step::Run { ms } => pause(ms).await,
             Step::Stop { ms } => {
@@ -307,6 +305,7 @@ impl Run {
                     self.played.reached.push(place.split(':').next().unwrap_or(place).to_owned());
                 } else {
                     self.happened_instead(&Step::Kill { ms: *ms });
+                    beside.iter().for_each(|who| self.counted(&Step::KillServer { who: *who, ms: *ms }));
                 }
             }
             Step::Stand { who, ms } => {
@@ -538,7 +537,9 @@ impl Run {
         let history = self.crowd.recorder().history();
         let report = check(&history);
         self.played.latencies_us = latencies(&history);
-        self.played.busy = history.iter().filter(|happened| is_busy(&happened.event)).count() as u64;
+        // Each once: some are asked for again.
+        let busy: HashSet<Op> = history.iter().filter(|happened| is_busy(&happened.event)).map(|happened| happened.event.op()).collect();
+        self.played.busy = busy.len() as u64;
         self.played.transactions = report.committed as u64;
         self.played.work = Work::of(&history);
         if self.calm {
@@ -583,6 +584,10 @@ impl Run {
     /// It has not come about as the step says, but as this one does.
     fn happened_instead(&mut self, step: &Step) {
         self.did_not_happen();
+        self.counted(step);
+    }
+
+    fn counted(&mut self, step: &Step) {
         if let Some(fault) = step.fault() {
             *self.played.faults.entry(fault).or_default() += 1;
         }
