@@ -86,7 +86,8 @@ pub fn run(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>, io:
         Ok(arguments) => arguments,
         Err(error) => return show_usage(&error, io),
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    // The connection lives on a thread of its own: it answers the daemon's pings while this one waits for a person, or for another program.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(dispatch(arguments, io)),
         Err(error) => Err(Failure::failed(format!("cannot start: {error}"), "look at the limits of this process")),

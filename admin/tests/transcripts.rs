@@ -5,6 +5,8 @@ mod fake;
 use fake::Health;
 use insta::assert_snapshot;
 use lockstep::{Exit, Io};
+use std::io::{BufRead, BufReader, Cursor, Read};
+use std::sync::mpsc::Receiver;
 
 /// Runs command lines against a daemon and gives the transcript.
 fn transcript(endpoint: &str, commands: &[&str]) -> String {
@@ -12,10 +14,14 @@ fn transcript(endpoint: &str, commands: &[&str]) -> String {
 }
 
 fn talk(endpoint: &str, command: &str, typed: &str, interactive: bool) -> (Exit, String) {
+    answer(endpoint, command, &mut typed.as_bytes(), interactive)
+}
+
+fn answer(endpoint: &str, command: &str, stdin: &mut dyn BufRead, interactive: bool) -> (Exit, String) {
     let words = ["lockstep", "--endpoint", endpoint].map(str::to_owned).into_iter();
     let words = words.chain(command.split_whitespace().map(|word| word.replace('_', " ")));
-    let (mut stdout, mut stderr, mut stdin) = (Vec::new(), Vec::new(), typed.as_bytes());
-    let mut io = Io { stdin: &mut stdin, stdout: &mut stdout, stderr: &mut stderr, interactive, color: false };
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let mut io = Io { stdin, stdout: &mut stdout, stderr: &mut stderr, interactive, color: false };
     let exit = lockstep::run(words, &mut io);
     let mut text = format!("$ lockstep {command}\n");
     for (name, stream) in [("stdout", stdout), ("stderr", stderr)] {
@@ -152,6 +158,31 @@ fn backups() {
     assert_snapshot!("backups", [transcript(&well, &whole), transcript(&ill, &servers), nobody].join("\n"));
     let (exit, text) = talk(&ill, "backup /backups/monday", "done\n", true);
     assert!(exit == Exit::Ok && text.contains("Type `done`"), "{text}");
+}
+
+/// Types `done` once the daemon has heard of this program's connection again and again while it was being waited for, or has ended it.
+struct Leisurely {
+    heard: Receiver<()>,
+    typed: Cursor<&'static [u8]>,
+}
+
+impl Read for Leisurely {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.typed.position() == 0 {
+            self.heard.try_iter().for_each(drop);
+            self.heard.iter().take(5).for_each(drop);
+        }
+        self.typed.read(buffer)
+    }
+}
+
+/// The daemon ends a connection whose peer answers no ping; its backup would be given up.
+#[test]
+fn the_connection_lives_while_servers_are_backed_up() {
+    let (daemon, heard) = fake::overheard(&fake::start(Health::Ill));
+    let mut person = BufReader::new(Leisurely { heard, typed: Cursor::new(b"done\n") });
+    let (exit, text) = answer(&daemon, "backup /backups/monday", &mut person, true);
+    assert_eq!(exit, Exit::Ok, "{text}");
 }
 
 #[test]

@@ -3,8 +3,11 @@
 use lockstep_proto::v1;
 use lockstep_proto::v1::admin_service_server::{AdminService, AdminServiceServer};
 use lockstep_proto::v1::plan_request::Order;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::mpsc;
-use tokio_stream::wrappers::TcpListenerStream;
+use std::time::Duration;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming};
 
 /// How the daemon does.
@@ -17,6 +20,10 @@ pub enum Health {
     Starting,
 }
 
+/// After so long without a word the peer is pinged; without an answer it is gone.
+const PING: Duration = Duration::from_millis(20);
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// Starts it on a free port of the loopback interface; it ends with the test's process.
 pub fn start(health: Health) -> String {
     let (sender, receiver) = mpsc::channel();
@@ -25,11 +32,42 @@ pub fn start(health: Health) -> String {
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             sender.send(format!("http://{}", listener.local_addr().unwrap())).unwrap();
-            let server = tonic::transport::Server::builder().add_service(AdminServiceServer::new(Daemon(health)));
+            let server = tonic::transport::Server::builder()
+                .http2_keepalive_interval(Some(PING))
+                .http2_keepalive_timeout(Some(PATIENCE))
+                .add_service(AdminServiceServer::new(Daemon(health)));
             server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
         });
     });
     receiver.recv().unwrap()
+}
+
+/// Another address of the daemon there, for one connection; and a word for whatever comes from its client, until the connection ends.
+pub fn overheard(endpoint: &str) -> (String, mpsc::Receiver<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, daemon) = (listener.local_addr().unwrap(), endpoint.strip_prefix("http://").unwrap().to_owned());
+    let (said, heard) = mpsc::channel();
+    std::thread::spawn(move || {
+        let (client, daemon) = (listener.accept().unwrap().0, TcpStream::connect(daemon).unwrap());
+        let (from, to) = (daemon.try_clone().unwrap(), client.try_clone().unwrap());
+        std::thread::spawn(move || pass_on(from, to, || {}));
+        pass_on(client, daemon, || {
+            let _ = said.send(());
+        });
+    });
+    (format!("http://{address}"), heard)
+}
+
+/// Until one of them ends the connection; then both have.
+fn pass_on(mut from: TcpStream, mut to: TcpStream, note: impl Fn()) {
+    let mut buffer = [0; 4096];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        note();
+        if to.write_all(&buffer[..length]).is_err() {
+            break;
+        }
+    }
+    let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
 }
 
 struct Daemon(Health);
@@ -464,7 +502,7 @@ impl AdminService for Daemon {
         self.order(&operator, &reason, &format!("`{participant}` is removed, and 1 transactions that it was owed are recorded as damage"))
     }
 
-    type BackupStream = tokio_stream::Iter<std::vec::IntoIter<Result<v1::BackupReply, Status>>>;
+    type BackupStream = ReceiverStream<Result<v1::BackupReply, Status>>;
 
     async fn backup(&self, request: Request<Streaming<v1::BackupRequest>>) -> Result<Response<Self::BackupStream>, Status> {
         use v1::backup_reply::Reply;
@@ -491,13 +529,18 @@ impl AdminService for Daemon {
             bytes: 3 << 20,
             elapsed_ms: 1_300,
         };
-        let said = [
-            Some(Reply::Progress("store `index` is copied".into())),
-            self.ill().then_some(Reply::Servers(servers)),
-            Some(Reply::Summary(summary)),
-        ];
-        let said: Vec<_> = said.into_iter().flatten().map(|reply| Ok(v1::BackupReply { reply: Some(reply) })).collect();
-        Ok(Response::new(tokio_stream::iter(said)))
+        let (sender, replies) = tokio::sync::mpsc::channel(4);
+        let ill = self.ill();
+        tokio::spawn(async move {
+            let say = async |reply| drop(sender.send(Ok(v1::BackupReply { reply: Some(reply) })).await);
+            say(Reply::Progress("store `index` is copied".into())).await;
+            if ill {
+                say(Reply::Servers(servers)).await;
+                let Ok(Some(_)) = told.message().await else { return };
+            }
+            say(Reply::Summary(summary)).await;
+        });
+        Ok(Response::new(ReceiverStream::new(replies)))
     }
 
     type VerifyStream = tokio_stream::Iter<std::vec::IntoIter<Result<v1::VerifyReply, Status>>>;
