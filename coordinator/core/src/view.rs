@@ -218,9 +218,10 @@ impl Coordinator {
         self.by_hand.range(everywhere).map(|((_, participant), by_hand)| (*participant, by_hand))
     }
 
-    /// Why a branch of an earlier start, of which the log is silent, cannot be presumed aborted now; `None` if it can.
-    pub fn why_not_presumed(&self, holder: ParticipantId) -> Option<String> {
-        self.no_presumption(Some(holder))
+    /// Why a transaction of an earlier start, of which the log is silent, cannot be presumed aborted now, at this store that holds a branch of
+    /// it, or at all; `None` if it can.
+    pub fn why_not_presumed(&self, holder: Option<ParticipantId>) -> Option<String> {
+        self.no_presumption(holder)
     }
 
     /// Until when presumed abort waits for the stores' evidence about the log (R-LOGLOSS); `None` if it does not, or for as long as it takes.

@@ -30,7 +30,16 @@ impl View<'_> {
             _ if txid.position() < floor => {
                 let sentence = format!("{txid} began before {}-{}: its outcome is not kept any more.", floor.epoch, floor.n);
                 let mut story = Story::new("unknown", sentence);
-                story.facts.push(self.now_known("No store waits for its outcome, and no decision of it is owed to any store.".into()));
+                story.facts.push(self.now_known("No decision of it is owed to any store.".into()));
+                let away: Vec<_> = self.away().collect();
+                if away.is_empty() {
+                    story.facts.push(self.now_known("No store waits for its outcome.".into()));
+                }
+                for follower in away {
+                    story.facts.push(self.session_fact(follower));
+                    let asks = format!("Whether `{}` waits for its outcome is not known before it is there again.", follower.name);
+                    story.facts.push(self.now_known(asks));
+                }
                 story.facts.push(self.now_known("Older outcomes are forgotten on purpose ([retention]). Look at the data itself.".into()));
                 story
             }
@@ -66,17 +75,23 @@ impl View<'_> {
         if let Decider::Leader(leader) = txid.decider {
             return self.of_a_leader(txid, leader);
         }
-        match self.machine.phase() {
-            Phase::Safe(_) => Story::new(
+        match (self.machine.phase(), self.machine.why_not_presumed(None)) {
+            (Phase::Safe(_), _) => Story::new(
                 "unknown",
                 format!("{txid} is not known: the log has no Commit record of it, but the log has lost records, so that says nothing."),
             ),
-            Phase::Starting | Phase::Serving | Phase::Stopped(_) => {
+            (Phase::Starting | Phase::Serving | Phase::Stopped(_), Some(_)) => {
+                let sentence = format!("{txid} is not known: the log has no Commit record of it, and nothing may be presumed of that yet.");
+                let mut story = Story::new("unknown", sentence);
+                story.attention = true;
+                self.tell_presumption(&[], &mut story);
+                story
+            }
+            (Phase::Starting | Phase::Serving | Phase::Stopped(_), None) => {
                 let sentence = format!("{txid} is not committed: the log has no Commit record of it, and the start that began it is over.");
                 let mut story = Story::new("aborted", sentence);
                 story.facts.push(self.now_known("What the log does not hold was not decided, and will not be: presumed abort.".into()));
-                let away = |follower: &&Follower| follower.configured && follower.open_session().is_none();
-                for follower in self.machine.followers().iter().filter(away) {
+                for follower in self.away() {
                     story.facts.push(self.session_fact(follower));
                     let name = &follower.name;
                     let told = format!("If `{name}` holds a branch of it, it is told to roll it back when it is there again.");
@@ -86,6 +101,11 @@ impl View<'_> {
                 story
             }
         }
+    }
+
+    /// Stores without a session: what they hold is not known.
+    fn away(&self) -> impl Iterator<Item = &Follower> {
+        self.machine.followers().iter().filter(|follower| follower.configured && follower.open_session().is_none())
     }
 
     fn of_a_leader(&self, txid: Txid, leader: ParticipantId) -> Story {
@@ -160,14 +180,15 @@ impl View<'_> {
         }
     }
 
+    /// Why it waits, at those who hold a branch of it, or at all if nobody is known to.
     fn tell_presumption(&self, holders: &[ParticipantId], story: &mut Story) {
         story.facts.push(self.now_known("The log has no Commit record of it. It would be presumed aborted, but that waits:".into()));
         let mut silent = Vec::new();
-        for &holder in holders {
-            if let Some(why) = self.machine.why_not_presumed(holder) {
-                story.facts.push(self.now_known(format!("{}.", words::sentence(&why))));
-            }
-        }
+        let whys: Vec<_> = match holders {
+            [] => self.machine.why_not_presumed(None).into_iter().collect(),
+            holders => holders.iter().filter_map(|holder| self.machine.why_not_presumed(Some(*holder))).collect(),
+        };
+        story.facts.extend(whys.iter().map(|why| self.now_known(format!("{}.", words::sentence(why)))));
         for follower in self.machine.followers().iter().filter(|follower| follower.configured && !follower.evidence) {
             story.facts.push(self.session_fact(follower));
             silent.push(follower);
