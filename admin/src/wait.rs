@@ -22,12 +22,14 @@ struct Doubt {
     deciding: u64,
     /// Branches that stores hold prepared, of which nobody can say the outcome yet.
     unanswered: u64,
+    /// Stores that may hold prepared branches, or have decided what nobody else knows, and have not told yet.
+    unheard: Vec<String>,
     /// Stores that lag, or are not up.
     waiting_for: Vec<String>,
 }
 
-/// Until nothing is decided and unapplied, nothing is being decided, and no prepared branch waits for an answer. What changes goes to
-/// stderr. A daemon that goes away meanwhile is waited for: it may be started again.
+/// Until nothing is decided and unapplied, nothing is being decided, no prepared branch waits for an answer, and every store that may hold
+/// such has told. What changes goes to stderr. A daemon that goes away meanwhile is waited for: it may be started again.
 pub(crate) async fn until_settled(
     timeout: Option<Duration>,
     (endpoint, credentials): (&str, &Credentials),
@@ -71,11 +73,11 @@ async fn look(endpoint: &str, credentials: &Credentials, daemon: &mut Daemon) ->
 
 impl Doubt {
     fn away() -> Doubt {
-        Doubt { phase: "away".into(), committing: 0, deciding: 0, unanswered: 0, waiting_for: Vec::new() }
+        Doubt { phase: "away".into(), committing: 0, deciding: 0, unanswered: 0, unheard: Vec::new(), waiting_for: Vec::new() }
     }
 
     fn is_over(&self) -> bool {
-        self.phase == "serving" && (self.committing, self.deciding, self.unanswered) == (0, 0, 0)
+        self.phase == "serving" && (self.committing, self.deciding, self.unanswered) == (0, 0, 0) && self.unheard.is_empty()
     }
 
     fn sentence(&self) -> String {
@@ -95,6 +97,9 @@ impl Doubt {
                 parts.push(format!("{n} {what}"));
             }
         }
+        if !self.unheard.is_empty() {
+            parts.push(format!("not known yet what {} prepared or decided", output::joined(&self.unheard)));
+        }
         if !self.waiting_for.is_empty() {
             parts.push(format!("waiting for {}", output::joined(&self.waiting_for)));
         }
@@ -104,13 +109,46 @@ impl Doubt {
 
 impl From<v1::StatusReply> for Doubt {
     fn from(status: v1::StatusReply) -> Doubt {
-        let waits = |store: &&v1::ParticipantStatus| !["up", "removed"].contains(&store.session.as_str()) || store.lag > 0;
+        let away = |store: &v1::ParticipantStatus| !["up", "removed"].contains(&store.session.as_str());
+        // One that is not configured has no type, and is not waited for.
+        let unheard = |store: &&v1::ParticipantStatus| {
+            away(store) && !store.r#type.is_empty() && ["preparing", "leader"].contains(&store.kind.as_str())
+        };
+        let waits = |store: &&v1::ParticipantStatus| away(store) || store.lag > 0;
         Doubt {
             phase: status.phase,
             committing: status.in_doubt,
             deciding: status.deciding,
             unanswered: status.unanswered,
+            unheard: status.participants.iter().filter(unheard).map(|store| store.name.clone()).collect(),
             waiting_for: status.participants.iter().filter(waits).map(|store| store.name.clone()).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn doubt(kind: &str, session: &str, r#type: &str) -> Doubt {
+        let (name, kind, session, r#type) = ("db".into(), kind.into(), session.into(), r#type.into());
+        let store = v1::ParticipantStatus { name, kind, session, r#type, ..v1::ParticipantStatus::default() };
+        Doubt::from(v1::StatusReply { phase: "serving".into(), participants: vec![store], ..v1::StatusReply::default() })
+    }
+
+    #[test]
+    fn it_is_not_over_before_whoever_may_hold_what_is_in_doubt_has_told() {
+        for kind in ["preparing", "leader"] {
+            for session in ["down", "recovering", "refused"] {
+                let doubt = doubt(kind, session, "postgres");
+                assert!(!doubt.is_over(), "{kind}, {session}");
+                assert_eq!(doubt.sentence(), "not known yet what db prepared or decided; waiting for db");
+            }
+            assert!(doubt(kind, "up", "postgres").is_over() && doubt(kind, "removed", "postgres").is_over());
+            assert!(doubt(kind, "down", "").is_over(), "not configured any more");
+        }
+        for kind in ["serial", "redo"] {
+            assert!(doubt(kind, "down", "remote").is_over(), "what it is owed stands in the log");
         }
     }
 }
