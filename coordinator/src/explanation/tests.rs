@@ -323,7 +323,27 @@ fn unknown() {
     play.up(PG);
     let mut play = play.start_again();
     play.up(PG);
-    let of = |text: &str| text.parse::<Txid>().unwrap();
-    let all = ["1-5", "1-5@p2", "1-5@p9", "2-900", "7-1"].map(|text| play.explained(of(text)));
-    assert_snapshot!("unknown", all.join("\n"));
+    // The stores that are away may know what the log has lost: they are waited for.
+    let awaited = play.explained(id("1-5"));
+    play.pass(60);
+    let all = ["1-5", "1-5@p2", "1-5@p9", "2-900", "7-1"].map(|text| play.explained(id(text)));
+    assert_snapshot!("unknown", [awaited, all.join("\n")].join("\n"));
+}
+
+#[test]
+fn not_kept_any_more() {
+    let mut play = Play::start(Vec::new());
+    let sessions = play.all_up();
+    let ended = play.request(PG);
+    play.vote(PG, sessions[0], ended, Vote::No(Refusal::new(RefusalKind::Constraint, "UNIQUE constraint failed: item.name")));
+    for _ in 0..3 {
+        play.pass(24 * 3600);
+    }
+    let there = play.explained(ended);
+    play.step(Event::SessionDown(PG, sessions[0]));
+    assert_snapshot!("not_kept_any_more", [there, play.explained(ended)].join("\n"));
+}
+
+fn id(text: &str) -> Txid {
+    text.parse().unwrap()
 }
