@@ -25,7 +25,7 @@ struct Entry {
     operator: String,
     what: String,
     reason: String,
-    /// Empty if it was carried out.
+    /// Why it was refused, or failed after it was ordered; empty if it was ordered.
     refused: String,
 }
 
@@ -41,7 +41,7 @@ fn table(output: &Output, data: &Entries) -> String {
         return "nothing was ordered\n".into();
     }
     let rows = data.entries.iter().map(|entry| {
-        let outcome = if entry.refused.is_empty() { "done".into() } else { format!("refused: {}", entry.refused) };
+        let outcome = if entry.refused.is_empty() { "ordered".into() } else { format!("refused: {}", entry.refused) };
         let said = if entry.operator.is_empty() { String::new() } else { format!(" (says {})", entry.operator) };
         [
             output::text(output::utc(entry.at_ms)),

@@ -53,7 +53,8 @@ impl Daemon {
         Daemon::answer(endpoint, call).await.map_err(|failure| match failure.exit {
             Exit::Unreachable => Failure {
                 exit: Exit::Failed,
-                hint: "it may have been carried out all the same: `lockstep audit list` shows whether it was; look before you repeat it"
+                hint: "it may have been carried out all the same: `lockstep audit list` shows whether it was ordered, `lockstep tx explain` and \
+                       `lockstep damage list` what came of it; look before you repeat it"
                     .into(),
                 ..failure
             },

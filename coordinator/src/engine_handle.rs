@@ -11,8 +11,8 @@ use crate::traces::Export;
 use crate::verification::Lacking;
 use crate::view::Pulse;
 use lockstep_core::{
-    AdminAction, Audit, CoordId, Csn, Epoch, Event, FromParticipant, Kind, LogId, Owner, ParticipantId, Position, Reply, Role, SessionId,
-    Ticket, Time, ToParticipant, Token, Vote, Work,
+    AdminAction, Audit, CoordId, Csn, Epoch, Event, FromParticipant, Kind, LogId, Owner, ParticipantId, Position, Refusal, RefusalKind,
+    Reply, Role, SessionId, Ticket, Time, ToParticipant, Token, Vote, Work,
 };
 use lockstep_participants::applications::Applications;
 use lockstep_participants::{Reader, StoreError, WorkerHandle};
@@ -348,15 +348,20 @@ impl EngineHandle {
         reply.await.map_err(|_| EngineGone)
     }
 
-    /// Gives an operator's order, and waits for its reply. Who gives it, and whether it was refused, stands in the log before it is done.
+    /// Gives an operator's order, and waits for its reply. Who gives it, and whether it was refused, stands in the log before it is done; what
+    /// is refused only after that stands there a second time.
     pub async fn order(&self, caller: &Caller, operator: &str, reason: String, action: AdminAction) -> Result<Reply, EngineGone> {
         let audit = self.audit(caller, operator, &action_words(&action, self.names()), &reason);
         let (ticket, (answer, reply)) = (self.ticket(), oneshot::channel());
         let event = Event::Admin { ticket, operator: caller.sign(operator), action, reason };
         let room = self.wait_for_room(1).await;
         let submission = Submission { ticket: Some(ticket), event, answer: Answer::Once(answer), owner: None };
-        self.send(EngineMessage::Order(audit, submission, room));
-        reply.await.map_err(|_| EngineGone)
+        self.send(EngineMessage::Order(audit.clone(), submission, room));
+        let reply = reply.await.map_err(|_| EngineGone)?;
+        if let Reply::Refused(Refusal { kind: RefusalKind::Condition, message }) = &reply {
+            self.tell(Event::Audit(None, Audit { refused: message.clone(), ..audit }));
+        }
+        Ok(reply)
     }
 
     /// Notes what an operator does beside the machine, `what` at `subject`. Durable on return.
@@ -365,11 +370,9 @@ impl EngineHandle {
         self.call(|ticket| Event::Audit(Some(ticket), audit)).await.map(drop)
     }
 
-    /// Notes that it was not carried out.
+    /// Notes that what was noted so was not carried out, or not wholly.
     pub fn note_failure(&self, caller: &Caller, what: &str, subject: &str, why: &str) {
-        if caller.may_be_noted() {
-            self.tell(Event::Audit(None, Audit { refused: why.into(), ..self.audit(caller, "", &format!("{what} `{subject}`"), "") }));
-        }
+        self.tell(Event::Audit(None, Audit { refused: why.into(), ..self.audit(caller, "", &format!("{what} `{subject}`"), "") }));
     }
 
     /// Notes an order that was not let in. So many a minute of one caller; the rest is counted by nobody.

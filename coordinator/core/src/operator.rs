@@ -179,7 +179,7 @@ impl Coordinator {
             && !begun
             && !broken(Mutation::OrderNotLookedAtAgain)
         {
-            let refusal = Refusal::new(RefusalKind::Invalid, format!("meanwhile: {sentence}"));
+            let refusal = Refusal::new(RefusalKind::Condition, format!("meanwhile: {sentence}"));
             return self.refuse_meanwhile(now, ticket, operator, action, refusal, fx);
         }
         let done = match action {
@@ -322,5 +322,52 @@ impl Coordinator {
             self.compare_by_hand(now, txid, self.outcome(txid), fx);
             self.judge_by_hand(now, fx);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, ParticipantConfig, Role};
+    use crate::event::Event;
+    use crate::ids::{CoordId, LogId};
+    use crate::record::Entry;
+    use crate::recovery::Identity;
+
+    fn start(log: Vec<Entry>) -> (Coordinator, Vec<Effect>) {
+        let store = ParticipantConfig { name: "db".into(), kind: Kind::Preparing, role: Role::Database, standalone: false };
+        let config = Config { participants: vec![store], ..Config::default() };
+        let identity = Identity { coord_id: CoordId(1), log_id: LogId(1), incarnation: 7 + log.len() as u64 };
+        let mut fx = Vec::new();
+        let machine = Coordinator::start(config, identity, log, Time(0), &mut fx).expect("a log");
+        (machine, fx)
+    }
+
+    fn entries(fx: &[Effect]) -> Vec<Entry> {
+        let entry = |effect: &Effect| match effect {
+            Effect::Append { lsn, record, .. } => Some(Entry { lsn: *lsn, record: record.clone() }),
+            _ => None,
+        };
+        fx.iter().filter_map(entry).collect()
+    }
+
+    /// Its caller has noted it as ordered: it must be able to tell it from what was refused at once.
+    #[test]
+    fn what_made_sense_when_it_was_recorded_and_does_not_any_more_is_refused_by_a_kind_of_its_own() {
+        let (_, fx) = start(Vec::new());
+        let (mut machine, mut fx) = start(entries(&fx));
+        for ticket in [1, 2] {
+            let action = AdminAction::Waive { participant: ParticipantId(0) };
+            machine.step(Time(1), Event::Admin { ticket: Ticket(ticket), operator: "ann".into(), action, reason: "gone".into() }, &mut fx);
+        }
+        let last = entries(&fx).last().expect("both orders").lsn;
+        machine.step(Time(2), Event::Durable(last), &mut fx);
+        let refused = fx.iter().find_map(|effect| match effect {
+            Effect::Reply(Ticket(2), Reply::Refused(refusal)) => Some(refusal),
+            _ => None,
+        });
+        let refusal = refused.expect("nothing is left to waive");
+        assert_eq!(refusal.kind, RefusalKind::Condition);
+        assert!(refusal.message.starts_with("meanwhile: "), "{refusal:?}");
     }
 }

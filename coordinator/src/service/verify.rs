@@ -115,26 +115,16 @@ pub async fn repair(context: &Context, caller: &Caller, request: v1::RepairReque
     }
     let slot = slot(context)?;
     let stores = Stores::of(context, &mapping)?;
-    context.engine.note_order(caller, &format!("repair {} documents of", request.keys.len()), &mapping.name).await?;
+    let what = format!("repair {} documents of", request.keys.len());
+    context.engine.note_order(caller, &what, &mapping.name).await?;
     let (sender, replies) = mpsc::channel(QUEUE);
-    let context = context.clone();
+    let (context, caller) = (context.clone(), caller.clone());
     tokio::spawn(async move {
         let _slot = slot;
+        let (engine, name) = (context.engine.clone(), mapping.name.clone());
         let repairs = Arc::new(Repairs { context, mapping, stores });
-        for key in request.keys {
-            let mut reply = repairs.try_one(&key).await;
-            for tried in 1..TRIES {
-                if !matches!(reply, Ok(Tried::Overtaken(_))) {
-                    break;
-                }
-                tokio::time::sleep(PAUSE * tried).await;
-                reply = repairs.try_one(&key).await;
-            }
-            let reply = reply.map(|tried| tried.reply(key));
-            let ends = reply.is_err();
-            if sender.send(reply).await.is_err() || ends {
-                return;
-            }
+        if let Err(why) = repairs.run(request.keys, &sender).await {
+            engine.note_failure(&caller, &what, &name, &why);
         }
     });
     Ok(ReceiverStream::new(replies))
@@ -216,6 +206,47 @@ impl Tried {
 }
 
 impl Repairs {
+    /// One document after the other. An error says what was not repaired, and why.
+    async fn run(self: &Arc<Self>, keys: Vec<String>, sender: &mpsc::Sender<Result<v1::RepairReply, Status>>) -> Result<(), String> {
+        let (count, mut left) = (keys.len(), Vec::new());
+        for (at, key) in keys.into_iter().enumerate() {
+            let ended = |why: &str| Err(format!("it ended after {at} of {count} documents: {why}"));
+            match self.repair(&key).await {
+                Ok(tried) => {
+                    let reply = tried.reply(key);
+                    if reply.outcome == "left" {
+                        left.push(reply.why.clone());
+                    }
+                    if sender.send(Ok(reply)).await.is_err() {
+                        return ended("nobody waits for it any more");
+                    }
+                }
+                Err(status) => {
+                    let why = status.message().to_owned();
+                    let _ = sender.send(Err(status)).await;
+                    return ended(&why);
+                }
+            }
+        }
+        match left.first() {
+            None => Ok(()),
+            Some(why) => Err(format!("{} of {count} documents were left, the first because {why}", left.len())),
+        }
+    }
+
+    /// As often as another writer was faster, up to a limit.
+    async fn repair(self: &Arc<Self>, key: &str) -> Result<Tried, Status> {
+        let mut tried = self.try_one(key).await;
+        for times in 1..TRIES {
+            if !matches!(tried, Ok(Tried::Overtaken(_))) {
+                break;
+            }
+            tokio::time::sleep(PAUSE * times).await;
+            tried = self.try_one(key).await;
+        }
+        tried
+    }
+
     /// Looks at row and document anew, and writes what the row says, under the condition that neither has changed since.
     async fn try_one(self: &Arc<Self>, key: &str) -> Result<Tried, Status> {
         let (repairs, wanted) = (Arc::clone(self), key.to_string());
