@@ -6,13 +6,16 @@ use crate::log::{LogError, Report};
 use crate::security::Caller;
 use crate::view::{self, Cursor};
 use lockstep_core::{AdminAction, Entry, ParticipantId, Reply, Txid};
-use lockstep_participants::Finding;
+use lockstep_participants::{Finding, Reader};
 use lockstep_proto::v1;
 use lockstep_proto::v1::admin_service_server::AdminService;
 use lockstep_proto::v1::plan_request::Order;
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context as Poller, Poll};
+use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -26,6 +29,10 @@ pub struct Records(VecDeque<v1::LogRecord>);
 const LIST_TRANSACTIONS: u32 = 10_000;
 const DUMP_RECORDS: u32 = 10_000;
 const LIST_DEFAULT: u32 = 100;
+/// How long a read of the log waits for its turn.
+const LOG_TURN: Duration = Duration::from_secs(5);
+/// How long a store may be examined.
+const EXAMINATION: Duration = Duration::from_secs(3);
 /// Who and why are kept in the log: at most so many bytes each.
 const TEXT_BYTES: usize = 1024;
 
@@ -121,7 +128,10 @@ impl AdminService for Admin {
             .engine
             .readers()
             .into_iter()
-            .map(|(name, reader)| (name, tokio::task::spawn_blocking(move || reader.examine())))
+            .map(|(name, reader)| {
+                let turn = Arc::clone(&self.0.examinations[name.as_str()]);
+                (name, tokio::spawn(examine(turn, reader)))
+            })
             .collect();
         for (name, examination) in examined {
             let findings = examination.await.map_err(|error| Status::internal(error.to_string()))?;
@@ -236,15 +246,20 @@ impl Admin {
         names.named(name).map(|entry| entry.id).ok_or_else(unknown)
     }
 
-    /// Reads the whole log on a thread that may block; commits go on.
+    /// Reads the whole log on a thread that may block; commits go on. One at a time, each in its turn.
     async fn read_log<T: Send + 'static>(
         &self,
         make: impl FnOnce(Result<Vec<Entry>, LogError>) -> T + Send + 'static,
     ) -> Result<T, Status> {
+        let busy = |_| Status::resource_exhausted("the log is being read for others: try again when that is done");
+        let turn = tokio::time::timeout(LOG_TURN, Arc::clone(&self.0.log_reads).acquire_owned()).await.map_err(busy)?;
         let taken = self.0.engine.ask(Question::ReadLog).await?;
-        let read = move || match taken {
-            Ok((snapshot, _hold)) => make(snapshot.entries()),
-            Err(error) => make(Err(error)),
+        let read = move || {
+            let _turn = turn;
+            match taken {
+                Ok((snapshot, _hold)) => make(snapshot.entries()),
+                Err(error) => make(Err(error)),
+            }
         };
         tokio::task::spawn_blocking(read).await.map_err(|error| Status::internal(format!("the log was not read: {error}")))
     }
@@ -277,6 +292,26 @@ impl Admin {
             reply => panic!("the engine answered an operator with {reply:?}"),
         };
         Ok(Response::new(v1::AdminReply { done, message }))
+    }
+}
+
+/// What an operator should know of a store, which may be long in answering: one examination at a time, so that no more threads wait for it.
+async fn examine(turn: Arc<Semaphore>, reader: Arc<dyn Reader>) -> Vec<Finding> {
+    let examination = async {
+        let turn = turn.acquire_owned().await;
+        let ask = move || {
+            let _turn = turn;
+            reader.examine()
+        };
+        tokio::task::spawn_blocking(ask).await
+    };
+    match tokio::time::timeout(EXAMINATION, examination).await {
+        Ok(Ok(findings)) => findings,
+        Ok(Err(error)) => vec![Finding::warning(format!("it could not be examined: {error}"), "look at the daemon's own log")],
+        Err(_) => vec![Finding::warning(
+            format!("it did not answer within {EXAMINATION:?}"),
+            "look whether its server runs, and can be reached from here",
+        )],
     }
 }
 

@@ -54,17 +54,27 @@ pub async fn back_up(
     }
     let full = |_| Status::resource_exhausted("a backup is being made already: wait until it is done");
     let slot = Arc::clone(&context.backups).try_acquire_owned().map_err(full)?;
+    // A redo of after a migration does not fit a copy of before it.
+    let changing = |_| Status::resource_exhausted("a store's schema is being changed: try again when its migration is done");
+    let schemas = Arc::clone(&context.schemas).try_write_owned().map_err(changing)?;
     context.engine.note_order(caller, "backup", &folder.display().to_string()).await?;
     let (made, at) = (!folder.exists(), folder.clone());
     let prepare = move || {
         backup::refuse_occupied(&at).and_then(|()| fs::create_dir_all(&at).map_err(|error| backup::BackupError::Io(error.to_string())))
     };
-    blocking(prepare).await?.map_err(|error| Status::failed_precondition(format!("folder: {error}")))?;
+    let unfit = |error: backup::BackupError| {
+        let sentence = format!("folder: {error}");
+        context.engine.note_failure(caller, "backup", &folder.display().to_string(), &sentence);
+        Status::failed_precondition(sentence)
+    };
+    blocking(prepare).await?.map_err(unfit)?;
     let (sender, replies) = mpsc::channel(QUEUE);
     let run = Run { context: context.clone(), folder: folder.clone(), sender: sender.clone(), began: Instant::now() };
+    let caller = caller.clone();
     tokio::spawn(async move {
-        let _slot = slot;
+        let (_slot, _schemas) = (slot, schemas);
         if let Err(status) = run.make(told).await {
+            run.context.engine.note_failure(&caller, "backup", &folder.display().to_string(), status.message());
             // What is left of it is no backup; the folder may be used again.
             let _ = blocking(move || clear(&folder, made)).await;
             let _ = sender.send(Err(status)).await;

@@ -16,17 +16,18 @@ mod verify;
 pub use participants::PARTICIPANT_FRAME_BYTES;
 
 use crate::configuration::Configuration;
-use crate::engine_handle::{EngineGone, EngineHandle, Phase};
+use crate::engine_handle::{EngineGone, EngineHandle, Phase, Registered};
 use crate::security::gate::Gate;
 use crate::security::{Security, connections};
 use lockstep_proto::v1::admin_service_server::AdminServiceServer;
 use lockstep_proto::v1::participant_service_server::ParticipantServiceServer;
 use lockstep_proto::v1::transaction_service_server::TransactionServiceServer;
+use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{RwLock, Semaphore, oneshot, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -47,8 +48,14 @@ struct Context {
     security: Arc<Security>,
     streams: Arc<Semaphore>,
     reads: Arc<Semaphore>,
+    /// A read of the log holds all of it in memory.
+    log_reads: Arc<Semaphore>,
+    /// One of each store at a time.
+    examinations: Arc<HashMap<Arc<str>, Arc<Semaphore>>>,
     verifications: Arc<Semaphore>,
     backups: Arc<Semaphore>,
+    /// Read by each migration, written by a backup: its copies and its log have to be of the same schemas.
+    schemas: Arc<RwLock<()>>,
 }
 
 /// Serves until `ended` is over and the connections are closed, or its own grace has passed. Health says *serving* only while the
@@ -118,12 +125,16 @@ pub fn admin(engine: EngineHandle, configuration: Arc<Configuration>, security: 
 impl Context {
     fn new(engine: EngineHandle, configuration: Arc<Configuration>, security: Arc<Security>) -> Context {
         let limits = &configuration.limits;
+        let examination = |store: &Registered| (Arc::clone(&store.name), Arc::new(Semaphore::new(1)));
         Context {
+            examinations: Arc::new(engine.names().all().iter().map(examination).collect()),
             engine,
             streams: Arc::new(Semaphore::new(limits.streams)),
             reads: Arc::new(Semaphore::new(limits.reads)),
+            log_reads: Arc::new(Semaphore::new(1)),
             verifications: verify::runs(),
             backups: Arc::new(Semaphore::new(1)),
+            schemas: Arc::default(),
             configuration,
             security,
         }

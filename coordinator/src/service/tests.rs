@@ -2,22 +2,26 @@
 
 use super::serve;
 use crate::configuration::{Configuration, Source};
-use crate::engine_handle::{Answer, EngineHandle, EngineMessage, HandleParts, Identity, Outbox, Phase, Question, Registered, Registry};
+use crate::engine_handle::{
+    Access, Answer, EngineHandle, EngineMessage, HandleParts, Identity, Outbox, Phase, Question, Registered, Registry,
+};
 use crate::security::Security;
 use bytes::Bytes;
 use lockstep_core::{
-    CoordId, Csn, Decider, Epoch, Event, FromParticipant, Kind, LogId, ParticipantId, Position, Progress, Receipt, Reply, Role, SessionId,
-    ToParticipant, Token, Txid,
+    CoordId, Csn, Decider, Epoch, Event, FromParticipant, Kind, LogId, ParticipantId, Position, Progress, Receipt, Refusal, RefusalKind,
+    Reply, Role, SessionId, ToParticipant, Token, Txid,
 };
+use lockstep_participants::{Finding, Reader, StoreError};
 use lockstep_proto::v1;
 use lockstep_proto::v1::admin_service_client::AdminServiceClient;
 use lockstep_proto::v1::participant_service_client::ParticipantServiceClient;
 use lockstep_proto::v1::transaction_service_client::TransactionServiceClient;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
@@ -494,4 +498,198 @@ async fn a_transaction_is_begun_and_rolled_back_over_the_stream() {
     assert!(told(1).contains("epoch: 2, n: 1"), "{}", told(1));
     assert!(told(2).starts_with("led_by: there is no store `nowhere`"), "{}", told(2));
     assert!(told(3).starts_with("key is missing"), "{}", told(3));
+}
+
+type Migrated = oneshot::Sender<Result<String, StoreError>>;
+
+/// A store of which nothing is asked that a reader has to know.
+struct Plain;
+
+impl Reader for Plain {
+    fn examine(&self) -> Vec<Finding> {
+        vec![Finding::warning("it is plain", "leave it so")]
+    }
+}
+
+/// One that answers only when nobody can hear it any more.
+struct Deaf {
+    examinations: AtomicUsize,
+    released: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Reader for Deaf {
+    fn examine(&self) -> Vec<Finding> {
+        self.examinations.fetch_add(1, Ordering::Relaxed);
+        let _ = self.released.lock().unwrap().recv();
+        Vec::new()
+    }
+}
+
+fn access(participant: u16, reader: Arc<dyn Reader>) -> Access {
+    Access { participant: ParticipantId(participant), reader, applications: None, migrate: Box::new(|_, _| {}) }
+}
+
+/// What reaches an engine that notes every order, and holds its log as soon as the test says so.
+struct Orders {
+    migrations: UnboundedReceiver<Migrated>,
+    holds: UnboundedReceiver<oneshot::Sender<crate::engine_handle::Held>>,
+    failures: UnboundedReceiver<lockstep_core::Audit>,
+}
+
+impl Orders {
+    fn at(server: &mut Server) -> Orders {
+        let (migrating, migrations) = unbounded_channel();
+        let migrate = Box::new(move |_, waiter| drop(migrating.send(waiter)));
+        server.engine.install(vec![Access { migrate, ..access(1, Arc::new(Plain)) }]);
+        let ((holding, holds), (failing, failures)) = (unbounded_channel(), unbounded_channel());
+        let messages = server.messages.take().unwrap();
+        std::thread::spawn(move || {
+            for message in messages {
+                match message {
+                    EngineMessage::Submit(submissions, _room) => {
+                        submissions.into_iter().for_each(|noted| noted.answer.give(Reply::Done("noted".into())));
+                    }
+                    EngineMessage::Ask(Question::HoldForgetting(answer)) => drop(holding.send(answer)),
+                    EngineMessage::Event(Event::Audit(None, audit)) => drop(failing.send(audit)),
+                    _ => panic!("not asked for"),
+                }
+            }
+        });
+        Orders { migrations, holds, failures }
+    }
+}
+
+fn migration() -> v1::MigrateRequest {
+    v1::MigrateRequest { store: "db".into(), script: "ALTER TABLE t ADD COLUMN w".into() }
+}
+
+fn backup(folder: &std::path::Path) -> tokio_stream::Once<v1::BackupRequest> {
+    tokio_stream::once(v1::BackupRequest { request: Some(v1::backup_request::Request::Folder(folder.display().to_string())) })
+}
+
+/// A redo of after a migration does not fit a copy of before it.
+#[tokio::test]
+async fn a_backup_and_a_migration_exclude_each_other() {
+    let mut server = Server::start(&[]).await;
+    let mut orders = Orders::at(&mut server);
+    let folder = std::env::temp_dir().join(format!("lockstep-schemas-{}", std::process::id()));
+    let mut admin = AdminServiceClient::new(server.channel.clone());
+    let mut transactions = server.transactions();
+    let migrating = tokio::spawn(async move { transactions.migrate(migration()).await });
+    let migrated = orders.migrations.recv().await.unwrap();
+    let refused = admin.backup(backup(&folder)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert!(refused.message().contains("schema is being changed") && !folder.exists(), "{refused}");
+    migrated.send(Ok("changed".into())).unwrap();
+    assert_eq!(migrating.await.unwrap().unwrap().into_inner().message, "changed");
+
+    let mut replies = admin.backup(backup(&folder)).await.unwrap().into_inner();
+    let hold = orders.holds.recv().await.unwrap();
+    let refused = server.transactions().migrate(migration()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
+    assert!(refused.message().contains("a backup is being made"), "{refused}");
+    // The engine ends: the backup has failed, and that is noted.
+    drop(hold);
+    assert_eq!(replies.message().await.unwrap_err().code(), Code::Unavailable);
+    let failure = orders.failures.recv().await.unwrap();
+    assert_eq!(failure.what, format!("backup `{}`", folder.display()));
+    assert!(!failure.refused.is_empty() && !folder.exists());
+}
+
+#[tokio::test]
+async fn a_migration_whose_caller_has_gone_is_still_under_way() {
+    let mut server = Server::start(&[]).await;
+    let mut orders = Orders::at(&mut server);
+    let mut transactions = server.transactions();
+    let migrating = tokio::spawn(async move { transactions.migrate(migration()).await });
+    let migrated = orders.migrations.recv().await.unwrap();
+    migrating.abort();
+    let _ = migrating.await;
+    let folder = std::env::temp_dir().join(format!("lockstep-abandoned-{}", std::process::id()));
+    let refused = AdminServiceClient::new(server.channel.clone()).backup(backup(&folder)).await.unwrap_err();
+    assert!(refused.message().contains("schema is being changed"), "{refused}");
+    // It fails, and that is noted though nobody hears of it.
+    migrated.send(Err(StoreError::Invalid("no such table: t".into()))).unwrap();
+    let failure = orders.failures.recv().await.unwrap();
+    assert_eq!((failure.what.as_str(), failure.refused.as_str()), ("migrate `db`", "no such table: t"));
+}
+
+#[tokio::test]
+async fn a_store_that_does_not_answer_blinds_the_doctor_to_no_other() {
+    let mut server = Server::start(&[]).await;
+    let (_release, released) = mpsc::channel();
+    let deaf = Arc::new(Deaf { examinations: AtomicUsize::new(0), released: Mutex::new(released) });
+    server.engine.install(vec![access(1, Arc::clone(&deaf) as Arc<dyn Reader>), access(2, Arc::new(Plain))]);
+    let messages = server.messages.take().unwrap();
+    std::thread::spawn(move || {
+        for message in messages {
+            let EngineMessage::Ask(Question::Doctor(answer)) = message else { panic!("not asked for") };
+            let _ = answer.send(v1::DoctorReply::default());
+        }
+    });
+    let examine = || {
+        let mut admin = AdminServiceClient::new(server.channel.clone());
+        tokio::spawn(async move { admin.doctor(v1::DoctorRequest {}).await.unwrap().into_inner().findings })
+    };
+    for asked in [examine(), examine()] {
+        let findings = asked.await.unwrap();
+        let of_stores = findings.iter().filter(|finding| finding.subject.starts_with("store "));
+        let told: Vec<_> = of_stores.map(|finding| (finding.subject.as_str(), finding.sentence.as_str())).collect();
+        assert_eq!(told, [("store db", "it did not answer within 3s"), ("store index", "it is plain")]);
+    }
+    assert_eq!(deaf.examinations.load(Ordering::Relaxed), 1, "no more threads wait for it");
+}
+
+#[tokio::test]
+async fn the_log_is_read_for_one_at_a_time() {
+    let mut server = Server::start(&[]).await;
+    let messages = server.messages.take().unwrap();
+    let (reading, mut reads) = unbounded_channel();
+    std::thread::spawn(move || {
+        for message in messages {
+            let EngineMessage::Ask(Question::ReadLog(answer)) = message else { panic!("not asked for") };
+            let _ = reading.send(answer);
+        }
+    });
+    let mut admin = AdminServiceClient::new(server.channel.clone());
+    let mut other = admin.clone();
+    let first = tokio::spawn(async move { other.verify_log(v1::VerifyLogRequest {}).await });
+    let answer = reads.recv().await.unwrap();
+    let busy = admin.dump_log(v1::DumpLogRequest { from_lsn: 0, limit: 1 }).await.unwrap_err();
+    assert_eq!(busy.code(), Code::ResourceExhausted, "{busy}");
+    assert!(reads.is_empty(), "nothing more is read meanwhile");
+    drop(answer);
+    assert_eq!(first.await.unwrap().unwrap_err().code(), Code::Unavailable);
+}
+
+/// It stands in the log as ordered; that it was not done stands there too.
+#[tokio::test]
+async fn an_order_that_is_refused_after_all_is_noted_again() {
+    let mut server = Server::start(&[]).await;
+    let messages = server.messages.take().unwrap();
+    let (noting, mut noted) = unbounded_channel();
+    std::thread::spawn(move || {
+        for message in messages {
+            match message {
+                EngineMessage::Order(audit, order, _room) => {
+                    let kind = if audit.reason == "late" { RefusalKind::Condition } else { RefusalKind::Invalid };
+                    order.answer.give(Reply::Refused(Refusal::new(kind, "meanwhile: it is applied")));
+                }
+                EngineMessage::Event(Event::Audit(None, audit)) => drop(noting.send(audit)),
+                _ => panic!("not asked for"),
+            }
+        }
+    });
+    let mut admin = AdminServiceClient::new(server.channel.clone());
+    for reason in ["early", "late"] {
+        let skip = v1::SkipRequest { txid: "3-17".into(), participant: "index".into(), operator: "ada".into(), reason: reason.into() };
+        assert!(!admin.skip(skip).await.unwrap().into_inner().done);
+    }
+    let again = noted.recv().await.unwrap();
+    assert_eq!(
+        (again.what.as_str(), again.reason.as_str()),
+        ("skip 3-17 at `index`", "late"),
+        "what is refused at once is noted by the engine"
+    );
+    assert_eq!(again.refused, "meanwhile: it is applied");
 }

@@ -130,13 +130,22 @@ impl TransactionService for Transactions {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let store = self.store(&request.store)?;
+        let busy = |_| Status::resource_exhausted("a backup is being made, and no schema may change meanwhile: try again when it is done");
+        let changing = Arc::clone(&self.0.schemas).try_read_owned().map_err(busy)?;
         self.0.engine.note_order(&caller, "migrate", &store.name).await?;
-        match self.0.engine.migrate(store.id, request.script).await {
-            Ok(message) => Ok(Response::new(v1::MigrateReply { message })),
-            Err(error) => {
-                self.0.engine.note_failure(&caller, "migrate", &store.name, &error.to_string());
-                Err(store_status(error))
+        let (engine, id, name) = (self.0.engine.clone(), store.id, Arc::clone(&store.name));
+        // It goes on though its caller has gone.
+        let migrating = tokio::spawn(async move {
+            let _changing = changing;
+            let migrated = engine.migrate(id, request.script).await;
+            if let Err(error) = &migrated {
+                engine.note_failure(&caller, "migrate", &name, &error.to_string());
             }
+            migrated
+        });
+        match migrating.await.map_err(|error| Status::internal(format!("the migration failed: {error}")))? {
+            Ok(message) => Ok(Response::new(v1::MigrateReply { message })),
+            Err(error) => Err(store_status(error)),
         }
     }
 }

@@ -5,6 +5,8 @@ import { ago, clock, duration } from "./words.js";
 
 /** The daemon gives its word each second. After so long without one, what is shown is called old. */
 const QUIET = 5000;
+/** A question is given up after so long without an answer. */
+const PATIENCE = 30000;
 
 const content = document.getElementById("content");
 const stale = document.getElementById("stale");
@@ -84,7 +86,7 @@ function phase(sample) {
 
 /** GET: the answer, or an error with the daemon's sentence. */
 export async function ask(path) {
-  return answered(await fetch(`/console/api/${path}`, { headers: { Accept: "application/json" } }));
+  return answered(await fetch(`/console/api/${path}`, { headers: { Accept: "application/json" }, signal: AbortSignal.timeout(PATIENCE) }));
 }
 
 /** POST: the answer, or an error with the daemon's sentence; `conflict` where things have changed or it was refused, `broken` where it may be done all the same. */
@@ -100,11 +102,13 @@ async function answered(response) {
   throw Object.assign(new Error(body.error ?? `the daemon answered ${status}`), { conflict: status === 409, broken: status >= 500 });
 }
 
-/** Shows now and then what `look` brings; says so where that fails. Returns what looks at once. */
+/** Shows now and then what `look` brings, one look after the other; says so where that fails. Returns what looks at once. */
 export function keep(look, every) {
   let asked = 0;
+  let running = 0;
   const now = async () => {
     const mine = ++asked;
+    running += 1;
     try {
       const show = await look();
       // A slow answer does not overwrite a newer one.
@@ -113,15 +117,18 @@ export function keep(look, every) {
       show();
     } catch (error) {
       if (mine !== asked) return;
-      const unreachable = error instanceof TypeError;
+      const unreachable = error instanceof TypeError || error.name === "TimeoutError";
       const words = unreachable ? "the daemon cannot be reached" : error.message;
       const old = content.childElementCount ? " What stands here is older." : "";
       fill(trouble, h("p", null, `It could not be asked: ${words}.${old}`));
+    } finally {
+      running -= 1;
     }
   };
+  const next = () => document.hidden || running || now();
   now();
-  setInterval(() => document.hidden || now(), every);
-  document.addEventListener("visibilitychange", () => document.hidden || now());
+  setInterval(next, every);
+  document.addEventListener("visibilitychange", next);
   return now;
 }
 

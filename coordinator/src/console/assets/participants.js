@@ -10,8 +10,8 @@ let first = true;
 const NAMED = 5;
 
 const look = keep(async () => {
-  const answer = await ask("participants");
-  const { findings } = await ask("doctor");
+  // A store that does not answer makes its examination long.
+  const [answer, { findings }] = await Promise.all([ask("participants"), ask("doctor")]);
   const held = new Map();
   for (const store of answer.participants.filter((store) => store.lag || store.prepared)) {
     const { transactions, truncated } = await ask(`transactions?limit=100&participant=${encodeURIComponent(store.name)}`);
