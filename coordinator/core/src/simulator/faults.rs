@@ -222,7 +222,7 @@ impl Climate {
 
     /// Drawn apart, too: what was thought of late.
     pub(crate) fn attended(self, dice: &mut Dice) -> Climate {
-        let unresolved = if dice.chance(0.3) { 0.5 } else { 0.0 };
+        let unresolved = if dice.chance(0.5) { 0.7 } else { 0.0 };
         let backups = dice.chance(0.06).then(|| dice.log_between(50_000, 2 * SECOND));
         if self.gentle { self } else { Climate { unresolved, backups, ..self } }
     }

@@ -23,7 +23,7 @@ const EVENTS_MAX: u64 = 400_000;
 /// Sets the dice that make a seed's world wider apart from its others.
 const SWARM: u64 = 0x5_7A12_11AA;
 /// The same for what was thought of late.
-const LATE: u64 = 0x1A7E;
+const LATE: u64 = 0x1900_0000;
 
 /// Something that happens at a moment.
 #[derive(Debug)]
