@@ -589,7 +589,7 @@ impl Play {
         let machine = &self.machine;
         let _ = (machine.status(), machine.audit().len(), machine.damage().len(), machine.closed_up_to(), machine.preparing_stores_rest());
         for id in 0..STORES.len() as u16 {
-            let _ = (machine.prepared_at(ParticipantId(id)), machine.why_not_presumed(ParticipantId(id)));
+            let _ = (machine.prepared_at(ParticipantId(id)), machine.why_not_presumed(Some(ParticipantId(id))));
         }
         for txid in machine.transactions().map(|transaction| transaction.txid).chain(self.txids.iter().copied()) {
             let _ = (machine.transaction(txid), machine.known(txid), machine.decision(txid), machine.by_hand(txid).count());
