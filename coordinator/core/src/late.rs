@@ -9,7 +9,9 @@ use crate::ids::{Csn, Decider, ParticipantId, Position, Time, Txid};
 use crate::record::{DamageKind, Marker};
 use crate::sessions::ASKED_MAX;
 use crate::vote::Kind;
+use rustc_hash::FxHashSet;
 use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
 
 /// A transaction that its leader has committed.
 #[derive(Debug)]
@@ -41,22 +43,31 @@ impl Coordinator {
 
     /// A store does not hold this branch prepared any more.
     pub(crate) fn let_late_go(&mut self, participant: ParticipantId, txid: Txid, fx: &mut Vec<Effect>) {
-        let Some(late) = self.late.get_mut(&txid) else { return };
-        late.holders.remove(&participant);
-        if late.holders.is_empty() {
-            self.late.remove(&txid);
-            if let Decider::Leader(leader) = txid.decider {
-                self.tell_floor(leader, fx);
+        if let Entry::Occupied(mut late) = self.late.entry(txid) {
+            late.get_mut().holders.remove(&participant);
+            if late.get().holders.is_empty() {
+                late.remove();
+                self.tell_late_floors(&[txid], fx);
             }
         }
     }
 
     /// A store has said which branches it holds prepared.
     pub(crate) fn let_others_go(&mut self, participant: ParticipantId, prepared: &[Txid], fx: &mut Vec<Effect>) {
-        let held: BTreeSet<_> = prepared.iter().collect();
-        let gone: Vec<_> = self.late.keys().filter(|txid| !held.contains(txid)).copied().collect();
-        for txid in gone {
-            self.let_late_go(participant, txid, fx);
+        let held: FxHashSet<_> = prepared.iter().collect();
+        for (_, late) in self.late.iter_mut().filter(|(txid, _)| !held.contains(txid)) {
+            late.holders.remove(&participant);
+        }
+        let gone: Vec<Txid> = self.late.extract_if(.., |_, late| late.holders.is_empty()).map(|(txid, _)| txid).collect();
+        self.tell_late_floors(&gone, fx);
+    }
+
+    /// Leaders may drop the markers of these, as far as prepared branches are concerned.
+    fn tell_late_floors(&mut self, gone: &[Txid], fx: &mut Vec<Effect>) {
+        let leader = |txid: &Txid| if let Decider::Leader(leader) = txid.decider { Some(leader) } else { None };
+        let leaders: BTreeSet<_> = gone.iter().filter_map(leader).collect();
+        for leader in leaders {
+            self.tell_floor(leader, fx);
         }
     }
 
@@ -68,8 +79,8 @@ impl Coordinator {
     /// How far a leader may drop its markers, at most, for what may still be prepared.
     pub(crate) fn lowest_late(&self, leader: ParticipantId) -> Option<Position> {
         let held = |late: &Late| late.holders.iter().any(|holder| !self.follower(*holder).removed);
-        let late = self.late.iter().filter(|(txid, late)| txid.decider == Decider::Leader(leader) && held(late));
-        late.map(|(txid, _)| txid.position()).min()
+        // They stand in the order of their beginnings.
+        self.late.iter().find(|(txid, late)| txid.decider == Decider::Leader(leader) && held(late)).map(|(txid, _)| txid.position())
     }
 
     /// What a leader has told is durable here: it may drop its markers.
