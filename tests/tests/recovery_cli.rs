@@ -114,7 +114,7 @@ async fn an_index_is_away() -> anyhow::Result<()> {
     let said = lab.says(&["tx", "explain", &txid], Exit::Attention).await?;
     says(&said, &["`index` has no session", "It writes at `index`: `item-1` (put). [log, record ", "`db` has applied it"]);
     for (unknown, words) in
-        [("2-9", "the start that began it is over"), ("3-99", "was never begun"), ("9-1", "this log has only come to epoch 3")]
+        [("2-9", "nothing may be presumed of that yet"), ("3-99", "was never begun"), ("9-1", "this log has only come to epoch 3")]
     {
         let exit = if unknown == "2-9" { Exit::Attention } else { Exit::Ok };
         says(&lab.says(&["tx", "explain", unknown], exit).await?, &[words]);

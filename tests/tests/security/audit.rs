@@ -35,7 +35,7 @@ async fn orders_and_refusals_are_found_again() -> anyhow::Result<()> {
             "ops (says ada)",
             "waive `far`",
             "it is gone",
-            "done",
+            "ordered",
             "migrate `db`",
             "skip 1-99 at `index`",
             "it hangs",
