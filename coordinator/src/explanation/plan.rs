@@ -164,10 +164,10 @@ impl View<'_> {
         let command = format!("lockstep waive {name} --reason WHY");
         let effect = format!("Goes on without what `{name}` would tell: the other stores do not wait for it any more.");
         let waiting = self.machine.asked().filter(|(_, txid)| txid.decider == Decider::Log);
-        let waiting = waiting.map(|(holder, txid)| format!("{txid} at `{}`", self.name(holder))).collect();
+        let waiting: Vec<String> = waiting.map(|(holder, txid)| format!("{txid} at `{}`", self.name(holder))).collect();
+        let these = if waiting.is_empty() { "No branch waits now." } else { "These branches wait now:" };
         let sentence = format!(
-            "If the log has lost a commit that only `{name}` knows of, the other stores roll it back, and the stores disagree for ever. These branches \
-             wait now:"
+            "If the log has lost a commit that only `{name}` knows of, the other stores roll it back, and the stores disagree for ever. {these}"
         );
         let mut harms = vec![v1::Harm { participant: String::new(), sentence, keys: bounded(waiting) }];
         if follower.kind == Kind::Leader {
