@@ -168,6 +168,11 @@ impl Coordinator {
         }
     }
 
+    /// Whether the floor that is on its way to the disk is above this.
+    pub(crate) fn is_passed_next(&self, position: Position) -> bool {
+        self.floor_pending.is_some_and(|floor| position < floor)
+    }
+
     pub(crate) fn floor_durable(&mut self, now: Time, position: Position, fx: &mut Vec<Effect>) {
         self.floor_pending = None;
         self.answer_below(now, position, fx);

@@ -24,14 +24,16 @@ pub(crate) struct Late {
 impl Coordinator {
     pub(crate) fn below_the_floor(&mut self, now: Time, marker: &Marker, fx: &mut Vec<Effect>) {
         let (txid, csn) = (marker.entry.txid, marker.entry.csn);
-        let holders: BTreeSet<_> = marker.entry.branches.iter().copied().filter(|at| self.may_hold(*at, txid)).collect();
-        if !holders.is_empty() {
-            self.late.insert(txid, Late { csn, holders });
-            self.answer_asked(now, txid, fx);
-        }
+        let holders: Vec<_> = marker.entry.branches.iter().copied().filter(|at| self.may_hold(*at, txid)).collect();
+        // It may be told twice: who was told of it meanwhile, and has not answered, holds it still.
+        self.late.entry(txid).or_insert_with(|| Late { csn, holders: BTreeSet::new() }).holders.extend(holders);
+        self.compare_by_hand(now, txid, Some(true), fx);
+        self.answer_asked(now, txid, fx);
+        self.late.extract_if(txid..=txid, |_, late| late.holders.is_empty()).for_each(drop);
         for &participant in &marker.entry.branches {
             if self.may_lack(self.follower(participant), txid, csn) {
-                self.record_lacking(now, participant, txid, fx);
+                let reason = "the floor had passed it when its leader told of it".to_string();
+                self.record_found(now, participant, txid, DamageKind::Hazard, None, reason, fx);
             }
         }
     }
@@ -94,7 +96,9 @@ impl Coordinator {
         let follower = self.follower(participant);
         let silent = follower.open_session().is_none() || self.asked.len() >= ASKED_MAX;
         let other = txid.decider != Decider::Leader(participant) && !follower.removed;
-        follower.kind == Kind::Preparing && other && (silent || self.asked.contains(&(participant, txid)))
+        // An operator's order may be on its way.
+        let named = self.asked.contains(&(participant, txid)) || self.by_hand.contains_key(&(txid, participant));
+        follower.kind == Kind::Preparing && other && (silent || named)
     }
 
     /// Whether a store may have gone on without it when its leader was waived.
@@ -104,12 +108,24 @@ impl Coordinator {
         follows && self.followed_before(follower.id, txid).any(|before| before.map_or(!has, |before| before < csn))
     }
 
-    /// Forced before the leader may drop its marker, which nobody could tell of again.
-    fn record_lacking(&mut self, now: Time, participant: ParticipantId, txid: Txid, fx: &mut Vec<Effect>) {
-        let Decider::Leader(leader) = txid.decider else { return };
-        let (recorded, reason) = (self.damage.len(), "the floor had passed it when its leader told of it");
-        let then = Some(Pending::FloorTo(leader));
-        self.record_damage(now, participant, txid, DamageKind::Hazard, None, reason.into(), then, fx);
+    /// Damage. Of what a leader tells below the floor it is forced before that may drop its marker: nobody could tell of it again.
+    #[allow(clippy::too_many_arguments)]
+    pub(crate) fn record_found(
+        &mut self,
+        now: Time,
+        participant: ParticipantId,
+        txid: Txid,
+        kind: DamageKind,
+        operator: Option<String>,
+        reason: String,
+        fx: &mut Vec<Effect>,
+    ) {
+        let below = txid.position() < self.outcomes.floor().max(self.floor_pending.unwrap_or_default());
+        let (Decider::Leader(leader), true) = (txid.decider, below) else {
+            return self.record_damage(now, participant, txid, kind, operator, reason, None, fx);
+        };
+        let recorded = self.damage.len();
+        self.record_damage(now, participant, txid, kind, operator, reason, Some(Pending::FloorTo(leader)), fx);
         self.follower_mut(leader).floor_waits += self.damage.len() - recorded;
     }
 }

@@ -128,7 +128,7 @@ impl Coordinator {
             Some(Fate::Aborted(_)) => self.reversed(now, txid, fx),
             None if self.outcomes.by_key(&marker.entry.key).is_some() => self.reversed(now, txid, fx),
             // The marker will be dropped, whoever has not followed it yet.
-            None if self.floor_pending.is_some_and(|floor| txid.position() < floor) && self.is_waived(txid) => {
+            None if self.late(txid).is_some() || (self.is_passed_next(txid.position()) && self.is_waived(txid)) => {
                 self.below_the_floor(now, &marker, fx);
             }
             None => self.adopt_marker(now, marker, fx),

@@ -116,6 +116,7 @@ impl Coordinator {
             return Err(format!("the branch of {txid} at `{}` is {how} by hand already", self.follower(participant).name));
         }
         match self.outcomes.by_txid(txid).map(|known| &known.fate) {
+            _ if self.late(txid).is_some() => Err(format!("{txid} is committed: its branches follow by themselves")),
             Some(Fate::Committed(_)) => Err(format!("{txid} is committed: its branches follow by themselves")),
             Some(Fate::Aborted(_)) => Err(format!("{txid} is aborted: its branches follow by themselves")),
             Some(Fate::Running) | None => self.may_be_prepared(txid, participant),
@@ -322,6 +323,7 @@ impl Coordinator {
             self.compare_by_hand(now, txid, self.outcome(txid), fx);
             self.judge_by_hand(now, fx);
         }
+        self.let_late_go(participant, txid, fx);
     }
 }
 

@@ -35,6 +35,9 @@ const WAITERS_MAX: usize = 1_024;
 /// Clients that wait to read at one store, at most; one more is told at once how far it is.
 const READERS_MAX: usize = 16_384;
 
+/// Why nothing is said of a key now.
+const PASSED_NEXT: &str = "the floor is being raised past it: its outcome is about to be forgotten";
+
 impl Coordinator {
     /// `declined`: it cannot be run as it stands, and why.
     pub(crate) fn request(&mut self, now: Time, ticket: Ticket, request: Request, declined: Option<Refused>, fx: &mut Vec<Effect>) {
@@ -184,7 +187,9 @@ impl Coordinator {
             let mut covered = self.decisions[&item.decision].covered(participant, item.entry);
             covered.next().filter(|_| !broken(Mutation::GroupOwedFromLast)).map_or(key, |(_, entry)| entry.csn)
         });
-        let known = follower.progress.applied >= csn || (follower.evidence && self.unscanned_leader().is_none() && csn <= self.last_csn);
+        // Nothing of an older epoch is open once its leaders have told, though its last CSNs may not have been decided.
+        let taken = csn.epoch() < self.owner.epoch || csn <= self.last_csn;
+        let known = follower.progress.applied >= csn || (follower.evidence && self.unscanned_leader().is_none() && taken);
         known && first_owed.is_none_or(|oldest| oldest > csn || (oldest == csn && broken(Mutation::ReachedOffByOne)))
     }
 
@@ -233,9 +238,9 @@ impl Coordinator {
     fn unseen(&self, position: Position) -> Unseen {
         if position > self.position() {
             Unseen::FromTheFuture
-        } else if self.is_below_floor(position) && !broken(Mutation::BelowFloorRuns) {
-            Unseen::Expired
-        } else if position.epoch < self.owner.epoch && broken(Mutation::EarlierStartsExpire) {
+        } else if (self.is_below_floor(position) && !broken(Mutation::BelowFloorRuns))
+            || (position.epoch < self.owner.epoch && broken(Mutation::EarlierStartsExpire))
+        {
             Unseen::Expired
         } else if position.epoch < self.owner.epoch && !broken(Mutation::OldEpochRuns) {
             Unseen::LookUp
@@ -303,6 +308,9 @@ impl Coordinator {
         if let Some(reason) = self.no_presumption(None) {
             return self.reply(waiter.ticket, Reply::Unknown(reason), fx);
         }
+        if self.is_passed_next(position) {
+            return self.reply(waiter.ticket, Reply::Unknown(PASSED_NEXT.into()), fx);
+        }
         if let Some(settling) = self.settling.get_mut(&key).filter(|settling| settling.waiters.len() < WAITERS_MAX) {
             settling.waiters.push((waiter, hash));
             return;
@@ -362,6 +370,7 @@ impl Coordinator {
                 (Some(txid), _) => self.join(now, txid, waiter, own, fx),
                 // Meanwhile the floor has passed it.
                 (None, _) if position < self.outcomes.floor() => self.reply(waiter.ticket, Reply::Expired(self.outcomes.floor()), fx),
+                (None, _) if self.is_passed_next(position) => self.reply(waiter.ticket, Reply::Unknown(PASSED_NEXT.into()), fx),
                 (None, Some(reason)) => self.reply(waiter.ticket, Reply::Unknown(reason), fx),
                 (None, None) => self.presume_aborted(now, waiter, key.clone(), hash, fx),
             }

@@ -96,7 +96,8 @@ impl Coordinator {
         (follower.abilities, follower.heard) = (hello.abilities, epoch);
         (follower.evidence, follower.progress) = (true, hello.progress);
         follower.progress_at = now;
-        follower.lost &= follower.kind == Kind::Leader;
+        // What leads has to show its marker.
+        follower.lost &= follower.kind == Kind::Leader || follower.led.is_some();
         follower.exclusive = hello.exclusive;
         let first = follower.followed_before.is_none();
         follower.followed_before.get_or_insert(hello.progress.durable);
@@ -478,20 +479,20 @@ impl Coordinator {
         evidence: MarkerEvidence,
         fx: &mut Vec<Effect>,
     ) {
-        self.let_late_go(participant, txid, fx);
+        let late = self.late(txid).is_some();
         match evidence {
             MarkerEvidence::Committed => {}
             _ if broken(Mutation::NoSuchBranchIsSuccess) => {}
             MarkerEvidence::RolledBack | MarkerEvidence::Unknowable if self.outcome(txid) != Some(true) => return,
             MarkerEvidence::RolledBack => {
                 let reason = "the branch was rolled back by hand before its commit arrived";
-                self.record_damage(now, participant, txid, DamageKind::RolledBackByHand, None, reason.into(), None, fx);
+                self.record_found(now, participant, txid, DamageKind::RolledBackByHand, None, reason.into(), fx);
             }
             // A repeated Commit finds nothing after the ack of the first: no harm.
-            MarkerEvidence::Unknowable if !self.is_following(participant, txid) => {}
+            MarkerEvidence::Unknowable if !late && !self.is_following(participant, txid) => {}
             MarkerEvidence::Unknowable => {
                 let reason = "the branch is not prepared any more, and its store cannot tell what became of it";
-                self.record_damage(now, participant, txid, DamageKind::Hazard, None, reason.into(), None, fx);
+                self.record_found(now, participant, txid, DamageKind::Hazard, None, reason.into(), fx);
             }
         }
         self.committed(now, participant, txid, fx);
@@ -510,13 +511,16 @@ impl Coordinator {
                 Some(Order { operator, reason, .. }) => (Some(operator), format!("{found}: {reason}")),
                 None => (None, found.to_string()),
             };
-            self.record_damage(now, participant, txid, kind, operator, reason, None, fx);
+            self.record_found(now, participant, txid, kind, operator, reason, fx);
         }
     }
 
     /// Whether it is committed (true) or aborted, if either is known for certain.
     pub(crate) fn outcome(&self, txid: Txid) -> Option<bool> {
         if let Some(State::Committing(_)) = self.transactions.get(&txid).map(|transaction| transaction.state) {
+            return Some(true);
+        }
+        if self.late(txid).is_some() {
             return Some(true);
         }
         match &self.outcomes.by_txid(txid)?.fate {

@@ -177,6 +177,22 @@ story!(
 );
 
 story!(
+    read_only_before_a_crash,
+    "A read-only receipt stands for a decision that goes with a crash: nothing is missing in the next start.",
+    play = Play::new(REMOTE),
+    {
+        play.asks("add film 1", remote_film(1));
+        play.all_yes(&["index", "pg"], "1-1");
+        play.asks("read", vec![row("pg")]);
+        play.read_only("pg", "1-2");
+        let token = play.token("1.1");
+        play.coordinator_dies();
+        play.recovers(&["index", "pg"]);
+        play.reads("index", token, 1000);
+    }
+);
+
+story!(
     read_only_at_one,
     "Read-only at one store: it has no phase two, and does not stand in the record.",
     play = Play::new(&[("pg", Kind::Preparing), ("maria", Kind::Preparing)]),
@@ -821,6 +837,93 @@ story!(
         play.asks_about("other", "1-1@p0");
         play.acks("other", "1-1@p0");
         play.shows_status();
+    }
+);
+
+story!(
+    waived_and_told_twice,
+    "The same leader tells of it twice: who was told of it, and has not answered, may still hold its branch.",
+    play = Play::with(&[("bank", Kind::Leader), ("pg", Kind::Preparing), ("other", Kind::Preparing), ("index", Kind::Redo)], |config| {
+        config.outcomes_max = 1
+    }),
+    {
+        play.asks("add film 1", vec![row("bank"), row("pg"), row("other"), put("index", "film-1", None)]);
+        play.all_yes(&["index", "pg", "other", "bank"], "1-1@p0");
+        let marker = play.marker("1-1@p0");
+        play.coordinator_dies();
+        play.recovers(&["pg", "index"]);
+        play.asks_about("pg", "1-1@p0");
+        play.operator(AdminAction::Waive { participant: ParticipantId(0) }, "its machine is away for days");
+        play.forced();
+        play.forced();
+        play.asks("refused", vec![put("index", "x", None)]);
+        play.asks("refused, too", vec![put("index", "x", None)]);
+        play.passes(60_000);
+        play.forced();
+        play.actor("bank").exclusive = false;
+        play.connects("bank");
+        play.tells_markers("bank", std::slice::from_ref(&marker));
+        play.forced();
+        play.passes(2_000);
+        play.tells_markers("bank", &[marker]);
+        play.actor("other").prepared.clear();
+        play.connects("other");
+        play.note("`other` holds nothing, and `pg` has not answered: its branch is committed, whenever it asks.");
+        play.dies("pg");
+        play.connects("pg");
+        play.acks("pg", "1-1@p0");
+    }
+);
+
+story!(
+    waived_and_finished_by_hand,
+    "A branch was rolled back by hand, and its leader, once it is back, has committed it long ago: damage, before its marker may go (I12).",
+    play = Play::with(&[("bank", Kind::Leader), ("pg", Kind::Preparing)], |config| config.outcomes_max = 1),
+    {
+        play.asks("move", vec![row("bank"), row("pg")]);
+        play.all_yes(&["pg", "bank"], "1-1@p0");
+        let marker = play.marker("1-1@p0");
+        play.coordinator_dies();
+        play.recovers(&["pg"]);
+        play.asks_about("pg", "1-1@p0");
+        play.operator(AdminAction::Waive { participant: ParticipantId(0) }, "its machine is away for days");
+        let order = AdminAction::Resolve { txid: txid("1-1@p0"), participant: ParticipantId(1), commit: false };
+        play.operator(order, "its locks block the shop");
+        play.forced();
+        play.actor("pg").prepared.clear();
+        play.says("pg", FromParticipant::Resolved { txid: txid("1-1@p0"), commit: false });
+        play.asks("refused", vec![row("bank")]);
+        play.asks("refused, too", vec![row("bank")]);
+        play.passes(60_000);
+        play.forced();
+        play.connects("bank");
+        play.tells_markers("bank", &[marker]);
+        play.forced();
+        play.connects("pg");
+        play.shows_status();
+    }
+);
+
+story!(
+    waived_and_asked_before_the_floor,
+    "A client asks for what a leader has told while a floor that passes it is on its way: nothing is said of it until that is durable.",
+    play = Play::with(LED, |config| config.outcomes_max = 1),
+    {
+        led(&mut play);
+        let marker = play.marker("1-1@p0");
+        play.coordinator_dies();
+        play.recovers(&[]);
+        play.operator(AdminAction::Waive { participant: ParticipantId(0) }, "its machine is away for days");
+        play.forced();
+        play.asks("refused", vec![put("index", "x", None)]);
+        play.asks("refused, too", vec![put("index", "x", None)]);
+        play.passes(60_000);
+        play.connects("bank");
+        play.tells_markers("bank", &[marker]);
+        play.connects("index");
+        play.retries("add film 1", 1, 1, led_film(1));
+        play.forced();
+        play.retries("add film 1", 1, 1, led_film(1));
     }
 );
 
