@@ -7,6 +7,7 @@ use rand::RngExt;
 use rusqlite::{Connection, params};
 use std::io::Write;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 use tantivy::schema::{STORED, STRING, Schema, TEXT};
@@ -19,6 +20,13 @@ pub const UPSERT: &str =
     "INSERT INTO item VALUES ($1, $2, 1) ON CONFLICT (id) DO UPDATE SET body = excluded.body, version = item.version + 1";
 /// 100 bytes.
 pub const BODY: &str = "the quick brown fox jumps over the lazy dog and then sits down to rest in the shade of an old tree...";
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Ends what blocks its thread to measure.
+pub fn interrupt() {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
 
 /// What one side did.
 #[derive(Clone, Debug)]
@@ -128,6 +136,7 @@ pub fn measure_each(writers: Vec<Writer>, time: Duration) -> anyhow::Result<Meas
         let client = |mut write: Writer| -> anyhow::Result<Histogram<u64>> {
             let mut latencies = latencies();
             while Instant::now() < until {
+                anyhow::ensure!(!INTERRUPTED.load(Ordering::Relaxed), "interrupted");
                 let n = item();
                 let asked = Instant::now();
                 write(n)?;

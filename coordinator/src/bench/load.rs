@@ -1,6 +1,6 @@
 //! The load: clients in a process of their own, and what they saw.
 
-use super::ITEMS;
+use super::{ITEMS, PATIENCE};
 use anyhow::Context;
 use clap::Args;
 use hdrhistogram::Histogram;
@@ -269,6 +269,8 @@ async fn watch_lag(url: String, newest: Arc<Mutex<Option<Newest>>>, over: Arc<At
         if last && behind.is_empty() {
             return Ok(lag);
         }
+        let late = behind.front().is_some_and(|newest| newest.given.elapsed() > PATIENCE);
+        anyhow::ensure!(!late, "the index has not followed for {PATIENCE:?}: it is {} ({})", index.session, index.why);
     }
 }
 

@@ -108,9 +108,15 @@ pub fn run(arguments: BenchArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let mut report = Report::default();
     let measured = runtime.block_on(async {
+        // A task of its own: some of what is measured blocks this one.
+        let interrupted = tokio::spawn(async {
+            demo::interrupted().await;
+            baseline::interrupt();
+        });
         tokio::select! {
+            biased;
+            _ = interrupted => Err(anyhow::anyhow!("interrupted")),
             measured = measure(&arguments, &mut report) => measured,
-            () = demo::interrupted() => Err(anyhow::anyhow!("interrupted")),
         }
     });
     // What was measured before a failure is no less true.
@@ -263,20 +269,16 @@ async fn memory(arguments: &BenchArgs, report: &mut Report) -> anyhow::Result<()
     let mut daemon = Daemon::start(launch(folder.path(), Mode::LogDecided)?).await?;
     daemon.wait_until_serving().await?;
     load::prepare(&daemon.url()).await?;
-    let (mut done, mut half) = (0, None);
-    while done < arguments.transactions {
+    let (mut done, mut half): (u64, Option<(u64, f64, f64)>) = (0, None);
+    // Whether it grows is shown by two measurements.
+    while done < arguments.transactions || half.is_none_or(|(half_way, ..)| half_way == done) {
         done += load_process(&daemon.url(), 128, arguments.seconds, Awaited::Applied, Shape::RowAndDocument).await?.transactions;
         let (resident, log) = (resident_bytes(&daemon)? as f64 / MIB, daemon.status().await?.log_bytes as f64 / MIB);
         eprintln!("memory: {done} of {} transactions: {resident:.0} MiB resident, {log:.0} MiB of log", arguments.transactions);
-        if half.is_none() && done >= arguments.transactions / 2 {
+        let (half_way, resident_half, log_half) = *half.get_or_insert((done, resident, log));
+        if half_way < arguments.transactions / 2 {
             half = Some((done, resident, log));
-        }
-        if done >= arguments.transactions {
-            let (half_way, resident_half, log_half) = half.expect("half of it comes first");
-            anyhow::ensure!(
-                half_way < done,
-                "{done} transactions are one measurement's: more of them (--transactions) show whether it grows"
-            );
+        } else if half_way < done && done >= arguments.transactions {
             for (what, value) in [
                 ("resident memory after that many transactions, MiB", resident),
                 ("resident memory over what it was half-way", resident / resident_half),

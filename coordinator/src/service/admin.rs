@@ -31,8 +31,8 @@ const DUMP_RECORDS: u32 = 10_000;
 const LIST_DEFAULT: u32 = 100;
 /// How long a read of the log waits for its turn.
 const LOG_TURN: Duration = Duration::from_secs(5);
-/// How long a store may be examined.
-const EXAMINATION: Duration = Duration::from_secs(3);
+/// How long a store may be examined: longer than it waits for its server by itself, and less than the CLI waits for all.
+const EXAMINATION: Duration = Duration::from_secs(12);
 /// Who and why are kept in the log: at most so many bytes each.
 const TEXT_BYTES: usize = 1024;
 
