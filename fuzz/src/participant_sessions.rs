@@ -184,6 +184,7 @@ impl Play {
                     highest: store.progress.applied,
                     prepared: store.prepared.clone(),
                     heuristics: vec![],
+                    floor: lockstep_core::Position::default(),
                     exclusive: true,
                 }
             }

@@ -228,7 +228,8 @@ impl<'a> Run<'a> {
             self.owner = Owner { epoch: self.owner.epoch.next(), incarnation: self.rng.next(), ..self.owner };
         }
         let owner = self.owner;
-        let Recovered { progress, highest, prepared, heuristics, exclusive } = self.store().recover(owner, ME).expect("recover");
+        let Recovered { progress, highest, prepared, heuristics, floor, exclusive } = self.store().recover(owner, ME).expect("recover");
+        assert!(floor <= self.floor, "R-LOGLOSS: it was never told {floor:?}");
         self.log(|| format!("session of epoch {}: {progress:?}, highest {highest}, prepared {prepared:?}", owner.epoch));
         assert_eq!(self.store().owner().expect("owner"), Some(owner), "R-OWNER: the owner is kept");
         assert!(exclusive && heuristics.is_empty(), "nobody else is here");

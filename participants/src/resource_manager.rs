@@ -150,6 +150,8 @@ pub struct Recovered {
     pub prepared: Vec<Txid>,
     /// Branches an operator finished by hand.
     pub heuristics: Vec<(Txid, bool)>,
+    /// Of one that leads: below it it keeps no outcome, because it was told so ([`ResourceManager::floor`]).
+    pub floor: Position,
     /// Whether no older session can commit anything here any more.
     pub exclusive: bool,
 }

@@ -251,8 +251,8 @@ impl Worker {
         let store = &mut self.store;
         let report = match command {
             StoreCommand::Recover { owner, me } => store.recover(owner, me).map(|recovered| {
-                let Recovered { progress, highest, prepared, heuristics, exclusive } = recovered;
-                StoreReport::Recovered { progress, highest, prepared, heuristics, exclusive }
+                let Recovered { progress, highest, prepared, heuristics, floor, exclusive } = recovered;
+                StoreReport::Recovered { progress, highest, prepared, heuristics, floor, exclusive }
             }),
             StoreCommand::Prepare(batch) => store.prepare(&batch).or_else(|error| refuse_all(&batch, error)).map(StoreReport::Prepared),
             StoreCommand::Commit { decided, closed } => store.commit(&decided, closed).map(|committed| {

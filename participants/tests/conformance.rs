@@ -288,6 +288,7 @@ impl ResourceManager for Toy {
             highest: Csn::ZERO,
             prepared: listed.collect(),
             heuristics: vec![],
+            floor: lockstep_core::Position::default(),
             exclusive: true,
         })
     }

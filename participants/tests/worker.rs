@@ -59,7 +59,14 @@ impl ResourceManager for Index {
     fn recover(&mut self, _owner: Owner, _me: ParticipantId) -> Result<Recovered, StoreError> {
         self.note("recover");
         let (progress, highest) = (self.progress(), self.applied);
-        Ok(Recovered { progress, highest, prepared: vec![], heuristics: vec![], exclusive: true })
+        Ok(Recovered {
+            progress,
+            highest,
+            prepared: vec![],
+            heuristics: vec![],
+            floor: lockstep_core::Position::default(),
+            exclusive: true,
+        })
     }
 
     fn owner(&mut self) -> Result<Option<Owner>, StoreError> {

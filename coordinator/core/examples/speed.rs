@@ -119,6 +119,7 @@ impl Play {
                         highest: lockstep_core::Csn::ZERO,
                         prepared: Vec::new(),
                         heuristics: Vec::new(),
+                        floor: lockstep_core::Position::default(),
                         exclusive: true,
                         highest_epoch: owner.epoch,
                         abilities: lockstep_core::Abilities::default(),

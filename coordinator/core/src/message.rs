@@ -168,6 +168,8 @@ pub struct Hello {
     pub prepared: Vec<Txid>,
     /// Branches an operator finished by hand and did not forget: the transaction, and whether it was committed.
     pub heuristics: Vec<(Txid, bool)>,
+    /// Of one that leads: below it it keeps no outcome, because it was told so (evidence, R-LOGLOSS).
+    pub floor: Position,
     /// Whether no older session can commit anything here any more. If not, a leader is scanned again and again (R-LR).
     pub exclusive: bool,
     /// The highest epoch it has seen in its markers or owner (evidence, R-LOGLOSS).

@@ -3,7 +3,7 @@
 use crate::coordinator::{Coordinator, Pending, Phase};
 use crate::event::{Alarm, Effect};
 use crate::follower::{Follower, Scan, Session};
-use crate::ids::{Csn, Decider, Epoch, Owner, ParticipantId, SessionId, Time, Txid};
+use crate::ids::{Csn, Decider, Epoch, Owner, ParticipantId, Position, SessionId, Time, Txid};
 use crate::message::{Decided, Hello, MarkerEvidence, Settle, Starts, ToParticipant};
 use crate::mutation::{Mutation, broken};
 use crate::operator::{ByHand, Order};
@@ -439,6 +439,16 @@ impl Coordinator {
                 format!("store `{name}` has seen epoch {}, but the log has only come to {}", hello.highest_epoch, self.owner.epoch),
                 fx,
             );
+        }
+        let (told, floor) = (hello.floor, self.outcomes.floor());
+        match told > floor {
+            // The loss was accepted: what is below it is known to nobody any more.
+            true if told.epoch < self.loss_accepted => self.outcomes.raise_floor(told),
+            true => {
+                let [told, floor] = [told, floor].map(|Position { epoch, n }| format!("{epoch}-{n}"));
+                self.log_lost(format!("store `{name}` was told to forget what is below {told}, but the log's floor is {floor}"), fx);
+            }
+            false => {}
         }
         let Some(kept) = hello.owner.filter(|kept| kept.coord_id == self.owner.coord_id) else { return };
         if !self.starts().hold(kept) {

@@ -85,7 +85,14 @@ impl Bench {
     fn recovered(&mut self, durable: Csn, prepared: Vec<Txid>) {
         assert!(matches!(self.work(), Some(StoreCommand::Recover { .. })));
         let progress = Progress { applied: durable, durable };
-        self.report(StoreReport::Recovered { progress, highest: durable, prepared, heuristics: vec![], exclusive: true });
+        self.report(StoreReport::Recovered {
+            progress,
+            highest: durable,
+            prepared,
+            heuristics: vec![],
+            floor: lockstep_core::Position::default(),
+            exclusive: true,
+        });
     }
 
     /// Answers upkeep until there is nothing left to do.

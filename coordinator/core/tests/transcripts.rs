@@ -5,7 +5,7 @@ mod support;
 
 use lockstep_core::{
     Abilities, AdminAction, Ballot, Condition, CoordId, Csn, Epoch, FromParticipant, Kind, LogId, MarkerEvidence, Owner, ParticipantId,
-    Progress, Refusal, RefusalKind, Settle, Token, Vote, Wait,
+    Position, Progress, Refusal, RefusalKind, Settle, Token, Vote, Wait,
 };
 use std::path::{Path, PathBuf};
 use support::{Play, csn, enlisted, key, put, row, txid};
@@ -1512,6 +1512,38 @@ story!(
         play.note("The old loss is known, and is no evidence any more.");
         play.shows_status();
         play.asks("add film 2/2", remote_film(2));
+    }
+);
+
+story!(
+    log_loss_of_a_floor,
+    "The log has lost a floor that its leader was told: outcomes are gone, and none of them is presumed.",
+    play = Play::with(LED, |config| config.outcomes_max = 1),
+    {
+        led(&mut play);
+        play.says("bank", FromParticipant::Led(vec![txid("1-1@p0")]));
+        play.follows("index", "1.1", "1.1");
+        play.asks("refused", vec![put("index", "x", None)]);
+        play.asks("refused, too", vec![put("index", "x", None)]);
+        play.passes(60_000);
+        play.forced();
+        play.actor("bank").floor = Position { epoch: Epoch(1), n: 3 };
+        play.actor("index").highest = Csn::ZERO;
+        play.coordinator_dies_log_lost(5);
+        play.forced();
+        play.connects("index");
+        play.connects("bank");
+        play.tells_markers("bank", &[]);
+        play.retries("add film 1", 1, 1, led_film(1));
+        play.operator(AdminAction::LeaveSafeMode, "looked at everything");
+        play.forced();
+        play.forced();
+        play.coordinator_dies();
+        play.recovers(&["index"]);
+        play.connects("bank");
+        play.tells_markers("bank", &[]);
+        play.note("The loss is known, and nobody keeps what was below that floor.");
+        play.retries("add film 1", 1, 1, led_film(1));
     }
 );
 

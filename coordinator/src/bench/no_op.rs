@@ -77,6 +77,7 @@ fn hello(owner: Owner) -> FromParticipant {
         highest: Csn::ZERO,
         prepared: Vec::new(),
         heuristics: Vec::new(),
+        floor: lockstep_core::Position::default(),
         exclusive: true,
         abilities: Abilities::default(),
         highest_epoch: owner.epoch,

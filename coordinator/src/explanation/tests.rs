@@ -92,6 +92,7 @@ impl Play {
             highest: Csn::ZERO,
             prepared: Vec::new(),
             heuristics: Vec::new(),
+            floor: lockstep_core::Position::default(),
             exclusive: true,
             highest_epoch: Epoch(0),
             abilities: Abilities::default(),

@@ -176,6 +176,7 @@ fn hello(wire: v1::Hello) -> Result<Hello, Malformed> {
         highest: place(wire.highest_csn, "hello.highest_csn")?,
         prepared: ids(wire.prepared, "hello.prepared")?,
         heuristics: all(wire.heuristics, |wire| Ok((id(wire.txid, "hello.heuristics.txid")?, wire.commit)))?,
+        floor: wire.floor.map_or(Ok(Position::default()), |floor| position(floor).map_err(|what| format!("hello.floor{what}")))?,
         exclusive: wire.exclusive,
         highest_epoch: epoch(wire.highest_epoch).map_err(|what| format!("hello.highest_epoch{what}"))?,
         abilities: match kind(wire.kind)? {
@@ -194,6 +195,7 @@ fn hello_out(hello: &Hello) -> v1::Hello {
         highest_csn: hello.highest.to_u64(),
         prepared: hello.prepared.iter().copied().map(txid_out).collect(),
         heuristics: hello.heuristics.iter().map(heuristic).collect(),
+        floor: Some(position_out(hello.floor)),
         exclusive: hello.exclusive,
         highest_epoch: hello.highest_epoch.0,
         leads: hello.abilities.leads,
@@ -568,6 +570,7 @@ mod tests {
             highest: Csn::new(Epoch(3), 4),
             prepared: vec![TXID],
             heuristics: vec![(TXID, true)],
+            floor: TXID.position(),
             exclusive: true,
             highest_epoch: Epoch(3),
             abilities: Abilities::default(),

@@ -140,7 +140,14 @@ impl Session {
         };
         session.note_shut();
         session.publish();
-        let recovered = Recovered { progress, highest, prepared: Vec::new(), heuristics: Vec::new(), exclusive: true };
+        let recovered = Recovered {
+            progress,
+            highest,
+            prepared: Vec::new(),
+            heuristics: Vec::new(),
+            floor: lockstep_core::Position::default(),
+            exclusive: true,
+        };
         Ok((session, recovered))
     }
 

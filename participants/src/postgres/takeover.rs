@@ -34,7 +34,7 @@ pub async fn take_over(
     };
     let heuristics = heuristics(&connection).await?;
     let progress = Progress { applied: state.acked, durable: state.acked };
-    let recovered = Recovered { progress, highest: state.highest, prepared, heuristics, exclusive };
+    let recovered = Recovered { progress, highest: state.highest, prepared, heuristics, floor: state.floor, exclusive };
     drop(connection);
     Ok((session, state, recovered))
 }

@@ -81,6 +81,7 @@ impl Executor {
             highest: self.state.highest,
             prepared: Vec::new(),
             heuristics: Vec::new(),
+            floor: self.state.floor,
             // The owner's row was changed under the write lock: whoever held the file before is refused at its next BEGIN.
             exclusive: true,
         })

@@ -55,6 +55,7 @@ impl Leader {
             highest: Csn::ZERO,
             prepared: Vec::new(),
             heuristics: Vec::new(),
+            floor: self.state.floor,
             // The owner's row was changed under the write lock: whoever held the file before is refused at its next BEGIN (R-OWNER).
             exclusive: true,
         })

@@ -250,6 +250,7 @@ impl ResourceManager for Tantivy {
             highest: writer.highest(),
             prepared: Vec::new(),
             heuristics: Vec::new(),
+            floor: lockstep_core::Position::default(),
             exclusive: true,
         })
     }

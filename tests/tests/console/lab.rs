@@ -159,6 +159,7 @@ fn hello(kind: Kind, highest_epoch: Epoch) -> Hello {
         highest: Csn::ZERO,
         prepared: Vec::new(),
         heuristics: Vec::new(),
+        floor: lockstep_core::Position::default(),
         exclusive: true,
         abilities: Abilities::default(),
         highest_epoch,

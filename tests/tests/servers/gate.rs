@@ -92,6 +92,7 @@ impl Gate {
                     highest: Csn::ZERO,
                     prepared: prepared.iter().copied().collect(),
                     heuristics: Vec::new(),
+                    floor: lockstep_core::Position::default(),
                     exclusive: true,
                     abilities: Abilities::default(),
                     highest_epoch: owner.epoch,

@@ -108,6 +108,8 @@ pub enum StoreReport {
         prepared: Vec<Txid>,
         /// Branches an operator finished by hand.
         heuristics: Vec<(Txid, bool)>,
+        /// Below it it keeps no outcome, because it was told so.
+        floor: Position,
         /// Whether no older session can commit anything here any more.
         exclusive: bool,
     },

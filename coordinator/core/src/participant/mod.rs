@@ -301,14 +301,24 @@ impl Participant {
         // R-SESSION: what the store did for an ended session is found again by recovering.
         let Some(session) = live else { return };
         match (command, report) {
-            (Command::Recover, StoreReport::Recovered { progress, highest, prepared, heuristics, exclusive }) => {
+            (Command::Recover, StoreReport::Recovered { progress, highest, prepared, heuristics, floor, exclusive }) => {
                 let previous = self.previous;
                 self.previous = self.owner;
                 session.recovered(now, previous, progress, &prepared);
                 let highest_epoch = highest_epoch(previous, highest, &prepared);
                 let (kind, owner) = (self.kind, previous.filter(|_| !broken(Mutation::OwnerUnchecked)));
-                let hello =
-                    Hello { kind, owner, progress, highest, prepared, heuristics, exclusive, highest_epoch, abilities: self.abilities };
+                let hello = Hello {
+                    kind,
+                    owner,
+                    progress,
+                    highest,
+                    prepared,
+                    heuristics,
+                    floor,
+                    exclusive,
+                    highest_epoch,
+                    abilities: self.abilities,
+                };
                 effects.push(ParticipantEffect::Send(of, FromParticipant::Hello(hello)));
             }
             (Command::Prepare(work), StoreReport::Prepared(ballot)) => session.prepared(now, self.kind, work, ballot, effects),

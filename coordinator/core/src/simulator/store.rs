@@ -440,6 +440,7 @@ impl Store {
             highest: self.live.highest,
             prepared: self.live.prepared.keys().chain(foreign).copied().collect(),
             heuristics: self.live.by_hand.iter().map(|(txid, commit)| (*txid, *commit)).collect(),
+            floor: self.live.floor,
             exclusive: !self.pooled,
         }
     }
