@@ -161,11 +161,16 @@ impl Coordinator {
             if broken(Mutation::FloorNotForced) {
                 return self.floor_durable(now, floor, fx);
             }
-            self.floor_pending = Some(floor);
-            let releasable = self.take_releasable(fx);
-            self.append_acked(releasable, fx);
-            self.append(Record::Floor { position: floor }, Some(Pending::Floor(floor)), fx);
+            self.append_floor(floor, fx);
         }
+    }
+
+    /// Nothing below it will be known any more. Behind what was acked: the floor for branches rests on that.
+    pub(crate) fn append_floor(&mut self, floor: Position, fx: &mut Vec<Effect>) {
+        self.floor_pending = self.floor_pending.max(Some(floor));
+        let releasable = self.take_releasable(fx);
+        self.append_acked(releasable, fx);
+        self.append(Record::Floor { position: floor }, Some(Pending::Floor(floor)), fx);
     }
 
     /// Whether the floor that is on its way to the disk is above this.
@@ -174,7 +179,7 @@ impl Coordinator {
     }
 
     pub(crate) fn floor_durable(&mut self, now: Time, position: Position, fx: &mut Vec<Effect>) {
-        self.floor_pending = None;
+        self.floor_pending.take_if(|pending| *pending <= position);
         self.answer_below(now, position, fx);
         self.outcomes.raise_floor(position);
         self.forgotten.retain(|(txid, _)| txid.position() >= position);

@@ -442,8 +442,8 @@ impl Coordinator {
         }
         let (told, floor) = (hello.floor, self.outcomes.floor());
         match told > floor {
-            // The loss was accepted: what is below it is known to nobody any more.
-            true if told.epoch < self.loss_accepted => self.outcomes.raise_floor(told),
+            // The loss was accepted: what is below it is known to nobody any more, and the log holds that again.
+            true if told.epoch < self.loss_accepted => self.append_floor(told, fx),
             true => {
                 let [told, floor] = [told, floor].map(|Position { epoch, n }| format!("{epoch}-{n}"));
                 self.log_lost(format!("store `{name}` was told to forget what is below {told}, but the log's floor is {floor}"), fx);

@@ -1544,6 +1544,8 @@ story!(
         play.tells_markers("bank", &[]);
         play.note("The loss is known, and nobody keeps what was below that floor.");
         play.retries("add film 1", 1, 1, led_film(1));
+        play.forced();
+        play.retries("add film 1", 1, 1, led_film(1));
     }
 );
 
