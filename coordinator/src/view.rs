@@ -626,8 +626,8 @@ mod tests {
     use super::*;
     use bytes::Bytes;
     use lockstep_core::{
-        Abilities, Ballot, BranchRequest, Config, CoordId, Csn, Effect, Epoch, Event, FromParticipant, Hello, Identity, Kind, LogId,
-        Operation, ParticipantConfig, Progress, Request, RequestKey, Results, Role, SessionId, Ticket, Wait,
+        Ballot, BranchRequest, Config, CoordId, Effect, Event, FromParticipant, Hello, Identity, Kind, LogId, Operation, ParticipantConfig,
+        Request, RequestKey, Results, Role, SessionId, Ticket, Wait,
     };
     use std::sync::Arc;
 
@@ -651,18 +651,7 @@ mod tests {
             let machine = Coordinator::start(config, identity, log.clone(), Time(0), &mut effects).unwrap();
             let mut lab = Lab { machine, now: Time(0), log };
             lab.carry_out(effects);
-            let hello = Hello {
-                kind: Kind::Redo,
-                owner: None,
-                progress: Progress::default(),
-                highest: Csn::ZERO,
-                prepared: Vec::new(),
-                heuristics: Vec::new(),
-                floor: lockstep_core::Position::default(),
-                exclusive: true,
-                highest_epoch: Epoch(0),
-                abilities: Abilities::default(),
-            };
+            let hello = Hello::of_nothing(Kind::Redo);
             lab.step(Event::SessionUp(INDEX, SessionId(1)));
             lab.step(Event::Message(INDEX, SessionId(1), FromParticipant::Hello(hello)));
             lab

@@ -112,18 +112,7 @@ impl Play {
                     self.commits[p.0 as usize].push((decided.csn.to_u64(), decided.txids))
                 }
                 Effect::Send(p, _, ToParticipant::Welcome { owner, .. }) => {
-                    let hello = Hello {
-                        kind: self.kinds[p.0 as usize],
-                        owner: None,
-                        progress: Progress::default(),
-                        highest: lockstep_core::Csn::ZERO,
-                        prepared: Vec::new(),
-                        heuristics: Vec::new(),
-                        floor: lockstep_core::Position::default(),
-                        exclusive: true,
-                        highest_epoch: owner.epoch,
-                        abilities: lockstep_core::Abilities::default(),
-                    };
+                    let hello = Hello { highest_epoch: owner.epoch, ..Hello::of_nothing(self.kinds[p.0 as usize]) };
                     self.say(p.0 as usize, FromParticipant::Hello(hello));
                 }
                 Effect::Send(..) | Effect::ForgetPayload(_) | Effect::ForgetBelow(_) | Effect::Alarm(_) => {}

@@ -178,6 +178,24 @@ pub struct Hello {
     pub abilities: Abilities,
 }
 
+impl Hello {
+    /// Of a store that has never held anything.
+    pub fn of_nothing(kind: Kind) -> Hello {
+        Hello {
+            kind,
+            owner: None,
+            progress: Progress::default(),
+            highest: Csn::ZERO,
+            prepared: Vec::new(),
+            heuristics: Vec::new(),
+            floor: Position::default(),
+            exclusive: true,
+            highest_epoch: Epoch(0),
+            abilities: Abilities::default(),
+        }
+    }
+}
+
 /// How far a participant has followed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Progress {

@@ -3,7 +3,7 @@
 use crate::service::participant_messages::{from_participant_out, to_participant};
 use anyhow::Context;
 use clap::Args;
-use lockstep_core::{Abilities, Ballot, Csn, FromParticipant, Hello, Kind, Owner, Progress, ToParticipant, Vote};
+use lockstep_core::{Ballot, FromParticipant, Hello, Kind, Owner, ToParticipant, Vote};
 use lockstep_proto::v1;
 use lockstep_proto::v1::participant_service_client::ParticipantServiceClient;
 use tokio::sync::mpsc;
@@ -70,16 +70,5 @@ pub async fn attend(arguments: &NoOpArgs) -> anyhow::Result<()> {
 }
 
 fn hello(owner: Owner) -> FromParticipant {
-    FromParticipant::Hello(Hello {
-        kind: Kind::Preparing,
-        owner: None,
-        progress: Progress::default(),
-        highest: Csn::ZERO,
-        prepared: Vec::new(),
-        heuristics: Vec::new(),
-        floor: lockstep_core::Position::default(),
-        exclusive: true,
-        abilities: Abilities::default(),
-        highest_epoch: owner.epoch,
-    })
+    FromParticipant::Hello(Hello { highest_epoch: owner.epoch, ..Hello::of_nothing(Kind::Preparing) })
 }

@@ -6,8 +6,8 @@ use crate::view::View;
 use bytes::Bytes;
 use insta::assert_snapshot;
 use lockstep_core::{
-    Abilities, AdminAction, Ballot, BranchRequest, Config, CoordId, Coordinator, Csn, Effect, Entry, Epoch, Event, FromParticipant, Hello,
-    Identity, Kind, LogId, MarkerEvidence, Operation, ParticipantConfig, ParticipantId, Position, Progress, Refusal, RefusalKind, Request,
+    AdminAction, Ballot, BranchRequest, Config, CoordId, Coordinator, Csn, Effect, Entry, Epoch, Event, FromParticipant, Hello, Identity,
+    Kind, LogId, MarkerEvidence, Operation, ParticipantConfig, ParticipantId, Position, Progress, Refusal, RefusalKind, Request,
     RequestKey, Results, Role, SessionId, StatementResult, Ticket, Time, Txid, Vote, Wait,
 };
 use std::sync::Arc;
@@ -85,18 +85,7 @@ impl Play {
         self.sessions += 1;
         let session = SessionId(self.sessions);
         self.step(Event::SessionUp(participant, session));
-        let mut hello = Hello {
-            kind: self.machine.followers()[participant.0 as usize].kind,
-            owner: None,
-            progress: Progress::default(),
-            highest: Csn::ZERO,
-            prepared: Vec::new(),
-            heuristics: Vec::new(),
-            floor: lockstep_core::Position::default(),
-            exclusive: true,
-            highest_epoch: Epoch(0),
-            abilities: Abilities::default(),
-        };
+        let mut hello = Hello::of_nothing(self.machine.followers()[participant.0 as usize].kind);
         change(&mut hello);
         self.say(participant, session, FromParticipant::Hello(hello));
         if participant == LEDGER {

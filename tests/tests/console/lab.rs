@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use lockstep_client::{Client, Transaction, Wait, params};
-use lockstep_core::{Abilities, Ballot, Csn, Epoch, FromParticipant, Hello, Kind, Progress, ToParticipant, Vote};
+use lockstep_core::{Ballot, Epoch, FromParticipant, Hello, Kind, Progress, ToParticipant, Vote};
 use lockstep_proto::v1;
 use lockstep_proto::v1::participant_service_client::ParticipantServiceClient;
 use lockstep_tests::workload;
@@ -152,16 +152,5 @@ fn answer(kind: Kind, applies: bool, message: ToParticipant) -> Vec<FromParticip
 }
 
 fn hello(kind: Kind, highest_epoch: Epoch) -> Hello {
-    Hello {
-        kind,
-        owner: None,
-        progress: Progress::default(),
-        highest: Csn::ZERO,
-        prepared: Vec::new(),
-        heuristics: Vec::new(),
-        floor: lockstep_core::Position::default(),
-        exclusive: true,
-        abilities: Abilities::default(),
-        highest_epoch,
-    }
+    Hello { highest_epoch, ..Hello::of_nothing(kind) }
 }

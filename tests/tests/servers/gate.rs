@@ -1,6 +1,6 @@
 //! A remote participant that keeps all its votes back until it is told to give them, all in one message.
 
-use lockstep_core::{Abilities, Ballot, Csn, FromParticipant, Hello, Kind, Progress, ToParticipant, Txid, Vote};
+use lockstep_core::{Ballot, FromParticipant, Hello, Kind, ToParticipant, Txid, Vote};
 use lockstep_proto::v1;
 use lockstep_proto::v1::participant_service_client::ParticipantServiceClient;
 use lockstepd::service::participant_messages::{from_participant_out, to_participant};
@@ -86,16 +86,9 @@ impl Gate {
         for message in frame.messages {
             match to_participant(message).map_err(anyhow::Error::msg)? {
                 ToParticipant::Welcome { owner, .. } => said.push(FromParticipant::Hello(Hello {
-                    kind: Kind::Preparing,
-                    owner: None,
-                    progress: Progress::default(),
-                    highest: Csn::ZERO,
                     prepared: prepared.iter().copied().collect(),
-                    heuristics: Vec::new(),
-                    floor: lockstep_core::Position::default(),
-                    exclusive: true,
-                    abilities: Abilities::default(),
                     highest_epoch: owner.epoch,
+                    ..Hello::of_nothing(Kind::Preparing)
                 })),
                 ToParticipant::Prepare(work) => self.asked.lock().expect("no holder panics").push(work.txid),
                 ToParticipant::Commit(decided) => {
