@@ -9,9 +9,10 @@ use crate::ids::{Csn, Decider, ParticipantId, Position, Time, Txid};
 use crate::record::{DamageKind, Marker};
 use crate::sessions::ASKED_MAX;
 use crate::vote::Kind;
+use crate::waiver::follows_past;
 use rustc_hash::FxHashSet;
 use std::collections::BTreeSet;
-use std::collections::btree_map::Entry;
+use std::ops::RangeBounds;
 
 /// A transaction that its leader has committed.
 #[derive(Debug)]
@@ -45,29 +46,31 @@ impl Coordinator {
 
     /// A store does not hold this branch prepared any more.
     pub(crate) fn let_late_go(&mut self, participant: ParticipantId, txid: Txid, fx: &mut Vec<Effect>) {
-        if let Entry::Occupied(mut late) = self.late.entry(txid) {
-            late.get_mut().holders.remove(&participant);
-            if late.get().holders.is_empty() {
-                late.remove();
-                self.tell_late_floors(&[txid], fx);
-            }
-        }
+        self.let_branches_go(participant, txid..=txid, |_| true, fx);
     }
 
-    /// A store has said which branches it holds prepared.
+    /// A store has said which branches it holds prepared: no others.
     pub(crate) fn let_others_go(&mut self, participant: ParticipantId, prepared: &[Txid], fx: &mut Vec<Effect>) {
         let held: FxHashSet<_> = prepared.iter().collect();
-        for (_, late) in self.late.iter_mut().filter(|(txid, _)| !held.contains(txid)) {
-            late.holders.remove(&participant);
-        }
-        let gone: Vec<Txid> = self.late.extract_if(.., |_, late| late.holders.is_empty()).map(|(txid, _)| txid).collect();
-        self.tell_late_floors(&gone, fx);
+        self.let_branches_go(participant, .., |txid| !held.contains(txid), fx);
     }
 
-    /// Leaders may drop the markers of these, as far as prepared branches are concerned.
-    fn tell_late_floors(&mut self, gone: &[Txid], fx: &mut Vec<Effect>) {
-        let leader = |txid: &Txid| if let Decider::Leader(leader) = txid.decider { Some(leader) } else { None };
-        let leaders: BTreeSet<_> = gone.iter().filter_map(leader).collect();
+    /// Of these a store holds no branch any more. Their leaders may drop the markers, as far as prepared branches are concerned.
+    fn let_branches_go(
+        &mut self,
+        participant: ParticipantId,
+        among: impl RangeBounds<Txid>,
+        gone: impl Fn(&Txid) -> bool,
+        fx: &mut Vec<Effect>,
+    ) {
+        let nobody_left = |txid: &Txid, late: &mut Late| {
+            if gone(txid) {
+                late.holders.remove(&participant);
+            }
+            late.holders.is_empty()
+        };
+        let leader = |(txid, _): (Txid, Late)| if let Decider::Leader(leader) = txid.decider { Some(leader) } else { None };
+        let leaders: BTreeSet<_> = self.late.extract_if(among, nobody_left).filter_map(leader).collect();
         for leader in leaders {
             self.tell_floor(leader, fx);
         }
@@ -103,7 +106,7 @@ impl Coordinator {
 
     /// Whether a store may have gone on without it when its leader was waived.
     fn may_lack(&self, follower: &Follower, txid: Txid, csn: Csn) -> bool {
-        let follows = matches!(follower.kind, Kind::Redo | Kind::Serial) && !follower.removed;
+        let follows = follows_past(follower.kind) && !follower.removed;
         let has = follower.acked.max(follower.progress.durable) >= csn;
         follows && self.followed_before(follower.id, txid).any(|before| before.map_or(!has, |before| before < csn))
     }

@@ -103,9 +103,10 @@ impl Coordinator {
         follower.followed_before.get_or_insert(hello.progress.durable);
         self.heard_beside_waivers(now, participant, first, fx);
         self.take_back_applied(now, participant, hello.progress.applied);
-        let forgotten = |(txid, _): &(Txid, bool)| self.forgotten.contains(&(*txid, participant));
-        let (_, by_hand): (Vec<_>, Vec<_>) = hello.heuristics.into_iter().partition(forgotten);
-        for (txid, commit) in by_hand {
+        for (txid, commit) in hello.heuristics {
+            if self.forgotten.contains(&(txid, participant)) {
+                continue;
+            }
             self.by_hand.entry((txid, participant)).or_insert(ByHand { commit, order: None }).commit = commit;
             self.compare_by_hand(now, txid, self.outcome(txid), fx);
         }

@@ -121,6 +121,6 @@ impl Waiver {
 }
 
 /// Whether it has a watermark that others' outcomes hold.
-fn follows_past(kind: Kind) -> bool {
+pub(crate) fn follows_past(kind: Kind) -> bool {
     matches!(kind, Kind::Redo | Kind::Serial)
 }
