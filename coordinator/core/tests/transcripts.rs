@@ -4,8 +4,8 @@
 mod support;
 
 use lockstep_core::{
-    Abilities, AdminAction, Ballot, Condition, CoordId, Csn, Epoch, FromParticipant, Kind, LogId, MarkerEvidence, Owner, ParticipantId,
-    Position, Progress, Refusal, RefusalKind, Settle, Token, Vote, Wait,
+    Abilities, AdminAction, Ballot, Condition, CoordId, Csn, Epoch, FromParticipant, Kind, LogId, Marker, MarkerEvidence, Owner,
+    ParticipantId, Position, Progress, Refusal, RefusalKind, Settle, Token, Vote, Wait,
 };
 use std::path::{Path, PathBuf};
 use support::{Play, csn, enlisted, key, put, row, txid};
@@ -16,6 +16,8 @@ const EMBEDDED: &[(&str, Kind)] = &[("db", Kind::Serial), ("index", Kind::Redo)]
 const REMOTE: &[(&str, Kind)] = &[("pg", Kind::Preparing), ("index", Kind::Redo)];
 /// A database whose own commit decides, and an index.
 const LED: &[(&str, Kind)] = &[("bank", Kind::Leader), ("index", Kind::Redo)];
+/// The same, with two databases that prepare.
+const LED_FOR_ALL: &[(&str, Kind)] = &[("bank", Kind::Leader), ("pg", Kind::Preparing), ("other", Kind::Preparing), ("index", Kind::Redo)];
 
 /// What a preparing store may be able to do beside that.
 const ABLE: Abilities = Abilities { leads: true, keeps_acked: true };
@@ -87,6 +89,42 @@ fn remote_decided(play: &mut Play) {
 fn led(play: &mut Play) {
     play.asks("add film 1", led_film(1));
     play.all_yes(&["index", "bank"], "1-1@p0");
+}
+
+/// Two are refused, and a minute passes: where one outcome is kept, a floor that passes all before is on its way.
+fn outdated(play: &mut Play, part: &support::Part) {
+    play.asks("refused", vec![part.clone()]);
+    play.asks("refused, too", vec![part.clone()]);
+    play.passes(60_000);
+}
+
+/// An operator does not wait for the bank, durably.
+fn waives_bank(play: &mut Play) {
+    play.operator(AdminAction::Waive { participant: ParticipantId(0) }, "its machine is away for days");
+    play.forced();
+}
+
+/// The bank has decided 1-1 for all, and the coordinator has died of it; these are there again, and pg holds its branch.
+fn led_for_all(play: &mut Play, recovered: &[&str]) -> Marker {
+    play.asks("add film 1", vec![row("bank"), row("pg"), row("other"), put("index", "film-1", None)]);
+    play.all_yes(&["index", "pg", "other", "bank"], "1-1@p0");
+    let marker = play.marker("1-1@p0");
+    play.coordinator_dies();
+    play.recovers(recovered);
+    play.asks_about("pg", "1-1@p0");
+    marker
+}
+
+/// The bank, which was waived, tells of 1-1 while a floor that passes it is on its way.
+fn told_before_a_floor(play: &mut Play) {
+    led(play);
+    let marker = play.marker("1-1@p0");
+    play.coordinator_dies();
+    play.recovers(&[]);
+    waives_bank(play);
+    outdated(play, &put("index", "x", None));
+    play.connects("bank");
+    play.tells_markers("bank", &[marker]);
 }
 
 // ---- no crash at all
@@ -767,8 +805,7 @@ story!(
         let marker = play.marker("1-1@p0");
         play.coordinator_dies();
         play.recovers(&["index"]);
-        play.operator(AdminAction::Waive { participant: ParticipantId(0) }, "its machine is away for days");
-        play.forced();
+        waives_bank(&mut play);
         play.forced();
         play.note("Told aborted now, it might be committed later: it stays unknown.");
         play.retries("add film 1", 1, 1, led_film(1));
@@ -790,8 +827,7 @@ story!(
         let marker = play.marker("1-1@p0");
         play.coordinator_dies();
         play.recovers(&["index", "db"]);
-        play.operator(AdminAction::Waive { participant: ParticipantId(0) }, "its machine is away for days");
-        play.forced();
+        waives_bank(&mut play);
         play.note("How far the stores had come is forced before they may go further; the serial executor has waited for it.");
         play.forced();
         play.asks("add film 2", film(2));
@@ -812,21 +848,11 @@ story!(
 story!(
     waived_below_the_floor,
     "A waived leader is back when the floor has passed what it had decided: a prepared branch is told, and who may lack it is damage (I12).",
-    play = Play::with(&[("bank", Kind::Leader), ("pg", Kind::Preparing), ("other", Kind::Preparing), ("index", Kind::Redo)], |config| {
-        config.outcomes_max = 1
-    }),
+    play = Play::with(LED_FOR_ALL, |config| config.outcomes_max = 1),
     {
-        play.asks("add film 1", vec![row("bank"), row("pg"), row("other"), put("index", "film-1", None)]);
-        play.all_yes(&["index", "pg", "other", "bank"], "1-1@p0");
-        let marker = play.marker("1-1@p0");
-        play.coordinator_dies();
-        play.recovers(&["pg"]);
-        play.asks_about("pg", "1-1@p0");
-        play.operator(AdminAction::Waive { participant: ParticipantId(0) }, "its machine is away for days");
-        play.forced();
-        play.asks("refused", vec![put("index", "x", None)]);
-        play.asks("refused, too", vec![put("index", "x", None)]);
-        play.passes(60_000);
+        let marker = led_for_all(&mut play, &["pg"]);
+        waives_bank(&mut play);
+        outdated(&mut play, &put("index", "x", None));
         play.forced();
         play.connects("bank");
         play.tells_markers("bank", &[marker]);
@@ -843,22 +869,12 @@ story!(
 story!(
     waived_and_told_twice,
     "The same leader tells of it twice: who was told of it, and has not answered, may still hold its branch.",
-    play = Play::with(&[("bank", Kind::Leader), ("pg", Kind::Preparing), ("other", Kind::Preparing), ("index", Kind::Redo)], |config| {
-        config.outcomes_max = 1
-    }),
+    play = Play::with(LED_FOR_ALL, |config| config.outcomes_max = 1),
     {
-        play.asks("add film 1", vec![row("bank"), row("pg"), row("other"), put("index", "film-1", None)]);
-        play.all_yes(&["index", "pg", "other", "bank"], "1-1@p0");
-        let marker = play.marker("1-1@p0");
-        play.coordinator_dies();
-        play.recovers(&["pg", "index"]);
-        play.asks_about("pg", "1-1@p0");
-        play.operator(AdminAction::Waive { participant: ParticipantId(0) }, "its machine is away for days");
+        let marker = led_for_all(&mut play, &["pg", "index"]);
+        waives_bank(&mut play);
         play.forced();
-        play.forced();
-        play.asks("refused", vec![put("index", "x", None)]);
-        play.asks("refused, too", vec![put("index", "x", None)]);
-        play.passes(60_000);
+        outdated(&mut play, &put("index", "x", None));
         play.forced();
         play.actor("bank").exclusive = false;
         play.connects("bank");
@@ -892,9 +908,7 @@ story!(
         play.forced();
         play.actor("pg").prepared.clear();
         play.says("pg", FromParticipant::Resolved { txid: txid("1-1@p0"), commit: false });
-        play.asks("refused", vec![row("bank")]);
-        play.asks("refused, too", vec![row("bank")]);
-        play.passes(60_000);
+        outdated(&mut play, &row("bank"));
         play.forced();
         play.connects("bank");
         play.tells_markers("bank", &[marker]);
@@ -909,17 +923,7 @@ story!(
     "A client asks for what a leader has told while a floor that passes it is on its way: nothing is said of it until that is durable.",
     play = Play::with(LED, |config| config.outcomes_max = 1),
     {
-        led(&mut play);
-        let marker = play.marker("1-1@p0");
-        play.coordinator_dies();
-        play.recovers(&[]);
-        play.operator(AdminAction::Waive { participant: ParticipantId(0) }, "its machine is away for days");
-        play.forced();
-        play.asks("refused", vec![put("index", "x", None)]);
-        play.asks("refused, too", vec![put("index", "x", None)]);
-        play.passes(60_000);
-        play.connects("bank");
-        play.tells_markers("bank", &[marker]);
+        told_before_a_floor(&mut play);
         play.connects("index");
         play.retries("add film 1", 1, 1, led_film(1));
         play.forced();
@@ -932,17 +936,7 @@ story!(
     "The same, when the floor that passes it is not durable yet: the marker will be dropped, and the index may not have followed by then.",
     play = Play::with(LED, |config| config.outcomes_max = 1),
     {
-        led(&mut play);
-        let marker = play.marker("1-1@p0");
-        play.coordinator_dies();
-        play.recovers(&[]);
-        play.operator(AdminAction::Waive { participant: ParticipantId(0) }, "its machine is away for days");
-        play.forced();
-        play.asks("refused", vec![put("index", "x", None)]);
-        play.asks("refused, too", vec![put("index", "x", None)]);
-        play.passes(60_000);
-        play.connects("bank");
-        play.tells_markers("bank", &[marker]);
+        told_before_a_floor(&mut play);
         play.forced();
     }
 );
@@ -958,9 +952,7 @@ story!(
         play.coordinator_dies();
         play.recovers(&["bank"]);
         play.tells_markers("bank", &[]);
-        play.asks("refused", vec![row("pg")]);
-        play.asks("refused, too", vec![row("pg")]);
-        play.passes(60_000);
+        outdated(&mut play, &row("pg"));
         play.forced();
         play.coordinator_dies();
         play.recovers(&[]);
@@ -1523,9 +1515,7 @@ story!(
         led(&mut play);
         play.says("bank", FromParticipant::Led(vec![txid("1-1@p0")]));
         play.follows("index", "1.1", "1.1");
-        play.asks("refused", vec![put("index", "x", None)]);
-        play.asks("refused, too", vec![put("index", "x", None)]);
-        play.passes(60_000);
+        outdated(&mut play, &put("index", "x", None));
         play.forced();
         play.actor("bank").floor = Position { epoch: Epoch(1), n: 3 };
         play.actor("index").highest = Csn::ZERO;
