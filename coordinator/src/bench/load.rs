@@ -56,17 +56,6 @@ pub enum Awaited {
     Visible,
 }
 
-impl Awaited {
-    /// As it is written as an argument.
-    pub fn name(self) -> &'static str {
-        match self {
-            Awaited::Decided => "decided",
-            Awaited::Applied => "applied",
-            Awaited::Visible => "visible",
-        }
-    }
-}
-
 impl From<Awaited> for Wait {
     fn from(awaited: Awaited) -> Wait {
         match awaited {
@@ -78,15 +67,6 @@ impl From<Awaited> for Wait {
 }
 
 impl Shape {
-    /// As it is written as an argument.
-    pub fn name(self) -> &'static str {
-        match self {
-            Shape::RowAndDocument => "row-and-document",
-            Shape::TwoDatabases => "two-databases",
-            Shape::TwoTables => "two-tables",
-        }
-    }
-
     fn has_document(self) -> bool {
         match self {
             Shape::RowAndDocument => true,

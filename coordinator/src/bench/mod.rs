@@ -342,11 +342,12 @@ async fn embedded(arguments: &BenchArgs, report: &mut Report, clients: usize) ->
 
 /// Both stores atomically, over the naive durable dual write.
 async fn naive(arguments: &BenchArgs, report: &mut Report, wait: Awaited) -> anyhow::Result<()> {
-    let mut ratios = Row::new(format!("SQLite + Tantivy over the naive durable dual write, 32 clients, wait {}", wait.name()));
+    let word = word(&wait);
+    let mut ratios = Row::new(format!("SQLite + Tantivy over the naive durable dual write, 32 clients, wait {word}"));
     for round in 0..arguments.rounds {
         let naive = baseline::naive_dual_write(32, Duration::from_secs(arguments.seconds))?;
         let (both, _) = lockstep(Mode::LogDecided, 32, arguments.seconds, wait).await?;
-        eprintln!("naive, wait {}: round {round}: {:.0}/s over {:.1}/s", wait.name(), both.per_second(), naive.per_second());
+        eprintln!("naive, wait {word}: round {round}: {:.0}/s over {:.1}/s", both.per_second(), naive.per_second());
         ratios.push(both.per_second() / naive.per_second());
     }
     report.rows.push(ratios);
@@ -396,11 +397,16 @@ fn launch(folder: &Path, mode: Mode) -> anyhow::Result<Launch> {
 async fn load_process(url: &str, clients: usize, seconds: u64, wait: Awaited, shape: Shape) -> anyhow::Result<Loaded> {
     let mut command = tokio::process::Command::new(std::env::current_exe()?);
     command.arg("bench-load").arg("--endpoint").arg(url).arg("--clients").arg(clients.to_string());
-    command.arg("--seconds").arg(seconds.to_string()).arg("--wait").arg(wait.name()).arg("--shape").arg(shape.name());
+    command.arg("--seconds").arg(seconds.to_string()).arg("--wait").arg(word(&wait)).arg("--shape").arg(word(&shape));
     let output =
         command.stdin(Stdio::null()).stderr(Stdio::inherit()).kill_on_drop(true).output().await.context("cannot start the load")?;
     anyhow::ensure!(output.status.success(), "the load failed ({})", output.status);
     serde_json::from_slice(&output.stdout).context("the load's answer")
+}
+
+/// As it is written as an argument.
+fn word(value: &impl ValueEnum) -> String {
+    value.to_possible_value().expect("no value is skipped").get_name().to_owned()
 }
 
 /// Where a force costs nothing, nothing of this means anything.
