@@ -169,6 +169,30 @@ async fn disks_that_fail() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// SQLite opens shared memory that it cannot open for writing to read it alone, and keeps that until all connections of the process are
+/// closed (seed 110002).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shared_memory_that_cannot_be_opened_once() -> anyhow::Result<()> {
+    for setting in [Setting::LogDecided, Setting::DatabaseLed] {
+        let fault = disk_faults::Fault {
+            files: vec!["sqlite-shm".into()],
+            calls: vec![Call::Open],
+            ailment: Ailment::Io,
+            first: 1,
+            count: Some(1),
+        };
+        let mut schedule = disks::counting(1, setting);
+        schedule.mix.reads = 35;
+        schedule.steps = vec![
+            Step::Disk { what: Trouble::Fail { fault, when: When::Start, ms: 300, patience_ms: 0, then: Then::GoOn } },
+            Step::Run { ms: 100 },
+        ];
+        let played = play(&schedule).await?;
+        ensure!(!played.observed.failed.is_empty(), "nothing failed: {:?}", played.observed);
+    }
+    Ok(())
+}
+
 /// Sled takes an error at reading for the end of its file, and writes over the rest: so it is read before sled opens it. The log is as it was
 /// when the disk is well again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

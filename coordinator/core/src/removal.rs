@@ -1,5 +1,5 @@
 //! A store that an operator gives up for ever. What it is owed becomes damage, forced before the order itself: a start that finds the order
-//! finds the damage, and one that finds damage alone still owes the store what it is owed.
+//! finds the damage, and one that finds damage alone owes the store what may be damaged, but not what was skipped.
 
 use crate::coordinator::{Coordinator, Phase};
 use crate::event::Effect;

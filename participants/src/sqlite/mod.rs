@@ -39,7 +39,8 @@ use writer::Writer;
 /// A SQLite database file.
 pub struct Sqlite {
     options: SqliteOptions,
-    writer: Writer,
+    /// None while the file is closed, to be opened anew by the next session.
+    writer: Option<Writer>,
     mode: Opened,
     readers: Arc<Readers>,
     /// Why the file must not be used any more, until it is opened again.
@@ -143,7 +144,7 @@ impl Sqlite {
         let readers = Arc::new(Readers::new(options.clone(), promise(options.mode)));
         let (writer, mode) = Self::opened(&options, readers.forces())?;
         writer.check(CHECKED_AT_OPEN)?;
-        Ok(Sqlite { options, writer, mode, readers, refused: None })
+        Ok(Sqlite { options, writer: Some(writer), mode, readers, refused: None })
     }
 
     fn opened(options: &SqliteOptions, forces: Arc<AtomicU64>) -> Result<(Writer, Opened), StoreError> {
@@ -166,11 +167,33 @@ impl Sqlite {
         result
     }
 
-    fn usable(&self) -> Result<(), StoreError> {
-        match &self.refused {
-            Some(message) => Err(StoreError::Refused(message.clone())),
-            None => Ok(()),
+    /// The writer and what the file is, while both may be used.
+    fn usable(&mut self) -> Result<(&mut Writer, &mut Opened), StoreError> {
+        match (&self.refused, &mut self.writer) {
+            (Some(message), _) => Err(StoreError::Refused(message.clone())),
+            (None, None) => Err(StoreError::Broken("the database file is closed, until the next session opens it".into())),
+            (None, Some(writer)) => Ok((writer, &mut self.mode)),
         }
+    }
+
+    /// Nobody else may have written the file since it was opened.
+    fn refuse_foreign(&mut self) -> Result<(), StoreError> {
+        let Some(writer) = &self.writer else { return Ok(()) };
+        // A broken connection may fail here; only what it knows of foreign writers matters.
+        let _ = writer.roll_back();
+        let foreign = match writer.begin() {
+            Err(error @ StoreError::Refused(_)) => Err(error),
+            _ => Ok(()),
+        };
+        let _ = writer.roll_back();
+        self.watch(foreign)
+    }
+
+    /// Closes the file. What SQLite has found out of a file, as that its shared memory can only be read, it keeps for the process until
+    /// the last connection is closed.
+    fn close(&mut self) {
+        self.writer = None;
+        self.readers.renew();
     }
 }
 
@@ -194,22 +217,21 @@ impl ResourceManager for Sqlite {
     }
 
     fn recover(&mut self, owner: Owner, me: ParticipantId) -> Result<Recovered, StoreError> {
-        self.usable()?;
-        // A broken connection may fail here; only what it knows of foreign writers matters.
-        let _ = self.writer.roll_back();
-        let foreign = match self.writer.begin() {
-            Err(error @ StoreError::Refused(_)) => Err(error),
-            _ => Ok(()),
-        };
-        self.watch(foreign)?;
-        let _ = self.writer.roll_back();
+        if let Some(message) = &self.refused {
+            return Err(StoreError::Refused(message.clone()));
+        }
+        self.refuse_foreign()?;
         // A new connection knows what is in the file, and nothing else.
         let opened = Self::opened(&self.options, self.readers.forces());
-        (self.writer, self.mode) = self.watch(opened)?;
-        let recovered = match &mut self.mode {
-            Opened::Executor(executor) => executor.recover(&mut self.writer, owner, me),
-            Opened::Leader(leader) => leader.recover(&mut self.writer, owner, me),
+        let (writer, mode) = self.watch(opened)?;
+        (self.writer, self.mode) = (Some(writer), mode);
+        let recovered = match self.usable()? {
+            (writer, Opened::Executor(executor)) => executor.recover(writer, owner, me),
+            (writer, Opened::Leader(leader)) => leader.recover(writer, owner, me),
         };
+        if recovered.is_err() {
+            self.close();
+        }
         self.watch(recovered)
     }
 
@@ -221,10 +243,9 @@ impl ResourceManager for Sqlite {
     }
 
     fn prepare(&mut self, batch: &[Work]) -> Result<Ballot, StoreError> {
-        self.usable()?;
-        let ballot = match &mut self.mode {
-            Opened::Executor(executor) => executor.prepare(&self.writer, batch),
-            Opened::Leader(leader) => leader.prepare(&self.writer, batch),
+        let ballot = match self.usable()? {
+            (writer, Opened::Executor(executor)) => executor.prepare(writer, batch),
+            (writer, Opened::Leader(leader)) => leader.prepare(writer, batch),
         };
         match self.watch(ballot) {
             Err(StoreError::Timeout(message)) => Ok(executor::all_refused(batch, RefusalKind::Unavailable, &message)),
@@ -233,60 +254,56 @@ impl ResourceManager for Sqlite {
     }
 
     fn commit(&mut self, decided: &[Decided], closed: Csn) -> Result<Committed, StoreError> {
-        self.usable()?;
-        let committed = match &mut self.mode {
-            Opened::Executor(executor) => executor.commit(&mut self.writer, decided, closed),
-            Opened::Leader(leader) if decided.is_empty() => Ok(Committed { progress: leader.progress(), ..Committed::default() }),
-            Opened::Leader(_) => Err(StoreError::Broken("this database file leads: nobody else decides for it".into())),
+        let committed = match self.usable()? {
+            (writer, Opened::Executor(executor)) => executor.commit(writer, decided, closed),
+            (_, Opened::Leader(leader)) if decided.is_empty() => Ok(Committed { progress: leader.progress(), ..Committed::default() }),
+            (_, Opened::Leader(_)) => Err(StoreError::Broken("this database file leads: nobody else decides for it".into())),
         };
         self.watch(committed)
     }
 
     fn abort(&mut self, _txids: &[Txid]) -> Result<(), StoreError> {
+        let Some(writer) = &self.writer else { return Ok(()) };
         match &mut self.mode {
-            Opened::Executor(executor) => executor.abort(&self.writer),
-            Opened::Leader(leader) => leader.abort(&self.writer),
+            Opened::Executor(executor) => executor.abort(writer),
+            Opened::Leader(leader) => leader.abort(writer),
         }
     }
 
     fn lead(&mut self, markers: &[Marker]) -> Result<Led, StoreError> {
-        self.usable()?;
-        match &mut self.mode {
-            Opened::Executor(_) => Err(no_leader()),
-            Opened::Leader(leader) => leader.lead(&mut self.writer, markers),
+        match self.usable()? {
+            (_, Opened::Executor(_)) => Err(no_leader()),
+            (writer, Opened::Leader(leader)) => leader.lead(writer, markers),
         }
     }
 
     fn settle(&mut self, what: &Settle) -> Result<Option<Marker>, StoreError> {
-        self.usable()?;
-        let settled = match &mut self.mode {
-            Opened::Executor(_) => Err(no_leader()),
-            Opened::Leader(leader) => leader.settle(&mut self.writer, what),
+        let settled = match self.usable()? {
+            (_, Opened::Executor(_)) => Err(no_leader()),
+            (writer, Opened::Leader(leader)) => leader.settle(writer, what),
         };
         self.watch(settled)
     }
 
     fn scan(&mut self, above: Csn, limit: usize) -> Result<Vec<Marker>, StoreError> {
-        match &mut self.mode {
-            Opened::Executor(_) => Err(no_leader()),
-            Opened::Leader(leader) => leader.scan(&self.writer, above, limit),
+        match self.usable()? {
+            (_, Opened::Executor(_)) => Err(no_leader()),
+            (writer, Opened::Leader(leader)) => leader.scan(writer, above, limit),
         }
     }
 
     fn floor(&mut self, below: Position) -> Result<(), StoreError> {
-        self.usable()?;
-        let floored = match &mut self.mode {
-            Opened::Executor(_) => Ok(()),
-            Opened::Leader(leader) => leader.floor(&mut self.writer, below),
+        let floored = match self.usable()? {
+            (_, Opened::Executor(_)) => Ok(()),
+            (writer, Opened::Leader(leader)) => leader.floor(writer, below),
         };
         self.watch(floored)
     }
 
     fn tend(&mut self, closed: Csn) -> Result<Tended, StoreError> {
-        self.usable()?;
-        let tended = match &mut self.mode {
-            Opened::Executor(executor) => executor.tend(&mut self.writer, closed),
-            Opened::Leader(leader) => leader.tend(&mut self.writer),
+        let tended = match self.usable()? {
+            (writer, Opened::Executor(executor)) => executor.tend(writer, closed),
+            (writer, Opened::Leader(leader)) => leader.tend(writer),
         };
         self.watch(tended)
     }
@@ -298,23 +315,23 @@ impl ResourceManager for Sqlite {
     /// Runs the script as one transaction. Foreign keys do not act in it, and are checked at its end. The answer names the tables that
     /// transactions will refuse to write, each with its reason.
     fn migrate(&mut self, script: &str) -> Result<String, StoreError> {
-        self.usable()?;
-        let migrated = match &mut self.mode {
-            Opened::Executor(executor) => {
+        let migrated = match self.usable()? {
+            (writer, Opened::Executor(executor)) => {
                 assert!(!executor.is_open(), "R-SERIAL: a migration came before the last batch's outcome");
                 // First, so that no redo made under the old schema is ever needed again.
-                let migrated = executor.checkpoint(&mut self.writer).and_then(|_| self.writer.migrate(script));
-                migrated.and_then(|()| self.writer.force()).inspect(|()| executor.all_durable())
+                let migrated = executor.checkpoint(writer).and_then(|_| writer.migrate(script));
+                migrated.and_then(|()| writer.force()).inspect(|()| executor.all_durable())
             }
-            Opened::Leader(leader) => {
+            (writer, Opened::Leader(leader)) => {
                 assert!(!leader.is_open(), "R-LR: a migration came before the last batch's outcome");
-                self.writer.migrate(script)
+                writer.migrate(script)
             }
         };
         self.watch(migrated)?;
-        self.writer.checkpoint()?;
         self.readers.renew();
-        let schema = self.writer.schema();
+        let (writer, _) = self.usable()?;
+        writer.checkpoint()?;
+        let schema = writer.schema();
         let refused = schema.refused().into_iter().map(|(_, reason)| format!("\nTransactions cannot write: {reason}.")).collect::<String>();
         Ok(format!("The migration is applied and durable.{refused}"))
     }

@@ -538,12 +538,16 @@ impl Checker {
             self.violation(format!("I11: {tag:?} is told what {seen:?} wrote, which is not durably decided"));
         }
         let (kinds, by_hand, restored, cloned) = (&self.kinds, &self.by_hand, &self.restored, self.cloned);
-        let (removed, damage) = (&self.removed, &self.damage);
+        let (removed, ordered, damage) = (&self.removed, &self.given_up, &self.damage);
         let asked = &mut self.asked[tag.0 as usize];
         if asked.writes.is_empty() {
             return; // it only read
         }
-        let given_up = |store: usize| damage.contains(&(store, tag)) && removed.iter().any(|(_, removed)| *removed == store);
+        // The damage of a removal stands, though a crash may have cut off the order behind it.
+        let given_up = |store: usize| {
+            let removed = removed.iter().any(|(_, removed)| *removed == store) || ordered.contains(&store);
+            removed && damage.contains(&(store, tag))
+        };
         let there = |store: usize| match visible[store] {
             Some(state) => state.history.iter().any(|applied| applied.tag == tag),
             None => asked.ever_applied.contains(&store),

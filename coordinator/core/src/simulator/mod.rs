@@ -477,6 +477,12 @@ mod tests {
         }
     }
 
+    /// A crash cuts an order to remove a store off behind the damage of what it was owed: that stays given up, and who waits is told so.
+    #[test]
+    fn a_removal_is_cut_off_behind_its_damage() {
+        check(9_002_730, &Options::default());
+    }
+
     /// A redo is given up, and its leader tells of it again in the next start.
     #[test]
     fn given_up_for_every_later_start() {
