@@ -864,6 +864,66 @@ pub(super) const SCHEDULES: &[Schedule] = &[
             w.rest()
         },
     },
+    Schedule {
+        name: "a request of an ended session arrives after its document was deleted",
+        misses: &[Mutation::LateRequests],
+        misses_both: None,
+        setup: || {
+            let delete = Write { delete: true, ..Write::of(1, "k") };
+            let requests = vec![vec![Write::of(0, "k"), Write::of(1, "k")], vec![Write::of(0, "k"), delete, Write::of(1, "m")]];
+            Setup::new(&[Kind::Preparing, Kind::Redo], requests)
+        },
+        way: |w| {
+            w.hold(Step::Client(1));
+            w.hold(Step::LeftBehind(1));
+            w.until("the index is to apply it", |w| matches!(w.seats[1].command, Some(StoreCommand::Commit { .. })))?;
+            let command = w.seats[1].command.take().expect("just seen");
+            w.seats[1].store.leave_behind(&command);
+            w.lose_store(1);
+            w.release(Step::Client(1));
+            w.until("the delete is durable", |w| w.answered(1))?;
+            w.rest()
+        },
+    },
+    Schedule {
+        name: "two that are not in each other's way at the database write one document",
+        misses: &[Mutation::IndexWaits],
+        misses_both: None,
+        setup: || {
+            let requests = vec![vec![Write::of(0, "a"), Write::of(1, "k")], vec![Write::of(0, "b"), Write::of(1, "k")]];
+            Setup::new(&[Kind::Preparing, Kind::Redo], requests)
+        },
+        way: |w| {
+            w.gentle = true;
+            w.until("both stores are there", |w| w.is_open(0) && w.is_open(1))?;
+            w.hold(Step::Force);
+            w.drain()?;
+            w.rest()
+        },
+    },
+    Schedule {
+        name: "a leader is put back to before what it has just decided",
+        misses: &[Mutation::MarkerLossUnseen],
+        misses_both: None,
+        setup: || Setup::new(&[Kind::Leader, Kind::Redo], vec![vec![Write::of(0, "a"), Write::of(1, "k")]]),
+        way: |w| {
+            w.hold(Step::Client(0));
+            w.until("both are there", |w| w.is_open(0) && w.is_open(1))?;
+            w.seats[0].store.back_up();
+            w.release(Step::Client(0));
+            w.until("it is heard that the leader has decided", |w| {
+                w.machine.as_ref().is_some_and(|machine| machine.followers()[0].led.is_some())
+            })?;
+            w.lose_store(0);
+            if !w.seats[0].store.restore() {
+                return Err(Stop::Lost("it has changed since"));
+            }
+            w.restart_participant(0);
+            w.checker.store_restored(0, Some(Evidence::Kept));
+            w.drain()?;
+            w.end()
+        },
+    },
 ];
 
 fn led_over_serial() -> Setup {
