@@ -4,6 +4,7 @@ use crate::ids::{Csn, Lsn, ParticipantId, Time, Txid};
 use crate::message::Decided;
 use crate::record::{CommitEntry, Payload};
 use crate::trace::TraceContext;
+use crate::vote::Kind;
 
 /// A decision that some participant has not made durable yet: one Commit record, or one transaction that a database led.
 #[derive(Debug)]
@@ -26,6 +27,12 @@ impl Decision {
     /// Its key: the last CSN of the group.
     pub fn key(&self) -> Csn {
         self.entries.last().expect("a decision has entries").csn
+    }
+
+    /// Whether a store of this kind has it only once it has said so of this one: a database led it, and the row that says how far a preparing
+    /// store is acked may have passed a branch that its leader had not told of.
+    pub fn acked_one_by_one(&self, kind: Kind) -> bool {
+        kind == Kind::Preparing && self.lsn.is_none()
     }
 
     /// What one participant is told: of one entry, or of the whole group.

@@ -3,7 +3,7 @@
 use crate::coordinator::{Coordinator, Pending, Releasable};
 use crate::decision::Decision;
 use crate::event::{Alarm, Effect};
-use crate::follower::Follower;
+use crate::follower::{Follower, Item};
 use crate::ids::{Csn, Decider, Lsn, ParticipantId, Time, Txid};
 use crate::message::{Progress, ToParticipant};
 use crate::mutation::{Mutation, broken};
@@ -99,25 +99,26 @@ impl Coordinator {
         let progress =
             Progress { applied: progress.applied.max(follower.progress.applied), durable: progress.durable.max(follower.progress.durable) };
         (follower.progress, follower.progress_at) = (progress, now);
+        let kind = follower.kind;
         if follower.stuck.first_key_value().is_some_and(|(csn, _)| *csn <= progress.applied) {
             follower.stuck = follower.stuck.split_off(&progress.applied.next());
         }
         let from = follower.first_unapplied;
         if from <= progress.applied {
-            let applied = follower.items.range(from..=progress.applied).filter(|(_, item)| !item.applied);
-            let applied: Vec<_> = applied.map(|(csn, _)| *csn).collect();
+            let unheard = |item: &Item| self.decisions[&item.decision].acked_one_by_one(kind) && !broken(Mutation::RowStandsForLed);
+            let applied = self.follower(participant).items.range(from..=progress.applied);
+            let applied: Vec<_> = applied.filter(|(_, item)| !item.applied && !unheard(item)).map(|(csn, _)| *csn).collect();
             for csn in applied {
                 self.applied(now, participant, csn, fx);
             }
             self.move_first_unapplied(participant, progress.applied);
         }
+        let until = if broken(Mutation::DroppedAtApplied) { progress.applied } else { progress.durable };
+        let durable = self.follower(participant).items.range(..=until).filter(|(_, item)| item.applied);
+        let durable: Vec<_> = durable.map(|(csn, item)| (*csn, item.decision, item.missed)).collect();
         let mut missed = Vec::new();
-        while let Some((csn, item)) = self.follower(participant).items.first_key_value()
-            && (*csn <= progress.durable || (*csn <= progress.applied && broken(Mutation::DroppedAtApplied)))
-            && item.applied
-        {
-            let (csn, key) = (*csn, item.decision);
-            if item.missed && !broken(Mutation::CrossingUnseen) {
+        for (csn, key, unheard) in durable {
+            if unheard && !broken(Mutation::CrossingUnseen) {
                 missed.push((csn, self.decisions[&key].entries[0].txid));
             }
             self.follower_mut(participant).items.remove(&csn);

@@ -136,12 +136,12 @@ impl Coordinator {
         }
     }
 
-    /// A leader at which older sessions may still commit is looked at again, for ever (R-LR).
+    /// A leader at which older sessions may still commit is looked at again, for ever (R-LR); some time after the last scan has ended.
     fn rescan(&mut self, now: Time, participant: ParticipantId, fx: &mut Vec<Effect>) {
         if let Scan::Again(at) = self.follower(participant).scan
             && at <= now
         {
-            self.begin_scan(participant, crate::ids::Csn::ZERO, Scan::Again(now.after(self.config.inquiry)), fx);
+            self.begin_scan(participant, crate::ids::Csn::ZERO, Scan::Again(Time(u64::MAX)), fx);
         }
     }
 

@@ -124,8 +124,9 @@ impl Coordinator {
         fx: &mut Vec<Effect>,
     ) {
         let below = txid.position() < self.outcomes.floor().max(self.floor_pending.unwrap_or_default());
-        let (Decider::Leader(leader), true) = (txid.decider, below) else {
-            return self.record_damage(now, participant, txid, kind, operator, reason, None, fx);
+        let leader = match txid.decider {
+            Decider::Leader(leader) if below && self.is_leader(leader) => leader,
+            Decider::Leader(_) | Decider::Log => return self.record_damage(now, participant, txid, kind, operator, reason, None, fx),
         };
         let recorded = self.damage.len();
         self.record_damage(now, participant, txid, kind, operator, reason, Some(Pending::FloorTo(leader)), fx);

@@ -69,6 +69,7 @@ mutations! {
     WatermarkPassesOpen, "R-WATERMARK", "an index's watermark goes up to the newest CSN that it has applied";
     ClosedPassesOpen, "R-WATERMARK", "stores are told that the watermark may pass CSNs whose outcome is open";
     WaiverForgotten, "R-WATERMARK", "the next start does not know that a leader was waived";
+    RowStandsForLed, "R-LR, R-STORELOSS", "the row that says how far a preparing store is acked stands for branches whose leader had not told of them";
     CrossingUnseen, "R-WATERMARK", "what a waived leader tells, and a store had followed past unheard, counts as acked";
     ClosedBeforeScan, "R-WATERMARK", "the watermark does not wait for a leader that has not been scanned";
     WatermarkApart, "R-WATERMARK", "a serial executor's watermark is not in the local commit that it stands for";

@@ -325,7 +325,11 @@ impl Coordinator {
         if broken(Mutation::ThirdForgotten) {
             places.truncate(2);
         }
-        places.retain(|(participant, csn, _)| *csn > self.follower(*participant).acked.max(self.follower(*participant).progress.durable));
+        places.retain(|(participant, csn, _)| {
+            let follower = self.follower(*participant);
+            let unheard = decision.acked_one_by_one(follower.kind) && !broken(Mutation::RowStandsForLed);
+            unheard || *csn > follower.acked.max(follower.progress.durable)
+        });
         for &(participant, csn, entry) in &places {
             let follower = self.follower_mut(participant);
             let missed = csn <= follower.let_pass;

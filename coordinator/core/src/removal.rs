@@ -34,7 +34,10 @@ impl Coordinator {
         }
         let led = |txid: Txid| txid.decider == Decider::Leader(participant);
         let undecided = |state| matches!(state, State::Preparing | State::Deciding(_));
-        let part = |t: &&crate::transaction::Transaction| undecided(t.state) && (led(t.txid) || t.branch(participant).is_some());
+        // Of one that is begun, an application's branch may be prepared in its name.
+        let part = |t: &&crate::transaction::Transaction| {
+            (undecided(t.state) && t.branch(participant).is_some()) || ((undecided(t.state) || t.state == State::Active) && led(t.txid))
+        };
         let open = self.transactions.values().filter(part).count();
         if open > 0 {
             return Err(format!("{open} transactions with a part at `{name}` are being decided: wait until they are"));

@@ -524,16 +524,17 @@ impl Coordinator {
     fn admit_new(&self) -> Result<(), Refused> {
         let (kind, sentence) = match &self.phase {
             Phase::Safe(evidence) => (RefusalKind::Unavailable, format!("the coordinator is in safe mode: {evidence}")),
-            Phase::Starting | Phase::Serving | Phase::Stopped(_) if self.log_full && !broken(Mutation::FullLogRuns) => (
+            Phase::Stopped(why) => (RefusalKind::Unavailable, format!("the coordinator has stopped: {why}")),
+            Phase::Starting | Phase::Serving if self.log_full && !broken(Mutation::FullLogRuns) => (
                 RefusalKind::Unavailable,
                 "the decision log's disk has less room than log.reserve_bytes keeps free: only what is under way is finished (R-FULL)"
                     .into(),
             ),
-            Phase::Starting | Phase::Serving | Phase::Stopped(_) if self.paused && !broken(Mutation::PausedRuns) => (
+            Phase::Starting | Phase::Serving if self.paused && !broken(Mutation::PausedRuns) => (
                 RefusalKind::Busy,
                 "a backup is being made, and nothing new is taken until its servers are copied (lockstep backup)".into(),
             ),
-            Phase::Starting | Phase::Serving | Phase::Stopped(_) => return Ok(()),
+            Phase::Starting | Phase::Serving => return Ok(()),
         };
         Err((None, Refusal::new(kind, sentence)))
     }

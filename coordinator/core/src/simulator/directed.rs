@@ -924,6 +924,36 @@ pub(super) const SCHEDULES: &[Schedule] = &[
             w.end()
         },
     },
+    Schedule {
+        name: "a preparing store is acked past what its waived leader has decided",
+        misses: &[Mutation::RowStandsForLed],
+        misses_both: None,
+        setup: || {
+            let requests = vec![vec![Write::of(0, "a"), Write::of(1, "b")], vec![Write::of(1, "c")]];
+            Setup { keeps_acked: true, ..Setup::new(&[Kind::Leader, Kind::Preparing], requests) }
+        },
+        way: |w| {
+            w.hold(Step::Client(1));
+            w.decided_and_unheard(0, 0)?;
+            w.waive(0)?;
+            w.until("the preparing store is there", |w| w.is_open(1))?;
+            w.release(Step::Client(1));
+            w.go(Step::Client(1))?;
+            w.until("the other is committed", |w| w.answered(1))?;
+            w.pass(60)?;
+            w.end_session(1);
+            w.hold(Step::Connect(1));
+            w.release(Step::Connect(0));
+            w.until("the leader has told of it", |w| w.is_open(0))?;
+            w.go(Step::Client(0))?;
+            w.drain()?;
+            // What a waived leader has decided the checker asks no more about.
+            if w.answered(0) && !w.seats[1].store.live.prepared.is_empty() {
+                return Err(Stop::Broken("§8: it is told committed, and a store that it waits for holds it prepared".into()));
+            }
+            w.rest()
+        },
+    },
 ];
 
 fn led_over_serial() -> Setup {

@@ -72,11 +72,21 @@ pub(super) struct Setup {
     pub pooled: bool,
     /// Databases run transactions beside each other.
     pub beside: bool,
+    /// Preparing stores keep how far they are acked.
+    pub keeps_acked: bool,
 }
 
 impl Setup {
     pub(super) fn new(kinds: &[Kind], requests: Vec<Vec<Write>>) -> Setup {
-        Setup { kinds: kinds.to_vec(), requests, wait: Wait::Visible, outcomes_max: 10_000, pooled: false, beside: false }
+        Setup {
+            kinds: kinds.to_vec(),
+            requests,
+            wait: Wait::Visible,
+            outcomes_max: 10_000,
+            pooled: false,
+            beside: false,
+            keeps_acked: false,
+        }
     }
 
     /// Two clients that write the same row, and its document.
@@ -141,9 +151,10 @@ impl SmallWorld {
             standalone: false,
         });
         let seat = |(i, kind): (usize, &Kind)| {
-            let mut store = Store::with(i, *kind, Abilities::default(), setup.pooled, setup.beside);
+            let abilities = Abilities { keeps_acked: setup.keeps_acked && *kind == Kind::Preparing, ..Abilities::default() };
+            let mut store = Store::with(i, *kind, abilities, setup.pooled, setup.beside);
             store.calm = true;
-            let mut machine = Participant::new(*kind);
+            let mut machine = Participant::with(*kind, abilities);
             machine.step(Time(0), ParticipantEvent::Owner(None), &mut Vec::new());
             let (there, back) = (VecDeque::new(), VecDeque::new());
             let (running, waiting, votes) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
@@ -461,7 +472,7 @@ impl SmallWorld {
 
     pub(super) fn restart_participant(&mut self, i: usize) {
         let seat = &mut self.seats[i];
-        (seat.command, seat.machine) = (None, Participant::new(seat.kind));
+        (seat.command, seat.machine) = (None, Participant::with(seat.kind, seat.store.abilities));
         seat.running.clear();
         seat.waiting.clear();
         seat.votes.clear();
