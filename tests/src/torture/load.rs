@@ -80,7 +80,7 @@ pub async fn idle(program: &Path, count: usize) -> anyhow::Result<String> {
     let daemon = Daemon::start(Launch { program, data_dir, arguments, environment: Vec::new() }).await?;
     daemon.wait_until_ready().await?;
     let id = daemon.id().context("it runs")?;
-    let (memory, descriptors) = (resident(id)?, open_files(id)?);
+    let (memory, descriptors) = (own_memory(id)?, open_files(id)?);
     let mut idle: Vec<TransactionServiceClient<Channel>> = Vec::with_capacity(count);
     while idle.len() < count {
         let mut made = tokio::task::JoinSet::new();
@@ -96,7 +96,7 @@ pub async fn idle(program: &Path, count: usize) -> anyhow::Result<String> {
             idle.push(made?.with_context(|| format!("connection {}", idle.len()))?);
         }
     }
-    let each = resident(id)?.saturating_sub(memory) as f64 / count as f64;
+    let each = own_memory(id)?.saturating_sub(memory) as f64 / count as f64;
     let open = open_files(id)?;
     ensure!(open >= count, "of {count} connections only {open} are open");
     ensure!(each < IDLE_BYTES, "an idle connection takes {each:.0} bytes");
@@ -136,7 +136,7 @@ async fn soak(lab: &mut Lab, seed: u64, time: Duration, tally: &mut Tally) -> an
                 tokio::time::sleep(LOOK).await;
                 looks += 1;
                 if let (Some(id), Ok(status)) = (run.daemon_id(), run.status().await) {
-                    let (memory, files) = (resident(id)?, open_files(id)? as u64);
+                    let (memory, files) = (own_memory(id)?, open_files(id)? as u64);
                     samples.push(Sample { memory, files, log: status.log_bytes, in_doubt_ms: status.oldest_in_doubt_ms });
                 }
                 if looks % FAULT_EVERY == 0 {
@@ -184,10 +184,10 @@ fn p99(latencies: &[u64]) -> anyhow::Result<f64> {
     Ok(histogram.value_at_quantile(0.99).max(1) as f64)
 }
 
-/// Resident memory of a process, bytes.
-fn resident(id: u32) -> anyhow::Result<u64> {
+/// Memory of a process's own, bytes. Files that it maps grow with what is stored, and are the kernel's to drop.
+fn own_memory(id: u32) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{id}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("no RssAnon")?;
     Ok(line.trim().trim_end_matches("kB").trim().parse::<u64>()? * 1024)
 }
 
