@@ -112,6 +112,8 @@ impl Directory for FencedDirectory {
             return self.inner.atomic_write(path, data);
         }
         self.inner.atomic_write(path, &seal(data))?;
+        // Tantivy remembers the path of every file that it ever mapped, until it is asked which are mapped now.
+        self.inner.get_cache_info();
         self.inner.sync_directory()
     }
 
