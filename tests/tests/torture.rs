@@ -174,19 +174,9 @@ async fn disks_that_fail() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shared_memory_that_cannot_be_opened_once() -> anyhow::Result<()> {
     for setting in [Setting::LogDecided, Setting::DatabaseLed] {
-        let fault = disk_faults::Fault {
-            files: vec!["sqlite-shm".into()],
-            calls: vec![Call::Open],
-            ailment: Ailment::Io,
-            first: 1,
-            count: Some(1),
-        };
         let mut schedule = disks::counting(1, setting);
         schedule.mix.reads = 35;
-        schedule.steps = vec![
-            Step::Disk { what: Trouble::Fail { fault, when: When::Start, ms: 300, patience_ms: 0, then: Then::GoOn } },
-            Step::Run { ms: 100 },
-        ];
+        schedule.steps = vec![start_without("sqlite-shm", Call::Open, 1, Some(1), 0), Step::Run { ms: 100 }];
         let played = play(&schedule).await?;
         ensure!(!played.observed.failed.is_empty(), "nothing failed: {:?}", played.observed);
     }
@@ -209,15 +199,16 @@ async fn a_start_whose_forces_fail_says_so() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A start in which such calls fail, from this one on, so many or all.
+fn start_without(file: &str, call: Call, first: u64, count: Option<u64>, patience_ms: u64) -> Step {
+    let fault = disk_faults::Fault { files: vec![file.into()], calls: vec![call], ailment: Ailment::Io, first, count };
+    Step::Disk { what: Trouble::Fail { fault, when: When::Start, ms: 300, patience_ms, then: Then::GoOn } }
+}
+
 /// All such calls of a start fail from this one on, and it says this.
 async fn says(call: Call, first: u64, what: &str) -> anyhow::Result<()> {
-    let fault = disk_faults::Fault { files: vec!["log/db".into()], calls: vec![call], ailment: Ailment::Io, first, count: None };
     let mut schedule = disks::counting(1, Setting::LogDecided);
-    schedule.steps = vec![
-        Step::Run { ms: 400 },
-        Step::Disk { what: Trouble::Fail { fault, when: When::Start, ms: 300, patience_ms: 5_000, then: Then::GoOn } },
-        Step::Run { ms: 100 },
-    ];
+    schedule.steps = vec![Step::Run { ms: 400 }, start_without("log/db", call, first, None, 5_000), Step::Run { ms: 100 }];
     let played = play(&schedule).await?;
     ensure!(played.observed.reasons.keys().any(|reason| reason.contains(what)), "{:?}", played.observed.reasons);
     Ok(())

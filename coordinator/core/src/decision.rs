@@ -2,6 +2,7 @@
 
 use crate::ids::{Csn, Lsn, ParticipantId, Time, Txid};
 use crate::message::Decided;
+use crate::mutation::{Mutation, broken};
 use crate::record::{CommitEntry, Payload};
 use crate::trace::TraceContext;
 use crate::vote::Kind;
@@ -32,7 +33,7 @@ impl Decision {
     /// Whether a store of this kind has it only once it has said so of this one: a database led it, and the row that says how far a preparing
     /// store is acked may have passed a branch that its leader had not told of.
     pub fn acked_one_by_one(&self, kind: Kind) -> bool {
-        kind == Kind::Preparing && self.lsn.is_none()
+        kind == Kind::Preparing && self.lsn.is_none() && !broken(Mutation::RowStandsForLed)
     }
 
     /// What one participant is told: of one entry, or of the whole group.

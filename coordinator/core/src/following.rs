@@ -105,9 +105,9 @@ impl Coordinator {
         }
         let from = follower.first_unapplied;
         if from <= progress.applied {
-            let unheard = |item: &Item| self.decisions[&item.decision].acked_one_by_one(kind) && !broken(Mutation::RowStandsForLed);
+            let stands_for = |item: &Item| !self.decisions[&item.decision].acked_one_by_one(kind);
             let applied = self.follower(participant).items.range(from..=progress.applied);
-            let applied: Vec<_> = applied.filter(|(_, item)| !item.applied && !unheard(item)).map(|(csn, _)| *csn).collect();
+            let applied: Vec<_> = applied.filter(|(_, item)| !item.applied && stands_for(item)).map(|(csn, _)| *csn).collect();
             for csn in applied {
                 self.applied(now, participant, csn, fx);
             }
@@ -117,8 +117,8 @@ impl Coordinator {
         let durable = self.follower(participant).items.range(..=until).filter(|(_, item)| item.applied);
         let durable: Vec<_> = durable.map(|(csn, item)| (*csn, item.decision, item.missed)).collect();
         let mut missed = Vec::new();
-        for (csn, key, unheard) in durable {
-            if unheard && !broken(Mutation::CrossingUnseen) {
+        for (csn, key, was_missed) in durable {
+            if was_missed && !broken(Mutation::CrossingUnseen) {
                 missed.push((csn, self.decisions[&key].entries[0].txid));
             }
             self.follower_mut(participant).items.remove(&csn);

@@ -327,8 +327,7 @@ impl Coordinator {
         }
         places.retain(|(participant, csn, _)| {
             let follower = self.follower(*participant);
-            let unheard = decision.acked_one_by_one(follower.kind) && !broken(Mutation::RowStandsForLed);
-            unheard || *csn > follower.acked.max(follower.progress.durable)
+            decision.acked_one_by_one(follower.kind) || *csn > follower.acked.max(follower.progress.durable)
         });
         for &(participant, csn, entry) in &places {
             let follower = self.follower_mut(participant);

@@ -33,10 +33,11 @@ impl Coordinator {
             Phase::Starting | Phase::Stopped(_) => return Err("the coordinator is not serving".into()),
         }
         let led = |txid: Txid| txid.decider == Decider::Leader(participant);
-        let undecided = |state| matches!(state, State::Preparing | State::Deciding(_));
-        // Of one that is begun, an application's branch may be prepared in its name.
-        let part = |t: &&crate::transaction::Transaction| {
-            (undecided(t.state) && t.branch(participant).is_some()) || ((undecided(t.state) || t.state == State::Active) && led(t.txid))
+        let part = |t: &&crate::transaction::Transaction| match t.state {
+            // An application's branch may be prepared in its name.
+            State::Active => led(t.txid),
+            State::Preparing | State::Deciding(_) => led(t.txid) || t.branch(participant).is_some(),
+            State::Committing(_) => false,
         };
         let open = self.transactions.values().filter(part).count();
         if open > 0 {

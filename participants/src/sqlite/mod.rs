@@ -167,12 +167,19 @@ impl Sqlite {
         result
     }
 
+    fn not_refused(&self) -> Result<(), StoreError> {
+        match &self.refused {
+            Some(message) => Err(StoreError::Refused(message.clone())),
+            None => Ok(()),
+        }
+    }
+
     /// The writer and what the file is, while both may be used.
     fn usable(&mut self) -> Result<(&mut Writer, &mut Opened), StoreError> {
-        match (&self.refused, &mut self.writer) {
-            (Some(message), _) => Err(StoreError::Refused(message.clone())),
-            (None, None) => Err(StoreError::Broken("the database file is closed, until the next session opens it".into())),
-            (None, Some(writer)) => Ok((writer, &mut self.mode)),
+        self.not_refused()?;
+        match &mut self.writer {
+            Some(writer) => Ok((writer, &mut self.mode)),
+            None => Err(StoreError::Broken("the database file is closed, until the next session opens it".into())),
         }
     }
 
@@ -217,9 +224,7 @@ impl ResourceManager for Sqlite {
     }
 
     fn recover(&mut self, owner: Owner, me: ParticipantId) -> Result<Recovered, StoreError> {
-        if let Some(message) = &self.refused {
-            return Err(StoreError::Refused(message.clone()));
-        }
+        self.not_refused()?;
         self.refuse_foreign()?;
         // A new connection knows what is in the file, and nothing else.
         let opened = Self::opened(&self.options, self.readers.forces());
@@ -263,6 +268,7 @@ impl ResourceManager for Sqlite {
     }
 
     fn abort(&mut self, _txids: &[Txid]) -> Result<(), StoreError> {
+        // Of a file that is refused, too.
         let Some(writer) = &self.writer else { return Ok(()) };
         match &mut self.mode {
             Opened::Executor(executor) => executor.abort(writer),

@@ -538,16 +538,13 @@ impl Checker {
             self.violation(format!("I11: {tag:?} is told what {seen:?} wrote, which is not durably decided"));
         }
         let (kinds, by_hand, restored, cloned) = (&self.kinds, &self.by_hand, &self.restored, self.cloned);
-        let (removed, ordered, damage) = (&self.removed, &self.given_up, &self.damage);
+        let (ordered, damage) = (&self.given_up, &self.damage);
         let asked = &mut self.asked[tag.0 as usize];
         if asked.writes.is_empty() {
             return; // it only read
         }
         // The damage of a removal stands, though a crash may have cut off the order behind it.
-        let given_up = |store: usize| {
-            let removed = removed.iter().any(|(_, removed)| *removed == store) || ordered.contains(&store);
-            removed && damage.contains(&(store, tag))
-        };
+        let given_up = |store: usize| ordered.contains(&store) && damage.contains(&(store, tag));
         let there = |store: usize| match visible[store] {
             Some(state) => state.history.iter().any(|applied| applied.tag == tag),
             None => asked.ever_applied.contains(&store),

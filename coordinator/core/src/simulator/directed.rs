@@ -7,7 +7,7 @@ use super::quiet_panics;
 use super::small::{STEPS_MAX, Setup, SmallWorld, Step, Write, name_of};
 use crate::follower::Noted;
 use crate::mutation::{Mutation, take_away_both};
-use crate::{AdminAction, Condition, Csn, Kind, ParticipantId, StoreCommand, ToParticipant, Txid, Wait};
+use crate::{AdminAction, Condition, Coordinator, Csn, Kind, ParticipantId, StoreCommand, ToParticipant, Txid, Wait};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// One schedule.
@@ -181,6 +181,18 @@ impl SmallWorld {
         self.restart_participant(store);
     }
 
+    /// A store is put back to its copy, which shows it or not, and all goes on.
+    fn put_back(&mut self, store: usize, evidence: impl FnOnce(&SmallWorld) -> Option<Evidence>) -> Way {
+        self.lose_store(store);
+        if !self.seats[store].store.restore() {
+            return Err(Stop::Lost("it has changed since"));
+        }
+        self.restart_participant(store);
+        let evidence = evidence(self);
+        self.checker.store_restored(store, evidence);
+        self.drain()
+    }
+
     fn serving(&self) -> bool {
         self.machine.as_ref().is_some_and(|machine| *machine.phase() == crate::Phase::Serving)
     }
@@ -242,11 +254,16 @@ impl SmallWorld {
 
     /// The leader's session ends while its last message is on its way, and its backend lives on.
     fn leave_a_backend(&mut self, leader: usize) -> Way {
-        self.until("the leader is told to decide", |w| matches!(w.seats[leader].command, Some(StoreCommand::Lead(_))))?;
-        let command = self.seats[leader].command.take().expect("just seen");
-        self.hold(Step::LeftBehind(leader));
-        self.seats[leader].store.leave_behind(&command);
-        self.lose_store(leader);
+        self.leave_behind(leader, "the leader is told to decide", |command| matches!(command, StoreCommand::Lead(_)))
+    }
+
+    /// A store's session ends while this is on its way to it, and it arrives later.
+    fn leave_behind(&mut self, store: usize, what: &'static str, is_it: fn(&StoreCommand) -> bool) -> Way {
+        self.until(what, |w| w.seats[store].command.as_ref().is_some_and(is_it))?;
+        let command = self.seats[store].command.take().expect("just seen");
+        self.hold(Step::LeftBehind(store));
+        self.seats[store].store.leave_behind(&command);
+        self.lose_store(store);
         self.unbroken()
     }
 }
@@ -283,13 +300,7 @@ pub(super) const SCHEDULES: &[Schedule] = &[
                 removed && w.disk.durable() == w.disk.last()
             })?;
             w.die()?;
-            w.lose_store(1);
-            if !w.seats[1].store.restore() {
-                return Err(Stop::Lost("it has changed since"));
-            }
-            w.restart_participant(1);
-            w.checker.store_restored(1, None);
-            w.drain()?;
+            w.put_back(1, |_| None)?;
             w.end()
         },
     },
@@ -766,15 +777,9 @@ pub(super) const SCHEDULES: &[Schedule] = &[
             w.die()?;
             w.held.clear();
             w.until("the second start has committed there", |w| w.answered(0))?;
-            w.lose_store(0);
-            if !w.seats[0].store.restore() {
-                return Err(Stop::Lost("it has changed since"));
-            }
-            w.restart_participant(0);
             // The start that has heard it knows.
-            let heard = w.machine.as_ref().is_some_and(|machine| machine.followers()[0].heard == machine.owner().epoch);
-            w.checker.store_restored(0, heard.then_some(Evidence::Owner { recovered: false }));
-            w.drain()?;
+            let heard = |machine: &Coordinator| machine.followers()[0].heard == machine.owner().epoch;
+            w.put_back(0, |w| w.machine.as_ref().is_some_and(heard).then_some(Evidence::Owner { recovered: false }))?;
             w.end()
         },
     },
@@ -875,11 +880,7 @@ pub(super) const SCHEDULES: &[Schedule] = &[
         },
         way: |w| {
             w.hold(Step::Client(1));
-            w.hold(Step::LeftBehind(1));
-            w.until("the index is to apply it", |w| matches!(w.seats[1].command, Some(StoreCommand::Commit { .. })))?;
-            let command = w.seats[1].command.take().expect("just seen");
-            w.seats[1].store.leave_behind(&command);
-            w.lose_store(1);
+            w.leave_behind(1, "the index is to apply it", |command| matches!(command, StoreCommand::Commit { .. }))?;
             w.release(Step::Client(1));
             w.until("the delete is durable", |w| w.answered(1))?;
             w.rest()
@@ -914,13 +915,7 @@ pub(super) const SCHEDULES: &[Schedule] = &[
             w.until("it is heard that the leader has decided", |w| {
                 w.machine.as_ref().is_some_and(|machine| machine.followers()[0].led.is_some())
             })?;
-            w.lose_store(0);
-            if !w.seats[0].store.restore() {
-                return Err(Stop::Lost("it has changed since"));
-            }
-            w.restart_participant(0);
-            w.checker.store_restored(0, Some(Evidence::Kept));
-            w.drain()?;
+            w.put_back(0, |_| Some(Evidence::Kept))?;
             w.end()
         },
     },
