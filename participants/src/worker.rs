@@ -251,6 +251,10 @@ impl Worker {
         let store = &mut self.store;
         let report = match command {
             StoreCommand::Recover { owner, me } => store.recover(owner, me).map(|recovered| {
+                if self.migrations == 0 {
+                    // A migration whose outcome was not known may have changed the schema.
+                    self.gate.open(store.validator());
+                }
                 let Recovered { progress, highest, prepared, heuristics, floor, exclusive } = recovered;
                 StoreReport::Recovered { progress, highest, prepared, heuristics, floor, exclusive }
             }),

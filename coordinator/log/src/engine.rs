@@ -95,6 +95,14 @@ impl Engine {
         }
     }
 
+    /// Carries out the steps that make a log which nobody opens here. Whatever comes of them the engine is dropped: what it holds of a copy that
+    /// failed, memory and blocks of deleted files, must not stay until this process ends.
+    pub fn make<T>(self, folder: &Path, steps: impl FnOnce(&Engine) -> Result<T, LogError>) -> Result<T, LogError> {
+        let done = caught(folder, || steps(&self));
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(self)));
+        done
+    }
+
     /// For reading beside whoever writes.
     pub fn shared(&self) -> sled::Db {
         self.db.clone()

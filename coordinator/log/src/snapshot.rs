@@ -33,7 +33,7 @@ impl Snapshot {
         fs::create_dir(folder).map_err(doing("make the folder of"))?;
         let options = Options::default();
         let copy = Engine::open(folder, options.cache, None)?;
-        let (_, entries) = copy.start(folder, |copy| {
+        copy.make(folder, |copy| {
             let kept = |key: &sled::IVec| **key != SETTLED_KEY && Key::decode(key).is_none_or(|key| key.lsn < self.below);
             let mut changes = Vec::new();
             for pair in self.db.iter() {
@@ -45,7 +45,6 @@ impl Snapshot {
             let ahead = WriteAhead::create(folder, options.write_ahead).map_err(doing("make"))?;
             copy.settle(changes, ahead.settled(), &Metrics::default(), &None).map_err(doing("write"))?;
             Ok(copy.recover(folder)?.entries)
-        })?;
-        Ok(entries)
+        })
     }
 }

@@ -13,7 +13,7 @@
 
 use super::format::Settled;
 use super::index::Change;
-use super::{LogError, Step, StepFault, reread, step};
+use super::{LogError, Step, StepFault, failure, reread, step};
 use lockstep_core::Lsn;
 use sled::IVec;
 use std::collections::BTreeMap;
@@ -60,10 +60,13 @@ impl WriteAhead {
     /// Refuses a folder where files were written that its engine knows nothing of.
     pub fn refuse_begun(folder: &Path) -> Result<(), LogError> {
         for name in NAMES {
-            let mut bytes = [0; HEADER];
-            let begun = File::open(folder.join(name)).and_then(|file| file.read_exact_at(&mut bytes, 0));
-            if begun.is_ok() && Header::read(&bytes).is_some() {
-                let path = folder.join(name);
+            let (path, mut bytes) = (folder.join(name), [0; HEADER]);
+            match File::open(&path).and_then(|file| file.read_exact_at(&mut bytes, 0)) {
+                Ok(()) => {}
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => continue,
+                Err(error) => return Err(failure(folder, "read", &error)),
+            }
+            if Header::read(&bytes).is_some() {
                 return Err(damaged(folder, &format!("{} holds records, and the rest of the log knows nothing of it", path.display())));
             }
         }

@@ -123,6 +123,19 @@ pub fn force(path: &Path) -> std::io::Result<()> {
     }
 }
 
+/// Forces the write-ahead log of a database file before that is opened, and has it read from the disk: after a failed force the kernel's
+/// memory shows what the disk does not have. (Best effort: the kernel may keep pages all the same.) What is in the file itself needs no such
+/// look: until a force of it succeeds the write-ahead log has it, too.
+pub fn reread(path: &Path) -> std::io::Result<()> {
+    let log = match File::open(wal_of(path)) {
+        Ok(log) => log,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    log.sync_all()?;
+    Ok(rustix::fs::fadvise(&log, 0, None, rustix::fs::Advice::DontNeed)?)
+}
+
 fn wal_of(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push("-wal");

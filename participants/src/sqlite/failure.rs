@@ -20,6 +20,14 @@ impl Failure {
         Failure::Refused(Refusal::new(kind, message))
     }
 
+    /// Whether the disk, or who else uses it, may be at fault.
+    pub fn is_of_the_disk(&self) -> bool {
+        match self {
+            Failure::Refused(refusal) => refusal.kind == RefusalKind::Unavailable,
+            Failure::Broken(_) => true,
+        }
+    }
+
     /// Of an error that a caller's statement met. `reason` is the authorizer's, if it said No.
     pub fn of_statement(error: rusqlite::Error, reason: Option<Reason>) -> Failure {
         use RefusalKind::*;

@@ -28,7 +28,7 @@ use crate::{Committed, Led, Reader, Recovered, ResourceManager, StoreError, Tend
 use executor::Executor;
 use leader::Leader;
 use lockstep_core::{Ballot, Csn, Decided, Kind, Marker, Owner, ParticipantId, Position, RefusalKind, Settle, Txid, Work};
-use reader::Readers;
+use reader::{Readers, Shut};
 use schema::Promise;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -159,10 +159,12 @@ impl Sqlite {
         Ok((writer, mode))
     }
 
-    /// Remembers a refusal: what is wrong with the file does not mend itself.
+    /// Remembers a refusal, for what is wrong with the file does not mend itself; and that what is known of the file may be wrong.
     fn watch<T>(&mut self, result: Result<T, StoreError>) -> Result<T, StoreError> {
-        if let Err(StoreError::Refused(message)) = &result {
-            self.refused = Some(message.clone());
+        match &result {
+            Err(StoreError::Refused(message)) => self.refused = Some(message.clone()),
+            Err(StoreError::Broken(_)) => drop(self.writer.as_ref().map(Writer::doubt)),
+            Err(StoreError::Invalid(_) | StoreError::Timeout(_)) | Ok(_) => {}
         }
         result
     }
@@ -196,11 +198,12 @@ impl Sqlite {
         self.watch(foreign)
     }
 
-    /// Closes the file. What SQLite has found out of a file, as that its shared memory can only be read, it keeps for the process until
-    /// the last connection is closed.
-    fn close(&mut self) {
+    /// Closes the file, and has nobody else open it. What SQLite has found out of a file, as that its shared memory can only be read, or what
+    /// stands in its write-ahead log, it keeps for the process until the last connection is closed.
+    fn close(&mut self) -> Result<Shut, StoreError> {
+        let shut = self.readers.shut(self.options.busy_timeout)?;
         self.writer = None;
-        self.readers.renew();
+        Ok(shut)
     }
 }
 
@@ -226,6 +229,8 @@ impl ResourceManager for Sqlite {
     fn recover(&mut self, owner: Owner, me: ParticipantId) -> Result<Recovered, StoreError> {
         self.not_refused()?;
         self.refuse_foreign()?;
+        let well = self.writer.as_ref().is_some_and(|writer| !writer.doubtful());
+        let _shut = if well { None } else { Some(self.close()?) };
         // A new connection knows what is in the file, and nothing else.
         let opened = Self::opened(&self.options, self.readers.forces());
         let (writer, mode) = self.watch(opened)?;
@@ -234,9 +239,6 @@ impl ResourceManager for Sqlite {
             (writer, Opened::Executor(executor)) => executor.recover(writer, owner, me),
             (writer, Opened::Leader(leader)) => leader.recover(writer, owner, me),
         };
-        if recovered.is_err() {
-            self.close();
-        }
         self.watch(recovered)
     }
 
@@ -270,17 +272,19 @@ impl ResourceManager for Sqlite {
     fn abort(&mut self, _txids: &[Txid]) -> Result<(), StoreError> {
         // Of a file that is refused, too.
         let Some(writer) = &self.writer else { return Ok(()) };
-        match &mut self.mode {
+        let aborted = match &mut self.mode {
             Opened::Executor(executor) => executor.abort(writer),
             Opened::Leader(leader) => leader.abort(writer),
-        }
+        };
+        self.watch(aborted)
     }
 
     fn lead(&mut self, markers: &[Marker]) -> Result<Led, StoreError> {
-        match self.usable()? {
+        let led = match self.usable()? {
             (_, Opened::Executor(_)) => Err(no_leader()),
             (writer, Opened::Leader(leader)) => leader.lead(writer, markers),
-        }
+        };
+        self.watch(led)
     }
 
     fn settle(&mut self, what: &Settle) -> Result<Option<Marker>, StoreError> {
@@ -292,10 +296,11 @@ impl ResourceManager for Sqlite {
     }
 
     fn scan(&mut self, above: Csn, limit: usize) -> Result<Vec<Marker>, StoreError> {
-        match self.usable()? {
+        let scanned = match self.usable()? {
             (_, Opened::Executor(_)) => Err(no_leader()),
             (writer, Opened::Leader(leader)) => leader.scan(writer, above, limit),
-        }
+        };
+        self.watch(scanned)
     }
 
     fn floor(&mut self, below: Position) -> Result<(), StoreError> {
@@ -335,8 +340,9 @@ impl ResourceManager for Sqlite {
         };
         self.watch(migrated)?;
         self.readers.renew();
+        let moved = self.usable()?.0.checkpoint();
+        self.watch(moved)?;
         let (writer, _) = self.usable()?;
-        writer.checkpoint()?;
         let schema = writer.schema();
         let refused = schema.refused().into_iter().map(|(_, reason)| format!("\nTransactions cannot write: {reason}.")).collect::<String>();
         Ok(format!("The migration is applied and durable.{refused}"))

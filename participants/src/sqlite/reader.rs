@@ -13,15 +13,21 @@ use rusqlite::{Connection, OpenFlags};
 use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+/// Nobody reads the file as long as this is there.
+pub struct Shut(Arc<Readers>);
 
 /// The readers of one file.
 pub struct Readers {
     options: SqliteOptions,
     promise: Promise,
     pool: Mutex<Pool>,
+    /// A connection may be lent.
     returned: Condvar,
+    /// A connection was closed.
+    closed: Condvar,
     /// Of the writer, counted there.
     forces: Arc<AtomicU64>,
 }
@@ -31,16 +37,35 @@ struct Pool {
     idle: Vec<Guarded>,
     /// Connections that exist, lent ones too.
     open: usize,
+    /// Copies under way, each with a connection of its own.
+    copies: usize,
     /// Who waits for one.
     waiting: usize,
+    /// None may be open.
+    shut: bool,
     /// Changes with every change of the schema; connections are then opened anew.
     generation: u64,
+}
+
+impl Pool {
+    fn renew(&mut self) {
+        self.generation += 1;
+        self.open -= self.idle.len();
+        self.idle.clear();
+    }
+}
+
+impl Drop for Shut {
+    fn drop(&mut self) {
+        self.0.pool().shut = false;
+        self.0.returned.notify_all();
+    }
 }
 
 impl Readers {
     /// None is open yet.
     pub fn new(options: SqliteOptions, promise: Promise) -> Readers {
-        Readers { options, promise, pool: Mutex::default(), returned: Condvar::new(), forces: Arc::default() }
+        Readers { options, promise, pool: Mutex::default(), returned: Condvar::new(), closed: Condvar::new(), forces: Arc::default() }
     }
 
     /// Where the writer counts its forced writes.
@@ -50,25 +75,41 @@ impl Readers {
 
     /// The schema has changed.
     pub fn renew(&self) {
-        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        pool.generation += 1;
-        pool.open -= pool.idle.len();
-        pool.idle.clear();
+        self.pool().renew();
+    }
+
+    /// Closes all connections, and lets none be opened; waits for those that read, so long.
+    pub fn shut(self: &Arc<Self>, patience: Duration) -> Result<Shut, StoreError> {
+        let mut pool = self.pool();
+        pool.renew();
+        pool.shut = true;
+        let shut = Shut(self.clone());
+        let (pool, waited) =
+            self.closed.wait_timeout_while(pool, patience, |pool| pool.open + pool.copies > 0).unwrap_or_else(PoisonError::into_inner);
+        let still = pool.open + pool.copies;
+        drop(pool);
+        match waited.timed_out() {
+            false => Ok(shut),
+            true => Err(StoreError::Broken(format!("the database file must be opened anew, and {still} connections still read it"))),
+        }
     }
 
     fn lend(&self, until: Instant) -> Result<(Guarded, u64), StoreError> {
-        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pool = self.pool();
         loop {
             if let Some(conn) = pool.idle.pop() {
                 return Ok((conn, pool.generation));
             }
-            if pool.open < self.options.limits.readers {
+            if !pool.shut && pool.open < self.options.limits.readers {
                 pool.open += 1;
                 let generation = pool.generation;
                 drop(pool);
                 return self.open().map(|conn| (conn, generation)).inspect_err(|_| self.lost());
             }
             let left = until.saturating_duration_since(Instant::now());
+            if left == Duration::ZERO && pool.shut {
+                return Err(StoreError::Timeout("the database file is being opened anew".into()));
+            }
             if left == Duration::ZERO {
                 return Err(StoreError::Timeout(format!("all {} reading connections are busy (readers)", self.options.limits.readers)));
             }
@@ -79,19 +120,40 @@ impl Readers {
     }
 
     fn give_back(&self, conn: Guarded, generation: u64) {
-        let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pool = self.pool();
         if generation == pool.generation {
             pool.idle.push(conn);
         } else {
+            drop(conn);
             pool.open -= 1;
         }
         drop(pool);
         self.returned.notify_one();
+        self.closed.notify_all();
     }
 
     fn lost(&self) {
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner).open -= 1;
+        self.pool().open -= 1;
         self.returned.notify_one();
+        self.closed.notify_all();
+    }
+
+    fn copy(&self, to: &Path) -> Result<(), StoreError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let source = Connection::open_with_flags(&self.options.path, flags).map_err(broken)?;
+        source.busy_timeout(self.options.busy_timeout).map_err(broken)?;
+        let mut copy = Connection::open(to).map_err(broken)?;
+        // All pages in one step: they are of one snapshot, and the write-ahead log keeps writers going meanwhile.
+        let result = Backup::new(&source, &mut copy).and_then(|backup| backup.step(-1)).map_err(broken)?;
+        if result != StepResult::Done {
+            return Err(StoreError::Timeout("the database file is locked by another process".into()));
+        }
+        copy.close().map_err(|(_, error)| broken(error))?;
+        File::open(to).and_then(|file| file.sync_all()).map_err(|error| StoreError::Broken(format!("{}: {error}", to.display())))
+    }
+
+    fn pool(&self) -> MutexGuard<'_, Pool> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn open(&self) -> Result<Guarded, StoreError> {
@@ -119,18 +181,16 @@ impl Readers {
 
 impl Reader for Readers {
     fn back_up(&self, to: &Path) -> Result<bool, StoreError> {
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let source = Connection::open_with_flags(&self.options.path, flags).map_err(broken)?;
-        source.busy_timeout(self.options.busy_timeout).map_err(broken)?;
-        let mut copy = Connection::open(to).map_err(broken)?;
-        // All pages in one step: they are of one snapshot, and the write-ahead log keeps writers going meanwhile.
-        let result = Backup::new(&source, &mut copy).and_then(|backup| backup.step(-1)).map_err(broken)?;
-        if result != StepResult::Done {
-            return Err(StoreError::Timeout("the database file is locked by another process".into()));
+        let mut pool = self.pool();
+        if pool.shut {
+            return Err(StoreError::Timeout("the database file is being opened anew: try again".into()));
         }
-        copy.close().map_err(|(_, error)| broken(error))?;
-        File::open(to).and_then(|file| file.sync_all()).map_err(|error| StoreError::Broken(format!("{}: {error}", to.display())))?;
-        Ok(true)
+        pool.copies += 1;
+        drop(pool);
+        let copied = self.copy(to);
+        self.pool().copies -= 1;
+        self.closed.notify_all();
+        copied.map(|()| true)
     }
 
     fn forces(&self) -> u64 {
@@ -138,7 +198,7 @@ impl Reader for Readers {
     }
 
     fn pools(&self) -> Vec<PoolUse> {
-        let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let pool = self.pool();
         let lent = pool.open - pool.idle.len();
         vec![PoolUse { name: "readers", limit: self.options.limits.readers, open: pool.open, lent, waiting: pool.waiting }]
     }

@@ -13,6 +13,7 @@ use lockstep_core::{Csn, Operation, Refusal, RefusalKind, Results, StatementResu
 use rusqlite::config::DbConfig;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use rusqlite::{CachedStatement, Connection, OpenFlags, Params, ToSql};
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,6 +46,8 @@ pub struct Writer {
     promise: Promise,
     /// Changes with every commit by anybody else.
     data_version: i64,
+    /// An error of the disk may have made SQLite drop what it knows of the file, which changes the data version, too.
+    doubtful: Cell<bool>,
     /// Frames of the write-ahead log that are in the database file already.
     backfilled: u32,
     /// Whether anything was committed since the last completed checkpoint.
@@ -86,6 +89,8 @@ impl Writer {
             let message = format!("cannot open {path} as a SQLite database: {error}");
             if mends_itself(&error) { StoreError::Broken(message) } else { StoreError::Refused(message) }
         };
+        checkpointer::reread(&options.path)
+            .map_err(|error| StoreError::Broken(format!("the write-ahead log of {path} cannot be forced: {error}")))?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let conn = Connection::open_with_flags(&options.path, flags).map_err(refused)?;
         conn.busy_timeout(options.busy_timeout).map_err(refused)?;
@@ -106,6 +111,7 @@ impl Writer {
             limits: options.limits,
             promise,
             data_version: 0,
+            doubtful: Cell::new(false),
             backfilled: 0,
             dirty: true,
             checkpointed_at: Instant::now(),
@@ -131,6 +137,7 @@ impl Writer {
         self.conn.execute_batch("PRAGMA ignore_check_constraints = OFF").map_err(broken)?;
         match found {
             Ok(found) if found == "ok" => Ok(()),
+            Ok(found) if is_of_the_disk(&found) => Err(StoreError::Broken(format!("the database file {path} cannot be read: {found}"))),
             Ok(found) => Err(damaged(found)),
             Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseCorrupt) => Err(damaged(error.to_string())),
             Err(error) => Err(broken(error)),
@@ -192,13 +199,27 @@ impl Writer {
             }
             _ => broken(error),
         })?;
-        if self.read_data_version()? != self.data_version {
-            self.roll_back()?;
-            return Err(StoreError::Refused(
-                "another process has written to the database file, which only Lockstep may write: stop that process, then start Lockstep again".into(),
-            ));
+        if self.read_data_version()? == self.data_version {
+            self.doubtful.set(false);
+            return Ok(());
         }
-        Ok(())
+        self.roll_back()?;
+        Err(match self.doubtful.get() {
+            true => StoreError::Broken("SQLite has met an error, and must read the database file anew".into()),
+            false => StoreError::Refused(
+                "another process has written to the database file, which only Lockstep may write: stop that process, then start Lockstep again".into(),
+            ),
+        })
+    }
+
+    /// The store has met an error that may be the disk's: from here on only the file itself, opened anew, says what is in it.
+    pub fn doubt(&self) {
+        self.doubtful.set(true);
+    }
+
+    /// Whether it has met an error, and has not been seen to be well since.
+    pub fn doubtful(&self) -> bool {
+        self.doubtful.get()
     }
 
     /// Whether a transaction is open.
@@ -315,6 +336,9 @@ impl Writer {
             }
             Ok(results)
         });
+        if ran.as_ref().is_err_and(Failure::is_of_the_disk) || !self.in_transaction() {
+            self.doubt();
+        }
         match ran {
             Ok(results) if self.conn.total_changes() == before => {
                 self.undo_branch()?;
@@ -339,7 +363,7 @@ impl Writer {
         self.set_sync(Synchronous::Full)?;
         // As SQLite advises for schema changes: foreign keys do not act meanwhile, and are checked at the end.
         self.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, false).map_err(broken)?;
-        let migrated = self.migrate_inner(script);
+        let migrated = self.migrate_inner(script).inspect_err(|_| self.doubt());
         let _ = self.roll_back();
         self.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, true).map_err(broken)?;
         self.set_sync(sync)?;
@@ -449,6 +473,15 @@ impl Writer {
     fn read_data_version(&self) -> Result<i64, StoreError> {
         let mut statement = self.conn.prepare_cached(DATA_VERSION).map_err(broken)?;
         statement.query_row([], |row| row.get(0)).map_err(broken)
+    }
+}
+
+impl Drop for Writer {
+    /// What it did not force must not be taken for forced: SQLite would move it into the file, and remove the write-ahead log.
+    fn drop(&mut self) {
+        if self.doubtful() {
+            let _ = self.conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+        }
     }
 }
 
@@ -565,6 +598,12 @@ impl ToSql for Parameter<'_> {
             Value::Boolean(value) => ValueRef::Integer((*value).into()),
         }))
     }
+}
+
+/// Whether a finding of `PRAGMA integrity_check` tells of an error of the disk (SQLITE_IOERR, in the lowest byte), and not of the file.
+fn is_of_the_disk(found: &str) -> bool {
+    let code = found.split_once("error code=").map(|(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next().unwrap_or(""));
+    code.and_then(|code| code.parse::<i32>().ok()).is_some_and(|code| code & 0xff == rusqlite::ffi::SQLITE_IOERR)
 }
 
 fn sync_folder_of(path: &std::path::Path) -> std::io::Result<()> {

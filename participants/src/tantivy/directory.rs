@@ -1,5 +1,6 @@
 //! The index's files, as Tantivy writes them: behind a fence, and with the one sync that Tantivy leaves out.
 
+use super::manifest::sync_folder;
 use super::seal::{seal, unseal};
 use std::io;
 use std::path::Path;
@@ -71,7 +72,9 @@ pub(super) struct FencedDirectory {
 }
 
 impl FencedDirectory {
+    /// What an earlier process has renamed and not forced is forced first: whoever follows a `meta.json` lets the log forget.
     pub fn open(folder: &Path, fence: Fence) -> tantivy::Result<FencedDirectory> {
+        sync_folder(folder)?;
         Ok(FencedDirectory { inner: MmapDirectory::open(folder)?, fence })
     }
 }

@@ -65,14 +65,17 @@ impl Seen {
 
 /// Runs this on a thread whose priority is low, as that of the threads that it starts will be: indexing and merging take what is left
 /// by those whom clients wait for.
-fn in_background<T: Send>(start: impl FnOnce() -> T + Send) -> T {
+fn in_background<T: Send>(start: impl FnOnce() -> tantivy::Result<T> + Send) -> Result<T, StoreError> {
     let run = || {
         if let Err(error) = rustix::process::nice(BACKGROUND) {
             tracing::debug!(%error, "the index's threads keep their priority");
         }
         start()
     };
-    std::thread::scope(|threads| threads.spawn(run).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    std::thread::scope(|threads| {
+        let thread = std::thread::Builder::new().name("index-writer".into()).spawn_scoped(threads, run).map_err(broken)?;
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(broken)
+    })
 }
 
 fn locked(newest: &Mutex<FxHashMap<String, Newest>>) -> MutexGuard<'_, FxHashMap<String, Newest>> {
@@ -130,7 +133,7 @@ impl Writer {
     fn start(index: Index, folder: &Path, fence: Fence, layout: Arc<Layout>, heap: usize) -> Result<Writer, StoreError> {
         register_tokenizers(&index);
         let options = IndexWriterOptions::builder().memory_budget_per_thread(heap).num_worker_threads(1).num_merge_threads(1).build();
-        let writer: IndexWriter = in_background(|| index.writer_with_options(options)).map_err(broken)?;
+        let writer: IndexWriter = in_background(|| index.writer_with_options(options))?;
         // A crash may leave files that the replayed operations would be given the names of again.
         writer.garbage_collect_files().wait().map_err(broken)?;
         // The first operation would get the last commit's number, and a merge of the committed segments would carry it out in some of them and
@@ -388,7 +391,7 @@ pub(super) fn check(folder: &Path, limit: u64) -> Result<(), StoreError> {
                 Ok(metadata) => files.push((metadata.len(), name)),
                 // Not all kinds of files are there in each segment; what is needed is missed where it is opened.
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => return Err(StoreError::Refused(format!("{} cannot be read: {error}", folder.join(&name).display()))),
+                Err(error) => return Err(unread(&folder.join(&name), &error)),
             }
         }
     }

@@ -58,13 +58,14 @@ impl Manifest {
         Manifest { format: FORMAT, generation: 1, declaration: Declaration::default(), owner: None }
     }
 
-    /// `None` if there is none yet.
+    /// `None` if there is none yet. What an earlier process has renamed and not forced is forced first.
     pub fn load(folder: &Path) -> Result<Option<Manifest>, StoreError> {
         let path = folder.join(NAME);
+        sync_folder(folder).map_err(|e| StoreError::Broken(format!("{} cannot be forced: {e}", path.display())))?;
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(StoreError::Refused(format!("{} cannot be read: {e}", path.display()))),
+            Err(e) => return Err(StoreError::Broken(format!("{} cannot be read: {e}", path.display()))),
         };
         let damaged = |how: &str| StoreError::Refused(format!("{} is damaged: {how}", path.display()));
         let content = unseal(&bytes).ok_or_else(|| damaged("its checksum is another one"))?;

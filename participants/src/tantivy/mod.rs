@@ -191,9 +191,13 @@ impl Tantivy {
         Ok(())
     }
 
-    /// Opens the index as its last commit left it.
+    /// Opens the index as its last commit left it: that of the generation that the disk names, which a migration that failed may have
+    /// switched.
     fn reopen(&mut self) -> Result<(), StoreError> {
         self.writer = None;
+        let gone = || StoreError::Refused(format!("{} has an index but no store.json: restore it", self.options.folder.display()));
+        self.manifest = Manifest::load(&self.options.folder)?.ok_or_else(gone)?;
+        self.layout = Arc::new(Layout::new(&self.manifest.declaration));
         let folder = index_folder(&self.options.folder, self.manifest.generation);
         let writer = Writer::open(&folder, self.layout.clone(), self.options.heap)?;
         self.reads.switch(writer.snapshot().clone());
@@ -342,12 +346,8 @@ impl ResourceManager for Tantivy {
         let (layout, writer) = match rebuilt {
             Ok(rebuilt) => rebuilt,
             Err(error @ StoreError::Broken(_)) => {
-                // Whether the switch is on disk is not known: find out.
+                // Whether the switch is on disk is not known: recovery finds out.
                 self.writer = None;
-                if let Some(manifest) = Manifest::load(&self.options.folder)? {
-                    self.layout = Arc::new(Layout::new(&manifest.declaration));
-                    self.manifest = manifest;
-                }
                 return Err(error);
             }
             Err(error) => {
@@ -391,8 +391,11 @@ fn found(options: &TantivyOptions) -> Result<Manifest, StoreError> {
     let manifest = Manifest::new();
     let folder = index_folder(&options.folder, manifest.generation);
     for (_, other) in generations(&options.folder)? {
-        let meta = std::fs::read(other.join("meta.json")).unwrap_or_default();
-        let committed = serde_json::from_slice::<serde_json::Value>(&meta).is_ok_and(|meta| meta["opstamp"] != 0);
+        let committed = match std::fs::read(other.join(directory::META)) {
+            Ok(meta) => !serde_json::from_slice::<serde_json::Value>(&meta).is_ok_and(|meta| meta["opstamp"] == 0),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+            Err(error) => return Err(io(&other, error)),
+        };
         if committed {
             return Err(StoreError::Refused(format!("{} has an index but no store.json: restore it", options.folder.display())));
         }

@@ -102,6 +102,43 @@ fn a_dropped_writer_is_fenced_off() {
     assert_eq!(error.to_string(), "the index writer was stopped");
 }
 
+/// The switch is on the disk, and its error was all that was told.
+#[test]
+fn a_migration_whose_switch_is_not_known_is_looked_up_on_the_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = open(folder.path());
+    store.commit(&[put(1, "a")], csn(1)).unwrap();
+    store.tend(csn(1)).unwrap();
+    let before = (store.manifest.clone(), store.layout.clone());
+    store.migrate(r#"{"fields": {"n": {"type": "integer"}}}"#).unwrap();
+    let after = store.manifest.clone();
+    (store.manifest, store.layout) = before;
+    store.writer = None;
+    store.recover(OWNER, ParticipantId(1)).unwrap();
+    assert_eq!(store.manifest, after);
+    assert_eq!(*store.declaration(), after.declaration);
+    store.commit(&[put(2, "b")], csn(2)).unwrap();
+    assert_eq!(store.tend(csn(2)).unwrap().progress.durable, csn(2));
+    drop(store);
+    let all = ReadLimits { rows: 100, offset: 0, timeout: Duration::from_secs(10) };
+    assert_eq!(open(folder.path()).reader().search("*", all).unwrap().documents.len(), 2);
+}
+
+/// What cannot be read is not taken for an index that holds nothing.
+#[test]
+fn an_index_without_its_manifest_is_removed_only_if_it_is_empty() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(open(folder.path()));
+    let meta = folder.path().join("index-1/meta.json");
+    std::fs::remove_file(folder.path().join("store.json")).unwrap();
+    std::fs::write(&meta, "{").unwrap();
+    let refused = Tantivy::open(TantivyOptions::new(folder.path())).err();
+    assert!(matches!(&refused, Some(StoreError::Refused(why)) if why.contains("no store.json")), "{refused:?}");
+    assert!(meta.exists());
+    std::fs::remove_file(meta).unwrap();
+    open(folder.path());
+}
+
 /// A merge begins at the first commit of a writer, between segments that have deletes of the commit before and such that have none.
 #[test]
 fn the_first_write_after_a_start_is_not_lost_in_a_merge() {

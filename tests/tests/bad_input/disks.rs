@@ -2,6 +2,9 @@
 
 use crate::lab::{LIMIT, Lab, launch, refusal, says, stores_at};
 use lockstep_client::CommitError;
+use lockstep_core::{CoordId, Csn, Decided, Decider, Epoch, Operation, Owner, ParticipantId, Txid, Value, Vote, Work};
+use lockstep_participants::sqlite::{Sqlite, SqliteOptions};
+use lockstep_participants::{ReadLimits, ResourceManager, StoreError};
 use lockstep_proto::v1::StatusReply;
 use lockstep_tests::small_disk::Disk;
 use lockstep_tests::workload;
@@ -39,6 +42,42 @@ async fn a_disk_that_is_full_loses_nothing_acknowledged() -> anyhow::Result<()> 
         Full::Refused(why) => says(&why, &["store `", "not available now"]),
     }
     Ok(())
+}
+
+/// SQLite drops what it knows of its file after such an error, which looks as if somebody else had written it.
+#[test]
+fn a_transaction_that_spills_onto_a_full_disk_is_no_foreign_writer() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let Some(disk) = Disk::mount(&folder.path().join("data"), 16)? else { return Ok(()) };
+    let mut options = SqliteOptions::new(folder.path().join("data/db.sqlite"));
+    options.limits.cache_bytes = 64 << 10;
+    let (owner, me) = (Owner { coord_id: CoordId(7), epoch: Epoch(1), incarnation: 11 }, ParticipantId(1));
+    let mut store = Sqlite::open(options)?;
+    store.recover(owner, me)?;
+    store.migrate("CREATE TABLE item(id INTEGER PRIMARY KEY, body BLOB)")?;
+    let filler = disk.fill_up_to(256 << 10)?;
+    let many = "INSERT INTO item(body) WITH n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 500) SELECT zeroblob(4000) FROM n";
+    let refused = store.prepare(&[insert(1, many)]).map(|ballot| ballot.votes);
+    assert!(matches!(refused.as_deref(), Err(StoreError::Broken(_)) | Ok([(_, Vote::No(_))])), "{refused:?}");
+    store.abort(&[])?;
+    std::fs::remove_file(filler)?;
+    let work = insert(2, "INSERT INTO item(body) VALUES ('one')");
+    let ballot = store.prepare(std::slice::from_ref(&work)).or_else(|error| {
+        assert!(matches!(error, StoreError::Broken(_)), "{error:?}");
+        store.recover(owner, me)?;
+        store.prepare(std::slice::from_ref(&work))
+    })?;
+    let decided = Decided { csn: Csn::new(Epoch(1), 2), redo: ballot.group_redo, txids: vec![work.txid], trace: None };
+    let committed = store.commit(std::slice::from_ref(&decided), decided.csn)?;
+    assert_eq!(committed.progress.applied, decided.csn);
+    let rows = store.reader().query("SELECT count(*) FROM item", &[], ReadLimits { rows: 1, offset: 0, timeout: LIMIT })?.rows;
+    assert_eq!(rows, [[Value::Integer(1)]]);
+    Ok(())
+}
+
+fn insert(n: u64, sql: &str) -> Work {
+    let operation = Operation::Statement { sql: sql.into(), parameters: [].into(), expect_rows: None };
+    Work { txid: Txid { epoch: Epoch(1), n, decider: Decider::Log }, operations: [operation].into(), timeout: 0, trace: None }
 }
 
 /// Only the log's disk is full: nobody but the log can say so.
