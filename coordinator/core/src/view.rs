@@ -78,7 +78,7 @@ impl Coordinator {
             log_full: self.log_full,
             paused: self.paused,
             asked: self.asked.len(),
-            oldest: self.transactions.values().filter_map(|transaction| self.decided_at(transaction)).min(),
+            oldest: self.oldest_committing().and_then(|transaction| self.decided_at(transaction)),
             counts: self.counts,
             outcomes: self.outcomes.len(),
             floor: self.outcomes.floor(),
@@ -87,6 +87,14 @@ impl Coordinator {
             damage: self.damage.len(),
             mended: self.mended(),
         }
+    }
+
+    fn oldest_committing(&self) -> Option<&Transaction> {
+        let committing = self.transactions.values().filter_map(|transaction| match transaction.state {
+            State::Active | State::Preparing | State::Deciding(_) => None,
+            State::Committing(csn) => Some((csn, transaction)),
+        });
+        committing.min_by_key(|(csn, _)| *csn).map(|(_, transaction)| transaction)
     }
 
     /// What this store holds prepared, as far as it has told.
