@@ -127,6 +127,9 @@ const COUNTS: usize = MAX_FILES * CALLS.len() * 8;
 const FAILURES: u64 = DONE + COUNTS as u64;
 const PATTERNS: u64 = FAILURES + COUNTS as u64;
 const SIZE: usize = PATTERNS as usize + MAX_FILES * PATTERN;
+const DROPPED: u64 = SIZE as u64;
+/// Bytes of what a force that fails loses: two counts, and 4096 pages.
+const PAGES: u64 = 16 + 4096 * (24 + 128 + 4096);
 
 impl Library {
     /// Compiles it into this folder, with the machine's C compiler.
@@ -152,6 +155,7 @@ impl Control {
             place[..pattern.len()].copy_from_slice(pattern.as_bytes());
         }
         file.write_all_at(&bytes, 0)?;
+        file.set_len(SIZE as u64 + PAGES)?;
         Ok(Control { path, file })
     }
 
@@ -196,6 +200,11 @@ impl Control {
     /// How many of them have failed.
     pub fn failed(&self) -> anyhow::Result<u64> {
         self.word(FAILED)
+    }
+
+    /// Pages that a force has failed to write, and that the process has asked to be read from the disk since (POSIX_FADV_DONTNEED).
+    pub fn dropped(&self) -> anyhow::Result<u64> {
+        self.word(DROPPED)
     }
 
     /// What was done since the beginning, and how often.

@@ -6,6 +6,7 @@ use lockstep_core::{CoordId, Csn, Decided, Decider, Epoch, Operation, Owner, Par
 use lockstep_participants::sqlite::{Sqlite, SqliteOptions};
 use lockstep_participants::{ReadLimits, ResourceManager, StoreError};
 use lockstep_proto::v1::StatusReply;
+use lockstep_tests::disk_faults::{Ailment, Call, Control, Fault, Library};
 use lockstep_tests::small_disk::Disk;
 use lockstep_tests::workload;
 use lockstepd::demo::daemon::Launch;
@@ -73,6 +74,30 @@ fn a_transaction_that_spills_onto_a_full_disk_is_no_foreign_writer() -> anyhow::
     let rows = store.reader().query("SELECT count(*) FROM item", &[], ReadLimits { rows: 1, offset: 0, timeout: LIMIT })?.rows;
     assert_eq!(rows, [[Value::Integer(1)]]);
     Ok(())
+}
+
+/// What a force that failed was for may be gone, though the kernel shows it and a second force says that all is well: it is read from the disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_failed_force_was_for_is_not_believed() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (library, control) = (Library::compile(folder.path())?, Control::create(folder.path().join("faults"))?);
+    let mut launch = launch(folder.path(), &[]);
+    std::fs::create_dir_all(&launch.data_dir)?;
+    launch.environment.extend(library.environment(&launch.data_dir.canonicalize()?, &control));
+    let mut lab = Lab::start(launch.clone()).await?;
+    let fault = Fault { files: vec!["sqlite-wal".into()], calls: vec![Call::Sync], ailment: Ailment::Io, first: 1, count: Some(1) };
+    control.arm(&fault)?;
+    let until = Instant::now() + LIMIT;
+    while control.dropped()? == 0 {
+        anyhow::ensure!(Instant::now() < until, "{} forces have failed, and nothing was read from the disk", control.failed()?);
+        lab.write().await?;
+    }
+    control.disarm()?;
+    lab.is_sound().await?;
+    lab.daemon.kill();
+    lab.daemon.relaunch(launch).await?;
+    lab.daemon.wait_until_mended(LIMIT).await?;
+    lab.is_sound().await
 }
 
 fn insert(n: u64, sql: &str) -> Work {
