@@ -6,6 +6,8 @@ use rusqlite::{Connection, ffi};
 use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// A connection that asks [`Hooks`] what it may do and for how long.
@@ -27,6 +29,8 @@ pub struct Hooks {
     pub reason: RefCell<Option<Reason>>,
     /// When a running statement is interrupted.
     pub deadline: Cell<Option<Instant>>,
+    /// Whether it is interrupted at once; others may say so.
+    pub stop: Arc<AtomicBool>,
     /// Frames in the write-ahead log after the last commit.
     pub wal_frames: Cell<u32>,
 }
@@ -38,12 +42,13 @@ const STEPS: c_int = 1000;
 impl Guarded {
     /// Installs the callbacks, once: SQLite compiles every statement anew when they change. A value or row of more than `value_bytes`
     /// is refused by SQLite itself.
-    pub fn new(conn: Connection, mode: Mode, value_bytes: usize) -> Guarded {
+    pub fn new(conn: Connection, mode: Mode, value_bytes: usize, stop: Arc<AtomicBool>) -> Guarded {
         let hooks = Box::new(Hooks {
             mode: Cell::new(mode),
             schema: RefCell::default(),
             reason: RefCell::default(),
             deadline: Cell::new(None),
+            stop,
             wal_frames: Cell::new(0),
         });
         let context = (&raw const *hooks).cast_mut().cast::<c_void>();
@@ -122,7 +127,7 @@ unsafe extern "C" fn authorize(
 unsafe extern "C" fn is_late(context: *mut c_void) -> c_int {
     // SAFETY: see `Guarded::new`.
     let hooks = unsafe { &*context.cast::<Hooks>() };
-    hooks.deadline.get().is_some_and(|deadline| Instant::now() >= deadline).into()
+    (hooks.stop.load(Ordering::Relaxed) || hooks.deadline.get().is_some_and(|deadline| Instant::now() >= deadline)).into()
 }
 
 #[allow(unsafe_code)]

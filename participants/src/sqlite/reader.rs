@@ -12,7 +12,7 @@ use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, OpenFlags};
 use std::fs::File;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,8 @@ pub struct Readers {
     returned: Condvar,
     /// A connection was closed.
     closed: Condvar,
+    /// What reads is to end.
+    stop: Arc<AtomicBool>,
     /// Of the writer, counted there.
     forces: Arc<AtomicU64>,
 }
@@ -57,6 +59,7 @@ impl Pool {
 
 impl Drop for Shut {
     fn drop(&mut self) {
+        self.0.stop.store(false, Ordering::Relaxed);
         self.0.pool().shut = false;
         self.0.returned.notify_all();
     }
@@ -65,7 +68,15 @@ impl Drop for Shut {
 impl Readers {
     /// None is open yet.
     pub fn new(options: SqliteOptions, promise: Promise) -> Readers {
-        Readers { options, promise, pool: Mutex::default(), returned: Condvar::new(), closed: Condvar::new(), forces: Arc::default() }
+        Readers {
+            options,
+            promise,
+            pool: Mutex::default(),
+            returned: Condvar::new(),
+            closed: Condvar::new(),
+            stop: Arc::default(),
+            forces: Arc::default(),
+        }
     }
 
     /// Where the writer counts its forced writes.
@@ -78,11 +89,12 @@ impl Readers {
         self.pool().renew();
     }
 
-    /// Closes all connections, and lets none be opened; waits for those that read, so long.
+    /// Closes all connections, and lets none be opened; ends queries, and waits for copies, so long.
     pub fn shut(self: &Arc<Self>, patience: Duration) -> Result<Shut, StoreError> {
         let mut pool = self.pool();
         pool.renew();
         pool.shut = true;
+        self.stop.store(true, Ordering::Relaxed);
         let shut = Shut(self.clone());
         let (pool, waited) =
             self.closed.wait_timeout_while(pool, patience, |pool| pool.open + pool.copies > 0).unwrap_or_else(PoisonError::into_inner);
@@ -108,7 +120,7 @@ impl Readers {
             }
             let left = until.saturating_duration_since(Instant::now());
             if left == Duration::ZERO && pool.shut {
-                return Err(StoreError::Timeout("the database file is being opened anew".into()));
+                return Err(being_opened());
             }
             if left == Duration::ZERO {
                 return Err(StoreError::Timeout(format!("all {} reading connections are busy (readers)", self.options.limits.readers)));
@@ -163,7 +175,7 @@ impl Readers {
         conn.execute_batch("PRAGMA query_only = ON; PRAGMA temp_store = MEMORY").map_err(broken)?;
         let limits = self.options.limits;
         let schema = Schema::read(&conn, self.promise).map_err(broken)?;
-        let conn = Guarded::new(conn, Mode::Reading, limits.value_bytes);
+        let conn = Guarded::new(conn, Mode::Reading, limits.value_bytes, self.stop.clone());
         conn.hooks.schema.replace(schema);
         Ok(conn)
     }
@@ -183,7 +195,7 @@ impl Reader for Readers {
     fn back_up(&self, to: &Path) -> Result<bool, StoreError> {
         let mut pool = self.pool();
         if pool.shut {
-            return Err(StoreError::Timeout("the database file is being opened anew: try again".into()));
+            return Err(being_opened());
         }
         pool.copies += 1;
         drop(pool);
@@ -209,10 +221,49 @@ impl Reader for Readers {
         conn.hooks.deadline.set(Some(until));
         let result = self.run(&conn, sql, parameters, limits);
         conn.hooks.deadline.set(None);
+        let stopped = self.stop.load(Ordering::Relaxed);
         self.give_back(conn, generation);
         match result {
-            Err(StoreError::Timeout(_)) => Err(StoreError::Timeout(format!("the query took longer than {:?}", limits.timeout))),
+            Err(StoreError::Timeout(_)) if stopped => Err(being_opened()),
+            Err(StoreError::Timeout(_)) if Instant::now() >= until => {
+                Err(StoreError::Timeout(format!("the query took longer than {:?}", limits.timeout)))
+            }
             other => other,
         }
+    }
+}
+
+fn being_opened() -> StoreError {
+    StoreError::Timeout("the database file is being opened anew: try again".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FOR_EVER: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
+
+    /// Who reads for long does not keep a file open that must be opened anew, and nobody opens it meanwhile.
+    #[test]
+    fn a_file_that_is_shut_has_no_reader() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data.db");
+        Connection::open(&path).unwrap().pragma_update(None, "journal_mode", "WAL").unwrap();
+        let readers = Arc::new(Readers::new(SqliteOptions::new(path), Promise::Replay));
+        let long = ReadLimits { rows: 1, offset: 0, timeout: Duration::from_secs(600) };
+        let reading = std::thread::spawn({
+            let readers = readers.clone();
+            move || readers.query(FOR_EVER, &[], long)
+        });
+        while readers.pools()[0].lent == 0 {
+            std::thread::yield_now();
+        }
+        let shut = readers.shut(Duration::from_secs(60)).unwrap();
+        assert!(matches!(reading.join().unwrap(), Err(StoreError::Timeout(why)) if why.contains("opened anew")));
+        assert_eq!(readers.pools()[0].open, 0);
+        let soon = ReadLimits { timeout: Duration::from_millis(1), ..long };
+        assert!(matches!(readers.query("SELECT 1", &[], soon), Err(StoreError::Timeout(why)) if why.contains("opened anew")));
+        drop(shut);
+        assert_eq!(readers.query("SELECT 1", &[], long).unwrap().rows.len(), 1);
     }
 }

@@ -107,7 +107,7 @@ impl Writer {
         sync_folder_of(&options.path).map_err(|error| StoreError::Broken(format!("cannot make {path} durable: {error}")))?;
         let mut writer = Writer {
             checkpointer: Checkpointer::start(options, forces.clone())?,
-            conn: Guarded::new(conn, Mode::Trusted, options.limits.value_bytes),
+            conn: Guarded::new(conn, Mode::Trusted, options.limits.value_bytes, Arc::default()),
             limits: options.limits,
             promise,
             data_version: 0,
