@@ -168,6 +168,9 @@ pub enum Scan {
     Complete,
     /// Known, but older sessions may still commit: scanned again at this time.
     Again(Time),
+    /// It was removed. It had told all that it decided, and every other store had that durably: a branch that is still prepared for it was
+    /// aborted. Which keys it had decided nobody knows any more.
+    Gone,
 }
 
 /// A client that waits to read.
@@ -260,11 +263,11 @@ impl Follower {
         }
     }
 
-    /// It is given up: nobody waits for what it knows, and what it has decided alone stays in doubt until the floor has passed it.
+    /// It is given up: nobody waits for what it knows.
     pub fn remove(&mut self) {
         (self.removed, self.configured, self.evidence) = (true, false, true);
         if self.leads() {
-            self.scan = Scan::Waived;
+            self.scan = Scan::Gone;
         }
     }
 

@@ -85,6 +85,11 @@ impl Coordinator {
 
     /// The operator's order is about to be appended: no transaction begins there any more, and what it is owed goes on record.
     pub(crate) fn begin_removal(&mut self, now: Time, participant: ParticipantId, operator: &str, reason: &str, fx: &mut Vec<Effect>) {
+        // It has told all that it committed; its word on what was finished by hand, and is not among that, may be on its way.
+        let led = |(txid, _): &(Txid, ParticipantId)| txid.decider == Decider::Leader(participant);
+        for (txid, _) in self.unjudged().into_iter().filter(led) {
+            self.compare_by_hand(now, txid, Some(false), fx);
+        }
         let current = match &self.follower(participant).session {
             Session::Down => None,
             Session::Welcomed(session) | Session::Open(session) | Session::Refused(session, _) => Some(*session),

@@ -326,7 +326,7 @@ impl Coordinator {
                 (Scan::NotNeeded | Scan::Complete | Scan::Checking, _) => {}
                 (Scan::Waived, _) if broken(Mutation::WaivedNotAsked) => {}
                 // A waiver lets stores go on; it settles no outcome.
-                (Scan::Needed | Scan::Waived | Scan::Running, _) | (Scan::Again(_), None) => {
+                (Scan::Needed | Scan::Waived | Scan::Running | Scan::Gone, _) | (Scan::Again(_), None) => {
                     let reason = format!("store `{}` may have decided it, and is not available now", follower.name);
                     return self.reply(waiter.ticket, Reply::Unknown(reason), fx);
                 }

@@ -1338,6 +1338,46 @@ story!(
     }
 );
 
+story!(
+    removal_and_an_abort,
+    "A leader is removed while its abort is on its way to a branch, and both ends die: it had told all that it committed, so this is aborted.",
+    play = Play::new(&[("bank", Kind::Leader), ("pg", Kind::Preparing)]),
+    {
+        play.asks("move", vec![row("bank"), row("pg")]);
+        play.yes("pg", "1-1@p0");
+        play.no("bank", "1-1@p0", RefusalKind::Conflict, "could not serialize");
+        play.operator(AdminAction::Remove { participant: ParticipantId(0) }, "it is not used any more");
+        play.forced();
+        play.note("That Abort is lost.");
+        play.dies("pg");
+        play.actor("pg").prepared.push(txid("1-1@p0"));
+        play.coordinator_dies();
+        play.forced();
+        play.connects("pg");
+    }
+);
+
+story!(
+    removal_and_a_branch_by_hand,
+    "A leader is removed before it has said what became of a branch that was committed by hand: it has not committed it, and that is damage (I12).",
+    play = Play::new(&[("bank", Kind::Leader), ("pg", Kind::Preparing)]),
+    {
+        play.asks("move", vec![row("bank"), row("pg")]);
+        play.yes("pg", "1-1@p0");
+        play.coordinator_dies();
+        play.recovers(&["pg"]);
+        let order = AdminAction::Resolve { txid: txid("1-1@p0"), participant: ParticipantId(1), commit: true };
+        play.operator(order, "its locks block the shop");
+        play.forced();
+        play.actor("pg").prepared.clear();
+        play.says("pg", FromParticipant::Resolved { txid: txid("1-1@p0"), commit: true });
+        play.connects("bank");
+        play.tells_markers("bank", &[]);
+        play.operator(AdminAction::Remove { participant: ParticipantId(0) }, "it is not used any more");
+        play.forced();
+    }
+);
+
 story!(cover, "A document without a row has no place in the order: refused (R-COVER).", play = Play::new(EMBEDDED), {
     play.asks("document only", vec![put("index", "film-1", None)]);
     play.note("A statement that turns out to write nothing does not count either.");
