@@ -65,7 +65,7 @@ impl Coordinator {
         follower.scan = match follower.scan {
             Scan::Running | Scan::Checking | Scan::Complete if follower.exclusive => Scan::Complete,
             Scan::Running | Scan::Checking | Scan::Complete | Scan::Again(_) => Scan::Again(again),
-            Scan::Needed | Scan::Waived | Scan::NotNeeded | Scan::Gone => return,
+            Scan::Needed | Scan::Waived | Scan::NotNeeded | Scan::Gone(_) => return,
         };
         let welcomed = if let Session::Welcomed(session) = follower.session { Some(session) } else { None };
         if let Some(session) = welcomed {

@@ -133,7 +133,8 @@ impl Coordinator {
             self.applied(now, participant, csn, fx);
             self.drop_item(participant, csn);
         }
-        self.follower_mut(participant).remove();
+        let epoch = self.owner.epoch;
+        self.follower_mut(participant).remove(epoch);
         self.answer_readers(participant, fx);
         self.evidence_changed(now, fx);
         self.end_waivers(fx);

@@ -324,9 +324,11 @@ impl Coordinator {
         for follower in self.followers.iter().filter(leads) {
             match (follower.scan, follower.open_session()) {
                 (Scan::NotNeeded | Scan::Complete | Scan::Checking, _) => {}
+                // Nothing that was first sent after that has it decided.
+                (Scan::Gone(removed), _) if removed < position.epoch => {}
                 (Scan::Waived, _) if broken(Mutation::WaivedNotAsked) => {}
                 // A waiver lets stores go on; it settles no outcome.
-                (Scan::Needed | Scan::Waived | Scan::Running | Scan::Gone, _) | (Scan::Again(_), None) => {
+                (Scan::Needed | Scan::Waived | Scan::Running | Scan::Gone(_), _) | (Scan::Again(_), None) => {
                     let reason = format!("store `{}` may have decided it, and is not available now", follower.name);
                     return self.reply(waiter.ticket, Reply::Unknown(reason), fx);
                 }

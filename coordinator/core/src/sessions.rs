@@ -259,7 +259,7 @@ impl Coordinator {
         match follower.scan {
             Scan::Running => follower.scan = Scan::Needed,
             Scan::Checking => follower.scan = Scan::Complete,
-            Scan::NotNeeded | Scan::Needed | Scan::Waived | Scan::Complete | Scan::Again(_) | Scan::Gone => {}
+            Scan::NotNeeded | Scan::Needed | Scan::Waived | Scan::Complete | Scan::Again(_) | Scan::Gone(_) => {}
         }
         let name = follower.name.clone();
         let depends =
@@ -361,11 +361,11 @@ impl Coordinator {
             Decider::Log if txid.epoch.next() == self.owner.epoch && broken(Mutation::PresumesLastEpoch) => Answer::Abort,
             Decider::Log => self.presume_aborted_at(participant),
             Decider::Leader(leader) if !self.is_leader(leader) => Answer::Nothing,
-            Decider::Leader(leader) if self.follower(leader).scan == Scan::Gone => self.presume_aborted_at(participant),
+            Decider::Leader(leader) if matches!(self.follower(leader).scan, Scan::Gone(_)) => self.presume_aborted_at(participant),
             // The floor passes only what is durable everywhere; what a leader tells in spite of that is among the late ones.
             Decider::Leader(leader) if txid.position() < self.outcomes.floor() => match self.follower(leader).scan {
                 Scan::Checking | Scan::Complete | Scan::Again(_) => Answer::Abort,
-                Scan::NotNeeded | Scan::Needed | Scan::Waived | Scan::Running | Scan::Gone => Answer::Later,
+                Scan::NotNeeded | Scan::Needed | Scan::Waived | Scan::Running | Scan::Gone(_) => Answer::Later,
             },
             Decider::Leader(leader) => match self.follower(leader).open_session() {
                 Some(_) => Answer::Settle(leader),

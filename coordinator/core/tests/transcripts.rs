@@ -1358,6 +1358,23 @@ story!(
 );
 
 story!(
+    removal_and_keys,
+    "A leader is removed: what it had decided cannot be told any more, but a key of a later start it has not decided (R-KEY).",
+    play = Play::new(&[("bank", Kind::Leader), ("pg", Kind::Preparing)]),
+    {
+        play.operator(AdminAction::Remove { participant: ParticipantId(0) }, "it is not used any more");
+        play.forced();
+        play.coordinator_dies();
+        play.recovers(&["pg"]);
+        play.asks("rename", vec![row("pg")]);
+        play.coordinator_dies();
+        play.recovers(&["pg"]);
+        play.retries("move", 1, 1, vec![row("bank"), row("pg")]);
+        play.retries("rename", 2, 1, vec![row("pg")]);
+    }
+);
+
+story!(
     removal_and_a_branch_by_hand,
     "A leader is removed before it has said what became of a branch that was committed by hand: it has not committed it, and that is damage (I12).",
     play = Play::new(&[("bank", Kind::Leader), ("pg", Kind::Preparing)]),

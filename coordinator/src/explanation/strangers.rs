@@ -121,7 +121,7 @@ impl View<'_> {
                 story.facts.push(self.of_store(follower, follower.session_since, heard));
                 story
             }
-            Scan::Gone => {
+            Scan::Gone(_) => {
                 let sentence = format!(
                     "{txid} was `{name}`'s to decide, which was removed: nobody knows any more whether it is committed. Where a branch of it is \
                      still prepared it is not, and that branch is aborted."

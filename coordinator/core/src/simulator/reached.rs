@@ -119,7 +119,7 @@ kinds!(session(Session) {
 });
 kinds!(scan(Scan) {
     Scan::NotNeeded => NotNeeded, Scan::Needed => Needed, Scan::Waived => Waived, Scan::Running => Running, Scan::Checking => Checking,
-    Scan::Complete => Complete, Scan::Again(_) => Again, Scan::Gone => Gone,
+    Scan::Complete => Complete, Scan::Again(_) => Again, Scan::Gone(_) => Gone,
 });
 kinds!(there(SessionState) {
     SessionState::Silent => Silent, SessionState::Recovering => Recovering, SessionState::HandingOver => HandingOver,
