@@ -1743,6 +1743,35 @@ story!(
 );
 
 story!(
+    by_hand_twice,
+    "A second order for a branch waits for the first: what takes that back in the log, if it is refused, would take back the second as well.",
+    play = Play::new(REMOTE),
+    {
+        play.asks("add film 1", remote_film(1));
+        play.coordinator_dies();
+        play.recovers(&["index"]);
+        let order = AdminAction::Resolve { txid: txid("1-1"), participant: PG, commit: true };
+        play.operator(order.clone(), "its locks block the shop");
+        play.note("pg comes back and holds no such branch: the order makes no sense any more.");
+        play.connects("pg");
+        play.dies("pg");
+        play.operator(order.clone(), "its locks block the shop");
+        play.connects("pg");
+        play.forces_one();
+        play.dies("pg");
+        play.operator(order.clone(), "its locks block the shop");
+        play.forced();
+        play.operator(order, "its locks block the shop");
+        play.forced();
+        play.coordinator_dies();
+        play.recovers(&["index"]);
+        play.note("What was answered Done is done.");
+        play.actor("pg").prepared.push(txid("1-1"));
+        play.connects("pg");
+    }
+);
+
+story!(
     by_hand_and_forgotten,
     "Damage that was forgotten stays so, though its store goes on telling how the branch ended there.",
     play = Play::new(REMOTE),
