@@ -330,6 +330,7 @@ mod tests {
         "alarms: WrongKind",
         "store reports: Unsettled",
         "what is known of a leader's markers: NotNeeded to Gone",
+        "what is known of a leader's markers: Needed to Gone",
     ];
 
     /// A smoke test; more seeds: `cargo run -p lockstep-core --features simulator --example simulate -- --seeds 100000`. And whatever exists
@@ -508,6 +509,12 @@ mod tests {
         for seed in [558_020, 636_536] {
             check(seed, &Options::default());
         }
+    }
+
+    /// A preparing store is removed just as it may decide for the first time.
+    #[test]
+    fn a_store_is_removed_as_it_begins_to_lead() {
+        check(323_952, &Options::default());
     }
 
     /// The checker took these for violations: see docs/testing.md.

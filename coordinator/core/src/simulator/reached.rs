@@ -358,7 +358,7 @@ fn transitions() -> Vec<Transitions> {
             &[
                 (ABSENT, "NotNeeded Needed Gone"),
                 ("NotNeeded", "Needed Gone Running"),
-                ("Needed", "Waived Running"),
+                ("Needed", "Waived Gone Running"),
                 ("Waived", "Running"),
                 ("Running", "Needed Complete Again"),
                 ("Checking", "Complete"),
