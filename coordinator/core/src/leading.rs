@@ -116,6 +116,11 @@ impl Coordinator {
     /// A marker is a decision, whoever of us made it.
     pub(crate) fn learn(&mut self, now: Time, marker: Marker, fx: &mut Vec<Effect>) {
         let (txid, csn) = (marker.entry.txid, marker.entry.csn);
+        match self.transactions.get(&txid).map(|transaction| transaction.state) {
+            // It is followed, also when its outcome is forgotten.
+            Some(State::Committing(_)) => return,
+            Some(State::Active | State::Preparing | State::Deciding(_)) | None => {}
+        }
         if txid.position() < self.outcomes.floor() {
             return self.below_the_floor(now, &marker, fx);
         }

@@ -127,6 +127,28 @@ fn told_before_a_floor(play: &mut Play) {
     play.tells_markers("bank", &[marker]);
 }
 
+/// The log has lost a floor that the bank was told and that has passed film 1; that is accepted, and the index is there again.
+fn floor_lost(play: &mut Play) {
+    led(play);
+    play.says("bank", FromParticipant::Led(vec![txid("1-1@p0")]));
+    play.follows("index", "1.1", "1.1");
+    outdated(play, &put("index", "x", None));
+    play.forced();
+    play.actor("bank").floor = Position { epoch: Epoch(1), n: 3 };
+    play.actor("index").highest = Csn::ZERO;
+    play.coordinator_dies_log_lost(5);
+    play.forced();
+    play.connects("index");
+    play.connects("bank");
+    play.tells_markers("bank", &[]);
+    play.retries("add film 1", 1, 1, led_film(1));
+    play.operator(AdminAction::LeaveSafeMode, "looked at everything");
+    play.forced();
+    play.forced();
+    play.coordinator_dies();
+    play.recovers(&["index"]);
+}
+
 // ---- no crash at all
 
 story!(life, "A transaction at a database and an index, from the question to the last trace in the log.", play = Play::new(EMBEDDED), {
@@ -1569,19 +1591,28 @@ story!(
     "The log has lost a floor that its leader was told: outcomes are gone, and none of them is presumed.",
     play = Play::with(LED, |config| config.outcomes_max = 1),
     {
-        led(&mut play);
-        play.says("bank", FromParticipant::Led(vec![txid("1-1@p0")]));
-        play.follows("index", "1.1", "1.1");
-        outdated(&mut play, &put("index", "x", None));
-        play.forced();
-        play.actor("bank").floor = Position { epoch: Epoch(1), n: 3 };
-        play.actor("index").highest = Csn::ZERO;
-        play.coordinator_dies_log_lost(5);
-        play.forced();
-        play.connects("index");
+        floor_lost(&mut play);
         play.connects("bank");
         play.tells_markers("bank", &[]);
+        play.note("The loss is known, and nobody keeps what was below that floor.");
         play.retries("add film 1", 1, 1, led_film(1));
+        play.forced();
+        play.retries("add film 1", 1, 1, led_film(1));
+    }
+);
+
+story!(
+    log_loss_of_a_floor_and_a_marker,
+    "The same, when another leader tells what that floor passes, and the index lacks it: its marker stays until the index has it.",
+    play = Play::new(&[("bank", Kind::Leader), ("index", Kind::Redo), ("till", Kind::Leader)]),
+    {
+        play.asks("sell film 1", vec![row("till"), put("index", "film-1", None)]);
+        play.all_yes(&["index", "till"], "1-1@p2");
+        let marker = play.marker("1-1@p2");
+        play.coordinator_dies();
+        play.recovers(&["index"]);
+        play.actor("bank").floor = Position { epoch: Epoch(1), n: 3 };
+        play.connects("bank");
         play.operator(AdminAction::LeaveSafeMode, "looked at everything");
         play.forced();
         play.forced();
@@ -1589,10 +1620,15 @@ story!(
         play.recovers(&["index"]);
         play.connects("bank");
         play.tells_markers("bank", &[]);
-        play.note("The loss is known, and nobody keeps what was below that floor.");
-        play.retries("add film 1", 1, 1, led_film(1));
+        play.connects("till");
+        play.tells_markers("till", std::slice::from_ref(&marker));
         play.forced();
-        play.retries("add film 1", 1, 1, led_film(1));
+        play.connects("till");
+        play.tells_markers("till", std::slice::from_ref(&marker));
+        play.follows("index", "1.1", "1.1");
+        play.connects("till");
+        play.tells_markers("till", &[marker]);
+        play.shows_status();
     }
 );
 
