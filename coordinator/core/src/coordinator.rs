@@ -88,6 +88,8 @@ pub struct Coordinator {
     pub(crate) paused: bool,
     /// A Floor record is on its way.
     pub(crate) floor_pending: Option<Position>,
+    /// It waits until forgetting is not held any more.
+    pub(crate) floor_held: Option<Position>,
     pub(crate) forgetting_held: bool,
     pub(crate) housekeeping_at: Option<Time>,
     pub(crate) counts: Counts,

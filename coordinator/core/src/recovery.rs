@@ -142,6 +142,7 @@ impl Coordinator {
             log_full: false,
             paused: false,
             floor_pending: None,
+            floor_held: None,
             forgetting_held: false,
             housekeeping_at: None,
             counts: Counts::default(),

@@ -1602,6 +1602,25 @@ story!(
 );
 
 story!(
+    log_loss_of_a_floor_and_a_backup,
+    "The same, while a copy of everything is made: nothing is forgotten before that is done, and nothing is said of what is to be forgotten.",
+    play = Play::with(LED, |config| config.outcomes_max = 1),
+    {
+        floor_lost(&mut play);
+        play.machine.hold_forgetting(true);
+        play.connects("bank");
+        play.tells_markers("bank", &[]);
+        play.retries("add film 1", 1, 1, led_film(1));
+        play.passes(5_000);
+        play.note("The copy is made.");
+        play.machine.hold_forgetting(false);
+        play.passes(1_000);
+        play.forced();
+        play.retries("add film 1", 1, 1, led_film(1));
+    }
+);
+
+story!(
     log_loss_of_a_floor_and_a_marker,
     "The same, when another leader tells what that floor passes, and the index lacks it: its marker stays until the index has it.",
     play = Play::new(&[("bank", Kind::Leader), ("index", Kind::Redo), ("till", Kind::Leader)]),
