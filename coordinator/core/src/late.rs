@@ -37,6 +37,7 @@ impl Coordinator {
                 let reason = "the floor had passed it when its leader told of it".to_string();
                 self.record_found(now, participant, txid, DamageKind::Hazard, None, reason, fx);
             }
+            self.given_up(now, participant, txid, csn, fx);
         }
     }
 

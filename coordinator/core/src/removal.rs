@@ -120,9 +120,15 @@ impl Coordinator {
     /// A leader that was waived tells of this decision only now: its part at a store that was removed meanwhile is given up too (I12).
     pub(crate) fn given_up(&mut self, now: Time, participant: ParticipantId, txid: Txid, csn: Csn, fx: &mut Vec<Effect>) {
         let follower = self.follower(participant);
-        if follower.removed && txid.decider != Decider::Leader(participant) && csn > follower.acked.max(follower.progress.durable) {
+        let has = match follower.kind {
+            // How far it was acked stands for nothing that its leader had not told.
+            Kind::Preparing => false,
+            Kind::Redo | Kind::Serial | Kind::Leader => csn <= follower.acked.max(follower.progress.durable),
+        };
+        // Of any other leader it was known before the removal, and recorded then.
+        if follower.removed && txid.decider != Decider::Leader(participant) && self.is_waived(txid) && !has {
             let reason = "its store was removed before its leader told of it";
-            self.record_damage(now, participant, txid, DamageKind::Hazard, None, reason.into(), None, fx);
+            self.record_found(now, participant, txid, DamageKind::Hazard, None, reason.into(), fx);
         }
     }
 

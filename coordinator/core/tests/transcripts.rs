@@ -1417,6 +1417,55 @@ story!(
     }
 );
 
+story!(
+    removal_of_an_acked_store,
+    "A preparing store is removed, and a waived leader tells of a part there only then: how far it was acked stands for none of that (I12).",
+    play = Play::able(&[("bank", Kind::Leader), ("pg", Kind::Preparing), ("index", Kind::Redo)], ABLE),
+    {
+        play.asks("move", vec![row("bank"), row("pg")]);
+        play.all_yes(&["pg", "bank"], "1-1@p0");
+        let marker = play.marker("1-1@p0");
+        play.coordinator_dies();
+        play.recovers(&["pg", "index"]);
+        waives_bank(&mut play);
+        play.asks("add film 2", remote_film(2));
+        play.all_yes(&["index", "pg"], "2-1");
+        play.forced();
+        play.acks("pg", "2-1");
+        play.follows("index", "2.1", "2.1");
+        play.passes(1_000);
+        play.follows("pg", "2.1", "2.1");
+        play.passes(1_000);
+        play.forced();
+        play.disconnects("pg");
+        play.operator(AdminAction::Remove { participant: ParticipantId(1) }, "it is not used any more");
+        play.forced();
+        play.connects("bank");
+        play.tells_markers("bank", &[marker]);
+    }
+);
+
+story!(
+    removal_below_the_floor,
+    "The same, when the floor has passed it: on record before the marker may go.",
+    play = Play::with(&[("bank", Kind::Leader), ("pg", Kind::Preparing)], |config| config.outcomes_max = 1),
+    {
+        play.asks("move", vec![row("bank"), row("pg")]);
+        play.all_yes(&["pg", "bank"], "1-1@p0");
+        let marker = play.marker("1-1@p0");
+        play.coordinator_dies();
+        play.recovers(&[]);
+        waives_bank(&mut play);
+        outdated(&mut play, &row("bank"));
+        play.forced();
+        play.operator(AdminAction::Remove { participant: ParticipantId(1) }, "it is not used any more");
+        play.forced();
+        play.connects("bank");
+        play.tells_markers("bank", &[marker]);
+        play.forced();
+    }
+);
+
 story!(cover, "A document without a row has no place in the order: refused (R-COVER).", play = Play::new(EMBEDDED), {
     play.asks("document only", vec![put("index", "film-1", None)]);
     play.note("A statement that turns out to write nothing does not count either.");
