@@ -757,16 +757,18 @@ mod tests {
     use crate::event::Event;
     use crate::ids::{CoordId, Epoch, LogId, SessionId};
     use crate::message::{FromParticipant, Hello};
-    use crate::record::{CommitEntry, EntryPayload, Record};
+    use crate::record::{CommitEntry, EntryPayload};
     use crate::recovery::Identity;
     use crate::{Alarm, ParticipantConfig, Role};
 
     const BANK: ParticipantId = ParticipantId(0);
+    const PG: ParticipantId = ParticipantId(1);
 
-    /// A leader, alone, in the second start.
+    /// A leader and a store that prepares, in the second start.
     fn start() -> Coordinator {
-        let bank = ParticipantConfig { name: "bank".into(), kind: Kind::Leader, role: Role::Database, standalone: false };
-        let config = Config { participants: vec![bank], max_open: 4, outcomes_max: 10, ..Config::default() };
+        let store = |(name, kind): (&str, Kind)| ParticipantConfig { name: name.into(), kind, role: Role::Database, standalone: false };
+        let participants = [("bank", Kind::Leader), ("pg", Kind::Preparing)].map(store).into();
+        let config = Config { participants, max_open: 4, outcomes_max: 10, ..Config::default() };
         let identity = |incarnation| Identity { coord_id: CoordId(1), log_id: LogId(1), incarnation };
         let mut fx = Vec::new();
         Coordinator::start(config.clone(), identity(1), Vec::new(), Time(0), &mut fx).expect("a log");
@@ -814,28 +816,33 @@ mod tests {
         assert!(aborted.refusal.message.contains("damages are on record"), "{}", aborted.refusal);
     }
 
-    /// Of those that it could have decided all are taken, and no more.
+    /// Of those that it could have decided all are taken, and no more: above the floor, and below it where a store may hold a branch.
     #[test]
     fn a_leader_tells_of_so_many_transactions_at_most() {
-        let mut machine = start();
-        let session = SessionId(1);
-        let mut fx = Vec::new();
-        machine.step(Time(1), Event::SessionUp(BANK, session), &mut fx);
-        machine.step(Time(1), Event::Message(BANK, session, FromParticipant::Hello(Hello::of_nothing(Kind::Leader))), &mut fx);
-        let marker = |n| {
-            let txid = Txid { epoch: Epoch(1), n, decider: Decider::Leader(BANK) };
-            let entry =
-                CommitEntry { txid, csn: Csn::new(Epoch(1), n), key: named(n), request_hash: 0, at_ms: 0, branches: vec![BANK] };
-            Marker { entry, payload: EntryPayload::default(), groups: Vec::new(), trace: None }
-        };
-        let limit = 3 * machine.outcomes_limit() as u64;
-        fx.clear();
-        for (from, to, misbehaves) in [(1, limit, false), (limit + 1, limit + 1, true)] {
-            let markers = (from..=to).map(marker).collect();
-            machine.step(Time(1), Event::Message(BANK, session, FromParticipant::Markers { markers, last: false }), &mut fx);
-            assert_eq!(machine.outcomes.len() as u64, limit);
-            assert_eq!(fx.iter().any(|effect| matches!(effect, Effect::Alarm(Alarm::Misbehaves(..)))), misbehaves);
+        for below in [false, true] {
+            let mut machine = start();
+            let session = SessionId(1);
+            let mut fx = Vec::new();
+            machine.step(Time(1), Event::SessionUp(BANK, session), &mut fx);
+            machine.step(Time(1), Event::Message(BANK, session, FromParticipant::Hello(Hello::of_nothing(Kind::Leader))), &mut fx);
+            if below {
+                machine.outcomes.raise_floor(machine.position());
+            }
+            let marker = |n| {
+                let txid = Txid { epoch: Epoch(1), n, decider: Decider::Leader(BANK) };
+                let (csn, branches) = (Csn::new(Epoch(1), n), vec![BANK, PG]);
+                let entry = CommitEntry { txid, csn, key: named(n), request_hash: 0, at_ms: 0, branches };
+                Marker { entry, payload: EntryPayload::default(), groups: Vec::new(), trace: None }
+            };
+            let limit = 3 * machine.outcomes_limit() as u64;
+            for (from, to, misbehaves) in [(1, limit, false), (limit + 1, limit + 1, true)] {
+                fx.clear();
+                let markers = (from..=to).map(marker).collect();
+                machine.step(Time(1), Event::Message(BANK, session, FromParticipant::Markers { markers, last: false }), &mut fx);
+                let told = if below { machine.late.len() } else { machine.outcomes.len() };
+                assert_eq!(told as u64, limit);
+                assert_eq!(fx.iter().any(|effect| matches!(effect, Effect::Alarm(Alarm::Misbehaves(..)))), misbehaves);
+            }
         }
-        assert!(fx.iter().all(|effect| !matches!(effect, Effect::Append { record: Record::Damage(_), .. })));
     }
 }
