@@ -130,7 +130,8 @@ impl Coordinator {
             return Some(format!("its marker gives {txid} the CSN {csn}, of another epoch"));
         }
         if txid.position() < self.outcomes.floor() {
-            return None;
+            let many = self.late(txid).is_none() && self.late.len() >= self.told_limit();
+            return many.then(|| self.too_many_told());
         }
         match self.outcomes.by_position(txid.position()) {
             Some(known) if known.txid != txid => Some(format!("its marker is of {txid}, but that transaction is {}", known.txid)),
@@ -145,9 +146,25 @@ impl Coordinator {
             None if txid.epoch >= self.owner.epoch => Some(format!("its marker is of {txid}, which was never begun")),
             None => {
                 let taken = self.decisions.contains_key(&csn) || self.followers.iter().any(|follower| follower.items.contains_key(&csn));
-                taken.then(|| format!("its marker gives {txid} the CSN {csn}, which another transaction has (R-ORDER)"))
+                let many = self.outcomes.len() >= self.told_limit();
+                let strange = taken.then(|| format!("its marker gives {txid} the CSN {csn}, which another transaction has (R-ORDER)"));
+                strange.or_else(|| many.then(|| self.too_many_told()))
             }
         }
+    }
+
+    /// Transactions known at most, with those that leaders make known. Each of them may have been away while the others, and the log, decided
+    /// as many as a start keeps.
+    fn told_limit(&self) -> usize {
+        let leaders = self.followers.iter().filter(|follower| follower.leads()).count();
+        (2 + leaders).saturating_mul(self.outcomes_limit())
+    }
+
+    fn too_many_told(&self) -> String {
+        let limit = self.told_limit();
+        format!(
+            "it tells of more than {limit} transactions: if it has decided them, outcomes_max was higher then; raise it, and start again"
+        )
     }
 }
 

@@ -88,6 +88,8 @@ pub struct Coordinator {
     pub(crate) paused: bool,
     /// A Floor record is on its way.
     pub(crate) floor_pending: Option<Position>,
+    /// It waits until forgetting is not held any more.
+    pub(crate) floor_held: Option<Position>,
     pub(crate) forgetting_held: bool,
     pub(crate) housekeeping_at: Option<Time>,
     pub(crate) counts: Counts,
@@ -131,8 +133,13 @@ pub(crate) enum Pending {
         csn: Csn,
     },
     SafeModeLeft(Ticket, Epoch),
-    /// An order that was forced, and did not make sense any more then: that is forced, too.
-    Refused(Ticket, Refusal),
+    /// An order for a branch was forced, and did not make sense any more then: that is forced, too.
+    TakenBack {
+        ticket: Ticket,
+        txid: Txid,
+        participant: ParticipantId,
+        refusal: Refusal,
+    },
 }
 
 /// A leader that an operator did not wait for: stores may have followed past what it decided before that start (R-WATERMARK).
@@ -261,7 +268,7 @@ impl Coordinator {
                 Pending::Operator { ticket, operator, action, reason } => self.operate(now, ticket, operator, action, reason, fx),
                 Pending::Skip { ticket, participant, csn } => self.skipped(now, ticket, participant, csn, fx),
                 Pending::SafeModeLeft(ticket, epoch) => self.safe_mode_left(ticket, epoch, fx),
-                Pending::Refused(ticket, refusal) => self.reply(ticket, Reply::Refused(refusal), fx),
+                Pending::TakenBack { ticket, refusal, .. } => self.reply(ticket, Reply::Refused(refusal), fx),
             }
         }
     }

@@ -168,6 +168,9 @@ pub enum Scan {
     Complete,
     /// Known, but older sessions may still commit: scanned again at this time.
     Again(Time),
+    /// It was removed in this start. It had told all that it decided, and every other store had that durably: a branch that is still prepared
+    /// for it was aborted. Which keys it had decided up to then nobody knows any more; later ones it has not.
+    Gone(Epoch),
 }
 
 /// A client that waits to read.
@@ -260,11 +263,11 @@ impl Follower {
         }
     }
 
-    /// It is given up: nobody waits for what it knows, and what it has decided alone stays in doubt until the floor has passed it.
-    pub fn remove(&mut self) {
+    /// It is given up in this start: nobody waits for what it knows.
+    pub fn remove(&mut self, epoch: Epoch) {
         (self.removed, self.configured, self.evidence) = (true, false, true);
         if self.leads() {
-            self.scan = Scan::Waived;
+            self.scan = Scan::Gone(epoch);
         }
     }
 

@@ -48,7 +48,8 @@ impl Coordinator {
             return;
         }
         let rescans = self.followers.iter().any(|follower| matches!(follower.scan, Scan::Again(_)) || follower.has_answer_news());
-        let busy = !self.decisions.is_empty() || !self.releasable.is_empty() || !self.ended.is_empty() || rescans;
+        let waits = rescans || self.floor_held.is_some();
+        let busy = !self.decisions.is_empty() || !self.releasable.is_empty() || !self.ended.is_empty() || waits;
         let crowded = self.outcomes.len() > self.config.outcomes_max;
         let at = match (busy || crowded, self.outcomes.iter().next()) {
             (true, _) => soon,
@@ -96,6 +97,9 @@ impl Coordinator {
         }
         if self.forgetting_held {
             return;
+        }
+        if let Some(floor) = self.floor_held.take() {
+            self.append_floor(floor, fx);
         }
         self.raise_floor(now, fx);
         if self.floor_pending.is_none() {
@@ -168,6 +172,10 @@ impl Coordinator {
     /// Nothing below it will be known any more. Behind what was acked: the floor for branches rests on that.
     pub(crate) fn append_floor(&mut self, floor: Position, fx: &mut Vec<Effect>) {
         self.floor_pending = self.floor_pending.max(Some(floor));
+        if self.forgetting_held {
+            self.floor_held = self.floor_held.max(Some(floor));
+            return;
+        }
         let releasable = self.take_releasable(fx);
         self.append_acked(releasable, fx);
         self.append(Record::Floor { position: floor }, Some(Pending::Floor(floor)), fx);

@@ -6,6 +6,7 @@ use crate::coordinator::{Coordinator, Pending};
 use crate::event::Effect;
 use crate::follower::Follower;
 use crate::ids::{Csn, Decider, ParticipantId, Position, Time, Txid};
+use crate::mutation::{Mutation, broken};
 use crate::record::{DamageKind, Marker};
 use crate::sessions::ASKED_MAX;
 use crate::vote::Kind;
@@ -36,6 +37,7 @@ impl Coordinator {
                 let reason = "the floor had passed it when its leader told of it".to_string();
                 self.record_found(now, participant, txid, DamageKind::Hazard, None, reason, fx);
             }
+            self.given_up(now, participant, txid, csn, fx);
         }
     }
 
@@ -86,6 +88,14 @@ impl Coordinator {
         let held = |late: &Late| late.holders.iter().any(|holder| !self.follower(*holder).removed);
         // They stand in the order of their beginnings.
         self.late.iter().find(|(txid, late)| txid.decider == Decider::Leader(leader) && held(late)).map(|(txid, _)| txid.position())
+    }
+
+    /// How far a leader may drop its markers, at most, for what others have still to make durable. A floor that a store was told before a loss
+    /// may pass that.
+    pub(crate) fn lowest_owed_of(&self, leader: ParticipantId) -> Option<Position> {
+        let led = self.decisions.values().filter(|decision| decision.lsn.is_none()).flat_map(|decision| &decision.entries);
+        let led = led.map(|entry| entry.txid).filter(|txid| txid.decider == Decider::Leader(leader));
+        led.map(Txid::position).min().filter(|_| !broken(Mutation::FloorPassesLed))
     }
 
     /// What a leader has told is durable here: it may drop its markers.

@@ -65,7 +65,7 @@ impl Coordinator {
         follower.scan = match follower.scan {
             Scan::Running | Scan::Checking | Scan::Complete if follower.exclusive => Scan::Complete,
             Scan::Running | Scan::Checking | Scan::Complete | Scan::Again(_) => Scan::Again(again),
-            Scan::Needed | Scan::Waived | Scan::NotNeeded => return,
+            Scan::Needed | Scan::Waived | Scan::NotNeeded | Scan::Gone(_) => return,
         };
         let welcomed = if let Session::Welcomed(session) = follower.session { Some(session) } else { None };
         if let Some(session) = welcomed {
@@ -116,6 +116,11 @@ impl Coordinator {
     /// A marker is a decision, whoever of us made it.
     pub(crate) fn learn(&mut self, now: Time, marker: Marker, fx: &mut Vec<Effect>) {
         let (txid, csn) = (marker.entry.txid, marker.entry.csn);
+        match self.transactions.get(&txid).map(|transaction| transaction.state) {
+            // It is followed, also when its outcome is forgotten.
+            Some(State::Committing(_)) => return,
+            Some(State::Active | State::Preparing | State::Deciding(_)) | None => {}
+        }
         if txid.position() < self.outcomes.floor() {
             return self.below_the_floor(now, &marker, fx);
         }

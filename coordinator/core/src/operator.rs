@@ -59,7 +59,11 @@ impl Coordinator {
     /// Whether an operator's order makes sense now, whoever gives it; if not, why not.
     pub fn allows(&self, action: &AdminAction) -> Result<(), String> {
         match action {
-            AdminAction::Resolve { txid, participant, commit } => self.may_resolve(*txid, *participant, *commit),
+            AdminAction::Resolve { txid, participant, commit } => {
+                self.exists(*participant)?;
+                self.first_order(*txid, *participant)?;
+                self.may_resolve(*txid, *participant, *commit)
+            }
             AdminAction::Skip { txid, participant } => {
                 self.owed(*txid, *participant)?;
                 let given_up = (*txid, *participant, DamageKind::Skipped);
@@ -67,6 +71,8 @@ impl Coordinator {
                 if twice { Err(format!("{txid} is being given up there already")) } else { Ok(()) }
             }
             AdminAction::Forget { txid, participant } => {
+                self.exists(*participant)?;
+                self.first_order(*txid, *participant)?;
                 let found = self.damage.iter().any(|damage| (damage.txid, damage.participant) == (*txid, *participant));
                 if found { Ok(()) } else { Err(format!("no damage is recorded for {txid} there")) }
             }
@@ -99,8 +105,26 @@ impl Coordinator {
         if known { Ok(()) } else { Err(format!("there is no participant {participant}")) }
     }
 
+    /// One that is not durable yet may be refused, and what takes it back in the log would take back what stands between the two.
+    fn first_order(&self, txid: Txid, participant: ParticipantId) -> Result<(), String> {
+        let of_it = |pending: &Pending| match pending {
+            Pending::Operator {
+                action: AdminAction::Resolve { txid, participant, .. } | AdminAction::Forget { txid, participant },
+                ..
+            }
+            | Pending::TakenBack { txid, participant, .. } => Some((*txid, *participant)),
+            _ => None,
+        };
+        match self.pending.iter().any(|(_, pending)| of_it(pending) == Some((txid, participant))) {
+            true => {
+                let name = &self.follower(participant).name;
+                Err(format!("another order for the branch of {txid} at `{name}` is on its way to the disk: wait for its answer"))
+            }
+            false => Ok(()),
+        }
+    }
+
     fn may_resolve(&self, txid: Txid, participant: ParticipantId, commit: bool) -> Result<(), String> {
-        self.exists(participant)?;
         if self.follower(participant).kind != Kind::Preparing {
             return Err("only a branch that its own store holds prepared can be resolved by hand; see `skip` for the others".into());
         }
@@ -237,7 +261,7 @@ impl Coordinator {
         {
             let action = AdminAction::Forget { txid, participant };
             let record = Record::Admin { operator, action, reason: refusal.message.clone(), at_ms: self.wall_ms(now) };
-            self.append(record, Some(Pending::Refused(ticket, refusal)), fx);
+            self.append(record, Some(Pending::TakenBack { ticket, txid, participant, refusal }), fx);
         } else {
             self.reply(ticket, Reply::Refused(refusal), fx);
         }

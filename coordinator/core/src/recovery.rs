@@ -142,6 +142,7 @@ impl Coordinator {
             log_full: false,
             paused: false,
             floor_pending: None,
+            floor_held: None,
             forgetting_held: false,
             housekeeping_at: None,
             counts: Counts::default(),
@@ -183,8 +184,8 @@ impl Coordinator {
             if facts.leads.contains(id) {
                 (follower.has_led, follower.scan) = (true, Scan::Needed);
             }
-            if facts.removed.contains(id) && !broken(Mutation::RemovedLetIn) {
-                follower.remove();
+            if let Some(epoch) = facts.removed.get(id).filter(|_| !broken(Mutation::RemovedLetIn)) {
+                follower.remove(*epoch);
             }
             self.followers.push(follower);
         }
@@ -367,7 +368,8 @@ struct Facts {
     /// Of the start that is being read: how far stores had followed before it, and which leaders were waived in it.
     followed: BTreeMap<ParticipantId, Csn>,
     waived: BTreeSet<ParticipantId>,
-    removed: BTreeSet<ParticipantId>,
+    /// In which start each was removed.
+    removed: BTreeMap<ParticipantId, Epoch>,
     /// The last start before the log was put back from a backup.
     restored: Option<Epoch>,
 }
@@ -477,7 +479,7 @@ impl Facts {
                 }
             }
             AdminAction::Waive { participant } => drop(self.waived.insert(*participant)),
-            AdminAction::Remove { participant } => drop(self.removed.insert(*participant)),
+            AdminAction::Remove { participant } => drop(self.removed.insert(*participant, self.start)),
             AdminAction::Skip { .. } | AdminAction::LeaveSafeMode | AdminAction::Cancel { .. } => {}
         }
     }

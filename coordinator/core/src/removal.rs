@@ -85,6 +85,11 @@ impl Coordinator {
 
     /// The operator's order is about to be appended: no transaction begins there any more, and what it is owed goes on record.
     pub(crate) fn begin_removal(&mut self, now: Time, participant: ParticipantId, operator: &str, reason: &str, fx: &mut Vec<Effect>) {
+        // It has told all that it committed; its word on what was finished by hand, and is not among that, may be on its way.
+        let led = |(txid, _): &(Txid, ParticipantId)| txid.decider == Decider::Leader(participant);
+        for (txid, _) in self.unjudged().into_iter().filter(led) {
+            self.compare_by_hand(now, txid, Some(false), fx);
+        }
         let current = match &self.follower(participant).session {
             Session::Down => None,
             Session::Welcomed(session) | Session::Open(session) | Session::Refused(session, _) => Some(*session),
@@ -115,9 +120,15 @@ impl Coordinator {
     /// A leader that was waived tells of this decision only now: its part at a store that was removed meanwhile is given up too (I12).
     pub(crate) fn given_up(&mut self, now: Time, participant: ParticipantId, txid: Txid, csn: Csn, fx: &mut Vec<Effect>) {
         let follower = self.follower(participant);
-        if follower.removed && txid.decider != Decider::Leader(participant) && csn > follower.acked.max(follower.progress.durable) {
+        let has = match follower.kind {
+            // How far it was acked stands for nothing that its leader had not told.
+            Kind::Preparing => false,
+            Kind::Redo | Kind::Serial | Kind::Leader => csn <= follower.acked.max(follower.progress.durable),
+        };
+        // Of any other leader it was known before the removal, and recorded then.
+        if follower.removed && txid.decider != Decider::Leader(participant) && self.is_waived(txid) && !has {
             let reason = "its store was removed before its leader told of it";
-            self.record_damage(now, participant, txid, DamageKind::Hazard, None, reason.into(), None, fx);
+            self.record_found(now, participant, txid, DamageKind::Hazard, None, reason.into(), fx);
         }
     }
 
@@ -128,7 +139,8 @@ impl Coordinator {
             self.applied(now, participant, csn, fx);
             self.drop_item(participant, csn);
         }
-        self.follower_mut(participant).remove();
+        let epoch = self.owner.epoch;
+        self.follower_mut(participant).remove(epoch);
         self.answer_readers(participant, fx);
         self.evidence_changed(now, fx);
         self.end_waivers(fx);

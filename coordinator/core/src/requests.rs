@@ -35,6 +35,9 @@ const WAITERS_MAX: usize = 1_024;
 /// Clients that wait to read at one store, at most; one more is told at once how far it is.
 const READERS_MAX: usize = 16_384;
 
+/// Damage not forgotten, at most: with more of it nothing new is taken. One store that is removed far behind adds some 100,000.
+const DAMAGE_MAX: usize = 1_000_000;
+
 /// Why nothing is said of a key now.
 const PASSED_NEXT: &str = "the floor is being raised past it: its outcome is about to be forgotten";
 
@@ -223,8 +226,12 @@ impl Coordinator {
         match &self.phase {
             Phase::Starting => Some("the coordinator is starting: its new epoch is not durable yet".into()),
             Phase::Stopped(reason) => Some(format!("the coordinator has stopped: {reason}")),
+            // Keys that leaders are being asked about get theirs yet.
+            Phase::Serving | Phase::Safe(_) if self.next_n > Csn::N_MAX.saturating_sub(self.config.max_open as u64) => {
+                Some("the numbers for transactions of this start are used up: start the coordinator again".into())
+            }
             // Outcomes can't be dropped past a transaction in doubt; a fate that cannot be kept is not promised.
-            Phase::Serving | Phase::Safe(_) if self.outcomes.len() >= 2 * self.config.outcomes_max + 4 * self.config.max_open => {
+            Phase::Serving | Phase::Safe(_) if self.outcomes.len() >= self.outcomes_limit() => {
                 let kept = self.outcomes.len();
                 Some(format!(
                     "{kept} outcomes are kept, far more than outcomes_max: they are forgotten in order, and an old transaction is undecided, or a \
@@ -233,6 +240,11 @@ impl Coordinator {
             }
             Phase::Serving | Phase::Safe(_) => None,
         }
+    }
+
+    /// Outcomes that a start keeps at most; what leaders tell may come on top.
+    pub(crate) fn outcomes_limit(&self) -> usize {
+        2 * self.config.outcomes_max + 4 * self.config.max_open
     }
 
     fn unseen(&self, position: Position) -> Unseen {
@@ -324,9 +336,11 @@ impl Coordinator {
         for follower in self.followers.iter().filter(leads) {
             match (follower.scan, follower.open_session()) {
                 (Scan::NotNeeded | Scan::Complete | Scan::Checking, _) => {}
+                // Nothing that was first sent after that has it decided.
+                (Scan::Gone(removed), _) if removed < position.epoch => {}
                 (Scan::Waived, _) if broken(Mutation::WaivedNotAsked) => {}
                 // A waiver lets stores go on; it settles no outcome.
-                (Scan::Needed | Scan::Waived | Scan::Running, _) | (Scan::Again(_), None) => {
+                (Scan::Needed | Scan::Waived | Scan::Running | Scan::Gone(_), _) | (Scan::Again(_), None) => {
                     let reason = format!("store `{}` may have decided it, and is not available now", follower.name);
                     return self.reply(waiter.ticket, Reply::Unknown(reason), fx);
                 }
@@ -429,6 +443,7 @@ impl Coordinator {
     }
 
     fn next_txid(&mut self, decider: Decider) -> Txid {
+        assert!(self.next_n <= Csn::N_MAX, "transactions of a start are numbered in {} bits", Csn::N_BITS);
         let txid = Txid { epoch: self.owner.epoch, n: self.next_n, decider };
         self.next_n += 1;
         txid
@@ -533,6 +548,13 @@ impl Coordinator {
             Phase::Starting | Phase::Serving if self.paused && !broken(Mutation::PausedRuns) => (
                 RefusalKind::Busy,
                 "a backup is being made, and nothing new is taken until its servers are copied (lockstep backup)".into(),
+            ),
+            Phase::Starting | Phase::Serving if self.damage.len() >= DAMAGE_MAX => (
+                RefusalKind::Unavailable,
+                format!(
+                    "{} damages are on record, and nobody has looked at them: forget what is mended (lockstep damage forget)",
+                    self.damage.len()
+                ),
             ),
             Phase::Starting | Phase::Serving => return Ok(()),
         };
@@ -725,5 +747,102 @@ impl Coordinator {
 impl Branch {
     fn idle(request: BranchRequest) -> Branch {
         Branch::new(request.participant, request.operations)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::event::Event;
+    use crate::ids::{CoordId, Epoch, LogId, SessionId};
+    use crate::message::{FromParticipant, Hello};
+    use crate::record::{CommitEntry, EntryPayload};
+    use crate::recovery::Identity;
+    use crate::{Alarm, ParticipantConfig, Role};
+
+    const BANK: ParticipantId = ParticipantId(0);
+    const PG: ParticipantId = ParticipantId(1);
+
+    /// A leader and a store that prepares, in the second start.
+    fn start() -> Coordinator {
+        let store = |(name, kind): (&str, Kind)| ParticipantConfig { name: name.into(), kind, role: Role::Database, standalone: false };
+        let participants = [("bank", Kind::Leader), ("pg", Kind::Preparing)].map(store).into();
+        let config = Config { participants, max_open: 4, outcomes_max: 10, ..Config::default() };
+        let identity = |incarnation| Identity { coord_id: CoordId(1), log_id: LogId(1), incarnation };
+        let mut fx = Vec::new();
+        Coordinator::start(config.clone(), identity(1), Vec::new(), Time(0), &mut fx).expect("a log");
+        let entry = |effect| if let Effect::Append { lsn, record, .. } = effect { Some(crate::Entry { lsn, record }) } else { None };
+        let log = fx.drain(..).filter_map(entry).collect();
+        let mut machine = Coordinator::start(config, identity(2), log, Time(0), &mut fx).expect("a log");
+        let last = crate::Lsn(machine.next_lsn.0 - 1);
+        machine.step(Time(0), Event::Durable(last), &mut fx);
+        machine
+    }
+
+    fn named(n: u64) -> RequestKey {
+        RequestKey { key: n.to_be_bytes()[..].into(), attempt: 1 }
+    }
+
+    fn begin(machine: &mut Coordinator, n: u64) -> Reply {
+        let mut fx = Vec::new();
+        let position = machine.position();
+        machine.step(Time(1), Event::Begin { ticket: Ticket(n), key: named(n), position, led_by: None, timeout: 0 }, &mut fx);
+        let reply = |effect| if let Effect::Reply(_, reply) = effect { Some(reply) } else { None };
+        fx.into_iter().find_map(reply).expect("it is answered at once")
+    }
+
+    #[test]
+    fn numbers_end_with_a_sentence() {
+        let mut machine = start();
+        machine.next_n = Csn::N_MAX - 4;
+        machine.outcomes.begin(machine.position());
+        assert!(matches!(begin(&mut machine, 1), Reply::Begun(_)));
+        machine.next_n = Csn::N_MAX - 3;
+        let Reply::Unknown(why) = begin(&mut machine, 2) else { panic!("no number is left") };
+        assert!(why.contains("start the coordinator again"), "{why}");
+    }
+
+    #[test]
+    fn nothing_new_is_taken_over_too_much_damage() {
+        let mut machine = start();
+        let txid = Txid { epoch: Epoch(1), n: 1, decider: Decider::Log };
+        let (keys, reason) = (Vec::new(), String::new());
+        let damage = Damage { txid, csn: None, participant: BANK, kind: DamageKind::Hazard, keys, operator: None, reason, at_ms: 0 };
+        machine.damage = vec![damage; DAMAGE_MAX - 1];
+        assert!(matches!(begin(&mut machine, 1), Reply::Begun(_)));
+        machine.damage.push(machine.damage[0].clone());
+        let Reply::Aborted(aborted) = begin(&mut machine, 2) else { panic!("too much damage") };
+        assert!(aborted.refusal.message.contains("damages are on record"), "{}", aborted.refusal);
+    }
+
+    /// Of those that it could have decided all are taken, and no more: above the floor, and below it where a store may hold a branch.
+    #[test]
+    fn a_leader_tells_of_so_many_transactions_at_most() {
+        for below in [false, true] {
+            let mut machine = start();
+            let session = SessionId(1);
+            let mut fx = Vec::new();
+            machine.step(Time(1), Event::SessionUp(BANK, session), &mut fx);
+            machine.step(Time(1), Event::Message(BANK, session, FromParticipant::Hello(Hello::of_nothing(Kind::Leader))), &mut fx);
+            if below {
+                machine.outcomes.raise_floor(machine.position());
+            }
+            let marker = |n| {
+                let txid = Txid { epoch: Epoch(1), n, decider: Decider::Leader(BANK) };
+                let (csn, branches) = (Csn::new(Epoch(1), n), vec![BANK, PG]);
+                let entry = CommitEntry { txid, csn, key: named(n), request_hash: 0, at_ms: 0, branches };
+                Marker { entry, payload: EntryPayload::default(), groups: Vec::new(), trace: None }
+            };
+            let limit = 3 * machine.outcomes_limit() as u64;
+            for (from, to, misbehaves) in [(1, limit, false), (limit + 1, limit + 1, true)] {
+                fx.clear();
+                let markers = (from..=to).map(marker).collect();
+                machine.step(Time(1), Event::Message(BANK, session, FromParticipant::Markers { markers, last: false }), &mut fx);
+                let told = if below { machine.late.len() } else { machine.outcomes.len() };
+                assert_eq!(told as u64, limit);
+                assert_eq!(fx.iter().any(|effect| matches!(effect, Effect::Alarm(Alarm::Misbehaves(..)))), misbehaves);
+            }
+        }
     }
 }

@@ -13,7 +13,6 @@ use crate::removal::REMOVED;
 use crate::transaction::{Branch, BranchState, State};
 use crate::vote::{Kind, Refusal, RefusalKind};
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
 
 /// Prepared branches that wait for an answer, at most.
 pub(crate) const ASKED_MAX: usize = 65_536;
@@ -260,7 +259,7 @@ impl Coordinator {
         match follower.scan {
             Scan::Running => follower.scan = Scan::Needed,
             Scan::Checking => follower.scan = Scan::Complete,
-            Scan::NotNeeded | Scan::Needed | Scan::Waived | Scan::Complete | Scan::Again(_) => {}
+            Scan::NotNeeded | Scan::Needed | Scan::Waived | Scan::Complete | Scan::Again(_) | Scan::Gone(_) => {}
         }
         let name = follower.name.clone();
         let depends =
@@ -360,20 +359,25 @@ impl Coordinator {
         match txid.decider {
             Decider::Leader(_) if broken(Mutation::LogSilenceDecides) => Answer::Abort,
             Decider::Log if txid.epoch.next() == self.owner.epoch && broken(Mutation::PresumesLastEpoch) => Answer::Abort,
-            Decider::Log => match self.no_presumption(Some(participant)) {
-                Some(_) => Answer::Later,
-                None => Answer::Abort,
-            },
+            Decider::Log => self.presume_aborted_at(participant),
             Decider::Leader(leader) if !self.is_leader(leader) => Answer::Nothing,
+            Decider::Leader(leader) if matches!(self.follower(leader).scan, Scan::Gone(_)) => self.presume_aborted_at(participant),
             // The floor passes only what is durable everywhere; what a leader tells in spite of that is among the late ones.
             Decider::Leader(leader) if txid.position() < self.outcomes.floor() => match self.follower(leader).scan {
                 Scan::Checking | Scan::Complete | Scan::Again(_) => Answer::Abort,
-                Scan::NotNeeded | Scan::Needed | Scan::Waived | Scan::Running => Answer::Later,
+                Scan::NotNeeded | Scan::Needed | Scan::Waived | Scan::Running | Scan::Gone(_) => Answer::Later,
             },
             Decider::Leader(leader) => match self.follower(leader).open_session() {
                 Some(_) => Answer::Settle(leader),
                 None => Answer::Later,
             },
+        }
+    }
+
+    fn presume_aborted_at(&self, participant: ParticipantId) -> Answer {
+        match self.no_presumption(Some(participant)) {
+            Some(_) => Answer::Later,
+            None => Answer::Abort,
         }
     }
 
@@ -408,14 +412,7 @@ impl Coordinator {
 
     /// What was finished by hand is not asked about any more; its outcome is presumed, or settled at its decider, all the same (§9).
     pub(crate) fn judge_by_hand(&mut self, now: Time, fx: &mut Vec<Effect>) {
-        let floor = self.outcomes.floor();
-        // What a log has lost may have been decided either way.
-        let older = |txid: &Txid| self.loss_accepted <= txid.epoch && txid.epoch < self.owner.epoch && txid.position() >= floor;
-        let by_hand: BTreeSet<_> = self.by_hand.keys().filter(|(txid, _)| older(txid)).copied().collect();
-        for (txid, participant) in by_hand {
-            if self.outcome(txid).is_some() || self.transactions.contains_key(&txid) {
-                continue;
-            }
+        for (txid, participant) in self.unjudged() {
             match txid.decider {
                 Decider::Log if self.no_presumption(Some(participant)).is_none() => self.compare_by_hand(now, txid, Some(false), fx),
                 Decider::Log => {}
@@ -425,6 +422,15 @@ impl Coordinator {
                 Decider::Leader(_) => {}
             }
         }
+    }
+
+    /// Branches of older epochs that were finished by hand, and whose outcome this start does not know.
+    pub(crate) fn unjudged(&self) -> Vec<(Txid, ParticipantId)> {
+        let floor = self.outcomes.floor();
+        // What a log has lost may have been decided either way.
+        let older = |txid: Txid| self.loss_accepted <= txid.epoch && txid.epoch < self.owner.epoch && txid.position() >= floor;
+        let unknown = |txid: Txid| self.outcome(txid).is_none() && !self.transactions.contains_key(&txid);
+        self.by_hand.keys().filter(|(txid, _)| older(*txid) && unknown(*txid)).copied().collect()
     }
 
     /// R-LOGLOSS: does this store know of something that the log does not?

@@ -71,7 +71,8 @@ impl Coordinator {
     /// A store that leads is told the floor, if it is there: markers below it may be gone from then on. One that is away has them still.
     pub(crate) fn tell_floor(&mut self, leader: ParticipantId, fx: &mut Vec<Effect>) {
         let floor = self.outcomes.floor();
-        let mut floor = self.lowest_late(leader).map_or(floor, |late| late.min(floor));
+        let kept = self.lowest_late(leader).into_iter().chain(self.lowest_owed_of(leader)).min();
+        let mut floor = kept.map_or(floor, |kept| kept.min(floor));
         let follower = self.follower_mut(leader);
         if follower.kind == Kind::Preparing && !broken(Mutation::FloorPassesBranches) {
             floor = floor.min(follower.floor_for_branches);

@@ -102,7 +102,7 @@ impl Coordinator {
         if self.waivers.is_empty() || self.followers.iter().any(awaited) {
             return;
         }
-        let scanned = |leader: ParticipantId| matches!(self.follower(leader).scan, Scan::Complete | Scan::Again(_));
+        let scanned = |leader: ParticipantId| matches!(self.follower(leader).scan, Scan::Complete | Scan::Again(_) | Scan::Gone(_));
         let mut over: Vec<_> = self.waivers.iter().map(|waiver| waiver.leader).filter(|leader| scanned(*leader)).collect();
         over.sort();
         over.dedup();

@@ -127,6 +127,28 @@ fn told_before_a_floor(play: &mut Play) {
     play.tells_markers("bank", &[marker]);
 }
 
+/// The log has lost a floor that the bank was told and that has passed film 1; that is accepted, and the index is there again.
+fn floor_lost(play: &mut Play) {
+    led(play);
+    play.says("bank", FromParticipant::Led(vec![txid("1-1@p0")]));
+    play.follows("index", "1.1", "1.1");
+    outdated(play, &put("index", "x", None));
+    play.forced();
+    play.actor("bank").floor = Position { epoch: Epoch(1), n: 3 };
+    play.actor("index").highest = Csn::ZERO;
+    play.coordinator_dies_log_lost(5);
+    play.forced();
+    play.connects("index");
+    play.connects("bank");
+    play.tells_markers("bank", &[]);
+    play.retries("add film 1", 1, 1, led_film(1));
+    play.operator(AdminAction::LeaveSafeMode, "looked at everything");
+    play.forced();
+    play.forced();
+    play.coordinator_dies();
+    play.recovers(&["index"]);
+}
+
 // ---- no crash at all
 
 story!(life, "A transaction at a database and an index, from the question to the last trace in the log.", play = Play::new(EMBEDDED), {
@@ -1338,6 +1360,112 @@ story!(
     }
 );
 
+story!(
+    removal_and_an_abort,
+    "A leader is removed while its abort is on its way to a branch, and both ends die: it had told all that it committed, so this is aborted.",
+    play = Play::new(&[("bank", Kind::Leader), ("pg", Kind::Preparing)]),
+    {
+        play.asks("move", vec![row("bank"), row("pg")]);
+        play.yes("pg", "1-1@p0");
+        play.no("bank", "1-1@p0", RefusalKind::Conflict, "could not serialize");
+        play.operator(AdminAction::Remove { participant: ParticipantId(0) }, "it is not used any more");
+        play.forced();
+        play.note("That Abort is lost.");
+        play.dies("pg");
+        play.actor("pg").prepared.push(txid("1-1@p0"));
+        play.coordinator_dies();
+        play.forced();
+        play.connects("pg");
+    }
+);
+
+story!(
+    removal_and_keys,
+    "A leader is removed: what it had decided cannot be told any more, but a key of a later start it has not decided (R-KEY).",
+    play = Play::new(&[("bank", Kind::Leader), ("pg", Kind::Preparing)]),
+    {
+        play.operator(AdminAction::Remove { participant: ParticipantId(0) }, "it is not used any more");
+        play.forced();
+        play.coordinator_dies();
+        play.recovers(&["pg"]);
+        play.asks("rename", vec![row("pg")]);
+        play.coordinator_dies();
+        play.recovers(&["pg"]);
+        play.retries("move", 1, 1, vec![row("bank"), row("pg")]);
+        play.retries("rename", 2, 1, vec![row("pg")]);
+    }
+);
+
+story!(
+    removal_and_a_branch_by_hand,
+    "A leader is removed before it has said what became of a branch that was committed by hand: it has not committed it, and that is damage (I12).",
+    play = Play::new(&[("bank", Kind::Leader), ("pg", Kind::Preparing)]),
+    {
+        play.asks("move", vec![row("bank"), row("pg")]);
+        play.yes("pg", "1-1@p0");
+        play.coordinator_dies();
+        play.recovers(&["pg"]);
+        let order = AdminAction::Resolve { txid: txid("1-1@p0"), participant: ParticipantId(1), commit: true };
+        play.operator(order, "its locks block the shop");
+        play.forced();
+        play.actor("pg").prepared.clear();
+        play.says("pg", FromParticipant::Resolved { txid: txid("1-1@p0"), commit: true });
+        play.connects("bank");
+        play.tells_markers("bank", &[]);
+        play.operator(AdminAction::Remove { participant: ParticipantId(0) }, "it is not used any more");
+        play.forced();
+    }
+);
+
+story!(
+    removal_of_an_acked_store,
+    "A preparing store is removed, and a waived leader tells of a part there only then: how far it was acked stands for none of that (I12).",
+    play = Play::able(&[("bank", Kind::Leader), ("pg", Kind::Preparing), ("index", Kind::Redo)], ABLE),
+    {
+        play.asks("move", vec![row("bank"), row("pg")]);
+        play.all_yes(&["pg", "bank"], "1-1@p0");
+        let marker = play.marker("1-1@p0");
+        play.coordinator_dies();
+        play.recovers(&["pg", "index"]);
+        waives_bank(&mut play);
+        play.asks("add film 2", remote_film(2));
+        play.all_yes(&["index", "pg"], "2-1");
+        play.forced();
+        play.acks("pg", "2-1");
+        play.follows("index", "2.1", "2.1");
+        play.passes(1_000);
+        play.follows("pg", "2.1", "2.1");
+        play.passes(1_000);
+        play.forced();
+        play.disconnects("pg");
+        play.operator(AdminAction::Remove { participant: ParticipantId(1) }, "it is not used any more");
+        play.forced();
+        play.connects("bank");
+        play.tells_markers("bank", &[marker]);
+    }
+);
+
+story!(
+    removal_below_the_floor,
+    "The same, when the floor has passed it: on record before the marker may go.",
+    play = Play::with(&[("bank", Kind::Leader), ("pg", Kind::Preparing)], |config| config.outcomes_max = 1),
+    {
+        play.asks("move", vec![row("bank"), row("pg")]);
+        play.all_yes(&["pg", "bank"], "1-1@p0");
+        let marker = play.marker("1-1@p0");
+        play.coordinator_dies();
+        play.recovers(&[]);
+        waives_bank(&mut play);
+        outdated(&mut play, &row("bank"));
+        play.forced();
+        play.operator(AdminAction::Remove { participant: ParticipantId(1) }, "it is not used any more");
+        play.forced();
+        play.connects("bank");
+        play.tells_markers("bank", &[marker]);
+        play.forced();
+    }
+);
+
 story!(cover, "A document without a row has no place in the order: refused (R-COVER).", play = Play::new(EMBEDDED), {
     play.asks("document only", vec![put("index", "film-1", None)]);
     play.note("A statement that turns out to write nothing does not count either.");
@@ -1512,19 +1640,47 @@ story!(
     "The log has lost a floor that its leader was told: outcomes are gone, and none of them is presumed.",
     play = Play::with(LED, |config| config.outcomes_max = 1),
     {
-        led(&mut play);
-        play.says("bank", FromParticipant::Led(vec![txid("1-1@p0")]));
-        play.follows("index", "1.1", "1.1");
-        outdated(&mut play, &put("index", "x", None));
+        floor_lost(&mut play);
+        play.connects("bank");
+        play.tells_markers("bank", &[]);
+        play.note("The loss is known, and nobody keeps what was below that floor.");
+        play.retries("add film 1", 1, 1, led_film(1));
         play.forced();
-        play.actor("bank").floor = Position { epoch: Epoch(1), n: 3 };
-        play.actor("index").highest = Csn::ZERO;
-        play.coordinator_dies_log_lost(5);
-        play.forced();
-        play.connects("index");
+        play.retries("add film 1", 1, 1, led_film(1));
+    }
+);
+
+story!(
+    log_loss_of_a_floor_and_a_backup,
+    "The same, while a copy of everything is made: nothing is forgotten before that is done, and nothing is said of what is to be forgotten.",
+    play = Play::with(LED, |config| config.outcomes_max = 1),
+    {
+        floor_lost(&mut play);
+        play.machine.hold_forgetting(true);
         play.connects("bank");
         play.tells_markers("bank", &[]);
         play.retries("add film 1", 1, 1, led_film(1));
+        play.passes(5_000);
+        play.note("The copy is made.");
+        play.machine.hold_forgetting(false);
+        play.passes(1_000);
+        play.forced();
+        play.retries("add film 1", 1, 1, led_film(1));
+    }
+);
+
+story!(
+    log_loss_of_a_floor_and_a_marker,
+    "The same, when another leader tells what that floor passes, and the index lacks it: its marker stays until the index has it.",
+    play = Play::new(&[("bank", Kind::Leader), ("index", Kind::Redo), ("till", Kind::Leader)]),
+    {
+        play.asks("sell film 1", vec![row("till"), put("index", "film-1", None)]);
+        play.all_yes(&["index", "till"], "1-1@p2");
+        let marker = play.marker("1-1@p2");
+        play.coordinator_dies();
+        play.recovers(&["index"]);
+        play.actor("bank").floor = Position { epoch: Epoch(1), n: 3 };
+        play.connects("bank");
         play.operator(AdminAction::LeaveSafeMode, "looked at everything");
         play.forced();
         play.forced();
@@ -1532,10 +1688,15 @@ story!(
         play.recovers(&["index"]);
         play.connects("bank");
         play.tells_markers("bank", &[]);
-        play.note("The loss is known, and nobody keeps what was below that floor.");
-        play.retries("add film 1", 1, 1, led_film(1));
+        play.connects("till");
+        play.tells_markers("till", std::slice::from_ref(&marker));
         play.forced();
-        play.retries("add film 1", 1, 1, led_film(1));
+        play.connects("till");
+        play.tells_markers("till", std::slice::from_ref(&marker));
+        play.follows("index", "1.1", "1.1");
+        play.connects("till");
+        play.tells_markers("till", &[marker]);
+        play.shows_status();
     }
 );
 
@@ -1682,6 +1843,35 @@ story!(
         play.recovers(&["index"]);
         play.connects("pg");
         play.asks_about("pg", "1-1");
+    }
+);
+
+story!(
+    by_hand_twice,
+    "A second order for a branch waits for the first: what takes that back in the log, if it is refused, would take back the second as well.",
+    play = Play::new(REMOTE),
+    {
+        play.asks("add film 1", remote_film(1));
+        play.coordinator_dies();
+        play.recovers(&["index"]);
+        let order = AdminAction::Resolve { txid: txid("1-1"), participant: PG, commit: true };
+        play.operator(order.clone(), "its locks block the shop");
+        play.note("pg comes back and holds no such branch: the order makes no sense any more.");
+        play.connects("pg");
+        play.dies("pg");
+        play.operator(order.clone(), "its locks block the shop");
+        play.connects("pg");
+        play.forces_one();
+        play.dies("pg");
+        play.operator(order.clone(), "its locks block the shop");
+        play.forced();
+        play.operator(order, "its locks block the shop");
+        play.forced();
+        play.coordinator_dies();
+        play.recovers(&["index"]);
+        play.note("What was answered Done is done.");
+        play.actor("pg").prepared.push(txid("1-1"));
+        play.connects("pg");
     }
 );
 

@@ -121,6 +121,13 @@ impl View<'_> {
                 story.facts.push(self.of_store(follower, follower.session_since, heard));
                 story
             }
+            Scan::Gone(_) => {
+                let sentence = format!(
+                    "{txid} was `{name}`'s to decide, which was removed: nobody knows any more whether it is committed. Where a branch of it is \
+                     still prepared it is not, and that branch is aborted."
+                );
+                Story::new("unknown", sentence)
+            }
             Scan::Needed | Scan::Waived | Scan::Running | Scan::Again(_) | Scan::NotNeeded => {
                 let sentence = format!("{txid} is in doubt: only `{name}` knows how it was decided, and it has not told yet.");
                 let mut story = Story::new("in doubt", sentence);

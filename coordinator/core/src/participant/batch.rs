@@ -1,7 +1,7 @@
 //! Phase one: Prepares wait, become a batch, and are voted on; an Abort takes back.
 
 use super::contract::{ParticipantEffect, StoreCommand};
-use super::limits::{BATCH_BYTES, BATCH_TRANSACTIONS, QUEUE_MAX, WORKING_MAX};
+use super::limits::{BATCH_BYTES, BATCH_TRANSACTIONS, CANCELLED_MAX, QUEUE_MAX, WORKING_MAX};
 use super::session::{Phase, Session};
 use super::{Command, Next};
 use crate::ids::{Decider, Time, Txid};
@@ -10,6 +10,7 @@ use crate::mutation::{Mutation, broken};
 use crate::operation::{Operation, Value};
 use crate::transaction::is_enlisted;
 use crate::vote::{Ballot, Kind, Refusal, RefusalKind, Vote};
+use rustc_hash::FxHashSet;
 use std::sync::Arc;
 
 #[derive(Debug)]
@@ -245,6 +246,11 @@ impl Session {
         if !self.queue.is_empty() {
             self.cancelled.insert(txid);
         }
+        // Most of them are not in the queue, and it may never be empty.
+        if self.cancelled.len() >= CANCELLED_MAX {
+            let queued: FxHashSet<_> = self.queue.iter().map(|queued| queued.work.txid).collect();
+            self.cancelled.retain(|txid| queued.contains(txid));
+        }
     }
 
     /// R-SERIAL: one of the open batch is taken back, so all of it is, and the others run again. Their first votes are void.
@@ -319,5 +325,24 @@ fn size_of_operation(operation: &Operation) -> usize {
         Operation::Put { key, document, .. } => key.len() + document.len(),
         Operation::Delete { key, .. } => key.len(),
         Operation::Enlisted { .. } => 8,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Epoch, SessionId};
+
+    #[test]
+    fn what_was_aborted_is_remembered_as_long_as_it_waits() {
+        let txid = |n| Txid { epoch: Epoch(1), n, decider: Decider::Log };
+        let mut session = Session::new(SessionId(1));
+        let work = Work { txid: txid(0), operations: [].into(), timeout: 1_000, trace: None };
+        session.queue.push_back(Queued { work, received: Time(0) });
+        for n in 0..3 * CANCELLED_MAX as u64 {
+            session.cancel_queued(txid(n));
+            assert!(session.cancelled.len() < CANCELLED_MAX);
+        }
+        assert!(session.cancelled.contains(&txid(0)));
     }
 }

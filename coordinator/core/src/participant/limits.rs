@@ -6,6 +6,8 @@ pub const BATCH_TRANSACTIONS: usize = 256;
 pub const BATCH_BYTES: usize = 8 << 20;
 /// Prepares that may wait for the store; more are refused as busy.
 pub const QUEUE_MAX: usize = 65_536;
+/// Aborted transactions that are remembered, at most, because they may still wait for the store: twice what may wait.
+pub const CANCELLED_MAX: usize = 2 * QUEUE_MAX;
 /// Transactions that run at the store beside each other; more wait here.
 pub const WORKING_MAX: usize = 1_024;
 /// Decisions in one Commit of the store.

@@ -41,6 +41,8 @@ struct Asked {
     /// A log that held its decision was put back to an older state, or given up; or two copies of one log said different things. No
     /// protocol survives that; it must be said aloud (I12).
     lost: bool,
+    /// Its leader was not waited for: stores may have followed past it, which is damage, and conditions did not know of it. All else stands.
+    waived: bool,
     /// A log has lost its decision.
     gone: bool,
     /// A log has lost the floor that it was below. No store can tell.
@@ -167,6 +169,7 @@ impl Checker {
             decided: Vec::new(),
             told: Vec::new(),
             lost: self.two_logs,
+            waived: false,
             gone: false,
             below: false,
             ever_applied: BTreeSet::new(),
@@ -264,7 +267,7 @@ impl Checker {
         // What a log has lost, and the store had not synced, others may have been made on top of.
         let untold = |w: &Writes| self.restored.contains(&w.store) || self.waived.contains(&w.store);
         let lost = |asked: &Asked| {
-            let gone = asked.gone || (asked.lost && asked.writes.iter().any(untold));
+            let gone = asked.gone || ((asked.lost || asked.waived) && asked.writes.iter().any(untold));
             gone && asked.writes.iter().any(|w| w.store == store)
         };
         self.by_hand.iter().any(|(touched, _)| *touched == store) || self.asked.iter().any(lost)
@@ -298,7 +301,7 @@ impl Checker {
                 || self.recorded.contains(&(store, tag))
                 || self.by_hand.contains(&(store, tag))
                 || self.restored.contains(&store);
-            known && !settled && !asked.lost
+            known && !settled && !asked.lost && !asked.waived
         });
         if let Some((i, _)) = owed {
             self.violation(format!("I12: store {store} is removed, and no damage is recorded of Tag({i}), which it was owed"));
@@ -327,10 +330,20 @@ impl Checker {
         }
     }
 
-    /// A coordinator says something to a store.
-    pub(crate) fn told(&mut self, log: usize, store: usize, message: &ToParticipant) {
-        if matches!(message, ToParticipant::Welcome { .. }) && self.removed.contains(&(log, store)) {
-            self.violation(format!("store {store} was removed, and is let in again"));
+    /// A coordinator says something to a store, which holds these branches prepared.
+    pub(crate) fn told(&mut self, log: usize, store: usize, message: &ToParticipant, prepared: impl Fn(&Txid) -> bool) {
+        match message {
+            ToParticipant::Welcome { .. } if self.removed.contains(&(log, store)) => {
+                self.violation(format!("store {store} was removed, and is let in again"));
+            }
+            // One that it does not hold any more it has asked about before it heard how that ended.
+            ToParticipant::Abort(txid) if !self.cloned && prepared(txid) => {
+                let committed = |tag: &Tag| !self.asked[tag.0 as usize].lost && self.asked[tag.0 as usize].decided_at().is_some();
+                if let Some(tag) = self.tag_of(log, *txid).filter(committed) {
+                    self.violation(format!("I1: store {store} is told to abort {txid} ({tag:?}), which is decided to commit"));
+                }
+            }
+            _ => {}
         }
     }
 
@@ -470,7 +483,7 @@ impl Checker {
     pub(crate) fn waived(&mut self, leader: usize) {
         self.waived.insert(leader);
         let led = |asked: &&mut Asked| asked.writes.iter().any(|w| w.store == leader);
-        self.asked.iter_mut().filter(led).for_each(|asked| asked.lost = true);
+        self.asked.iter_mut().filter(led).for_each(|asked| asked.waived = true);
     }
 
     /// A store was put back to an older state.
@@ -519,7 +532,8 @@ impl Checker {
             return self.violation(format!("I12: damage of {}, which nobody asked for", damage.txid));
         };
         self.damage.insert((store, tag));
-        let real = self.by_hand.contains(&(store, tag)) || self.asked[tag.0 as usize].lost || self.cloned || self.restored.contains(&store);
+        let asked = &self.asked[tag.0 as usize];
+        let real = self.by_hand.contains(&(store, tag)) || asked.lost || asked.waived || self.cloned || self.restored.contains(&store);
         let real = real || self.given_up.contains(&store) || self.is_removed(store);
         if !real {
             self.violation(format!(
@@ -543,8 +557,9 @@ impl Checker {
         if asked.writes.is_empty() {
             return; // it only read
         }
-        // The damage of a removal stands, though a crash may have cut off the order behind it.
-        let given_up = |store: usize| ordered.contains(&store) && damage.contains(&(store, tag));
+        // The damage of a removal stands, though a crash may have cut off the order behind it. What a waived leader tells too late is damage.
+        let waived = asked.waived;
+        let given_up = |store: usize| (ordered.contains(&store) || waived) && damage.contains(&(store, tag));
         let there = |store: usize| match visible[store] {
             Some(state) => state.history.iter().any(|applied| applied.tag == tag),
             None => asked.ever_applied.contains(&store),
@@ -610,6 +625,7 @@ impl Checker {
         let missing = self.asked.iter().enumerate().find(|(i, asked)| {
             let due = asked.decided_at().is_some_and(|decided| decided <= csn) && asked.writes.iter().any(|w| w.store == store);
             due && !asked.lost
+                && !asked.waived
                 && !visible.history.iter().any(|applied| applied.tag.0 == *i as u64)
                 && !self.by_hand.contains(&(store, Tag(*i as u64)))
                 && !self.damage.contains(&(store, Tag(*i as u64)))
@@ -707,7 +723,8 @@ impl Checker {
     fn excused(&self, store: usize, tag: Tag) -> bool {
         let anywhere = |set: &BTreeSet<(usize, Tag)>| set.iter().any(|(_, there)| *there == tag);
         let looked_after = !self.restored.contains(&store) && !self.is_removed(store);
-        self.asked[tag.0 as usize].lost || !looked_after || anywhere(&self.by_hand) || anywhere(&self.damage)
+        let asked = &self.asked[tag.0 as usize];
+        asked.lost || asked.waived || !looked_after || anywhere(&self.by_hand) || anywhere(&self.damage)
     }
 
     /// I6: per document, the index's effective writes are a subsequence of the database's, and both end with the same one.
@@ -752,7 +769,7 @@ impl Checker {
         let mut documents: BTreeMap<(usize, &String), Vec<Write>> = BTreeMap::new();
         for (i, asked) in self.asked.iter().enumerate() {
             // One that a log has lost was decided, perhaps, and wrote.
-            let Some(csn) = asked.decided_at().or(asked.lost.then_some(Csn::ZERO)) else { continue };
+            let Some(csn) = asked.decided_at().or((asked.lost || asked.waived).then_some(Csn::ZERO)) else { continue };
             for w in asked.writes.iter().filter(|w| self.kinds[w.store] == Kind::Redo) {
                 for (key, delete, condition) in &w.keys {
                     documents.entry((w.store, key)).or_default().push((csn, Tag(i as u64), *delete, *condition));

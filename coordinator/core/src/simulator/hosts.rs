@@ -317,7 +317,8 @@ impl World {
                 Effect::Send(to, session, message) => {
                     self.check_presumption(host, to, &message);
                     if self.disks[log].appender == host {
-                        self.checker.told(log, to.0 as usize, &message);
+                        let prepared = &self.actors[to.0 as usize].store.live.prepared;
+                        self.checker.told(log, to.0 as usize, &message, |txid| prepared.contains_key(txid));
                     }
                     self.checker.sent(host, to, &message);
                     self.send_there(host, to.0 as usize, session, message);

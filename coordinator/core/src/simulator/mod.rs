@@ -329,7 +329,8 @@ mod tests {
         "alarms: Misbehaves",
         "alarms: WrongKind",
         "store reports: Unsettled",
-        "what is known of a leader's markers: NotNeeded to Waived",
+        "what is known of a leader's markers: NotNeeded to Gone",
+        "what is known of a leader's markers: Needed to Gone",
     ];
 
     /// A smoke test; more seeds: `cargo run -p lockstep-core --features simulator --example simulate -- --seeds 100000`. And whatever exists
@@ -502,12 +503,18 @@ mod tests {
         check(472_471, &Options::default());
     }
 
-    /// A leader is removed; of a branch that its client prepares late, or a store that was waived holds, nobody can tell the outcome any more.
+    /// A leader is removed, and a client prepares its branch late, or a store holds one that was waived: it is aborted.
     #[test]
     fn a_leader_is_removed_and_a_branch_is_prepared() {
         for seed in [558_020, 636_536] {
             check(seed, &Options::default());
         }
+    }
+
+    /// A preparing store is removed just as it may decide for the first time.
+    #[test]
+    fn a_store_is_removed_as_it_begins_to_lead() {
+        check(323_952, &Options::default());
     }
 
     /// The checker took these for violations: see docs/testing.md.

@@ -141,12 +141,11 @@ impl World {
         }
     }
 
-    /// Branches that are prepared, of which only a leader that has lost changes, or was removed, could tell the outcome.
+    /// Branches that are prepared, of which only a leader that has lost changes could tell the outcome.
     fn in_doubt_for_good(&self, machine: &Coordinator) -> Vec<(Txid, ParticipantId)> {
         let lost = |leader: ParticipantId| {
             let refused = |f: &crate::follower::Follower| f.id == leader && matches!(f.session, Session::Refused(..));
-            let lost = machine.followers().iter().any(refused) && self.checker.is_store_lost(leader.0 as usize);
-            lost || machine.followers()[leader.0 as usize].removed
+            machine.followers().iter().any(refused) && self.checker.is_store_lost(leader.0 as usize)
         };
         let of_lost = |txid: &&Txid| matches!(txid.decider, Decider::Leader(leader) if lost(leader));
         let at = |(i, actor): (usize, &Actor)| {

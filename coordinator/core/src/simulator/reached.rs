@@ -119,7 +119,7 @@ kinds!(session(Session) {
 });
 kinds!(scan(Scan) {
     Scan::NotNeeded => NotNeeded, Scan::Needed => Needed, Scan::Waived => Waived, Scan::Running => Running, Scan::Checking => Checking,
-    Scan::Complete => Complete, Scan::Again(_) => Again,
+    Scan::Complete => Complete, Scan::Again(_) => Again, Scan::Gone(_) => Gone,
 });
 kinds!(there(SessionState) {
     SessionState::Silent => Silent, SessionState::Recovering => Recovering, SessionState::HandingOver => HandingOver,
@@ -356,13 +356,13 @@ fn transitions() -> Vec<Transitions> {
             "what is known of a leader's markers",
             scan::LABELS,
             &[
-                (ABSENT, "NotNeeded Needed Waived"),
-                ("NotNeeded", "Needed Waived Running"),
-                ("Needed", "Waived Running"),
+                (ABSENT, "NotNeeded Needed Gone"),
+                ("NotNeeded", "Needed Gone Running"),
+                ("Needed", "Waived Gone Running"),
                 ("Waived", "Running"),
                 ("Running", "Needed Complete Again"),
                 ("Checking", "Complete"),
-                ("Complete", "Checking Waived Running"),
+                ("Complete", "Checking Gone Running"),
                 ("Again", "Running"),
             ],
         ),

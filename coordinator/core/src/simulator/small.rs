@@ -383,6 +383,8 @@ impl SmallWorld {
                 Effect::Send(to, session, message) if self.seats[to.0 as usize].session == Some(session) => {
                     self.checker.sent(self.host, to, &message);
                     self.check_presumption(to, &message);
+                    let prepared = &self.seats[to.0 as usize].store.live.prepared;
+                    self.checker.told(self.log, to.0 as usize, &message, |txid| prepared.contains_key(txid));
                     self.seats[to.0 as usize].there.push_back(message);
                 }
                 Effect::Send(..) | Effect::ForgetPayload(_) | Effect::ForgetBelow(_) | Effect::Trace(_) => {}

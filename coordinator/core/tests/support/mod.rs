@@ -382,6 +382,13 @@ impl Play {
         self.step(Event::Durable(last));
     }
 
+    /// The log has forced one record more.
+    pub fn forces_one(&mut self) {
+        self.durable = self.durable.next();
+        self.line(&format!("the log is durable up to {}", self.durable));
+        self.step(Event::Durable(self.durable));
+    }
+
     /// Space runs out, or is there again.
     pub fn log_full(&mut self, full: bool) {
         self.line(if full { "the log's disk is nearly full" } else { "the log's disk has space again" });
