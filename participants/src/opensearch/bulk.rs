@@ -50,7 +50,6 @@ pub(super) struct Way<'a> {
 
 #[derive(Deserialize)]
 struct BulkAnswer {
-    errors: bool,
     #[serde(default)]
     items: Vec<Value>,
 }
@@ -147,7 +146,7 @@ impl Way<'_> {
         let mut body = Vec::with_capacity(items.iter().map(|item| item.lines.len()).sum());
         items.iter().for_each(|item| body.extend_from_slice(&item.lines));
         let path = format!(
-            "/{}/_bulk?require_alias=true&timeout={}ms&filter_path=errors,items.*.status,items.*.error",
+            "/{}/_bulk?require_alias=true&pipeline=_none&timeout={}ms&filter_path=items.*.status,items.*.result,items.*.error",
             segment(self.alias),
             self.timeout.as_millis()
         );
@@ -157,9 +156,6 @@ impl Way<'_> {
     /// What the answer says of each item; those for which the server was too busy are sent again.
     fn read(&self, items: &[Item], answer: &Answer, tries: usize, until: Instant) -> Result<Vec<Became>, BulkError> {
         let read: BulkAnswer = serde_json::from_slice(&answer.body).map_err(|e| BulkError::Nonsense(e.to_string()))?;
-        if !read.errors {
-            return Ok(vec![Became::Applied; items.len()]);
-        }
         if read.items.len() != items.len() {
             return Err(BulkError::Nonsense(format!("{} results for {} items", read.items.len(), items.len())));
         }
@@ -213,7 +209,11 @@ fn became(result: &Value) -> Result<Became, String> {
     let name = error["type"].as_str().unwrap_or_default();
     let reason = || reason_of(error).unwrap_or_else(|| format!("the server gave no reason: {result}"));
     match result["status"].as_u64() {
-        Some(200 | 201) => Ok(Became::Applied),
+        Some(200 | 201) => match result["result"].as_str() {
+            Some("created" | "updated" | "deleted") => Ok(Became::Applied),
+            // An ingest pipeline has dropped it.
+            _ => Ok(Became::Refused("the server has not written it: an ingest pipeline keeps it from that".into())),
+        },
         // A document that was to be deleted is not there.
         Some(404) if error.is_null() => Ok(Became::Applied),
         Some(409) => Ok(Became::Conflict(current_version(&reason()))),
@@ -239,7 +239,8 @@ mod tests {
     #[test]
     fn results_are_told_apart() {
         let error = |status: u16, name: &str, reason: &str| became(&json!({"status": status, "error": {"type": name, "reason": reason}}));
-        assert_eq!(became(&json!({"status": 201})), Ok(Became::Applied));
+        assert_eq!(became(&json!({"status": 201, "result": "created"})), Ok(Became::Applied));
+        assert!(matches!(became(&json!({"status": 200, "result": "noop"})), Ok(Became::Refused(why)) if why.contains("pipeline")));
         assert_eq!(became(&json!({"status": 404})), Ok(Became::Applied));
         let conflict = "[current version [1]]: version conflict, current version [7] is higher than the one provided [5]";
         assert_eq!(error(409, "version_conflict_engine_exception", conflict), Ok(Became::Conflict(Some(7))));

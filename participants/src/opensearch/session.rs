@@ -260,12 +260,31 @@ impl Session {
                         "our alias for writes was dropped: another coordinator writes now, or an operator did it".into(),
                     ));
                 }
+                if found.shut_because.is_none() {
+                    self.is_kept()?;
+                }
                 self.survey = *found;
             }
         }
         self.note_shut();
         self.publish();
         Ok(())
+    }
+
+    /// R-STORELOSS: an index that was put back in place has its name, its identity and its aliases, and an older watermark.
+    fn is_kept(&self) -> Result<(), StoreError> {
+        let (index, written) = (&self.survey.index, self.state.watermark);
+        match State::read(&self.http, index) {
+            Ok(Some(kept)) if kept.owner == self.owner && kept.watermark >= written => Ok(()),
+            // A part of it that cannot be read cannot be written either.
+            Err(StoreError::Broken(_) | StoreError::Timeout(_)) => Ok(()),
+            Err(error @ (StoreError::Refused(_) | StoreError::Invalid(_))) => Err(error),
+            Ok(Some(kept)) if kept.owner == self.owner => Err(StoreError::Broken(format!(
+                "the index `{index}` has followed up to {}, and had followed up to {written}: an older one was put in its place",
+                kept.watermark
+            ))),
+            Ok(Some(_) | None) => Err(StoreError::Broken(format!("the index `{index}` is not ours any more: it is examined anew"))),
+        }
     }
 
     pub fn way(&self) -> Way<'_> {
@@ -345,6 +364,13 @@ impl Session {
 
     /// What became of each decision. The error sentences are reasons why it is stuck.
     fn apply(&mut self, decided: &[Decided]) -> Result<Vec<Result<(), String>>, StoreError> {
+        if self.survey.final_pipeline {
+            self.look()?;
+        }
+        if self.survey.final_pipeline {
+            let why = self.survey.shut_because.clone().unwrap_or_else(|| "the index has an ingest pipeline".into());
+            return Ok(vec![Err(why); decided.len()]);
+        }
         let mut outcomes: Vec<Result<(), String>> = vec![Ok(()); decided.len()];
         let mut outgoing = Vec::new();
         for (decision, decided) in decided.iter().enumerate() {

@@ -116,7 +116,7 @@ impl State {
     }
 
     fn write_as(&self, version_type: &str, http: &Http, alias: &str, timeout: Duration) -> Result<Kept, Fault> {
-        let query = format!("?version={}&version_type={version_type}&require_alias=true", self.version.to_u64());
+        let query = format!("?version={}&version_type={version_type}&require_alias=true&pipeline=_none", self.version.to_u64());
         let answer = http.call(Purpose::Write, "PUT", &path(alias, &query), Payload::Json(&self.source()), timeout)?;
         Ok(match answer.status {
             200 | 201 => Kept::Yes,

@@ -23,6 +23,8 @@ pub(super) struct Survey {
     pub unsafe_because: Option<String>,
     /// Why nothing can be written now, if so.
     pub shut_because: Option<String>,
+    /// Whether the index changes documents as they come, whatever a request says of that.
+    pub final_pipeline: bool,
     /// What documents are checked against, or why they cannot be.
     pub mapping: Result<Arc<Mapping>, String>,
 }
@@ -158,6 +160,7 @@ impl Survey {
             prepared: found["mappings"]["properties"]["_lockstep"]["properties"]["version"]["type"] == "long",
             unsafe_because,
             shut_because,
+            final_pipeline: pipeline("index.final_pipeline"),
             mapping: Mapping::parse(&found["mappings"], settings).map(Arc::new),
         }
     }

@@ -29,6 +29,9 @@ const SAME_USER: &str = "RESET SESSION AUTHORIZATION; RESET ROLE";
 /// NULL where nothing was written.
 const XID: &str = "SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.xid";
 
+/// A connection's transactions only read unless this begins them: see [`super::connection::Connector::guarded`].
+const BEGIN: &str = "BEGIN READ WRITE";
+
 /// Compiled once on a connection. The marker of a branch (R-MARKER): an owner that is not ours is NULL, which the table forbids (R-OWNER).
 /// Nothing is locked: a prepared branch would hold the lock against the next owner. What a Yes rests on: neither a stray end of the
 /// transaction nor a failure before it shows in PREPARE's own answer.
@@ -152,7 +155,7 @@ async fn fly(connection: &mut Connection, steps: &[Step<'_>], limits: &Limits, s
     let client = &connection.client;
     let room = Room { rows: AtomicUsize::new(limits.rows), bytes: AtomicUsize::new(limits.result_bytes), limits };
     let compiled = |sql| connection.cached(sql).expect("just compiled");
-    let begin = client.batch_execute("BEGIN");
+    let begin = client.batch_execute(BEGIN);
     let statements = in_order(steps.iter().map(|step| execute(client, compiled(step.sql), step, &room)).collect());
     let (begin, statements, played) = join3(begin, statements, script::play(client, script)).await;
     let results = begin.map_err(Failed::from).and_then(|()| statements.into_iter().collect::<Result<Vec<_>, Failed>>());

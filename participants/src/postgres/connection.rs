@@ -5,8 +5,8 @@ use super::{PostgresOptions, SslMode, tls};
 use crate::PoolUse;
 use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult, Timeouts};
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio_postgres::config::SslMode as Negotiation;
 use tokio_postgres::{Client, NoTls, Statement};
@@ -50,6 +50,34 @@ pub struct Connector {
     /// What `pg_stat_activity` shows of them.
     application_name: Arc<str>,
     slots: Arc<AtomicU16>,
+    /// What runs outside of the transactions that it begins may not write.
+    guarded: bool,
+    /// When the session's server was started, µs since 1970.
+    started: Option<Arc<Started>>,
+}
+
+/// Which server a session has begun at. Another one, or the same one started anew, may hold something older (R-STORELOSS).
+#[derive(Default)]
+pub struct Started {
+    at: OnceLock<i64>,
+    is_another: AtomicBool,
+}
+
+impl Started {
+    /// Whether a connection has reached another server, or found it started anew.
+    pub fn is_another(&self) -> bool {
+        self.is_another.load(Ordering::Relaxed)
+    }
+
+    fn check(&self, at: i64) -> Result<(), String> {
+        match *self.at.get_or_init(|| at) == at {
+            true => Ok(()),
+            false => {
+                self.is_another.store(true, Ordering::Relaxed);
+                Err("the server was started anew, or is another one: what it holds is looked at first".into())
+            }
+        }
+    }
 }
 
 /// A pool of one session's connections: deadpool sees to lending and limits.
@@ -64,12 +92,23 @@ impl Connector {
             SslMode::Disable => None,
             SslMode::Prefer | SslMode::Require | SslMode::VerifyFull => Some(tls::connector(&options)?),
         };
-        Ok(Connector { options, tls, application_name: application_name.into(), slots: Arc::default() })
+        Ok(Connector { options, tls, application_name: application_name.into(), slots: Arc::default(), guarded: false, started: None })
     }
 
     /// The same, under another name.
     pub fn named(&self, application_name: &str) -> Connector {
         Connector { application_name: application_name.into(), ..self.clone() }
+    }
+
+    /// The same, for connections that must all be to one start of one server.
+    pub fn to(&self, started: Arc<Started>) -> Connector {
+        Connector { started: Some(started), ..self.clone() }
+    }
+
+    /// The same, for transactions that say that they write: a statement that meets none, because its BEGIN failed, is refused and not
+    /// committed by itself.
+    pub fn guarded(&self) -> Connector {
+        Connector { guarded: true, ..self.clone() }
     }
 
     /// A pool of at most so many.
@@ -113,7 +152,8 @@ impl Connector {
                     client
                 }
             };
-            let hello = "SELECT pg_backend_pid(), current_setting('server_version_num')::int4, current_setting('synchronous_commit')";
+            let hello = "SELECT pg_backend_pid(), current_setting('server_version_num')::int4, current_setting('synchronous_commit'),
+                (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::int8";
             let row = client.query_typed_one(hello, &[]).await.map_err(|error| self.cannot_connect(&error))?;
             let (pid, version): (i32, i32) = (row.get(0), row.get(1));
             if version < LEAST_VERSION {
@@ -123,6 +163,7 @@ impl Connector {
                     LEAST_VERSION / 10_000
                 ));
             }
+            self.started.as_ref().map_or(Ok(()), |started| started.check(row.get(3)))?;
             let strict = match row.get::<_, &str>(2) {
                 "remote_apply" => "SET LOCAL synchronous_commit = remote_apply",
                 "on" => "SET LOCAL synchronous_commit = on",
@@ -149,8 +190,9 @@ impl Connector {
     fn settings(&self) -> String {
         let given = self.options.server.get_options().unwrap_or_default();
         let PostgresOptions { statement_timeout, lock_timeout, .. } = &*self.options;
+        let guard = if self.guarded { " -c default_transaction_read_only=on" } else { "" };
         format!(
-            "{given} -c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout=0 -c client_encoding=UTF8",
+            "{given}{guard} -c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout=0 -c client_encoding=UTF8",
             millis(*statement_timeout),
             millis(*lock_timeout)
         )

@@ -1,13 +1,13 @@
 //! A session: who leads, and the connections that belong to it.
 
 use super::PostgresOptions;
-use super::connection::{Connector, Lent, Pool, lend};
+use super::connection::{Connector, Lent, Pool, Started, lend};
 use super::failure::Failure;
 use super::work::UnderWay;
 use lockstep_core::gid::Gid;
 use lockstep_core::{CoordId, Owner, ParticipantId, Txid};
 use std::hash::BuildHasher;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// How long a backend that was told to end may take.
@@ -27,6 +27,8 @@ pub struct Session {
     pub branches: Pool,
     /// For phase two and questions: branches never wait for these, nor these for branches.
     pub finishers: Pool,
+    /// At which server it has begun.
+    pub started: Arc<Started>,
     under_way: Mutex<UnderWay>,
 }
 
@@ -36,13 +38,15 @@ impl Session {
         // Drawn afresh: two sessions of one owner are told apart too.
         let nonce = std::hash::RandomState::new().hash_one(Instant::now()) as u32;
         let tag = format!("{}{nonce:08x}", tag_prefix(owner.coord_id, me));
-        let connector = connector.named(&tag);
+        let started = Arc::<Started>::default();
+        let connector = connector.named(&tag).to(Arc::clone(&started));
         Session {
             owner,
             me,
             tag,
-            branches: connector.pool(options.pool_size),
+            branches: connector.guarded().pool(options.pool_size),
             finishers: connector.pool(options.finishers),
+            started,
             under_way: Mutex::default(),
         }
     }

@@ -151,6 +151,8 @@ async fn run(session: &Session, options: &PostgresOptions, applications: &Applic
     }
     let mut connection = match within(deadline, stop, lend(&session.branches)).await {
         Ok(Ok(connection)) => connection,
+        // The session ends: the next one looks at what is there.
+        Ok(Err(failure)) if session.started.is_another() => return Err(failure.refusal().message),
         Ok(Err(failure)) => return no(failure),
         Err(Left::Late) => {
             return no(Failure::refused(

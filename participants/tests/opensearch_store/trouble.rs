@@ -73,6 +73,52 @@ fn blocks_and_closed_and_missing_indices_make_stuck_until_mended() {
     }
 }
 
+/// A pipeline that comes between a Yes and its end could change what is decided, or drop it: one of the index's own choice is not asked, a
+/// final one is waited out. (The node has no processors: these pipelines are not there, and would refuse all that comes.)
+#[test]
+fn a_pipeline_neither_drops_nor_changes_what_is_decided() {
+    let Some(mut lab) = Lab::new() else { return };
+    let set = |lab: &Lab, key: &str, name: &str| {
+        lab.ok("PUT", &format!("/{}/_settings", lab.index()), &format!(r#"{{"index.{key}":"{name}"}}"#));
+    };
+    let decided = lab.decide(1, vec![put("k", r#"{"n":1}"#)]);
+    set(&lab, "default_pipeline", "p");
+    assert_eq!(lab.commit(&[decided]).stuck, []);
+    assert_eq!(lab.settle().durable, csn(1, 1));
+    assert_eq!(lab.raw("k")["_source"]["n"], 1);
+    // Nothing new is voted for all the same.
+    assert!(lab.refused("{}").contains("ingest pipeline"));
+    set(&lab, "default_pipeline", "_none");
+
+    let decided = lab.decide(2, vec![put("k", r#"{"n":2}"#)]);
+    set(&lab, "final_pipeline", "p");
+    assert!(lab.refused("{}").contains("ingest pipeline"));
+    let committed = lab.commit(std::slice::from_ref(&decided));
+    assert!(committed.stuck[0].1.contains("ingest pipeline"), "{:?}", committed.stuck);
+    assert_eq!(lab.raw("k")["_source"]["n"], 1);
+    set(&lab, "final_pipeline", "_none");
+    assert_eq!(lab.commit(&[decided]).stuck, []);
+    assert_eq!(lab.settle().durable, csn(1, 2));
+    assert_eq!(lab.raw("k")["_source"]["n"], 2);
+}
+
+/// Restored over itself it keeps its name, its identity and its aliases: only what it has followed shows that (R-STORELOSS).
+#[test]
+fn an_index_that_was_put_back_in_its_place_ends_the_session() {
+    let Some(mut lab) = Lab::new() else { return };
+    lab.write(1, vec![put("k", "{}")]);
+    lab.settle();
+    let path = format!("/{}/_doc/_lockstep.state", lab.index());
+    let before = lab.ok("GET", &path, "");
+    lab.write(2, vec![put("k2", "{}")]);
+    assert_eq!(lab.settle().durable, csn(1, 2));
+    let version = lab.ok("GET", &path, "")["_version"].as_u64().unwrap();
+    lab.ok("PUT", &format!("{path}?version={version}&version_type=external_gte"), &before["_source"].to_string());
+    let error = lab.store.prepare(&[]).unwrap_err();
+    assert!(matches!(&error, StoreError::Broken(why) if why.contains("an older one was put in its place")), "{error}");
+    assert_eq!(lab.recover().unwrap().progress.durable, csn(1, 1));
+}
+
 /// Nothing is made by itself in place of an index that has gone; another one behind the alias is examined from the start.
 #[test]
 fn an_index_that_is_gone_or_rolled_over_is_noticed() {

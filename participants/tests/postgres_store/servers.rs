@@ -13,10 +13,32 @@ use std::path::PathBuf;
 /// And a hot standby of the same server, which is refused whichever way it is reached.
 #[test]
 fn tls_is_verified_as_configured_and_a_hot_standby_is_refused() {
-    let primary = Cluster::start(&["max_prepared_transactions=10"]);
+    let mut primary = Cluster::start(&["max_prepared_transactions=10"]);
     primary.psql("postgres", "CREATE DATABASE shop");
     a_hot_standby_is_refused(&primary);
+    what_is_started_anew_is_looked_at_first(&mut primary);
     tls_is_verified_as_configured(&primary);
+}
+
+/// An older copy of it may stand in its place: only a session's beginning would show that (R-STORELOSS).
+fn what_is_started_anew_is_looked_at_first(cluster: &mut Cluster) {
+    cluster.psql("postgres", "CREATE DATABASE idle");
+    let mut store = Postgres::new(options(&cluster.url("idle"), PostgresMode::DatabaseLed));
+    store.recover(owner(1), ME).unwrap();
+    let work = |n| Work {
+        txid: Txid { epoch: Epoch(1), n, decider: Decider::Leader(ME) },
+        operations: [sql("SELECT 1")].into(),
+        timeout: 20_000_000,
+        trace: None,
+    };
+    assert!(store.prepare(&[work(1)]).is_ok());
+    store.abort(&[work(1).txid]).unwrap();
+    cluster.kill();
+    cluster.run();
+    let error = store.prepare(&[work(2)]).unwrap_err();
+    assert!(matches!(&error, StoreError::Broken(why) if why.contains("started anew")), "{error}");
+    store.recover(owner(1), ME).unwrap();
+    assert!(store.prepare(&[work(3)]).is_ok());
 }
 
 fn tls_is_verified_as_configured(cluster: &Cluster) {

@@ -1,8 +1,12 @@
 //! Prepared branches: what a Yes rests on, and what becomes of them.
 
-use crate::lab::{ME, lab, owner, sql};
-use lockstep_core::{MarkerEvidence, Vote};
+use crate::lab::{ME, lab, options, owner, sql};
+use crate::postgres::{database, psql};
+use lockstep_core::{Decider, Epoch, MarkerEvidence, Txid, Vote, Work};
 use lockstep_participants::ResourceManager;
+use lockstep_participants::postgres::{Postgres, PostgresMode};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 
 const STOCK: &str =
     "CREATE TABLE stock(id integer PRIMARY KEY, n integer NOT NULL CHECK (n >= 0)); INSERT INTO stock VALUES (1, 10), (2, 10)";
@@ -78,4 +82,61 @@ fn branches_of_a_batch_run_beside_each_other() {
     ]);
     let votes: Vec<&Vote> = ballot.votes.iter().map(|(_, vote)| vote).collect();
     assert!(matches!(votes[..], [Vote::Prepared(_), Vote::Prepared(_), Vote::No(_), Vote::ReadOnly(_)]), "{votes:?}");
+}
+
+/// Statements are sent behind BEGIN before that is answered. One that fails alone (a time-out, somebody who cancels what runs) leaves them
+/// outside of any transaction: they must not be committed one by one.
+#[test]
+fn a_begin_that_fails_leaves_nothing() {
+    let url = database();
+    psql(&url, "CREATE TABLE item(id integer PRIMARY KEY)");
+    let port: u16 = psql(&url, "SHOW port").parse().unwrap();
+    let relay = without_begin(port);
+    for mode in [PostgresMode::TwoPhase, PostgresMode::DatabaseLed] {
+        let (_, name) = url.rsplit_once("dbname=").unwrap();
+        let reached = format!("host=127.0.0.1 port={relay} user=postgres dbname={name}");
+        let mut store = Postgres::new(options(&reached, mode));
+        store.recover(owner(mode as u32 + 1), ME).unwrap();
+        let decider = if mode == PostgresMode::TwoPhase { Decider::Log } else { Decider::Leader(ME) };
+        let work = Work {
+            txid: Txid { epoch: Epoch(mode as u32 + 1), n: 1, decider },
+            operations: [sql("INSERT INTO item VALUES (1)")].into(),
+            timeout: 20_000_000,
+            trace: None,
+        };
+        let votes = store.prepare(&[work]).unwrap().votes;
+        assert!(matches!(&votes[0].1, Vote::No(refusal) if refusal.message.contains("division by zero")), "{votes:?}");
+        assert_eq!(psql(&url, "SELECT count(*) FROM item"), "0", "{mode:?}");
+    }
+}
+
+/// A way to the server on which a branch's BEGIN is something that fails.
+fn without_begin(port: u16) -> u16 {
+    const BEGIN: &[u8] = b"BEGIN READ WRITE";
+    const FAILS: &[u8] = b"SELECT 1/0 /***/";
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let relay = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().flatten() {
+            let mut server = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+            let (mut back, mut answers) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            std::thread::spawn(move || drop(std::io::copy(&mut answers, &mut back)));
+            std::thread::spawn(move || {
+                let mut bytes = vec![0; 1 << 16];
+                while let Ok(n) = client.read(&mut bytes)
+                    && n > 0
+                {
+                    let sent = &mut bytes[..n];
+                    if let Some(at) = sent.windows(BEGIN.len()).position(|window| window == BEGIN) {
+                        sent[at..at + FAILS.len()].copy_from_slice(FAILS);
+                    }
+                    if server.write_all(sent).is_err() {
+                        return;
+                    }
+                }
+                let _ = server.shutdown(std::net::Shutdown::Both);
+            });
+        }
+    });
+    relay
 }
