@@ -74,6 +74,10 @@ impl Enlistment {
     }
 }
 
+/// Makes PREPARE wait for the force, and for standbys that are synchronous, whatever the application has set.
+const FORCED: &str = "pg_catalog.set_config('synchronous_commit', \
+    CASE pg_catalog.current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)";
+
 impl Mode {
     /// Shows that a transaction is at work.
     pub fn barrier(self) -> String {
@@ -95,7 +99,7 @@ impl Begun {
                     barrier: mode.barrier(),
                     marker: format!(
                         "INSERT INTO lockstep.branch(place, owner) VALUES ({place}, (SELECT slot FROM lockstep.owner WHERE slot = 0 AND \
-                         epoch = {} AND floor <= {place})) RETURNING pg_current_xact_id()::text",
+                         epoch = {} AND floor <= {place})) RETURNING CASE WHEN {FORCED} IS NOT NULL THEN pg_current_xact_id()::text END",
                         txid.epoch
                     ),
                     prepare: format!("PREPARE TRANSACTION '{name}'"),

@@ -49,17 +49,21 @@ struct Found<'a> {
     shards: Shards,
 }
 
-/// How many parts of the index have answered.
+/// How many parts of the index have answered. One that is not there at all counts as not successful, and not as failed.
 #[derive(Default, Deserialize)]
-struct Shards {
+pub(super) struct Shards {
+    #[serde(default)]
+    total: u64,
+    #[serde(default)]
+    successful: u64,
     #[serde(default)]
     failed: u64,
 }
 
 impl Shards {
     /// What some of them have found is no answer.
-    fn all_answered(&self) -> Result<(), StoreError> {
-        match self.failed {
+    pub fn all_answered(&self) -> Result<(), StoreError> {
+        match self.failed.max(self.total.saturating_sub(self.successful)) {
             0 => Ok(()),
             failed => Err(StoreError::Broken(format!("{failed} parts of the index (shards) cannot be searched now"))),
         }
@@ -302,6 +306,6 @@ fn late(fault: Fault) -> StoreError {
     }
 }
 
-fn unreadable(error: &serde_json::Error) -> StoreError {
+pub(super) fn unreadable(error: &serde_json::Error) -> StoreError {
     StoreError::Broken(format!("the server's answer cannot be read: {error}"))
 }

@@ -5,13 +5,14 @@ use super::fence::Fence;
 use super::grounds::Grounds;
 use super::http::{Http, Payload, Purpose, reason_of, segment};
 use super::options::OpenSearchOptions;
-use super::reader::{Reads, Topic, csn_of};
+use super::reader::{Reads, Shards, Topic, csn_of, unreadable};
 use super::state::{Kept, STATE_KEY, State};
 use super::survey::{self, Found, Survey, hiding_filter, own_fields};
 use crate::document_redo::{self as redo, Write};
 use crate::{Committed, Recovered, StoreError, Tended};
 use lockstep_core::{Csn, Decided, Decider, Owner, Progress, TraceContext, Txid};
 use rustc_hash::{FxHashMap, FxHashSet};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -643,10 +644,12 @@ pub(super) fn raw_search(http: &Http, index: &str, body: &Value) -> Result<Value
         return Err(answer.broken(&format!("cannot search the index `{index}`")));
     }
     let found = answer.json();
-    if found["_shards"]["failed"] != 0 {
-        return Err(StoreError::Broken(format!("a part of the index `{index}` cannot be searched")));
-    }
+    all_answered(&found)?;
     Ok(found)
+}
+
+fn all_answered(answer: &Value) -> Result<(), StoreError> {
+    Shards::deserialize(&answer["_shards"]).map_err(|error| unreadable(&error))?.all_answered()
 }
 
 /// The highest log-decided CSN of any document (R-LOGLOSS).
@@ -667,9 +670,7 @@ pub(super) fn strangers(http: &Http, options: &OpenSearchOptions) -> Result<u64,
     if !answer.ok() {
         return Err(answer.broken("cannot count documents"));
     }
-    if answer.json()["_shards"]["failed"] != 0 {
-        return Err(StoreError::Broken("a part of the index cannot be counted".into()));
-    }
+    all_answered(&answer.json())?;
     Ok(answer.json()["count"].as_u64().unwrap_or_default())
 }
 

@@ -76,7 +76,7 @@ pub async fn run(connection: &mut Connection, operations: &[Operation], limits: 
         // Whatever may still be refused is refused before the CSN is taken.
         End::Open => format!("{SAME_USER}; SET CONSTRAINTS ALL IMMEDIATE; {}", connection.strict()),
         End::Prepare(owner, gid) if sure => ending(connection, owner, gid),
-        End::Prepare(..) => format!("{SAME_USER}; {XID}"),
+        End::Prepare(..) => format!("{SAME_USER}; {}; {XID}", connection.strict()),
     };
     connection.preparing = sure && matches!(end, End::Prepare(..));
     let (results, mut played) = fly(connection, &steps, limits, &script).await;
@@ -287,8 +287,9 @@ fn ending(connection: &Connection, owner: Owner, gid: &Gid) -> String {
     let (place, slot) = (place(gid.txid.position()), connection.slot % SLOTS);
     let (epoch, incarnation) = (owner.epoch.0.cast_signed(), owner.incarnation.cast_signed());
     format!(
-        "{SAME_USER}; {XID}; EXECUTE lockstep_marker({place}, {slot}, {epoch}, {incarnation}); PREPARE TRANSACTION '{gid}'; \
-        EXECUTE lockstep_look('{gid}'); {RESET}"
+        "{SAME_USER}; {}; {XID}; EXECUTE lockstep_marker({place}, {slot}, {epoch}, {incarnation}); PREPARE TRANSACTION '{gid}'; \
+        EXECUTE lockstep_look('{gid}'); {RESET}",
+        connection.strict()
     )
 }
 
@@ -296,6 +297,7 @@ fn ending(connection: &Connection, owner: Owner, gid: &Gid) -> String {
 enum Part {
     SessionUser,
     Role,
+    Strict,
     Xid,
     Marker,
     Prepare,
@@ -306,7 +308,7 @@ enum Part {
 impl Part {
     /// The one that failed when so many were done.
     fn behind(done: usize) -> Part {
-        const ALL: [Part; 6] = [Part::SessionUser, Part::Role, Part::Xid, Part::Marker, Part::Prepare, Part::Look];
+        const ALL: [Part; 7] = [Part::SessionUser, Part::Role, Part::Strict, Part::Xid, Part::Marker, Part::Prepare, Part::Look];
         ALL.into_iter().nth(done).unwrap_or(Part::Reset)
     }
 }
@@ -319,7 +321,7 @@ fn prepared(connection: &mut Connection, gid: &Gid, played: Played) -> Result<()
     if let Some(error) = played.error {
         connection.note(&error);
         let failure = match Part::behind(played.done) {
-            Part::SessionUser | Part::Role | Part::Xid => Failure::from(error),
+            Part::SessionUser | Part::Role | Part::Strict | Part::Xid => Failure::from(error),
             Part::Marker => marker_refused(error, gid.txid),
             Part::Prepare => return Err(not_prepared(error)),
             Part::Look => return Err(error.into()),

@@ -32,6 +32,8 @@ pub struct Connection {
     connector: Connector,
     /// Makes a transaction's commit wait for at least a local force.
     strict: &'static str,
+    /// When its server was started, µs since 1970.
+    started: i64,
     /// In a state that no reset mends.
     pub spoilt: bool,
     /// What it was last asked may have prepared a branch, or may do so yet.
@@ -67,6 +69,11 @@ impl Started {
     /// Whether a connection has reached another server, or found it started anew.
     pub fn is_another(&self) -> bool {
         self.is_another.load(Ordering::Relaxed)
+    }
+
+    /// Whether this connection is to that server.
+    pub fn has(&self, connection: &Connection) -> bool {
+        self.at.get() == Some(&connection.started)
     }
 
     fn check(&self, at: i64) -> Result<(), String> {
@@ -163,7 +170,8 @@ impl Connector {
                     LEAST_VERSION / 10_000
                 ));
             }
-            self.started.as_ref().map_or(Ok(()), |started| started.check(row.get(3)))?;
+            let started: i64 = row.get(3);
+            self.started.as_ref().map_or(Ok(()), |expected| expected.check(started))?;
             let strict = match row.get::<_, &str>(2) {
                 "remote_apply" => "SET LOCAL synchronous_commit = remote_apply",
                 "on" => "SET LOCAL synchronous_commit = on",
@@ -174,7 +182,19 @@ impl Connector {
             };
             let slot = self.slots.fetch_add(1, Ordering::Relaxed);
             let (statements, connector) = (HashMap::new(), self.clone());
-            Ok(Connection { client, pid, slot, statements, connector, strict, spoilt: false, preparing: false, stale: false, own: false })
+            Ok(Connection {
+                client,
+                pid,
+                slot,
+                statements,
+                connector,
+                strict,
+                started,
+                spoilt: false,
+                preparing: false,
+                stale: false,
+                own: false,
+            })
         };
         match tokio::time::timeout(self.options.connect_timeout, connecting).await {
             Ok(connected) => connected,

@@ -35,10 +35,20 @@ impl Readers {
         *self.session.lock().expect("no holder panics") = Arc::downgrade(session);
     }
 
+    fn session(&self) -> Option<Arc<Session>> {
+        self.session.lock().expect("no holder panics").upgrade()
+    }
+
     async fn run(&self, sql: &str, parameters: &[Value], limits: ReadLimits) -> Result<StatementResult, Failure> {
         statement::check(sql, self.options.limits.statement_bytes)?;
         let pool = self.pool.as_ref().map_err(|why| Failure::Lost(why.clone()))?;
         let mut connection = lend(pool).await?;
+        if self.session().is_some_and(|session| !session.started.has(&connection)) {
+            connection.spoilt = true;
+            return Err(Failure::Lost(
+                "a connection to read has reached another server than the transactions have, or it was started anew".into(),
+            ));
+        }
         let begin = format!(
             "BEGIN READ ONLY; SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = {}",
             limits.timeout.as_millis().max(1),

@@ -88,18 +88,17 @@ fn branches_of_a_batch_run_beside_each_other() {
 /// outside of any transaction: they must not be committed one by one.
 #[test]
 fn a_begin_that_fails_leaves_nothing() {
-    let url = database();
-    psql(&url, "CREATE TABLE item(id integer PRIMARY KEY)");
-    let port: u16 = psql(&url, "SHOW port").parse().unwrap();
-    let relay = without_begin(port);
     for mode in [PostgresMode::TwoPhase, PostgresMode::DatabaseLed] {
+        let url = database();
+        psql(&url, "CREATE TABLE item(id integer PRIMARY KEY)");
+        let relay = without_begin(psql(&url, "SHOW port").parse().unwrap());
         let (_, name) = url.rsplit_once("dbname=").unwrap();
         let reached = format!("host=127.0.0.1 port={relay} user=postgres dbname={name}");
         let mut store = Postgres::new(options(&reached, mode));
-        store.recover(owner(mode as u32 + 1), ME).unwrap();
+        store.recover(owner(1), ME).unwrap();
         let decider = if mode == PostgresMode::TwoPhase { Decider::Log } else { Decider::Leader(ME) };
         let work = Work {
-            txid: Txid { epoch: Epoch(mode as u32 + 1), n: 1, decider },
+            txid: Txid { epoch: Epoch(1), n: 1, decider },
             operations: [sql("INSERT INTO item VALUES (1)")].into(),
             timeout: 20_000_000,
             trace: None,
