@@ -91,6 +91,11 @@ impl Mapping {
         if mappings["_source"]["enabled"] == Value::Bool(false) {
             return Err("its mapping does not keep the source (_source.enabled): documents could not be read".into());
         }
+        let source = &mappings["_source"];
+        let parts = ["includes", "excludes"].iter().any(|key| source[key].as_array().is_some_and(|fields| !fields.is_empty()));
+        if parts || source["mode"] == "synthetic" {
+            return Err("its mapping does not keep all of the source as it came (_source.includes, excludes or mode)".into());
+        }
         let reader = Reader {
             default_analyzer: settings.keys().any(|key| key.starts_with("index.analysis.analyzer.default.")),
             malformed: flag(settings.get("index.mapping.ignore_malformed")).unwrap_or(false),

@@ -69,15 +69,13 @@ impl Session {
         let body = json!({"mappings": mappings, "settings": script.settings});
         let index = self.create(&body)?;
         let old = self.survey.index.clone();
-        let moved = self.move_to(&index, &old);
-        if moved.is_err() {
-            // If the change came through after all, it is the only one, and stays.
-            if !matches!(survey(&self.http, &self.options), Ok(Found::Index(found)) if found.index == index) {
-                let path = format!("/{}", segment(&index));
-                let _ = self.http.call(Purpose::Read, "DELETE", &path, Payload::Nothing, self.options.request_timeout);
-            }
+        if let Err(error) = self.make_ready(&index) {
+            let path = format!("/{}", segment(&index));
+            let _ = self.http.call(Purpose::Read, "DELETE", &path, Payload::Nothing, self.options.request_timeout);
+            return Err(error);
         }
-        moved?;
+        // Not removed from here on: a change of the aliases that was not answered may come yet, and take the old one away.
+        self.move_to(&index, &old)?;
         Ok(format!("the index `{index}` is made; it takes the place of `{old}`, which held nothing"))
     }
 
@@ -98,16 +96,22 @@ impl Session {
         Err(StoreError::Invalid(format!("{NAMES_MAX} indices after `{}` are there already", self.survey.index)))
     }
 
-    /// Makes the new index the one behind the readers' alias, with all that is known, and removes the old one.
-    fn move_to(&mut self, index: &str, old: &str) -> Result<(), StoreError> {
+    /// Writes all that is known into the new index.
+    fn make_ready(&self, index: &str) -> Result<(), StoreError> {
         Survey::of_index(&self.http, index)?.check()?;
         let state = self.state.next(self.owner, self.state.watermark);
         let query = format!("?version={}&version_type=external", state.version.to_u64());
         let path = format!("/{}/_doc/{}{query}", segment(index), segment(STATE_KEY));
         let answer = self.http.call(Purpose::Write, "PUT", &path, Payload::Json(&state.source()), self.options.request_timeout)?;
-        if !answer.ok() {
-            return Err(answer.broken("cannot write the state into the new index"));
+        match answer.ok() {
+            true => Ok(()),
+            false => Err(answer.broken("cannot write the state into the new index")),
         }
+    }
+
+    /// Makes it the one behind the readers' alias, and removes the old one.
+    fn move_to(&mut self, index: &str, old: &str) -> Result<(), StoreError> {
+        let state = self.state.next(self.owner, self.state.watermark);
         change(
             &self.http,
             &self.options,

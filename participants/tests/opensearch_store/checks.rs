@@ -193,6 +193,7 @@ fn a_migration_refuses_what_breaks_the_scheme() {
         (r#"{"settings":{"default_pipeline":"p"}}"#, "ingest pipeline"),
         (r#"{"mappings":{"_routing":{"required":true}}}"#, "routing"),
         (r#"{"mappings":{"_source":{"enabled":false}}}"#, "source"),
+        (r#"{"mappings":{"_source":{"includes":["title"]}}}"#, "_source.includes"),
         (r#"{"mappings":{"properties":{"a":{"type":"no such type"}}}}"#, "no such type"),
     ] {
         let refused = lab.store.migrate(wrong).unwrap_err().to_string();
