@@ -19,6 +19,7 @@ use super::format::{SETTLED_KEY, Settled};
 use super::index::Change;
 use super::lock::Lock;
 use super::recovery::{self, Recovery};
+use super::write_ahead::WriteAhead;
 use super::{LogError, Metrics, Step, StepFault, failure, reread, step};
 use crate::failpoints;
 use sled::IVec;
@@ -207,10 +208,16 @@ fn sync(path: &Path) -> io::Result<()> {
 }
 
 /// Sled writes its settings before it makes its file. What a first start that ended in between has left of them may be half of them, which it
-/// would refuse for ever.
+/// would refuse for ever; one whose force of them failed may have left zeros.
 fn delete_early_settings(folder: &Path) -> io::Result<()> {
     let settings = folder.join("conf");
-    if !settings.exists() || std::fs::metadata(folder.join("db")).is_ok_and(|file| file.len() > 0) {
+    let kept = match std::fs::read(&settings) {
+        Ok(kept) => kept,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    let lost = kept.iter().all(|byte| *byte == 0) && !WriteAhead::is_made(folder);
+    if !lost && std::fs::metadata(folder.join("db")).is_ok_and(|file| file.len() > 0) {
         return Ok(());
     }
     std::fs::remove_file(settings)

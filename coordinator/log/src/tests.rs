@@ -175,6 +175,17 @@ fn a_first_start_that_ended_over_the_engines_settings_is_begun_anew() {
     }
 }
 
+/// Their force has failed, and the disk has nothing of them.
+#[test]
+fn a_first_start_that_lost_the_engines_settings_is_begun_anew() {
+    let folder = folder();
+    drop(super::engine::Engine::open(folder.path(), Options::default().cache, None).unwrap());
+    let settings = folder.path().join("conf");
+    std::fs::write(&settings, vec![0; std::fs::metadata(&settings).unwrap().len() as usize]).unwrap();
+    assert!(reopened(folder.path()).is_empty());
+    assert!(reopened(folder.path()).is_empty());
+}
+
 #[test]
 fn every_kind_of_record_comes_back() {
     let folder = folder();

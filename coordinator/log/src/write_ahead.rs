@@ -73,6 +73,11 @@ impl WriteAhead {
         Ok(())
     }
 
+    /// Whether there are any: they are made last.
+    pub fn is_made(folder: &Path) -> bool {
+        NAMES.iter().any(|name| folder.join(name).exists())
+    }
+
     /// Makes the files, of so many bytes each.
     pub fn create(folder: &Path, capacity: u64) -> io::Result<WriteAhead> {
         let zeros = vec![0; 1 << 20];

@@ -19,9 +19,10 @@ use std::task::{Poll, ready};
 use tokio_postgres::{Client, RowStream, Statement};
 
 /// Takes back what the transaction may have left in the session (`set_config`, a role, session locks, a temporary table that would stand
-/// before another's of its name): behind its end, before another's statements are compiled. `DISCARD ALL` cannot share a message.
+/// before another's of its name): behind its end, before another's statements are compiled. `DISCARD ALL` cannot share a message. What guards
+/// the connection outside of transactions is set anew ([`super::connection::Connector::guarded`]).
 pub const RESET: &str = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; SELECT pg_advisory_unlock_all(); \
-    DISCARD TEMP; DISCARD SEQUENCES; CLOSE ALL; UNLISTEN *";
+    DISCARD TEMP; DISCARD SEQUENCES; CLOSE ALL; UNLISTEN *; SET default_transaction_read_only = on";
 
 /// What is the session user's to finish is prepared by the session user.
 const SAME_USER: &str = "RESET SESSION AUTHORIZATION; RESET ROLE";

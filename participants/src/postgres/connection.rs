@@ -1,6 +1,7 @@
 //! Connections: how they are made, tagged with their session, kept and lent.
 
 use super::failure::{Failure, is_stale_plan, sentence};
+use super::schema::read_only;
 use super::{PostgresOptions, SslMode, tls};
 use crate::PoolUse;
 use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult, Timeouts};
@@ -20,6 +21,9 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 
 /// The least version that can keep the promise: `pg_current_xact_id_if_assigned` came with it.
 pub const LEAST_VERSION: i32 = 130_000;
+
+/// Outside of transactions that say that they write, nothing is written.
+const GUARD: &str = "SET default_transaction_read_only = on";
 
 /// A connection and what is compiled on it.
 pub struct Connection {
@@ -160,7 +164,7 @@ impl Connector {
                 }
             };
             let hello = "SELECT pg_backend_pid(), current_setting('server_version_num')::int4, current_setting('synchronous_commit'),
-                (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::int8";
+                (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::int8, current_setting('default_transaction_read_only') = 'on'";
             let row = client.query_typed_one(hello, &[]).await.map_err(|error| self.cannot_connect(&error))?;
             let (pid, version): (i32, i32) = (row.get(0), row.get(1));
             if version < LEAST_VERSION {
@@ -172,6 +176,13 @@ impl Connector {
             }
             let started: i64 = row.get(3);
             self.started.as_ref().map_or(Ok(()), |expected| expected.check(started))?;
+            if self.guarded {
+                // Not behind the back of who has made the database read-only.
+                if row.get(4) {
+                    return Err(read_only());
+                }
+                client.batch_execute(GUARD).await.map_err(|error| self.cannot_connect(&error))?;
+            }
             let strict = match row.get::<_, &str>(2) {
                 "remote_apply" => "SET LOCAL synchronous_commit = remote_apply",
                 "on" => "SET LOCAL synchronous_commit = on",
@@ -210,9 +221,8 @@ impl Connector {
     fn settings(&self) -> String {
         let given = self.options.server.get_options().unwrap_or_default();
         let PostgresOptions { statement_timeout, lock_timeout, .. } = &*self.options;
-        let guard = if self.guarded { " -c default_transaction_read_only=on" } else { "" };
         format!(
-            "{given}{guard} -c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout=0 -c client_encoding=UTF8",
+            "{given} -c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout=0 -c client_encoding=UTF8",
             millis(*statement_timeout),
             millis(*lock_timeout)
         )
