@@ -89,14 +89,6 @@ static enum verdict verdict(const char *path, enum call call) {
     return halves ? HALF : control->error ? FAIL : PASS;
 }
 
-static atomic_flag locked = ATOMIC_FLAG_INIT;
-
-static void lock(void) {
-    while (atomic_flag_test_and_set_explicit(&locked, memory_order_acquire)) CALL(SYS_sched_yield, 0, 0, 0, 0, 0, 0);
-}
-
-static void unlock(void) { atomic_flag_clear_explicit(&locked, memory_order_release); }
-
 static void leave(struct page *page) {
     atomic_store(&page->state, UNUSED);
     atomic_fetch_sub(&control->kept, 1);

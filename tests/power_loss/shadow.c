@@ -33,14 +33,7 @@ struct record {
 };
 
 static int journal = -1;
-static atomic_flag locked = ATOMIC_FLAG_INIT;
 static _Atomic uint64_t forces;
-
-static void lock(void) {
-    while (atomic_flag_test_and_set_explicit(&locked, memory_order_acquire)) CALL(SYS_sched_yield, 0, 0, 0, 0, 0, 0);
-}
-
-static void unlock(void) { atomic_flag_clear_explicit(&locked, memory_order_release); }
 
 /* The journal must be whole: without it nothing is proven. */
 static void put(const void *bytes, size_t length) {

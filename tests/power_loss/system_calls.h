@@ -97,6 +97,15 @@ static int is_ours(int descriptor, struct stat *status, char *path) {
 
 static long again(long number, const long *a) { return CALL(number, a[0], a[1], a[2], a[3], a[4], a[5]); }
 
+/* Held while the library looks at what all threads share. */
+static atomic_flag locked = ATOMIC_FLAG_INIT;
+
+static void lock(void) {
+    while (atomic_flag_test_and_set_explicit(&locked, memory_order_acquire)) CALL(SYS_sched_yield, 0, 0, 0, 0, 0, 0);
+}
+
+static void unlock(void) { atomic_flag_clear_explicit(&locked, memory_order_release); }
+
 /* What becomes of a filtered call; its arguments as the kernel gets them. */
 static long shadowed(long number, const long *a);
 

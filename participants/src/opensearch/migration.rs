@@ -3,7 +3,7 @@
 use super::fence::{Fence, change};
 use super::http::{Payload, Purpose, segment};
 use super::session::{Session, put_mapping, raw_search, refresh};
-use super::state::STATE_KEY;
+use super::state::{STATE_KEY, State};
 use super::survey::{Found, Survey, hiding_filter, own_fields, survey};
 use crate::StoreError;
 use serde_json::{Map, Value, json};
@@ -69,13 +69,12 @@ impl Session {
         let body = json!({"mappings": mappings, "settings": script.settings});
         let index = self.create(&body)?;
         let old = self.survey.index.clone();
-        if let Err(error) = self.make_ready(&index) {
+        let state = self.make_ready(&index).inspect_err(|_| {
             let path = format!("/{}", segment(&index));
             let _ = self.http.call(Purpose::Read, "DELETE", &path, Payload::Nothing, self.options.request_timeout);
-            return Err(error);
-        }
+        })?;
         // Not removed from here on: a change of the aliases that was not answered may come yet, and take the old one away.
-        self.move_to(&index, &old)?;
+        self.move_to(&index, &old, state)?;
         Ok(format!("the index `{index}` is made; it takes the place of `{old}`, which held nothing"))
     }
 
@@ -96,22 +95,21 @@ impl Session {
         Err(StoreError::Invalid(format!("{NAMES_MAX} indices after `{}` are there already", self.survey.index)))
     }
 
-    /// Writes all that is known into the new index.
-    fn make_ready(&self, index: &str) -> Result<(), StoreError> {
+    /// Writes all that is known into the new index, and says what that is.
+    fn make_ready(&self, index: &str) -> Result<State, StoreError> {
         Survey::of_index(&self.http, index)?.check()?;
         let state = self.state.next(self.owner, self.state.watermark);
         let query = format!("?version={}&version_type=external", state.version.to_u64());
         let path = format!("/{}/_doc/{}{query}", segment(index), segment(STATE_KEY));
         let answer = self.http.call(Purpose::Write, "PUT", &path, Payload::Json(&state.source()), self.options.request_timeout)?;
         match answer.ok() {
-            true => Ok(()),
+            true => Ok(state),
             false => Err(answer.broken("cannot write the state into the new index")),
         }
     }
 
     /// Makes it the one behind the readers' alias, and removes the old one.
-    fn move_to(&mut self, index: &str, old: &str) -> Result<(), StoreError> {
-        let state = self.state.next(self.owner, self.state.watermark);
+    fn move_to(&mut self, index: &str, old: &str, state: State) -> Result<(), StoreError> {
         change(
             &self.http,
             &self.options,

@@ -116,24 +116,25 @@ fn checkpoint(path: &Path, connection: &mut Option<Connection>, stored: Csn) -> 
 
 /// Forces the write-ahead log of a database file. Without one nothing waits for that.
 pub fn force(path: &Path) -> std::io::Result<()> {
-    match File::open(wal_of(path)) {
-        Ok(log) => log.sync_data(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-    }
+    log_of(path)?.map_or(Ok(()), |log| log.sync_data())
 }
 
 /// Forces the write-ahead log of a database file before that is opened, and has it read from the disk: after a failed force the kernel's
 /// memory shows what the disk does not have. (Best effort: the kernel may keep pages all the same.) What is in the file itself needs no such
 /// look: until a force of it succeeds the write-ahead log has it, too.
 pub fn reread(path: &Path) -> std::io::Result<()> {
-    let log = match File::open(wal_of(path)) {
-        Ok(log) => log,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
+    let Some(log) = log_of(path)? else { return Ok(()) };
     log.sync_all()?;
     Ok(rustix::fs::fadvise(&log, 0, None, rustix::fs::Advice::DontNeed)?)
+}
+
+/// `None` if there is none.
+fn log_of(path: &Path) -> std::io::Result<Option<File>> {
+    match File::open(wal_of(path)) {
+        Ok(log) => Ok(Some(log)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn wal_of(path: &Path) -> PathBuf {
