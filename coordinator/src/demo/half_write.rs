@@ -52,6 +52,8 @@ pub struct HalfWriteReport {
     pub lockstep_half_aborted: u64,
     /// Films that no store refuses and that Lockstep said were aborted, after all attempts.
     pub lockstep_not_written: u64,
+    /// What the first of these was told.
+    pub lockstep_not_written_why: Option<String>,
 }
 
 /// The part of the naive side's process that dies: writes film after film until it kills itself.
@@ -110,6 +112,7 @@ pub async fn run(stage: &Stage, films: &[Film], writes: usize) -> anyhow::Result
         lockstep_lost: verdict.lost,
         lockstep_half_aborted: verdict.half_aborted,
         lockstep_not_written: verdict.not_written,
+        lockstep_not_written_why: verdict.not_written_why,
     };
     let halves = |killed: Disagreement, refused: Disagreement| killed.keys() + refused.keys();
     stage.finish(
@@ -212,6 +215,7 @@ struct Verdict {
     lost: u64,
     half_aborted: u64,
     not_written: u64,
+    not_written_why: Option<String>,
 }
 
 impl Verdict {
@@ -221,9 +225,12 @@ impl Verdict {
             let (row, document) = (contents.rows.contains_key(key), contents.documents.contains_key(key));
             match told {
                 Written::Committed { .. } => verdict.lost += u64::from(!(row && document)),
-                Written::Aborted { .. } => {
+                Written::Aborted { why } => {
                     verdict.half_aborted += u64::from(row || document);
-                    verdict.not_written += u64::from(!refused.contains(key.as_str()));
+                    if !refused.contains(key.as_str()) {
+                        verdict.not_written += 1;
+                        verdict.not_written_why.get_or_insert_with(|| format!("{key}: {why}"));
+                    }
                 }
             }
         }
@@ -330,7 +337,8 @@ mod tests {
         assert_eq!(judged("b", &committed), Verdict { lost: 1, ..Verdict::default() });
         assert_eq!(judged("c", &committed), Verdict { lost: 1, ..Verdict::default() });
         assert_eq!(judged("r", &aborted), Verdict::default());
-        assert_eq!(judged("b", &aborted), Verdict { half_aborted: 1, not_written: 1, ..Verdict::default() });
-        assert_eq!(judged("c", &aborted), Verdict { not_written: 1, ..Verdict::default() }, "one who aborts everything writes nothing");
+        let not_written = |key: &str| Verdict { not_written: 1, not_written_why: Some(format!("{key}: a reason")), ..Verdict::default() };
+        assert_eq!(judged("b", &aborted), Verdict { half_aborted: 1, ..not_written("b") });
+        assert_eq!(judged("c", &aborted), not_written("c"), "one who aborts everything writes nothing");
     }
 }

@@ -19,6 +19,8 @@ pub const INDEX: &str = "index";
 const PAGE: u32 = 2_000;
 /// Attempts of one write, while it is told that it may be tried again.
 const ATTEMPTS: u32 = 100;
+/// How often a write that is aborted only because its time was up is made anew.
+const ROUNDS: u32 = 5;
 /// How long a client insists on an answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -86,10 +88,12 @@ impl Lockstep {
 
     /// Commits, and insists on a definite answer; an error if there is none in time.
     pub async fn commit(&self, transaction: Transaction) -> anyhow::Result<Written> {
-        let mut told = transaction.commit().await;
-        if let Err(CommitError::Unknown { request, .. }) = &told {
-            let request = request.clone();
-            told = self.client.inquire(&request).await;
+        let mut told = self.outcome(transaction.clone()).await;
+        for _ in 1..ROUNDS {
+            if !told.as_ref().is_err_and(CommitError::is_retryable) {
+                break;
+            }
+            told = self.outcome(transaction.clone()).await;
         }
         match told {
             Ok(receipt) => Ok(self.keep(receipt)),
@@ -155,6 +159,14 @@ impl Lockstep {
             }
         }
         Ok(all)
+    }
+
+    /// What became of it, asked for once more if the commit's own answer did not come.
+    async fn outcome(&self, transaction: Transaction) -> Result<Receipt, CommitError> {
+        match transaction.commit().await {
+            Err(CommitError::Unknown { request, .. }) => self.client.inquire(&request).await,
+            told => told,
+        }
     }
 
     fn keep(&self, receipt: Receipt) -> Written {

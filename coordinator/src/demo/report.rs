@@ -65,6 +65,9 @@ impl Report {
             }
         }
         let _ = writeln!(text, "{table}");
+        if let Some(why) = &self.half_write.lockstep_not_written_why {
+            let _ = writeln!(text, "Aborted, though no store refuses it: {why}");
+        }
         let _ = match self.faults() {
             0 => writeln!(text, "Lockstep broke no promise. Seed {}, {:.0} s.", self.seed, self.seconds),
             faults => writeln!(text, "Lockstep broke {faults} promises. Seed {}, {:.0} s.", self.seed, self.seconds),

@@ -9,6 +9,8 @@ use crate::StoreError;
 use lockstep_core::Csn;
 use rusqlite::{Connection, OpenFlags};
 use std::fs::File;
+use std::num::NonZeroU64;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,9 +20,17 @@ use std::thread::JoinHandle;
 /// Forced writes of a checkpoint: the write-ahead log's, and the file's.
 pub const CHECKPOINT_FORCES: u64 = 2;
 
+/// What the thread is asked for.
+enum Request {
+    /// To begin to write these bytes of the write-ahead log to the disk.
+    WriteBack(Range<u64>),
+    /// A checkpoint; the file holds everything up to this.
+    Checkpoint(Csn),
+}
+
 /// The thread.
 pub struct Checkpointer {
-    requests: Option<Sender<Csn>>,
+    requests: Option<Sender<Request>>,
     done: Receiver<Result<Moved, String>>,
     thread: Option<JoinHandle<()>>,
     busy: bool,
@@ -38,12 +48,21 @@ pub struct Moved {
 impl Checkpointer {
     /// Starts the thread; it opens the file when it is first needed.
     pub fn start(options: &SqliteOptions, forces: Arc<AtomicU64>) -> Result<Checkpointer, StoreError> {
-        let (requests, asked) = channel::<Csn>();
+        let (requests, asked) = channel::<Request>();
         let (answers, done) = channel();
         let path = options.path.clone();
         let run = move || {
             let mut connection = None;
-            while let Ok(stored) = asked.recv() {
+            while let Ok(request) = asked.recv() {
+                let stored = match request {
+                    Request::Checkpoint(stored) => stored,
+                    Request::WriteBack(bytes) => {
+                        if let Err(error) = write_back(&path, bytes) {
+                            tracing::debug!(%error, "the write-ahead log is written back by its next force alone");
+                        }
+                        continue;
+                    }
+                };
                 let moved = checkpoint(&path, &mut connection, stored).map_err(|error| error.to_string());
                 forces.fetch_add(CHECKPOINT_FORCES + 1, Ordering::Relaxed);
                 if answers.send(moved).is_err() {
@@ -64,7 +83,19 @@ impl Checkpointer {
     /// Begins one; the file holds everything up to `stored`.
     pub fn begin(&mut self, stored: Csn) {
         assert!(!self.busy, "one checkpoint at a time");
-        self.busy = self.requests.as_ref().is_some_and(|requests| requests.send(stored).is_ok());
+        self.busy = self.ask(Request::Checkpoint(stored));
+    }
+
+    /// Lets these bytes of the write-ahead log go to the disk meanwhile, so that the next force has little to write: it would hold up every
+    /// other force on that disk, the decision log's first of all. Nothing depends on it.
+    pub fn write_back(&self, bytes: Range<u64>) {
+        if !self.busy {
+            self.ask(Request::WriteBack(bytes));
+        }
+    }
+
+    fn ask(&self, request: Request) -> bool {
+        self.requests.as_ref().is_some_and(|requests| requests.send(request).is_ok())
     }
 
     /// What the last one did, once it has ended.
@@ -126,6 +157,14 @@ pub fn reread(path: &Path) -> std::io::Result<()> {
     let Some(log) = log_of(path)? else { return Ok(()) };
     log.sync_all()?;
     Ok(rustix::fs::fadvise(&log, 0, None, rustix::fs::Advice::DontNeed)?)
+}
+
+/// Begins to write a part of the write-ahead log to the disk, and does not wait for it. (The advice is that nobody will read it; what is on
+/// its way to the disk stays in memory all the same, and the next checkpoint finds it there.)
+fn write_back(path: &Path, bytes: Range<u64>) -> std::io::Result<()> {
+    let Some(log) = log_of(path)? else { return Ok(()) };
+    let length = NonZeroU64::new(bytes.end.saturating_sub(bytes.start));
+    Ok(rustix::fs::fadvise(&log, bytes.start, length, rustix::fs::Advice::DontNeed)?)
 }
 
 /// `None` if there is none.

@@ -21,6 +21,11 @@ use std::time::{Duration, Instant};
 
 /// Frames that the writer moves by itself after a checkpoint beside it, at most.
 const REST_FRAMES: u32 = 1_000;
+/// Frames of the write-ahead log that are let go to the disk together.
+const WRITTEN_BACK: u32 = 256;
+/// Bytes of the write-ahead log before its first frame, and of a frame beside its page.
+const WAL_HEADER: u64 = 32;
+const FRAME_HEADER: u64 = 24;
 /// How often a checkpoint under way is looked at when nothing is committed.
 pub const CHECKPOINT_LOOK: Duration = Duration::from_millis(10);
 /// Our own statements begin like this; no client's may. So a client's statement never meets one of ours in the cache, compiled for us.
@@ -50,6 +55,10 @@ pub struct Writer {
     doubtful: Cell<bool>,
     /// Frames of the write-ahead log that are in the database file already.
     backfilled: u32,
+    /// Frames of the write-ahead log that are on their way to the disk.
+    written_back: u32,
+    /// Bytes of a frame.
+    frame: u64,
     /// Whether anything was committed since the last completed checkpoint.
     dirty: bool,
     /// When the last checkpoint was tried.
@@ -113,6 +122,8 @@ impl Writer {
             data_version: 0,
             doubtful: Cell::new(false),
             backfilled: 0,
+            written_back: 0,
+            frame: 0,
             dirty: true,
             checkpointed_at: Instant::now(),
             sync: Synchronous::Normal,
@@ -120,6 +131,8 @@ impl Writer {
         };
         writer.set_sync(Synchronous::Normal)?;
         writer.data_version = writer.read_data_version()?;
+        let page: u32 = writer.conn.query_row("PRAGMA page_size", [], |row| row.get(0)).map_err(refused)?;
+        writer.frame = FRAME_HEADER + u64::from(page);
         Ok(writer)
     }
 
@@ -235,7 +248,22 @@ impl Writer {
         if self.conn.hooks.wal_frames.get() < self.backfilled {
             self.backfilled = 0;
         }
+        self.write_back();
         Ok(())
+    }
+
+    /// Where commits are not forced, lets what they wrote go to the disk bit by bit.
+    fn write_back(&mut self) {
+        let frames = self.conn.hooks.wal_frames.get();
+        // It has started over since.
+        if frames < self.written_back {
+            self.written_back = 0;
+        }
+        if self.sync == Synchronous::Normal && frames - self.written_back >= WRITTEN_BACK {
+            let place = |frame: u32| WAL_HEADER + u64::from(frame) * self.frame;
+            self.checkpointer.write_back(place(self.written_back)..place(frames));
+            self.written_back = frames;
+        }
     }
 
     /// Rolls back, if there is anything to roll back.

@@ -8,8 +8,6 @@ use tantivy::Index;
 
 /// A file that is copied whole: Tantivy's list of a commit's segments, replaced atomically.
 const META: &str = "meta.json";
-/// Tantivy's list of the files that it may delete.
-const MANAGED: &str = ".managed.json";
 /// How often a copy begins again because a commit came between.
 const TRIES: usize = 100;
 
@@ -24,10 +22,6 @@ pub fn commit(index: &Index, folder: &Path, to: &Path) -> Result<(), StoreError>
     let manifest = read(&parent.join(NAME))?;
     let meta = segments(index, folder, &copied)?;
     write(&copied.join(META), &meta)?;
-    let files = fs::read_dir(&copied).map_err(|error| io(&copied, &error))?;
-    let names = files.map(|file| Ok(file.map_err(|error| io(&copied, &error))?.file_name().to_string_lossy().into_owned()));
-    let names = names.collect::<Result<Vec<_>, StoreError>>()?;
-    write(&copied.join(MANAGED), &serde_json::to_vec(&names).map_err(|error| StoreError::Broken(error.to_string()))?)?;
     let damaged = Index::open_in_dir(&copied).and_then(|index| index.validate_checksum()).map_err(super::index::broken)?;
     if !damaged.is_empty() {
         return Err(StoreError::Broken(format!("the copy of the index is not what was written: {damaged:?}")));

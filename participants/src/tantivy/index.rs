@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tantivy::directory::error::OpenReadError;
 use tantivy::index::SegmentComponent;
 use tantivy::indexer::{IndexWriterOptions, UserOperation};
+use tantivy::merge_policy::LogMergePolicy;
 use tantivy::{Directory, Index, IndexSettings, IndexWriter, TantivyError, Term};
 
 /// An open index. Dropped, it leaves what its last commit left, and nothing of it writes any more.
@@ -47,6 +48,12 @@ const HANDED_OVER: usize = 64;
 /// How much lower the priority of the index's own threads is.
 const BACKGROUND: i32 = 5;
 
+/// Segments of about one size that are merged into one.
+const MERGED: usize = 12;
+/// Documents of a segment below which all segments count as of one size. Tantivy's own 10,000 lets a segment take part in merge after merge
+/// until it has that many.
+const SMALL: u32 = 1_000;
+
 /// The newest writes of documents, as far as the index knows them.
 pub(super) struct Seen {
     newest: Arc<Mutex<FxHashMap<String, Newest>>>,
@@ -76,6 +83,13 @@ fn in_background<T: Send>(start: impl FnOnce() -> tantivy::Result<T> + Send) -> 
         let thread = std::thread::Builder::new().name("index-writer".into()).spawn_scoped(threads, run).map_err(broken)?;
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(broken)
     })
+}
+
+fn merge_policy() -> LogMergePolicy {
+    let mut policy = LogMergePolicy::default();
+    policy.set_min_num_segments(MERGED);
+    policy.set_min_layer_size(SMALL);
+    policy
 }
 
 fn locked(newest: &Mutex<FxHashMap<String, Newest>>) -> MutexGuard<'_, FxHashMap<String, Newest>> {
@@ -134,6 +148,7 @@ impl Writer {
         register_tokenizers(&index);
         let options = IndexWriterOptions::builder().memory_budget_per_thread(heap).num_worker_threads(1).num_merge_threads(1).build();
         let writer: IndexWriter = in_background(|| index.writer_with_options(options))?;
+        writer.set_merge_policy(Box::new(merge_policy()));
         // A crash may leave files that the replayed operations would be given the names of again.
         writer.garbage_collect_files().wait().map_err(broken)?;
         // The first operation would get the last commit's number, and a merge of the committed segments would carry it out in some of them and

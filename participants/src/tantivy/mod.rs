@@ -20,6 +20,7 @@ mod manifest;
 mod reader;
 mod schema;
 mod seal;
+mod unforced;
 mod validation;
 
 pub use document::{DocumentLimits, MAX_KEY, MAX_NAME};

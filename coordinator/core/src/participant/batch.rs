@@ -1,7 +1,7 @@
 //! Phase one: Prepares wait, become a batch, and are voted on; an Abort takes back.
 
 use super::contract::{ParticipantEffect, StoreCommand};
-use super::limits::{BATCH_BYTES, BATCH_TRANSACTIONS, CANCELLED_MAX, QUEUE_MAX, WORKING_MAX};
+use super::limits::{BATCH_BYTES, BATCH_TRANSACTIONS, CANCELLED_MAX, QUEUE_MAX, SHARE_MIN, WORKING_MAX};
 use super::session::{Phase, Session};
 use super::{Command, Next};
 use crate::ids::{Decider, Time, Txid};
@@ -86,11 +86,12 @@ impl Session {
         if held || !matches!(self.batch, Batch::None) || self.working.len() >= WORKING_MAX {
             return None;
         }
+        let most = self.share(kind);
         let (mut batch, mut late, mut bytes) = (Vec::new(), Vec::new(), 0);
         while let Some(next) = self.queue.front() {
             let led = next.work.txid.decider != Decider::Log;
             let alone = kind == Kind::Serial && led && !broken(Mutation::LedSharesBatch);
-            if batch.len() >= BATCH_TRANSACTIONS || (!batch.is_empty() && (alone || bytes >= BATCH_BYTES)) {
+            if batch.len() >= most || (!batch.is_empty() && (alone || bytes >= BATCH_BYTES)) {
                 break;
             }
             let Queued { mut work, received } = self.queue.pop_front().expect("looked at");
@@ -121,9 +122,20 @@ impl Session {
         if batch.is_empty() {
             return None;
         }
+        self.last_batch = batch.len();
         self.batch = Batch::Running { aborted: Vec::new() };
         let batch: Arc<[Work]> = batch.into();
         Some((StoreCommand::Prepare(batch.clone()), Command::Prepare(batch)))
+    }
+
+    /// How many of those that wait make the next batch. A serial executor takes half of what is on its way, the last batch's successors
+    /// included: while one half's clients are answered and ask again, the other half is at work. If it took all that wait, the first to
+    /// come would be a batch alone, and all others would wait for it.
+    fn share(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::Serial => (self.queue.len() + self.last_batch).div_ceil(2).clamp(SHARE_MIN, BATCH_TRANSACTIONS),
+            Kind::Preparing | Kind::Redo | Kind::Leader => BATCH_TRANSACTIONS,
+        }
     }
 
     pub(super) fn prepared(&mut self, now: Time, kind: Kind, work: Arc<[Work]>, mut ballot: Ballot, effects: &mut Vec<ParticipantEffect>) {

@@ -2,6 +2,8 @@
 
 /// Transactions in one Prepare of the store.
 pub const BATCH_TRANSACTIONS: usize = 256;
+/// Transactions of which a serial executor does not take fewer than wait, for the sake of those to come.
+pub const SHARE_MIN: usize = 8;
 /// Bytes of operations in one Prepare of the store, unless a single transaction is larger.
 pub const BATCH_BYTES: usize = 8 << 20;
 /// Prepares that may wait for the store; more are refused as busy.

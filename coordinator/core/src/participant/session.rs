@@ -25,6 +25,8 @@ pub(super) struct Session {
     pub(super) seen: Recent<Txid>,
     /// Prepares that wait for the store.
     pub(super) queue: VecDeque<Queued>,
+    /// Transactions of the last batch.
+    pub(super) last_batch: usize,
     /// Aborted while they may still be in the queue.
     pub(super) cancelled: FxHashSet<Txid>,
     /// The batch that runs or, at a serial executor or leader, waits for its outcome.
@@ -90,6 +92,7 @@ impl Session {
             phase: Phase::Silent,
             seen: Recent::default(),
             queue: VecDeque::new(),
+            last_batch: 0,
             cancelled: FxHashSet::default(),
             batch: Batch::None,
             working: FxHashSet::default(),
