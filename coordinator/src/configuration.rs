@@ -900,7 +900,7 @@ fn default_commit_every_ms() -> u64 {
     100
 }
 fn default_heap_mb() -> usize {
-    30
+    15
 }
 fn default_nodes() -> Vec<String> {
     vec!["http://127.0.0.1:9200".into()]
@@ -1120,7 +1120,7 @@ impl Default for Retention {
 
 impl Default for Log {
     fn default() -> Log {
-        Log { reserve_bytes: 256 << 20, write_ahead_bytes: 4 << 20, loss_check: LossCheck::default(), loss_check_wait_ms: 30_000 }
+        Log { reserve_bytes: 256 << 20, write_ahead_bytes: 3 << 20, loss_check: LossCheck::default(), loss_check_wait_ms: 30_000 }
     }
 }
 

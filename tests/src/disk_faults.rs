@@ -23,7 +23,6 @@ pub const FILES: &[(&str, &str)] = &[
     ("index/store.json", "index/store.json*"),
     ("index/LOCK", "index/LOCK"),
     ("index/meta.json", "index/*/meta.json"),
-    ("index/managed.json", "index/*/.managed.json"),
     ("index/draft", "index/*/.tmp*"),
     ("index/lock", "index/*.lock"),
     ("index/term", "index/*.term"),

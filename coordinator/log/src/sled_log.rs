@@ -65,7 +65,7 @@ struct Files {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { cache: 4 << 20, write_ahead: 4 << 20, fault: None }
+        Options { cache: 4 << 20, write_ahead: 3 << 20, fault: None }
     }
 }
 

@@ -66,12 +66,12 @@ pub const CHECKED_AT_OPEN: u64 = 256 << 20;
 const LOOK: Duration = Duration::from_millis(2);
 
 impl TantivyOptions {
-    /// The defaults in this folder: a commit every 100 ms, 30 MB, documents of 1 MiB, commits on the caller's thread.
+    /// The defaults in this folder: a commit every 100 ms, 15 MB, documents of 1 MiB, commits on the caller's thread.
     pub fn new(folder: impl Into<PathBuf>) -> TantivyOptions {
         TantivyOptions {
             folder: folder.into(),
             commit_every: Duration::from_millis(100),
-            heap: 30_000_000,
+            heap: 15_000_000,
             limits: DocumentLimits::default(),
             background: false,
         }

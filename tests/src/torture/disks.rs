@@ -967,7 +967,6 @@ const DAMAGES: &[(Wound, &[&str])] = &[
             "log/conf",
             "log/snap",
             "sqlite-shm",
-            "index/managed.json",
         ],
     ),
     (
@@ -985,7 +984,6 @@ const DAMAGES: &[(Wound, &[&str])] = &[
             "sqlite-wal",
             "log/conf",
             "log/snap",
-            "index/managed.json",
             "index/del",
             "sqlite-shm",
         ],
@@ -993,7 +991,7 @@ const DAMAGES: &[(Wound, &[&str])] = &[
     (Wound::Cut, &["sqlite", "log/db", "log/ahead", "index/meta.json", "index/store.json", "index/store", "sqlite-wal", "index/term"]),
     (
         Wound::OlderFile,
-        &["sqlite", "log/db", "log/ahead", "index/meta.json", "index/store.json", "sqlite-wal", "index/managed.json", "log/snap"],
+        &["sqlite", "log/db", "log/ahead", "index/meta.json", "index/store.json", "sqlite-wal", "log/snap"],
     ),
     (Wound::Older, &["log", "sqlite", "index", "log", "sqlite"]),
 ];
