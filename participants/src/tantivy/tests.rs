@@ -102,6 +102,27 @@ fn a_dropped_writer_is_fenced_off() {
     assert_eq!(error.to_string(), "the index writer was stopped");
 }
 
+/// The folder is the list of what Tantivy may remove: what a crash has left of a segment goes at the next start, and nothing else.
+#[test]
+fn what_a_crash_left_is_removed_at_the_next_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = open(folder.path());
+    store.commit(&[put(1, "a")], csn(1)).unwrap();
+    store.tend(csn(1)).unwrap();
+    drop(store);
+    let index = index_folder(folder.path(), 1);
+    let (left, strange) = (index.join(format!("{}.term", "0f".repeat(16))), index.join("notes.txt"));
+    for path in [&left, &strange] {
+        std::fs::write(path, "half").unwrap();
+    }
+    let mut store = open(folder.path());
+    assert_eq!((left.exists(), strange.exists()), (false, true));
+    assert!(!index.join(".managed.json").exists());
+    store.commit(&[put(2, "b")], csn(2)).unwrap();
+    store.tend(csn(2)).unwrap();
+    assert_eq!(store.reader().search("*", ReadLimits { rows: 9, offset: 0, timeout: Duration::from_secs(10) }).unwrap().total, 2);
+}
+
 /// The switch is on the disk, and its error was all that was told.
 #[test]
 fn a_migration_whose_switch_is_not_known_is_looked_up_on_the_disk() {

@@ -90,3 +90,44 @@ impl TerminatingWrite for UnforcedFile {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(unforced: &Unforced, path: &Path, file: File) -> io::Result<()> {
+        UnforcedFile::new(path, file, unforced.clone()).terminate()
+    }
+
+    /// Of which the system cannot force anything.
+    fn unforceable() -> File {
+        File::open("/proc/self/status").expect("there is one")
+    }
+
+    #[test]
+    fn what_could_not_be_forced_is_never_counted_on() {
+        let unforced = Unforced::default();
+        write(&unforced, Path::new("a"), unforceable()).unwrap();
+        unforced.force().unwrap_err();
+        assert_eq!(unforced.force().unwrap_err().to_string(), "a file of the index could not be forced before");
+    }
+
+    #[test]
+    fn what_is_removed_need_not_be_forced() {
+        let unforced = Unforced::default();
+        write(&unforced, Path::new("a"), unforceable()).unwrap();
+        unforced.forget(Path::new("a"));
+        unforced.force().unwrap();
+    }
+
+    #[test]
+    fn no_more_files_wait_than_the_limit_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let unforced = Unforced::default();
+        for n in 0..3 * MAX {
+            let path = folder.path().join(n.to_string());
+            write(&unforced, &path, File::create(&path).unwrap()).unwrap();
+            assert!(unforced.state().files.len() < MAX);
+        }
+    }
+}

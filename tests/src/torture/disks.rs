@@ -989,10 +989,7 @@ const DAMAGES: &[(Wound, &[&str])] = &[
         ],
     ),
     (Wound::Cut, &["sqlite", "log/db", "log/ahead", "index/meta.json", "index/store.json", "index/store", "sqlite-wal", "index/term"]),
-    (
-        Wound::OlderFile,
-        &["sqlite", "log/db", "log/ahead", "index/meta.json", "index/store.json", "sqlite-wal", "log/snap"],
-    ),
+    (Wound::OlderFile, &["sqlite", "log/db", "log/ahead", "index/meta.json", "index/store.json", "sqlite-wal", "log/snap"]),
     (Wound::Older, &["log", "sqlite", "index", "log", "sqlite"]),
 ];
 

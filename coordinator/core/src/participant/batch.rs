@@ -357,4 +357,22 @@ mod tests {
         }
         assert!(session.cancelled.contains(&txid(0)));
     }
+
+    #[test]
+    fn a_serial_executor_leaves_half_for_the_next_batch() {
+        let txid = |n| Txid { epoch: Epoch(1), n, decider: Decider::Log };
+        let with = |waiting: u64, last: usize| {
+            let mut session = Session::new(SessionId(1));
+            session.last_batch = last;
+            let work = |n| Work { txid: txid(n), operations: [].into(), timeout: 1_000, trace: None };
+            session.queue.extend((0..waiting).map(|n| Queued { work: work(n), received: Time(0) }));
+            session
+        };
+        let share = |waiting, last| with(waiting, last).share(Kind::Serial);
+        assert_eq!(share(31, 1), 16, "the one that came first comes again with the rest");
+        assert_eq!(share(16, 16), 16, "all that wait");
+        assert_eq!(share(3, 0), SHARE_MIN, "a few go together");
+        assert_eq!(share(2_000, 0), BATCH_TRANSACTIONS);
+        assert_eq!(with(31, 1).share(Kind::Redo), BATCH_TRANSACTIONS, "which holds up nobody");
+    }
 }
