@@ -9,6 +9,7 @@ use lockstep_core::{
     Ballot, FromParticipant, Kind, Participant, ParticipantEffect, ParticipantEvent, Refusal, RefusalKind, SessionId, Settle, StoreCommand,
     StoreReport, Ticket, Time, ToParticipant, Txid, Vote, Work,
 };
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -21,7 +22,9 @@ enum ToWorker {
     SessionDown(SessionId),
     Messages(SessionId, Vec<ToParticipant>),
     Migrate(Ticket, Arc<str>),
-    Votes(Result<Ballot, String>),
+    /// Of the recovery of this number.
+    Votes(u64, Result<Ballot, String>),
+    /// [`Shared::hurry`] is set.
     Hurry,
     Stop,
 }
@@ -45,6 +48,7 @@ pub struct WorkerHandle {
     applications: Option<crate::applications::Applications>,
     inbox: Sender<ToWorker>,
     gate: Arc<Gate>,
+    shared: Arc<Shared>,
     thread: Option<JoinHandle<Box<dyn ResourceManager>>>,
 }
 
@@ -59,12 +63,22 @@ struct Beside {
     voted: Vec<(SessionId, Txid)>,
 }
 
+/// What needs no place in the inbox.
+#[derive(Default)]
+struct Shared {
+    /// Somebody waits for the store's next commit, and the worker is about to hear so: a store call may take long, and so many may wait.
+    hurry: AtomicBool,
+    /// Recoveries of the store.
+    recoveries: AtomicU64,
+}
+
 /// A worker: the machine, its store, and both directions.
 pub struct Worker {
     machine: Participant,
     store: Box<dyn ResourceManager>,
     inbox: Receiver<ToWorker>,
     gate: Arc<Gate>,
+    shared: Arc<Shared>,
     outbox: Box<dyn FnMut(&mut Vec<FromWorker>) + Send>,
     /// `Time(0)` of this worker.
     origin: Instant,
@@ -90,8 +104,9 @@ impl Worker {
         #[cfg(feature = "postgres")]
         let applications = store.applications();
         let (sender, inbox) = channel();
-        let late = sender.clone();
-        store.vote_later(Arc::new(move |votes| drop(late.send(ToWorker::Votes(votes)))));
+        let shared = Arc::new(Shared::default());
+        let (late, since) = (sender.clone(), shared.clone());
+        store.vote_later(Arc::new(move |votes| drop(late.send(ToWorker::Votes(since.recoveries.load(Ordering::SeqCst), votes)))));
         let gate = Arc::new(Gate::default());
         gate.open(store.validator());
         let mut worker = Worker {
@@ -99,6 +114,7 @@ impl Worker {
             store,
             inbox,
             gate: gate.clone(),
+            shared: shared.clone(),
             outbox: Box::new(outbox),
             origin: Instant::now(),
             effects: Vec::new(),
@@ -119,6 +135,7 @@ impl Worker {
             applications,
             inbox: sender,
             gate,
+            shared,
             thread: Some(thread),
         })
     }
@@ -170,9 +187,16 @@ impl Worker {
                     self.step(ParticipantEvent::Message(session, message));
                 }
             }
-            ToWorker::Votes(Ok(ballot)) => self.step(ParticipantEvent::Votes(ballot)),
-            ToWorker::Votes(Err(why)) => self.step(ParticipantEvent::Broken(why)),
-            ToWorker::Hurry => self.store.hurry(),
+            ToWorker::Votes(_, Ok(ballot)) => self.step(ParticipantEvent::Votes(ballot)),
+            // What went wrong before the store was recovered is mended by that.
+            ToWorker::Votes(since, Err(why)) if since < self.shared.recoveries.load(Ordering::SeqCst) => {
+                tracing::debug!(%why, "an error from before the store was recovered");
+            }
+            ToWorker::Votes(_, Err(why)) => self.step(ParticipantEvent::Broken(why)),
+            ToWorker::Hurry => {
+                self.shared.hurry.store(false, Ordering::SeqCst);
+                self.store.hurry();
+            }
             ToWorker::Stop => self.stopping = true,
         }
     }
@@ -251,6 +275,7 @@ impl Worker {
         let store = &mut self.store;
         let report = match command {
             StoreCommand::Recover { owner, me } => store.recover(owner, me).map(|recovered| {
+                self.shared.recoveries.fetch_add(1, Ordering::SeqCst);
                 if self.migrations == 0 {
                     // A migration whose outcome was not known may have changed the schema.
                     self.gate.open(store.validator());
@@ -377,7 +402,9 @@ impl WorkerHandle {
 
     /// Somebody waits to read what is about to be decided ([`ResourceManager::hurry`]).
     pub fn hurry(&self) {
-        self.tell(ToWorker::Hurry);
+        if !self.shared.hurry.swap(true, Ordering::SeqCst) {
+            self.tell(ToWorker::Hurry);
+        }
     }
 
     /// Changes the schema once the store is at rest; answered by [`FromWorker::Migrated`].

@@ -6,7 +6,7 @@ use lockstep_core::{
     SessionId, Starts, Ticket, ToParticipant, Txid, Vote, Work,
 };
 use lockstep_participants::{
-    Committed, FromWorker, Reader, Recovered, ResourceManager, StoreError, Tended, Validator, Worker, WorkerHandle,
+    Committed, FromWorker, LateVotes, Reader, Recovered, ResourceManager, StoreError, Tended, Validator, Worker, WorkerHandle,
 };
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
@@ -21,6 +21,10 @@ struct Index {
     /// Prepare waits for this, so that a test can fill the inbox meanwhile.
     gate: Option<Receiver<()>>,
     breaks_at_commit: bool,
+    /// Votes given later go there.
+    late: Option<LateVotes>,
+    /// When it is recovered again, what was at work before ends with an error.
+    ends_late: bool,
     /// So often it does not answer whose it is.
     away: u32,
     applied: Csn,
@@ -58,6 +62,9 @@ impl ResourceManager for Index {
 
     fn recover(&mut self, _owner: Owner, _me: ParticipantId) -> Result<Recovered, StoreError> {
         self.note("recover");
+        if let (true, Some(late)) = (self.ends_late && self.calls.lock().unwrap().len() > 1, &self.late) {
+            late(Err("its connection is closed".into()));
+        }
         let (progress, highest) = (self.progress(), self.applied);
         Ok(Recovered {
             progress,
@@ -67,6 +74,10 @@ impl ResourceManager for Index {
             floor: lockstep_core::Position::default(),
             exclusive: true,
         })
+    }
+
+    fn vote_later(&mut self, late: LateVotes) {
+        self.late = Some(late);
     }
 
     fn owner(&mut self) -> Result<Option<Owner>, StoreError> {
@@ -226,6 +237,15 @@ fn a_broken_store_ends_the_session_and_the_next_one_recovers_it() {
     let csn = Csn::new(Epoch(1), 1);
     assert_eq!(bench.next(), FromWorker::Message(bench.session, FromParticipant::Progress(Progress { applied: csn, durable: csn })));
     assert_eq!(*calls.lock().unwrap(), ["recover", "prepare 1", "commit 1", "recover", "commit 1"]);
+}
+
+#[test]
+fn what_ends_late_does_not_end_the_next_session() {
+    let mut bench = Bench::new(Index { ends_late: true, ..Index::default() });
+    bench.open();
+    bench.open();
+    bench.send(vec![prepare(1)]);
+    assert_eq!(bench.ballot().votes.len(), 1);
 }
 
 /// R-OWNER: no session reaches a store that has not said whose it is; it may be away when the worker starts.
