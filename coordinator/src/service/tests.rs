@@ -525,6 +525,20 @@ impl Reader for Deaf {
     }
 }
 
+/// Says when it reads, and reads until it is released.
+struct Slow {
+    reading: tokio::sync::mpsc::UnboundedSender<()>,
+    released: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Reader for Slow {
+    fn get(&self, _: &str) -> Result<Option<lockstep_participants::Document>, StoreError> {
+        let _ = self.reading.send(());
+        let _ = self.released.lock().unwrap().recv();
+        Ok(None)
+    }
+}
+
 fn access(participant: u16, reader: Arc<dyn Reader>) -> Access {
     Access { participant: ParticipantId(participant), reader, applications: None, migrate: Box::new(|_, _| {}) }
 }
@@ -638,6 +652,23 @@ async fn a_store_that_does_not_answer_blinds_the_doctor_to_no_other() {
         assert_eq!(told, [("store db", "it did not answer within 12s"), ("store index", "it is plain")]);
     }
     assert_eq!(deaf.examinations.load(Ordering::Relaxed), 1, "no more threads wait for it");
+}
+
+#[tokio::test]
+async fn a_read_waits_for_its_turn_no_longer_than_it_may_take() {
+    let server = Server::start(&["limits.reads=1", "timeouts.statement_ms=20"]).await;
+    let (release, released) = mpsc::channel();
+    let (reading, mut reads) = unbounded_channel();
+    server.engine.install(vec![access(2, Arc::new(Slow { reading, released: Mutex::new(released) }))]);
+    let get = || v1::GetRequest { store: "index".into(), key: "k".into(), ..v1::GetRequest::default() };
+    let mut transactions = server.transactions();
+    let first = tokio::spawn(async move { transactions.get(get()).await });
+    reads.recv().await.unwrap();
+    let busy = server.transactions().get(get()).await.unwrap_err();
+    assert_eq!(busy.code(), Code::ResourceExhausted, "{busy}");
+    assert_eq!(busy.message(), "1 reads (limits.reads) were under way for all of 20 ms; ask again");
+    release.send(()).unwrap();
+    assert_eq!(first.await.unwrap().unwrap().into_inner().document, None);
 }
 
 #[tokio::test]

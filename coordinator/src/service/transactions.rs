@@ -11,6 +11,7 @@ use lockstep_proto::v1;
 use lockstep_proto::v1::transaction_service_server::TransactionService;
 use prost::Message;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -103,7 +104,7 @@ impl TransactionService for Transactions {
         }
         self.at_least(store, &request.at_least, request.wait_ms).await?;
         let limits = self.read_limits(request.limit, 0, request.timeout_ms)?;
-        let result = self.read(store, move |reader| reader.query(&request.sql, &parameters, limits)).await?;
+        let result = self.read(store, limits.timeout, move |reader| reader.query(&request.sql, &parameters, limits)).await?;
         self.sized(v1::QueryReply { result: Some(translate::result_out(&result)) })
     }
 
@@ -113,7 +114,7 @@ impl TransactionService for Transactions {
         let store = self.read_store(&caller, &request.store)?;
         self.at_least(store, &request.at_least, request.wait_ms).await?;
         let limits = self.read_limits(request.limit, request.offset, request.timeout_ms)?;
-        let found = self.read(store, move |reader| reader.search(&request.query, limits)).await?;
+        let found = self.read(store, limits.timeout, move |reader| reader.search(&request.query, limits)).await?;
         self.sized(v1::SearchReply { total: found.total, documents: found.documents.into_iter().map(translate::document_out).collect() })
     }
 
@@ -122,7 +123,7 @@ impl TransactionService for Transactions {
         let request = request.into_inner();
         let store = self.read_store(&caller, &request.store)?;
         self.at_least(store, &request.at_least, request.wait_ms).await?;
-        let document = self.read(store, move |reader| reader.get(&request.key)).await?;
+        let document = self.read(store, self.0.configuration.timeouts.statement(0), move |reader| reader.get(&request.key)).await?;
         self.sized(v1::GetReply { document: document.map(translate::document_out) })
     }
 
@@ -219,15 +220,22 @@ impl Transactions {
         Ok(ReadLimits { rows, offset: offset as usize, timeout: self.0.configuration.timeouts.statement(timeout_ms) })
     }
 
-    /// Reads on a thread that may block; as many at once as `limits.reads`.
+    /// Reads on a thread that may block; as many at once as `limits.reads`. A read waits no longer for its turn than it may take.
     async fn read<T: Send + 'static>(
         &self,
         store: &Registered,
+        patience: Duration,
         read: impl FnOnce(&dyn Reader) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, Status> {
         let remote = || Status::failed_precondition(format!("store `{}` is remote: read it at its own address", store.name));
         let reader = self.0.engine.reader(store.id).ok_or_else(remote)?;
-        let slot = Arc::clone(&self.0.reads).acquire_owned().await.map_err(|_| Status::unavailable("the daemon is stopping"))?;
+        let busy = |_| {
+            let reads = self.0.configuration.limits.reads;
+            let sentence = format!("{reads} reads (limits.reads) were under way for all of {} ms; ask again", patience.as_millis());
+            Status::resource_exhausted(sentence)
+        };
+        let slot = tokio::time::timeout(patience, Arc::clone(&self.0.reads).acquire_owned()).await.map_err(busy)?;
+        let slot = slot.map_err(|_| Status::unavailable("the daemon is stopping"))?;
         let run = move || {
             let _slot = slot;
             read(&*reader)
