@@ -281,6 +281,10 @@ impl Coordinator {
         if hash.is_some_and(|hash| hash != known && known != 0) && !broken(Mutation::AnyRequestJoins) {
             return self.reply(waiter.ticket, Reply::KeyReused(txid), fx);
         }
+        if let Some(leader) = self.absent_decider(txid) {
+            let sentence = format!("store `{}` decides it, and is not available now", leader.name);
+            return self.reply(waiter.ticket, Reply::Unknown(sentence), fx);
+        }
         if let Some(transaction) = self.transactions.get_mut(&txid) {
             if transaction.waiters.len() >= WAITERS_MAX {
                 let sentence = format!("{WAITERS_MAX} clients wait for {txid} already");
@@ -294,6 +298,13 @@ impl Coordinator {
         }
         let reply = self.told(txid).expect("a known request that does not run has its fate");
         self.reply(waiter.ticket, reply, fx);
+    }
+
+    /// The leader that is deciding this transaction, if it is away: nothing bounds how long.
+    fn absent_decider(&self, txid: Txid) -> Option<&Follower> {
+        let State::Deciding(_) = self.transactions.get(&txid)?.state else { return None };
+        let Decider::Leader(leader) = txid.decider else { return None };
+        Some(self.follower(leader)).filter(|leader| leader.open_session().is_none())
     }
 
     /// What a client is told of a settled request.
@@ -391,19 +402,19 @@ impl Coordinator {
         }
     }
 
-    /// A leader that was being asked has gone: those who wait are told to ask again.
+    /// A leader that was being asked, or is deciding, has gone: those who wait are told to ask again.
     pub(crate) fn leader_gone(&mut self, leader: ParticipantId, fx: &mut Vec<Effect>) {
         let name = self.follower(leader).name.clone();
         let gone: Vec<_> =
             self.settling.iter().filter(|(_, settling)| settling.waiting.contains(&leader)).map(|(key, _)| key.clone()).collect();
-        for key in gone {
-            for (waiter, _) in self.settling.remove(&key).expect("just found").waiters {
-                self.reply(
-                    waiter.ticket,
-                    Reply::Unknown(format!("store `{name}` may have decided it, and has just become unavailable")),
-                    fx,
-                );
-            }
+        let settling = gone.iter().flat_map(|key| self.settling.remove(key).expect("just found").waiters);
+        let mut waiters: Vec<_> = settling.map(|(waiter, _)| waiter).collect();
+        for txid in self.deciding_at(leader) {
+            waiters.append(&mut self.transactions.get_mut(&txid).expect("it is being decided").waiters);
+        }
+        for waiter in waiters {
+            let sentence = format!("store `{name}` may have decided it, and has just become unavailable");
+            self.reply(waiter.ticket, Reply::Unknown(sentence), fx);
         }
     }
 

@@ -749,10 +749,13 @@ story!(
 story!(leader_lost_marker, "A leader's session is lost after Lead, and it had committed: its marker says so.", play = Play::new(LED), {
     led(&mut play);
     play.disconnects("bank");
+    play.note("Nobody can say how long bank stays away: a client is not kept waiting for it.");
     play.passes(20_000);
+    play.inquires("add film 1", 1, 1);
     play.note("No time-out decides: only bank knows. It is asked, and the marker is the answer (R-LR).");
     play.connects("bank");
     let marker = play.marker("1-1@p0");
+    play.inquires("add film 1", 1, 1);
     play.says("bank", FromParticipant::Settled(Settle::Txid(txid("1-1@p0")), Some(Box::new(marker))));
 });
 
