@@ -25,6 +25,8 @@ enum Unseen {
     Expired,
     /// First sent to a start that this log knows nothing of.
     FromTheFuture,
+    /// First sent to this start, as it says; but nobody can tell whether it was not decided before. The sentence says what is waited for.
+    InDoubt(String),
 }
 
 /// At which store, if at one, and why not.
@@ -64,6 +66,7 @@ impl Coordinator {
             (Unseen::LookUp, _) => self.look_up(now, waiter, request.key, request.position, Some(request.hash), fx),
             (Unseen::Expired, _) => self.reply(ticket, Reply::Expired(self.outcomes.floor()), fx),
             (Unseen::FromTheFuture, _) => self.reply(ticket, Reply::Unknown(self.future_sentence(request.position)), fx),
+            (Unseen::InDoubt(reason), _) => self.reply(ticket, Reply::Unknown(reason), fx),
         }
     }
 
@@ -103,6 +106,7 @@ impl Coordinator {
             Unseen::LookUp => self.look_up(now, waiter, key, position, None, fx),
             Unseen::Expired => self.reply(ticket, Reply::Expired(self.outcomes.floor()), fx),
             Unseen::FromTheFuture => self.reply(ticket, Reply::Unknown(self.future_sentence(position)), fx),
+            Unseen::InDoubt(reason) => self.reply(ticket, Reply::Unknown(reason), fx),
         }
     }
 
@@ -148,6 +152,7 @@ impl Coordinator {
             Unseen::LookUp => self.look_up(now, waiter, key, position, None, fx),
             Unseen::Expired => self.reply(waiter.ticket, Reply::Expired(self.outcomes.floor()), fx),
             Unseen::FromTheFuture => self.reply(waiter.ticket, Reply::Unknown(self.future_sentence(position)), fx),
+            Unseen::InDoubt(reason) => self.reply(waiter.ticket, Reply::Unknown(reason), fx),
         }
     }
 
@@ -256,8 +261,19 @@ impl Coordinator {
             Unseen::Expired
         } else if position.epoch < self.owner.epoch && !broken(Mutation::OldEpochRuns) {
             Unseen::LookUp
+        } else if let Some(reason) = self.in_doubt() {
+            Unseen::InDoubt(reason)
         } else {
             Unseen::Run
+        }
+    }
+
+    /// Why a key that comes to this start first may have been decided all the same.
+    fn in_doubt(&self) -> Option<String> {
+        match &self.phase {
+            // A log that has lost records may have lost its own start, and count its numbers a second time.
+            Phase::Safe(evidence) => Some(format!("safe mode: {evidence}")),
+            Phase::Starting | Phase::Serving | Phase::Stopped(_) => None,
         }
     }
 

@@ -1634,7 +1634,26 @@ story!(
         play.recovers(&["pg", "index"]);
         play.note("The old loss is known, and is no evidence any more.");
         play.shows_status();
-        play.asks("add film 2/2", remote_film(2));
+        play.asks("add film 2", remote_film(2));
+    }
+);
+
+story!(
+    log_loss_of_a_start,
+    "The log has lost the very start in which it had decided, and counts it a second time: of no key anything is known.",
+    play = Play::new(REMOTE),
+    {
+        remote_decided(&mut play);
+        play.follows("index", "1.1", "1.1");
+        play.coordinator_dies_log_lost(3);
+        play.forced();
+        play.arrives("index");
+        play.says("index", FromParticipant::Refused(Owner { coord_id: CoordId(0xc0), epoch: Epoch(1), incarnation: 1 }));
+        play.note("It looks like a request that never came to this start.");
+        play.inquires("add film 1", 1, 1);
+        play.rolls_back("add film 1", 1, 1);
+        play.retries("add film 1", 1, 1, remote_film(1));
+        play.begins("add film 2", None);
     }
 );
 
