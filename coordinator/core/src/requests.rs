@@ -60,7 +60,9 @@ impl Coordinator {
         if let Some(reason) = self.cannot_tell() {
             return self.reply(ticket, Reply::Unknown(reason), fx);
         }
-        match (self.unseen(request.position), declined) {
+        // Of one that is declined nobody says what it asks for.
+        let concerns = |leader: &Follower| declined.is_some() || may_have_led(leader, &request.branches);
+        match (self.unseen(request.position, concerns), declined) {
             (Unseen::Run, None) => self.run(now, waiter, request, fx),
             (Unseen::Run, Some(refused)) => self.turn_down(now, waiter, request, refused, fx),
             (Unseen::LookUp, _) => self.look_up(now, waiter, request.key, request.position, Some(request.hash), fx),
@@ -95,7 +97,8 @@ impl Coordinator {
         if let Some(reason) = self.cannot_tell() {
             return self.reply(ticket, Reply::Unknown(reason), fx);
         }
-        match self.unseen(position) {
+        // Its id names who decides it: begun again, it is the same one.
+        match self.unseen(position, |leader| led_by == Some(leader.id)) {
             Unseen::Run => match self.admit_begin(led_by) {
                 Ok(()) => {
                     let txid = self.enter(now, State::Active, decider, key, 0, Vec::new(), Vec::new(), timeout);
@@ -147,7 +150,7 @@ impl Coordinator {
         if let Some(reason) = self.cannot_tell() {
             return self.reply(waiter.ticket, Reply::Unknown(reason), fx);
         }
-        match self.unseen(position) {
+        match self.unseen(position, |_| true) {
             Unseen::Run => drop(self.refuse(now, waiter, key, 0, None, never_came, fx)),
             Unseen::LookUp => self.look_up(now, waiter, key, position, None, fx),
             Unseen::Expired => self.reply(waiter.ticket, Reply::Expired(self.outcomes.floor()), fx),
@@ -252,7 +255,8 @@ impl Coordinator {
         2 * self.config.outcomes_max + 4 * self.config.max_open
     }
 
-    fn unseen(&self, position: Position) -> Unseen {
+    /// `concerns`: whether the request may have been decided at this leader.
+    fn unseen(&self, position: Position, concerns: impl Fn(&Follower) -> bool) -> Unseen {
         if position > self.position() {
             Unseen::FromTheFuture
         } else if (self.is_below_floor(position) && !broken(Mutation::BelowFloorRuns))
@@ -261,20 +265,33 @@ impl Coordinator {
             Unseen::Expired
         } else if position.epoch < self.owner.epoch && !broken(Mutation::OldEpochRuns) {
             Unseen::LookUp
-        } else if let Some(reason) = self.in_doubt() {
+        } else if let Some(reason) = self.in_doubt(concerns) {
             Unseen::InDoubt(reason)
         } else {
             Unseen::Run
         }
     }
 
-    /// Why a key that comes to this start first may have been decided all the same.
-    fn in_doubt(&self) -> Option<String> {
+    /// Why a key that says it was first sent to this start may have been decided before: its client may have lost the position at which it first
+    /// sent it. What the log decided before is known; what a leader did, once its markers are read, or once the floor has passed it.
+    fn in_doubt(&self, concerns: impl Fn(&Follower) -> bool) -> Option<String> {
         match &self.phase {
             // A log that has lost records may have lost its own start, and count its numbers a second time.
-            Phase::Safe(evidence) => Some(format!("safe mode: {evidence}")),
-            Phase::Starting | Phase::Serving | Phase::Stopped(_) => None,
+            Phase::Safe(evidence) => return Some(format!("safe mode: {evidence}")),
+            Phase::Starting | Phase::Serving | Phase::Stopped(_) => {}
         }
+        let first = self.epochs.len() == 1;
+        if first || self.outcomes.floor().epoch == self.owner.epoch || broken(Mutation::UntoldKeysRun) {
+            return None;
+        }
+        let untold = |leader: &&Follower| match leader.scan {
+            // A waiver lets stores go on; it settles no outcome.
+            Scan::Needed | Scan::Running | Scan::Waived => leader.leads() && concerns(leader),
+            // An operator has given up what a removed one had decided.
+            Scan::NotNeeded | Scan::Checking | Scan::Complete | Scan::Again(_) | Scan::Gone(_) => false,
+        };
+        let leader = self.followers.iter().find(untold)?;
+        Some(format!("store `{}` may have decided it in an earlier start, and has not told yet", leader.name))
     }
 
     fn is_below_floor(&self, position: Position) -> bool {
@@ -768,6 +785,14 @@ impl Coordinator {
         }
         let earliest = self.transactions[&txid].earliest_wait();
         self.set_timer(txid, earliest);
+    }
+}
+
+/// Whether a transaction with these branches may be one that this store decided, in an earlier start: as one of them, or alone (R-LR).
+fn may_have_led(leader: &Follower, branches: &[BranchRequest]) -> bool {
+    match branches {
+        [branch] if branch.participant == leader.id => leader.kind == Kind::Leader || !is_enlisted(&branch.operations),
+        branches => leader.kind == Kind::Leader && branches.iter().any(|branch| branch.participant == leader.id),
     }
 }
 
