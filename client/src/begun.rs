@@ -1,5 +1,6 @@
 //! A transaction that has its id before it is put together.
 
+use crate::backoff::Backoff;
 use crate::client::Client;
 use crate::error::CommitError;
 use crate::ids::{Csn, Key, RequestId, Txid};
@@ -13,7 +14,7 @@ use serde::Serialize;
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::time::Duration;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 /// A transaction about to begin; `.await` begins it, and gives a [`Begun`].
 #[derive(Clone, Debug)]
@@ -116,17 +117,31 @@ impl Begin {
             timeout_ms: self.timeout.map_or(0, millis),
         };
         let bytes = ENVELOPE + request.led_by.len();
-        let mut refreshes = 0;
+        let (mut refreshes, mut first, mut told) = (0, None, None);
+        let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
         let (ask, answer) = loop {
-            let ask = Ask { body: Body::Begin(request.clone()), position: None, bytes };
+            let ask = Ask { body: Body::Begin(request.clone()), position: first, bytes };
+            let pause = backoff.next();
             match self.client.shared.link.ask(ask, until).await {
                 // Sent once, and refused as too old: not the key was, but our idea of where the coordinator stands.
-                Asked::Answered { answer: Answer::Outcome(v1::outcome::Outcome::Expired(_)), sends: 1, .. } if refreshes < REFRESHES => {
+                Asked::Answered { answer: Answer::Outcome(v1::outcome::Outcome::Expired(_)), sends: 1, .. }
+                    if first.is_none() && refreshes < REFRESHES =>
+                {
                     refreshes += 1;
+                }
+                // It has not begun, as far as anybody can tell yet.
+                Asked::Answered { answer: Answer::Outcome(v1::outcome::Outcome::Unknown(unknown)), ask, .. }
+                    if Instant::now() + pause < until =>
+                {
+                    (first, told) = (Some(ask.request_id().position), Some(unknown.message));
+                    sleep(pause).await;
                 }
                 Asked::Answered { answer, ask, .. } => break (ask, Ok(answer)),
                 Asked::NoAnswer { ask, why } => break (ask, Err(why)),
-                Asked::NotSent { why, .. } => return Err(CommitError::NotSent(why)),
+                Asked::NotSent { ask, why } => match told.take() {
+                    None => return Err(CommitError::NotSent(why)),
+                    Some(message) => break (ask, Err(message)),
+                },
             }
         };
         let mut hold = Hold { client: self.client.clone(), request: ask.request_id(), armed: true };

@@ -143,7 +143,9 @@ impl Transaction {
 
     /// Names the transaction, so that it can be sent again without running twice; 1 to 64 bytes. Default: a random UUID. Take a name
     /// from the business (`order-17`) to be safe also across a restart of this process; how long a key is remembered is the
-    /// coordinator's configuration (24 h or 200,000 outcomes, whichever is first).
+    /// coordinator's configuration (24 h or 200,000 outcomes, whichever is first). While a store that may have decided it has not told
+    /// after the coordinator's restart, the answer is [`CommitError::Unknown`]. Older keys, and one whose store was removed, are safe with
+    /// [`Transaction::position`] alone.
     pub fn idempotency_key(mut self, key: impl Into<Key>) -> Transaction {
         self.key = Some(key.into());
         self
@@ -347,25 +349,39 @@ async fn send(
 ) -> (v1::CommitRequest, Result<Receipt, CommitError>) {
     let link = &client.shared.link;
     let bytes = request.encoded_len() + ENVELOPE;
-    let mut refreshes = 0;
+    let (mut refreshes, mut first, mut told) = (0, position, None);
+    let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_secs(1));
     loop {
-        let (ask, answer) = match link.ask(Ask { body: Body::Commit(request), position, bytes }, deadline).await {
+        let (ask, answer) = match link.ask(Ask { body: Body::Commit(request), position: first, bytes }, deadline).await {
             Asked::Answered { answer: Answer::Outcome(outcome), ask, sends } => (ask, Ok((outcome, sends))),
             Asked::Answered { answer: Answer::Begun(_), ask, .. } => (ask, Err(NO_OUTCOME.into())),
             Asked::NoAnswer { ask, why } => (ask, Err(why)),
-            Asked::NotSent { ask, why } => return (ask.into_commit(), Err(CommitError::NotSent(why))),
+            Asked::NotSent { ask, why } => match told.take() {
+                None => return (ask.into_commit(), Err(CommitError::NotSent(why))),
+                Some(message) => (ask, Err(message)),
+            },
         };
         let id = ask.request_id();
         request = ask.into_commit();
         let result = match answer {
             // Sent once, and refused unrun as too old: not the key was, but our idea of where the coordinator stands.
-            Ok((v1::outcome::Outcome::Expired(_), 1)) if position.is_none() && refreshes < REFRESHES => {
+            Ok((v1::outcome::Outcome::Expired(_), 1)) if first.is_none() && refreshes < REFRESHES => {
                 refreshes += 1;
                 continue;
             }
             Ok((outcome, _)) => match settle(client, outcome, &id) {
                 Settled::Known(result) => result,
-                Settled::Unknown(_) => inquire(client, id, request.wait(), deadline).await,
+                // The whole of it again: it may not have run, and who only asks settles that it never does.
+                Settled::Unknown(message) => {
+                    let pause = backoff.next();
+                    if Instant::now() + pause < deadline {
+                        sleep(pause).await;
+                        (first, told) = (Some(id.position), Some(message));
+                        request.wait_ms = wait_ms(deadline);
+                        continue;
+                    }
+                    Err(CommitError::Unknown { request: Box::new(id), message })
+                }
             },
             Err(message) => Err(CommitError::Unknown { request: Box::new(id), message }),
         };

@@ -314,7 +314,7 @@ pub struct Limits {
     pub participant_frame_bytes: usize,
     /// Events that wait for the engine.
     pub queue_events: u32,
-    /// Messages that wait for a remote participant.
+    /// Messages that wait for a remote participant; more than it may lag, and may be open, together.
     pub participant_queue: usize,
     /// Reads that run at once.
     pub reads: usize,
@@ -763,8 +763,10 @@ impl Configuration {
         at_least("limits.queue_events", limits.queue_events.into(), limits.stream_in_flight as u64)?;
         at_most("limits.queue_events", limits.queue_events.into(), 1 << 24)?;
         at_least("limits.frame_bytes", limits.frame_bytes as u64, limits.transaction_bytes as u64 + FRAME_OVERHEAD)?;
-        // All that it is owed is handed to a store that is back.
-        at_least("limits.participant_queue", limits.participant_queue as u64, limits.lag_transactions as u64)?;
+        // All that it is owed is handed to a store that is back, what is being decided too, and Open behind it.
+        let owed = (limits.lag_transactions as u64).saturating_add(limits.open_transactions as u64);
+        at_least("limits.participant_queue", limits.participant_queue as u64, owed.saturating_add(1))
+            .map_err(|sentence| format!("{sentence}, one more than limits.lag_transactions and limits.open_transactions together"))?;
         // The answer to a request stands among what is kept.
         at_least("retention.results_bytes", self.retention.results_bytes as u64, limits.result_bytes as u64)?;
         let largest = limits.frame_bytes as u64 + PARTICIPANT_FRAME_BYTES as u64;
@@ -1184,6 +1186,9 @@ mod tests {
         assert!(refused("[limits]\nstreams = 4294967296").contains("limits.streams"));
         assert!(refused("[limits]\nreads = 4611686018427387904").contains("limits.reads"));
         assert!(refused("[limits]\nlag_transactions = 200000").contains("limits.participant_queue"));
+        let owed = "[limits]\nlag_transactions = 1000\nopen_transactions = 100\nparticipant_queue";
+        assert!(refused(&format!("{owed} = 1100")).contains("limits.participant_queue = 1100 is too small: at least 1101"));
+        assert_eq!(Source::default().apply(&format!("{owed} = 1101")).unwrap().limits.participant_queue, 1_101);
         assert!(refused("[retention]\nresults_bytes = 1000").contains("retention.results_bytes"));
         assert!(refused("[limits]\nframe_bytes = 9000000\nparticipant_frame_bytes = 9000000").contains("limits.participant_frame_bytes"));
     }

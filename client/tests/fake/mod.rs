@@ -242,16 +242,17 @@ impl State {
     fn inquire(&mut self, request: v1::InquireRequest) -> Outcome {
         let name = name(&request.key);
         self.inquiries.push(request);
-        match self.unknown.get_mut(&name) {
-            Some(left) if *left > 0 => {
-                *left -= 1;
-                Outcome::Unknown(v1::Unknown { message: "waiting for db".into() })
-            }
-            _ => match self.outcomes.get(&name) {
-                Some(outcome) => outcome.clone(),
-                None => self.aborted(v1::Reason::Unavailable, true),
-            },
-        }
+        self.untold(&name).unwrap_or_else(|| match self.outcomes.get(&name) {
+            Some(outcome) => outcome.clone(),
+            None => self.aborted(v1::Reason::Unavailable, true),
+        })
+    }
+
+    /// What is said as long as nothing can be told.
+    fn untold(&mut self, name: &Name) -> Option<Outcome> {
+        let left = self.unknown.get_mut(name).filter(|left| **left > 0)?;
+        *left -= 1;
+        Some(Outcome::Unknown(v1::Unknown { message: "waiting for db".into() }))
     }
 }
 
@@ -276,7 +277,8 @@ impl Service {
     fn commit(&self, id: u64, request: v1::CommitRequest, out: &Out) {
         let mut state = self.state.lock().unwrap();
         state.received.push(request.clone());
-        let known = state.outcomes.get(&name(&request.key)).cloned();
+        let name = name(&request.key);
+        let known = state.untold(&name).or_else(|| state.outcomes.get(&name).cloned());
         let position = request.position.expect("a commit carries the position of its first sending");
         let answer = match known {
             Some(outcome) => Some(outcome),
@@ -315,7 +317,7 @@ impl Service {
                 }
                 Act::Unknown(times) => {
                     state.execute(&request);
-                    state.unknown.insert(name(&request.key), times);
+                    state.unknown.insert(name, times);
                     Some(Outcome::Unknown(v1::Unknown { message: "waiting for db".into() }))
                 }
                 Act::Abort(reason, retryable) => {

@@ -10,7 +10,7 @@ use crate::mutation::{Mutation, broken};
 use crate::outcomes::{CommittedFate, Fate};
 use crate::record::Record;
 use crate::transaction::State;
-use crate::vote::Kind;
+use crate::vote::{Kind, sentence};
 use std::collections::BTreeSet;
 
 impl Coordinator {
@@ -149,6 +149,7 @@ impl Coordinator {
     pub(crate) fn stuck(&mut self, now: Time, participant: ParticipantId, csn: Csn, reason: String, fx: &mut Vec<Effect>) {
         let Some(item) = self.follower(participant).items.get(&csn).filter(|item| !item.applied) else { return };
         let txid = self.decisions[&item.decision].entries.iter().find(|entry| entry.csn == csn).map(|entry| entry.txid);
+        let reason = sentence(reason);
         let news = self.follower_mut(participant).note_stuck(now, csn, reason.clone(), true);
         if let Some(txid) = txid.filter(|_| news) {
             let trace = self.context(txid);

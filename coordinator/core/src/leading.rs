@@ -130,20 +130,26 @@ impl Coordinator {
                 assert_eq!(self.deciding_csn(txid), Some(csn), "R-LR: a marker for a transaction that was not led: {txid}");
                 self.decided(now, csn, fx);
             }
-            Some(Fate::Aborted(_)) => self.reversed(now, txid, fx),
-            None if self.outcomes.by_key(&marker.entry.key).is_some() => self.reversed(now, txid, fx),
+            Some(Fate::Aborted(_)) => self.reversed(now, txid, "the database committed a transaction that had been settled as aborted", fx),
             // The marker will be dropped, whoever has not followed it yet.
             None if self.late(txid).is_some() || (self.is_passed_next(txid.position()) && self.is_waived(txid)) => {
                 self.below_the_floor(now, &marker, fx);
+            }
+            None if self.outcomes.by_key(&marker.entry.key).is_some() => {
+                // Its client was told something else. Its stores get it all the same.
+                self.adopt_marker(now, marker, fx);
+                self.reversed(now, txid, "the database had committed it before its key was used again, and settled otherwise", fx);
             }
             None => self.adopt_marker(now, marker, fx),
         }
     }
 
-    /// A leader committed what was told aborted: a promise is broken, and said so.
-    fn reversed(&mut self, now: Time, txid: Txid, fx: &mut Vec<Effect>) {
+    /// A leader committed what was told otherwise: a promise is broken, and said so.
+    fn reversed(&mut self, now: Time, txid: Txid, reason: &str, fx: &mut Vec<Effect>) {
         let crate::ids::Decider::Leader(leader) = txid.decider else { return };
-        let reason = "the database committed a transaction that had been settled as aborted";
+        if self.forgotten.contains(&(txid, leader)) {
+            return;
+        }
         self.record_damage(now, leader, txid, DamageKind::CommittedByHand, None, reason.into(), None, fx);
     }
 
@@ -152,7 +158,11 @@ impl Coordinator {
         let (txid, csn, everyone) = (entry.txid, entry.csn, entry.branches.clone());
         self.last_csn = self.last_csn.max(csn);
         let fate = Fate::Running;
-        self.outcomes.insert(Known { txid, key: entry.key.clone(), hash: entry.request_hash, since: now, settled: None, fate });
+        let known = Known { txid, key: entry.key.clone(), hash: entry.request_hash, since: now, settled: None, fate };
+        match self.outcomes.by_key(&entry.key) {
+            None => self.outcomes.insert(known),
+            Some(_) => self.outcomes.insert_beside(known),
+        }
         let branches = entry.branches.iter().map(|&participant| Branch::following(participant, [].into()));
         let (state, branches) = (State::Deciding(csn), branches.collect());
         let traced = trace.map(|context| Traced { context, since: now, told: true });

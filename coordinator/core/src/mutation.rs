@@ -121,6 +121,7 @@ mutations! {
     BelowFloorRuns, "R-KEY: the floor", "a request from below the floor is looked up or run";
     KeyNotAskedAtLeader, "R-KEY, R-DECIDER", "a key of an older epoch is settled without the leaders";
     WaivedNotAsked, "R-KEY, R-DECIDER", "a key of an older epoch is settled without a leader that was waived";
+    UntoldKeysRun, "R-KEY, R-DECIDER", "a key that comes again without its position is settled before the leaders have told";
     EarlierStartsExpire, "R-KEY: the floor", "what was first sent to an earlier start, and has left no trace, is told expired";
     FloorNotForced, "R-KEY: the floor", "outcomes are forgotten before the Floor is durable";
     // By hand

@@ -150,10 +150,16 @@ impl Outcomes {
     /// A request becomes known.
     pub fn insert(&mut self, known: Known) {
         let position = known.txid.position();
-        assert!(position >= self.floor, "a transaction below the floor becomes known: {}", known.txid);
         let named = self.by_key.insert(known.key.clone(), position);
         let again = broken(Mutation::KeyRunsAgain) || broken(Mutation::AbortedKeyRuns);
         assert!(named.is_none_or(|earlier| earlier == position) || again, "R-KEY: two transactions under one key: {}", known.txid);
+        self.insert_beside(known);
+    }
+
+    /// A transaction becomes known whose key is another's already, and stays so: what clients were told is not taken back.
+    pub fn insert_beside(&mut self, known: Known) {
+        let position = known.txid.position();
+        assert!(position >= self.floor, "a transaction below the floor becomes known: {}", known.txid);
         self.note_results(position, &known.fate);
         if position.epoch == self.own.epoch {
             self.own.push(known);
@@ -205,7 +211,9 @@ impl Outcomes {
         let below = |known: &&Known| known.txid.position() < floor;
         for known in earlier.values().chain(self.own.iter().take_while(below)) {
             assert!(!matches!(known.fate, Fate::Running), "the floor passes a running transaction: {}", known.txid);
-            self.by_key.remove(&known.key);
+            if self.by_key.get(&known.key).is_some_and(|named| *named < floor) {
+                self.by_key.remove(&known.key);
+            }
             self.results_bytes -= known.fate.results_bytes();
         }
         self.own.forget_below(floor);

@@ -25,6 +25,8 @@ enum Unseen {
     Expired,
     /// First sent to a start that this log knows nothing of.
     FromTheFuture,
+    /// First sent to this start, as it says; but nobody can tell whether it was not decided before. The sentence says what is waited for.
+    InDoubt(String),
 }
 
 /// At which store, if at one, and why not.
@@ -58,12 +60,15 @@ impl Coordinator {
         if let Some(reason) = self.cannot_tell() {
             return self.reply(ticket, Reply::Unknown(reason), fx);
         }
-        match (self.unseen(request.position), declined) {
+        // Of one that is declined nobody says what it asks for.
+        let concerns = |leader: &Follower| declined.is_some() || may_have_led(leader, &request.branches);
+        match (self.unseen(request.position, concerns), declined) {
             (Unseen::Run, None) => self.run(now, waiter, request, fx),
             (Unseen::Run, Some(refused)) => self.turn_down(now, waiter, request, refused, fx),
             (Unseen::LookUp, _) => self.look_up(now, waiter, request.key, request.position, Some(request.hash), fx),
             (Unseen::Expired, _) => self.reply(ticket, Reply::Expired(self.outcomes.floor()), fx),
             (Unseen::FromTheFuture, _) => self.reply(ticket, Reply::Unknown(self.future_sentence(request.position)), fx),
+            (Unseen::InDoubt(reason), _) => self.reply(ticket, Reply::Unknown(reason), fx),
         }
     }
 
@@ -92,7 +97,8 @@ impl Coordinator {
         if let Some(reason) = self.cannot_tell() {
             return self.reply(ticket, Reply::Unknown(reason), fx);
         }
-        match self.unseen(position) {
+        // Its id names who decides it: begun again, it is the same one.
+        match self.unseen(position, |leader| led_by == Some(leader.id)) {
             Unseen::Run => match self.admit_begin(led_by) {
                 Ok(()) => {
                     let txid = self.enter(now, State::Active, decider, key, 0, Vec::new(), Vec::new(), timeout);
@@ -103,6 +109,7 @@ impl Coordinator {
             Unseen::LookUp => self.look_up(now, waiter, key, position, None, fx),
             Unseen::Expired => self.reply(ticket, Reply::Expired(self.outcomes.floor()), fx),
             Unseen::FromTheFuture => self.reply(ticket, Reply::Unknown(self.future_sentence(position)), fx),
+            Unseen::InDoubt(reason) => self.reply(ticket, Reply::Unknown(reason), fx),
         }
     }
 
@@ -143,11 +150,12 @@ impl Coordinator {
         if let Some(reason) = self.cannot_tell() {
             return self.reply(waiter.ticket, Reply::Unknown(reason), fx);
         }
-        match self.unseen(position) {
+        match self.unseen(position, |_| true) {
             Unseen::Run => drop(self.refuse(now, waiter, key, 0, None, never_came, fx)),
             Unseen::LookUp => self.look_up(now, waiter, key, position, None, fx),
             Unseen::Expired => self.reply(waiter.ticket, Reply::Expired(self.outcomes.floor()), fx),
             Unseen::FromTheFuture => self.reply(waiter.ticket, Reply::Unknown(self.future_sentence(position)), fx),
+            Unseen::InDoubt(reason) => self.reply(waiter.ticket, Reply::Unknown(reason), fx),
         }
     }
 
@@ -247,7 +255,8 @@ impl Coordinator {
         2 * self.config.outcomes_max + 4 * self.config.max_open
     }
 
-    fn unseen(&self, position: Position) -> Unseen {
+    /// `concerns`: whether the request may have been decided at this leader.
+    fn unseen(&self, position: Position, concerns: impl Fn(&Follower) -> bool) -> Unseen {
         if position > self.position() {
             Unseen::FromTheFuture
         } else if (self.is_below_floor(position) && !broken(Mutation::BelowFloorRuns))
@@ -256,9 +265,33 @@ impl Coordinator {
             Unseen::Expired
         } else if position.epoch < self.owner.epoch && !broken(Mutation::OldEpochRuns) {
             Unseen::LookUp
+        } else if let Some(reason) = self.in_doubt(concerns) {
+            Unseen::InDoubt(reason)
         } else {
             Unseen::Run
         }
+    }
+
+    /// Why a key that says it was first sent to this start may have been decided before: its client may have lost the position at which it first
+    /// sent it. What the log decided before is known; what a leader did, once its markers are read, or once the floor has passed it.
+    fn in_doubt(&self, concerns: impl Fn(&Follower) -> bool) -> Option<String> {
+        match &self.phase {
+            // A log that has lost records may have lost its own start, and count its numbers a second time.
+            Phase::Safe(evidence) => return Some(format!("safe mode: {evidence}")),
+            Phase::Starting | Phase::Serving | Phase::Stopped(_) => {}
+        }
+        let first = self.epochs.len() == 1;
+        if first || self.outcomes.floor().epoch == self.owner.epoch || broken(Mutation::UntoldKeysRun) {
+            return None;
+        }
+        let untold = |leader: &&Follower| match leader.scan {
+            // A waiver lets stores go on; it settles no outcome.
+            Scan::Needed | Scan::Running | Scan::Waived => leader.leads() && concerns(leader),
+            // An operator has given up what a removed one had decided.
+            Scan::NotNeeded | Scan::Checking | Scan::Complete | Scan::Again(_) | Scan::Gone(_) => false,
+        };
+        let leader = self.followers.iter().find(untold)?;
+        Some(format!("store `{}` may have decided it in an earlier start, and has not told yet", leader.name))
     }
 
     fn is_below_floor(&self, position: Position) -> bool {
@@ -281,6 +314,10 @@ impl Coordinator {
         if hash.is_some_and(|hash| hash != known && known != 0) && !broken(Mutation::AnyRequestJoins) {
             return self.reply(waiter.ticket, Reply::KeyReused(txid), fx);
         }
+        if let Some(leader) = self.absent_decider(txid) {
+            let sentence = format!("store `{}` decides it, and is not available now", leader.name);
+            return self.reply(waiter.ticket, Reply::Unknown(sentence), fx);
+        }
         if let Some(transaction) = self.transactions.get_mut(&txid) {
             if transaction.waiters.len() >= WAITERS_MAX {
                 let sentence = format!("{WAITERS_MAX} clients wait for {txid} already");
@@ -294,6 +331,13 @@ impl Coordinator {
         }
         let reply = self.told(txid).expect("a known request that does not run has its fate");
         self.reply(waiter.ticket, reply, fx);
+    }
+
+    /// The leader that is deciding this transaction, if it is away: nothing bounds how long.
+    fn absent_decider(&self, txid: Txid) -> Option<&Follower> {
+        let State::Deciding(_) = self.transactions.get(&txid)?.state else { return None };
+        let Decider::Leader(leader) = txid.decider else { return None };
+        Some(self.follower(leader)).filter(|leader| leader.open_session().is_none())
     }
 
     /// What a client is told of a settled request.
@@ -391,19 +435,19 @@ impl Coordinator {
         }
     }
 
-    /// A leader that was being asked has gone: those who wait are told to ask again.
+    /// A leader that was being asked, or is deciding, has gone: those who wait are told to ask again.
     pub(crate) fn leader_gone(&mut self, leader: ParticipantId, fx: &mut Vec<Effect>) {
         let name = self.follower(leader).name.clone();
         let gone: Vec<_> =
             self.settling.iter().filter(|(_, settling)| settling.waiting.contains(&leader)).map(|(key, _)| key.clone()).collect();
-        for key in gone {
-            for (waiter, _) in self.settling.remove(&key).expect("just found").waiters {
-                self.reply(
-                    waiter.ticket,
-                    Reply::Unknown(format!("store `{name}` may have decided it, and has just become unavailable")),
-                    fx,
-                );
-            }
+        let settling = gone.iter().flat_map(|key| self.settling.remove(key).expect("just found").waiters);
+        let mut waiters: Vec<_> = settling.map(|(waiter, _)| waiter).collect();
+        for txid in self.deciding_at(leader) {
+            waiters.append(&mut self.transactions.get_mut(&txid).expect("it is being decided").waiters);
+        }
+        for waiter in waiters {
+            let sentence = format!("store `{name}` may have decided it, and has just become unavailable");
+            self.reply(waiter.ticket, Reply::Unknown(sentence), fx);
         }
     }
 
@@ -741,6 +785,14 @@ impl Coordinator {
         }
         let earliest = self.transactions[&txid].earliest_wait();
         self.set_timer(txid, earliest);
+    }
+}
+
+/// Whether a transaction with these branches may be one that this store decided, in an earlier start: as one of them, or alone (R-LR).
+fn may_have_led(leader: &Follower, branches: &[BranchRequest]) -> bool {
+    match branches {
+        [branch] if branch.participant == leader.id => leader.kind == Kind::Leader || !is_enlisted(&branch.operations),
+        branches => leader.kind == Kind::Leader && branches.iter().any(|branch| branch.participant == leader.id),
     }
 }
 

@@ -5,6 +5,9 @@ use crate::operation::{Results, StatementResult};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+/// Bytes of a sentence of somebody else's that is kept, at most.
+const SENTENCE_BYTES: usize = 2 << 10;
+
 /// How a participant votes and follows. Fixed for the life of the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Kind {
@@ -62,7 +65,7 @@ pub struct Ballot {
 pub struct Refusal {
     /// What the caller must do.
     pub kind: RefusalKind,
-    /// A sentence that names the field, the limit or the reason.
+    /// A sentence that names the field, the limit or the reason; [`sentence`] bounds it.
     pub message: String,
 }
 
@@ -112,10 +115,21 @@ impl RefusalKind {
 }
 
 impl Refusal {
-    /// A refusal with its sentence.
+    /// A refusal with its sentence, of 2 KiB at most: it is kept as long as the outcome.
     pub fn new(kind: RefusalKind, message: impl Into<String>) -> Refusal {
-        Refusal { kind, message: message.into() }
+        Refusal { kind, message: sentence(message.into()) }
     }
+}
+
+/// A sentence of a store's or a client's, cut at 2 KiB; what is cut says so.
+pub fn sentence(mut text: String) -> String {
+    if text.len() > SENTENCE_BYTES {
+        let bytes = text.len();
+        text.truncate(text.floor_char_boundary(SENTENCE_BYTES));
+        text.push_str(&format!("… (cut: {bytes} bytes)"));
+        text.shrink_to_fit();
+    }
+    text
 }
 
 impl std::fmt::Display for Refusal {
@@ -150,5 +164,20 @@ impl Vote {
     /// Whether the transaction may still commit as far as this participant is concerned (I3).
     pub fn is_yes(&self) -> bool {
         !matches!(self, Vote::No(_))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_sentence_is_cut_between_characters() {
+        let short = "x".repeat(SENTENCE_BYTES);
+        assert_eq!(Refusal::new(RefusalKind::Invalid, short.clone()).message, short);
+        let long = format!("x{}", "ö".repeat(SENTENCE_BYTES));
+        let cut = Refusal::new(RefusalKind::Invalid, long.clone()).message;
+        assert_eq!(cut, format!("x{}… (cut: {} bytes)", "ö".repeat(SENTENCE_BYTES / 2 - 1), long.len()));
+        assert!(cut.capacity() < 2 * SENTENCE_BYTES);
     }
 }

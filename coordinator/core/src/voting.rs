@@ -17,11 +17,13 @@ use crate::vote::{Ballot, Kind, Refusal, RefusalKind, Vote};
 use rustc_hash::FxHashSet;
 use std::sync::Arc;
 
-/// Transactions in one record, and bytes of their redos and results, at most; a single one may be larger.
+/// Transactions in one record, and bytes of their redos and results, at most; a single one may have more ([`TRANSACTION_RECORD_BYTES`]).
 const GROUP_TRANSACTIONS: usize = 256;
 const GROUP_BYTES: usize = 8 << 20;
 /// The same bytes of a batch that ran in one local transaction, and so must share a record: far below what the log takes as one.
 const BATCH_RECORD_BYTES: usize = 64 << 20;
+/// The same bytes of one transaction: with all that stands beside them in its record, below what the log takes as one.
+const TRANSACTION_RECORD_BYTES: usize = 192 << 20;
 
 /// What a transaction in Preparing needs next.
 enum Next {
@@ -140,6 +142,11 @@ impl Coordinator {
         // A preparing store runs every transaction by itself.
         let together = self.follower(participant).kind != Kind::Preparing;
         let in_batch = |vote: &Vote| together && matches!(vote, Vote::InGroup(_) | Vote::Ready(_));
+        for (txid, bytes) in self.too_large(participant, session, &ballot) {
+            let sentence =
+                format!("its redos and results have {bytes} bytes: a record of the log takes at most {TRANSACTION_RECORD_BYTES} of one");
+            self.abort(now, txid, Some(participant), Refusal::new(RefusalKind::Invalid, sentence), fx);
+        }
         for txid in self.beyond_record(participant, session, &ballot) {
             let sentence = "too much is to be committed at once: the other transactions of its batch fill the log's record";
             self.abort(now, txid, Some(participant), Refusal::new(RefusalKind::Busy, sentence), fx);
@@ -176,6 +183,18 @@ impl Coordinator {
             self.lead(now, participant, ready, fx);
         }
         self.advance_all(now, others, fx);
+    }
+
+    /// Those whose redos and results alone, with these votes, are more than a record takes; and how many bytes.
+    fn too_large(&self, participant: ParticipantId, session: SessionId, ballot: &Ballot) -> Vec<(Txid, usize)> {
+        let in_batch = |vote: &Vote| matches!(vote, Vote::InGroup(_));
+        let alone = ballot.votes.iter().filter(|(_, vote)| in_batch(vote)).count() == 1;
+        let awaited = ballot.votes.iter().filter(|(txid, _)| self.awaits(*txid, participant, session));
+        let sized = awaited.map(|(txid, vote)| {
+            let group = if alone && in_batch(vote) { ballot.group_redo.len() } else { 0 };
+            (*txid, self.recorded_bytes(*txid) + vote.recorded_bytes() + group)
+        });
+        sized.filter(|(_, bytes)| *bytes > TRANSACTION_RECORD_BYTES).collect()
     }
 
     /// Of a batch that ran in one local transaction, and that the log is to decide: those behind what one record takes.
@@ -427,4 +446,58 @@ fn keys_of(operations: &[Operation]) -> Vec<KeyWrite> {
         operation.key().map(|key| KeyWrite { key: Arc::from(key), delete })
     };
     operations.iter().filter_map(write).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::event::Event;
+    use crate::ids::{CoordId, LogId, Lsn, Ticket};
+    use crate::message::{FromParticipant, Hello};
+    use crate::recovery::Identity;
+    use crate::request::{BranchRequest, Request, RequestKey, Wait};
+    use crate::{ParticipantConfig, StatementResult};
+    use bytes::Bytes;
+
+    /// Two indices, each of which says that it needs so many bytes to apply its part.
+    fn decides(bytes: usize) -> Vec<Effect> {
+        let store = |name: &str| ParticipantConfig { name: name.into(), kind: Kind::Redo, role: Role::Index, standalone: true };
+        let config = Config { participants: vec![store("films"), store("people")], ..Config::default() };
+        let identity = Identity { coord_id: CoordId(1), log_id: LogId(1), incarnation: 1 };
+        let (mut fx, indices) = (Vec::new(), [ParticipantId(0), ParticipantId(1)]);
+        let mut machine = Coordinator::start(config, identity, Vec::new(), Time(0), &mut fx).expect("a log");
+        let mut step = |event| machine.step(Time(1), event, &mut fx);
+        step(Event::Durable(Lsn(4)));
+        let sessions = indices.map(|index| (index, SessionId(1 + u64::from(index.0))));
+        for (index, session) in sessions {
+            step(Event::SessionUp(index, session));
+            step(Event::Message(index, session, FromParticipant::Hello(Hello::of_nothing(Kind::Redo))));
+        }
+        let put = Operation::Put { key: "k".into(), document: "{}".into(), condition: None };
+        let branches = indices.map(|participant| BranchRequest { participant, operations: [put.clone()].into() });
+        let (key, position) = (RequestKey { key: b"1"[..].into(), attempt: 1 }, crate::Position { epoch: Epoch(1), n: 1 });
+        let (wait, deadline) = (Wait::Decided, Time(9));
+        let request = Request { key, position, hash: 1, branches: branches.into(), wait, timeout: 0, deadline, trace: None };
+        step(Event::Commit(Ticket(1), request));
+        let txid = Txid { epoch: Epoch(1), n: 1, decider: Decider::Log };
+        let (redo, results) = (Bytes::from(vec![0; bytes]), [StatementResult::default()].into());
+        for (index, session) in sessions {
+            let votes = vec![(txid, Vote::Redo(redo.clone(), crate::Results::clone(&results)))];
+            step(Event::Message(index, session, FromParticipant::Ballot(Ballot { votes, ..Ballot::default() })));
+        }
+        fx
+    }
+
+    #[test]
+    fn what_a_record_does_not_take_is_aborted() {
+        let is_decided = |effect: &Effect| matches!(effect, Effect::Append { record: Record::Commit(_), .. });
+        assert!(decides(TRANSACTION_RECORD_BYTES / 2 - 100).iter().any(is_decided));
+        let fx = decides(TRANSACTION_RECORD_BYTES / 2);
+        assert!(!fx.iter().any(is_decided));
+        let aborted = |effect| if let Effect::Reply(_, Reply::Aborted(aborted)) = effect { Some(aborted) } else { None };
+        let aborted = fx.into_iter().find_map(aborted).expect("it is answered");
+        assert_eq!((aborted.participant, aborted.refusal.kind), (Some(ParticipantId(1)), RefusalKind::Invalid));
+        assert!(aborted.refusal.message.contains(&TRANSACTION_RECORD_BYTES.to_string()), "{}", aborted.refusal);
+    }
 }

@@ -92,9 +92,9 @@ fn led(play: &mut Play) {
 }
 
 /// Two are refused, and a minute passes: where one outcome is kept, a floor that passes all before is on its way.
-fn outdated(play: &mut Play, part: &support::Part) {
-    play.asks("refused", vec![part.clone()]);
-    play.asks("refused, too", vec![part.clone()]);
+fn outdated(play: &mut Play, parts: &[support::Part]) {
+    play.asks("refused", parts.to_vec());
+    play.asks("refused, too", parts.to_vec());
     play.passes(60_000);
 }
 
@@ -122,7 +122,7 @@ fn told_before_a_floor(play: &mut Play) {
     play.coordinator_dies();
     play.recovers(&[]);
     waives_bank(play);
-    outdated(play, &put("index", "x", None));
+    outdated(play, &[put("index", "x", None)]);
     play.connects("bank");
     play.tells_markers("bank", &[marker]);
 }
@@ -132,7 +132,7 @@ fn floor_lost(play: &mut Play) {
     led(play);
     play.says("bank", FromParticipant::Led(vec![txid("1-1@p0")]));
     play.follows("index", "1.1", "1.1");
-    outdated(play, &put("index", "x", None));
+    outdated(play, &[put("index", "x", None)]);
     play.forced();
     play.actor("bank").floor = Position { epoch: Epoch(1), n: 3 };
     play.actor("index").highest = Csn::ZERO;
@@ -749,10 +749,13 @@ story!(
 story!(leader_lost_marker, "A leader's session is lost after Lead, and it had committed: its marker says so.", play = Play::new(LED), {
     led(&mut play);
     play.disconnects("bank");
+    play.note("Nobody can say how long bank stays away: a client is not kept waiting for it.");
     play.passes(20_000);
+    play.inquires("add film 1", 1, 1);
     play.note("No time-out decides: only bank knows. It is asked, and the marker is the answer (R-LR).");
     play.connects("bank");
     let marker = play.marker("1-1@p0");
+    play.inquires("add film 1", 1, 1);
     play.says("bank", FromParticipant::Settled(Settle::Txid(txid("1-1@p0")), Some(Box::new(marker))));
 });
 
@@ -794,6 +797,86 @@ story!(
         play.tells_markers("bank", &[marker]);
         play.retries("add film 1", 1, 1, led_film(1));
         play.follows("index", "1.1", "1.1");
+    }
+);
+
+story!(
+    key_without_position,
+    "A client that has lost its position sends its key again before the leader has told: nobody can tell, so nothing is settled (R-KEY).",
+    play = Play::new(&[("bank", Kind::Leader), ("pg", Kind::Preparing), ("index", Kind::Redo)]),
+    {
+        led(&mut play);
+        let marker = play.marker("1-1@p0");
+        play.coordinator_dies();
+        play.recovers(&["pg", "index"]);
+        play.note("To this start it looks like a new request.");
+        play.asks("add film 1", led_film(1));
+        play.inquires("add film 1", 2, 1);
+        play.rolls_back("add film 1", 2, 1);
+        play.begins("add film 1", Some("bank"));
+        play.note("What bank has no part in goes on.");
+        play.asks("add film 2", remote_film(2));
+        play.all_yes(&["index", "pg"], "2-1");
+        play.forced();
+        play.connects("bank");
+        play.asks("add film 1", led_film(1));
+        play.tells_markers("bank", &[marker]);
+        play.asks("add film 1", led_film(1));
+    }
+);
+
+story!(
+    key_without_position_alone,
+    "The same at a preparing store that decides what touches it alone: it is open while it tells, and a transaction of several stores may run.",
+    play = Play::able(REMOTE, ABLE),
+    {
+        play.asks("rename", vec![row("pg")]);
+        play.yes("pg", "1-1@p0");
+        let marker = play.marker("1-1@p0");
+        play.coordinator_dies();
+        play.recovers(&["index"]);
+        play.connects("pg");
+        play.asks("rename", vec![row("pg")]);
+        play.asks("add film 2", remote_film(2));
+        play.tells_markers("pg", &[marker]);
+        play.asks("rename", vec![row("pg")]);
+    }
+);
+
+story!(
+    key_without_position_waived,
+    "The same, and the leader is waived: that settles nothing, until the floor has passed all that it may have decided.",
+    play = Play::with(&[("bank", Kind::Leader), ("index", Kind::Redo)], |config| config.outcomes_max = 1),
+    {
+        led(&mut play);
+        play.coordinator_dies();
+        play.recovers(&["index"]);
+        waives_bank(&mut play);
+        play.inquires("add film 1", 2, 1);
+        outdated(&mut play, &[put("index", "x", None)]);
+        play.forced();
+        play.note("What bank has decided is told to nobody any more: a key of then counts as new.");
+        play.inquires("add film 1", 2, 3);
+    }
+);
+
+story!(
+    key_used_again,
+    "A key that a leader had decided is used for another request before it has told: damage, and what it decided is followed all the same.",
+    play = Play::new(&[("bank", Kind::Leader), ("pg", Kind::Preparing), ("index", Kind::Redo)]),
+    {
+        led(&mut play);
+        let marker = play.marker("1-1@p0");
+        play.coordinator_dies();
+        play.recovers(&["pg", "index"]);
+        play.asks("add film 1", remote_film(2));
+        play.all_yes(&["index", "pg"], "2-1");
+        play.forced();
+        play.connects("bank");
+        play.tells_markers("bank", &[marker]);
+        play.note("What its client was told first stays.");
+        play.asks("add film 1", remote_film(2));
+        play.shows_status();
     }
 );
 
@@ -874,7 +957,7 @@ story!(
     {
         let marker = led_for_all(&mut play, &["pg"]);
         waives_bank(&mut play);
-        outdated(&mut play, &put("index", "x", None));
+        outdated(&mut play, &[put("index", "x", None)]);
         play.forced();
         play.connects("bank");
         play.tells_markers("bank", &[marker]);
@@ -896,7 +979,7 @@ story!(
         let marker = led_for_all(&mut play, &["pg", "index"]);
         waives_bank(&mut play);
         play.forced();
-        outdated(&mut play, &put("index", "x", None));
+        outdated(&mut play, &[put("index", "x", None)]);
         play.forced();
         play.actor("bank").exclusive = false;
         play.connects("bank");
@@ -930,7 +1013,7 @@ story!(
         play.forced();
         play.actor("pg").prepared.clear();
         play.says("pg", FromParticipant::Resolved { txid: txid("1-1@p0"), commit: false });
-        outdated(&mut play, &row("bank"));
+        outdated(&mut play, &[row("pg"), row("pg")]);
         play.forced();
         play.connects("bank");
         play.tells_markers("bank", &[marker]);
@@ -974,7 +1057,7 @@ story!(
         play.coordinator_dies();
         play.recovers(&["bank"]);
         play.tells_markers("bank", &[]);
-        outdated(&mut play, &row("pg"));
+        outdated(&mut play, &[row("pg")]);
         play.forced();
         play.coordinator_dies();
         play.recovers(&[]);
@@ -1456,7 +1539,7 @@ story!(
         play.coordinator_dies();
         play.recovers(&[]);
         waives_bank(&mut play);
-        outdated(&mut play, &row("bank"));
+        outdated(&mut play, &[row("pg")]);
         play.forced();
         play.operator(AdminAction::Remove { participant: ParticipantId(1) }, "it is not used any more");
         play.forced();
@@ -1631,7 +1714,26 @@ story!(
         play.recovers(&["pg", "index"]);
         play.note("The old loss is known, and is no evidence any more.");
         play.shows_status();
-        play.asks("add film 2/2", remote_film(2));
+        play.asks("add film 2", remote_film(2));
+    }
+);
+
+story!(
+    log_loss_of_a_start,
+    "The log has lost the very start in which it had decided, and counts it a second time: of no key anything is known.",
+    play = Play::new(REMOTE),
+    {
+        remote_decided(&mut play);
+        play.follows("index", "1.1", "1.1");
+        play.coordinator_dies_log_lost(3);
+        play.forced();
+        play.arrives("index");
+        play.says("index", FromParticipant::Refused(Owner { coord_id: CoordId(0xc0), epoch: Epoch(1), incarnation: 1 }));
+        play.note("It looks like a request that never came to this start.");
+        play.inquires("add film 1", 1, 1);
+        play.rolls_back("add film 1", 1, 1);
+        play.retries("add film 1", 1, 1, remote_film(1));
+        play.begins("add film 2", None);
     }
 );
 

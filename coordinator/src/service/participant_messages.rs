@@ -362,7 +362,7 @@ fn results_out(results: &Results) -> v1::VoteResults {
 
 fn refusal(wire: v1::Refusal) -> Result<Refusal, Malformed> {
     let kind = reason(wire.kind).ok_or_else(|| format!("refusal.kind is {}: no reason", wire.kind))?;
-    Ok(Refusal { kind, message: wire.message })
+    Ok(Refusal::new(kind, wire.message))
 }
 
 fn refusal_out(refusal: &Refusal) -> v1::Refusal {

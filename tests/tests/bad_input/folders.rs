@@ -8,6 +8,7 @@ use lockstep_tests::workload;
 use lockstepd::demo::daemon::{Daemon, Launch};
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 /// Each file says which version wrote it, and a newer one's is left alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -180,8 +181,8 @@ async fn a_cloned_log_that_is_started_again_is_found_out() -> anyhow::Result<()>
 
 async fn takes_no_transaction(daemon: &Daemon, id: &str) -> anyhow::Result<()> {
     let client = workload::connect(&daemon.url()).await?;
-    match workload::transaction(&client, id, "item-0").commit().await {
-        Err(CommitError::Aborted(aborted)) => says(&aborted.message, &["safe mode"]),
+    match workload::transaction(&client, id, "item-0").deadline(Duration::from_secs(2)).commit().await {
+        Err(CommitError::Unknown { message, .. }) => says(&message, &["safe mode"]),
         other => panic!("{id}: {other:?}"),
     }
     Ok(())

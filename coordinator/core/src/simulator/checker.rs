@@ -617,6 +617,11 @@ impl Checker {
         }
     }
 
+    /// Whether anybody was told that it is aborted.
+    pub(crate) fn was_told_aborted(&self, tag: Tag) -> bool {
+        self.asked[tag.0 as usize].told_aborted()
+    }
+
     /// A client may read at a store that has reached its token: everything up to there is visible.
     pub(crate) fn reached(&mut self, store: usize, csn: Csn, visible: &State) {
         if self.restored.contains(&store) || self.is_removed(store) {

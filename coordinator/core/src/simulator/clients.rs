@@ -86,10 +86,34 @@ impl World {
             self.close(i);
         }
         match self.clients[i].current.clone() {
-            Some(current) => self.ask_again(host, i, current),
+            Some(current) => {
+                let current = self.forget(host, current);
+                self.ask_again(host, i, current);
+            }
             None if self.asked < self.climate.transactions && !self.calm => self.ask_new(host, i),
             None => {}
         }
+    }
+
+    /// Another process sends its request, which does not know at which position the key was first sent.
+    fn forget(&mut self, host: usize, current: Current) -> Current {
+        let forgetful = self.climate.forgetful;
+        let position = self.hosts[host].machine.as_ref().map(|machine| machine.position());
+        match position {
+            Some(position) if forgetful > 0.0 && !self.calm && self.dice.chance(forgetful) => {
+                Current { request: Request { position, ..current.request }, ..current }
+            }
+            Some(_) | None => current,
+        }
+    }
+
+    /// Whether a key may come to this coordinator with another position than it was first sent at: not if its outcome is nobody's any more, as an abort's that an earlier start has
+    /// told, what the floor has passed, or what a removed store had decided; nor if another coordinator may have it.
+    fn may_be_forgotten(&self, host: usize, tag: Tag) -> bool {
+        let Some(machine) = &self.hosts[host].machine else { return false };
+        let removed = (0..self.actors.len()).any(|store| self.checker.is_removed(store));
+        let known = self.first_sent[tag.0 as usize] >= machine.outcomes.floor() && !self.checker.was_told_aborted(tag);
+        known && !removed && self.climate.twin.is_none()
     }
 
     fn ask_new(&mut self, host: usize, i: usize) {
@@ -99,6 +123,7 @@ impl World {
         let (branches, writes) = self.draw_branches(i, tag);
         let name = RequestKey { key: tag.0.to_be_bytes()[..].into(), attempt: 0 };
         self.checker.asks(name.clone(), writes);
+        self.first_sent.push(position);
         let wait = *self.dice.pick(&[Wait::Decided, Wait::Applied, Wait::Visible]);
         let hurried = self.dice.chance(0.5) && !self.climate.gentle;
         let timeout = if hurried { self.dice.log_between(1_000, 5_000_000) } else { 0 };
@@ -334,11 +359,18 @@ impl World {
     pub(super) fn request(&mut self, host: usize, event: Event) {
         let Some(machine) = &self.hosts[host].machine else { return };
         let before = machine.position();
-        let key = match &event {
-            Event::Commit(_, request) | Event::Decline { request, .. } => Some(request.key.clone()),
-            Event::Begin { key, .. } | Event::Rollback { key, .. } => Some(key.clone()),
-            _ => None,
+        let (ticket, key) = match &event {
+            Event::Commit(ticket, request) | Event::Decline { ticket, request, .. } => (Some(*ticket), Some(request.key.clone())),
+            Event::Begin { ticket, key, .. } | Event::Rollback { ticket, key, .. } => (Some(*ticket), Some(key.clone())),
+            Event::Inquire { ticket, .. } => (Some(*ticket), None),
+            _ => (None, None),
         };
+        if let Some(Asked::Outcome { tag, position, .. }) = ticket.map(|ticket| self.tickets[ticket.0 as usize])
+            && position != self.first_sent[tag.0 as usize]
+            && !self.may_be_forgotten(host, tag)
+        {
+            return;
+        }
         self.coordinate(host, event);
         let log = self.hosts[host].disk;
         let Some(machine) = &self.hosts[host].machine else { return };
@@ -467,6 +499,7 @@ impl World {
         let (branches, writes) = self.draw_branches(i, tag);
         let key = RequestKey { key: old.request.key.key.clone(), attempt: old.request.key.attempt + 1 };
         self.checker.asks(key.clone(), writes);
+        self.first_sent.push(position);
         let request = Request { key, position, hash: tag.0 + 1, branches, ..old.request };
         let request = Request { deadline: self.now.after(self.dice.log_between(10_000, 20_000_000)), ..request };
         let current = Current { tag, request: request.clone(), settled: true, since: self.now };

@@ -699,6 +699,20 @@ pub(super) const SCHEDULES: &[Schedule] = &[
         },
     },
     Schedule {
+        name: "a client has forgotten at which position it sent its key",
+        misses: &[Mutation::UntoldKeysRun],
+        misses_both: None,
+        setup: || Setup::new(&[Kind::Leader, Kind::Redo], vec![vec![Write::of(0, "a"), Write::of(1, "k")]]),
+        way: |w| {
+            w.decided_and_unheard(0, 0)?;
+            w.until("the index is there", |w| w.is_open(1))?;
+            w.clients[0].position = None;
+            w.go(Step::Client(0))?;
+            w.release(Step::Connect(0));
+            w.rest()
+        },
+    },
+    Schedule {
         name: "a backend commits after its transaction was settled",
         misses: &[Mutation::SettleReads],
         misses_both: None,
@@ -957,7 +971,8 @@ fn led_beside_another() -> Setup {
 }
 
 fn led_and_refused() -> Setup {
-    let requests = vec![vec![Write::of(0, "a"), Write::of(1, "k")], vec![Write::of(0, "b")], vec![Write::of(0, "c")]];
+    // No row gives the documents of the others an order (R-COVER).
+    let requests = vec![vec![Write::of(0, "a"), Write::of(1, "k")], vec![Write::of(1, "l")], vec![Write::of(1, "m")]];
     Setup::new(&[Kind::Leader, Kind::Redo], requests)
 }
 

@@ -43,6 +43,8 @@ pub(crate) struct Climate {
     pub client_duplicate: f64,
     /// Of a client's turn: it goes away, and nobody asks any more what became of its request.
     pub client_vanishes: f64,
+    /// Of a client's turn while it waits: another process asks for it, which does not know at which position its key was first sent.
+    pub forgetful: f64,
     /// A message, now and then, takes this much longer.
     pub slow: (f64, u64),
     pub network: u64,
@@ -157,6 +159,7 @@ impl Climate {
             client_loss: rarely(dice, 0.4),
             client_duplicate: rarely(dice, 0.4),
             client_vanishes: if dice.chance(0.15) { 0.9 } else { rarely(dice, 0.5) },
+            forgetful: 0.0,
             slow: (rarely(dice, 0.2), dice.log_between(10_000, 2 * SECOND)),
             network: dice.log_between(20, 5_000),
             stores: kinds.iter().map(|_| dice.log_between(20, 60_000)).collect(),
@@ -225,6 +228,12 @@ impl Climate {
         let unresolved = if dice.chance(0.5) { 0.7 } else { 0.0 };
         let backups = dice.chance(0.06).then(|| dice.log_between(50_000, 2 * SECOND));
         if self.gentle { self } else { Climate { unresolved, backups, ..self } }
+    }
+
+    /// Drawn apart, too.
+    pub(crate) fn forgetting(self, dice: &mut Dice) -> Climate {
+        let forgetful = if dice.chance(0.15) { dice.between(1, 10) as f64 / 10.0 } else { 0.0 };
+        if self.gentle { self } else { Climate { forgetful, ..self } }
     }
 
     /// Leaders that are away, are waived, and get the last messages of ended sessions late; clients that ask no more; a low floor.

@@ -230,7 +230,7 @@ mod tests {
     const SEEDS: &[(Mutation, u64)] = &[
         (Mutation::OwnerUnchecked, 1),
         (Mutation::OwnerEpochOnly, 254),
-        (Mutation::LeaderOwnerUnchecked, 72),
+        (Mutation::LeaderOwnerUnchecked, 143),
         (Mutation::LogSilenceDecides, 33),
         (Mutation::NoFence, 104),
         (Mutation::PreparedEndsAlone, 3),

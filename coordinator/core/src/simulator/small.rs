@@ -112,7 +112,7 @@ pub(super) struct Seat {
 
 pub(super) struct SmallClient {
     writes: Vec<Write>,
-    position: Option<Position>,
+    pub position: Option<Position>,
     /// Asked in this life of the coordinator.
     asked: bool,
     pub answered: bool,

@@ -82,6 +82,7 @@ switches! {
     ResultsAcked: results_acked = 0.0;
     Unresolved: unresolved = 0.0;
     Backup: backups = None;
+    Forgetful: forgetful = 0.0;
 }
 
 impl Climate {

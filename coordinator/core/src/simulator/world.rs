@@ -24,6 +24,8 @@ const EVENTS_MAX: u64 = 400_000;
 const SWARM: u64 = 0x5_7A12_11AA;
 /// The same for what was thought of late.
 const LATE: u64 = 0x1900_0000;
+/// The same for clients that forget.
+const FORGETFUL: u64 = 0xF0_26E7;
 
 /// Something that happens at a moment.
 #[derive(Debug)]
@@ -144,6 +146,8 @@ pub(super) struct World {
     pub(super) tickets: Vec<Asked>,
     /// Requests that their clients have an answer to, or do not wait for.
     pub(super) answered: Vec<(usize, Current)>,
+    /// By tag: where a key was first sent, though its client may have forgotten that.
+    pub(super) first_sent: Vec<crate::Position>,
     pub(super) sessions: u64,
     pub(super) asked: usize,
     pub(super) checker: Checker,
@@ -158,7 +162,8 @@ pub(super) struct World {
 pub(super) fn climate_of(dice: &mut Dice, seed: u64, options: &Options) -> Climate {
     let mut climate = Climate::draw(dice).widened(&mut Dice::new(!seed));
     if options.scale == Scale::Swarm {
-        climate = climate.attended(&mut Dice::new(seed ^ LATE)).swarm(&mut Dice::new(seed ^ SWARM));
+        climate = climate.attended(&mut Dice::new(seed ^ LATE)).forgetting(&mut Dice::new(seed ^ FORGETFUL));
+        climate = climate.swarm(&mut Dice::new(seed ^ SWARM));
     }
     options.reduced.apply(&mut climate);
     climate
@@ -185,6 +190,7 @@ impl World {
             clients: (0..climate.clients).map(|_| Client::default()).collect(),
             tickets: Vec::new(),
             answered: Vec::new(),
+            first_sent: Vec::new(),
             sessions: 0,
             asked: 0,
             checker: Checker::new(climate.kinds.clone()),
