@@ -151,8 +151,12 @@ fn an_order_is_carried_out_only_if_the_word_is_typed() {
 fn backups() {
     let (well, ill) = (fake::start(Health::Well), fake::start(Health::Ill));
     let whole = ["backup /backups/monday", "backup /backups/monday --output json", "backup /backups/occupied", "backup backups/monday"];
-    let servers =
-        ["backup /backups/monday", "backup /backups/monday --server-command true", "backup /backups/monday --server-command false"];
+    let servers = [
+        "backup /backups/monday",
+        "backup /backups/led",
+        "backup /backups/monday --server-command true",
+        "backup /backups/monday --server-command false",
+    ];
     let restores = ["restore /nonexistent --data-dir /nonexistent/data", "restore /nonexistent --check", "restore /nonexistent"];
     let nobody = transcript("http://127.0.0.1:1", &restores);
     assert_snapshot!("backups", [transcript(&well, &whole), transcript(&ill, &servers), nobody].join("\n"));

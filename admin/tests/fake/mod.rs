@@ -513,7 +513,11 @@ impl AdminService for Daemon {
         if folder.ends_with("occupied") {
             return Err(Status::failed_precondition(format!("folder: {folder} is not empty: it holds `log`")));
         }
-        let servers = vec![v1::BackupServer { name: "pg".into(), r#type: "postgres".into() }];
+        let server = |name: &str, r#type: &str, leads| v1::BackupServer { name: name.into(), r#type: r#type.into(), leads };
+        let mut servers = vec![server("pg", "postgres", false)];
+        if folder.ends_with("led") {
+            servers.push(server("shop", "postgres", true));
+        }
         let servers = v1::BackupServers { servers, paused: true };
         let summary = v1::BackupSummary {
             folder,

@@ -1,6 +1,6 @@
 //! A store that is given up for ever.
 
-use crate::lab::{LIMIT, Lab, STORES, has, launch, put};
+use crate::lab::{LIMIT, Lab, STORES, attend, has, launch, put, remote};
 use anyhow::ensure;
 use lockstep::Exit;
 use lockstep_client::params;
@@ -42,12 +42,7 @@ fn without_index() -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_it_was_owed_is_damage() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
-    let remote = std::sync::Arc::new(lockstep_tests::remote_participant::RemoteParticipant::start(
-        "mirror",
-        Box::new(lockstep_participants::tantivy::Tantivy::open(lockstep_participants::tantivy::TantivyOptions::new(
-            folder.path().join("mirror"),
-        ))?),
-    )?);
+    let remote = remote("mirror", folder.path())?;
     let configuration = format!("{STORES}{REMOTE}\n[timeouts]\nresend_min_ms = 600000\nresend_max_ms = 600000\n");
     // The mirror is decided upon, and the daemon dies before it is told.
     let mut first = launch(folder.path(), &configuration)?;
@@ -84,14 +79,4 @@ async fn what_it_was_owed_is_damage() -> anyhow::Result<()> {
     has(&says(&["participants"], Exit::Ok).await?, &["mirror", "removed"]);
     ensure!(client.query("db", "SELECT * FROM item", params![]).await?.rows.len() == 1, "the others keep it");
     Ok(())
-}
-
-fn attend(remote: &std::sync::Arc<lockstep_tests::remote_participant::RemoteParticipant>, daemon: &Daemon) -> tokio::task::JoinHandle<()> {
-    let (remote, url) = (std::sync::Arc::clone(remote), daemon.url());
-    tokio::spawn(async move {
-        loop {
-            let _ = remote.attend(&url).await;
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    })
 }
