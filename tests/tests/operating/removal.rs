@@ -5,6 +5,7 @@ use anyhow::ensure;
 use lockstep::Exit;
 use lockstep_client::params;
 use lockstepd::demo::daemon::Daemon;
+use serde_json::Value;
 
 const REMOTE: &str = "\n[[store]]\ntype = \"remote\"\nname = \"mirror\"\nrole = \"index\"\nkind = \"redo\"\nstandalone = true\n";
 
@@ -32,6 +33,12 @@ async fn it_is_given_up_and_may_be_dropped_from_the_configuration() -> anyhow::R
     has(&lab.says(&["damage", "list"], Exit::Attention).await?, &["hazard", "item-a"]);
     lab.client.transaction().sql("db", "UPDATE item SET version = 2 WHERE name = $1", params!["a"]).commit().await?;
     has(&lab.says(&["log", "dump", "--limit", "100"], Exit::Ok).await?, &["Remove", "not used any more", "ann"]);
+    // What it was owed may be mended elsewhere, and is taken off the record.
+    let damaged: Value = serde_json::from_str(&lab.says(&["damage", "list", "--output", "json"], Exit::Attention).await?)?;
+    let txid = damaged["damage"][0]["txid"].as_str().expect("one is damaged");
+    let order = ["damage", "forget", txid, "--participant", "index", "--operator", "ann", "--reason", "not needed", "--yes"];
+    has(&lab.says(&order, Exit::Ok).await?, &["is forgotten"]);
+    lab.says(&["damage", "list"], Exit::Ok).await?;
     Ok(())
 }
 
