@@ -207,6 +207,7 @@ fn rows_and_documents() {
         "verify --repair",
         "verify --repair --yes",
         "verify --repair --yes --output json",
+        "verify --repair --yes --limit 1",
         "verify --yes",
     ];
     assert_snapshot!("verify", [transcript(&well, &agree), transcript(&ill, &differ)].join("\n"));
