@@ -164,6 +164,7 @@ fn refused(error: BackupError) -> Failure {
         BackupError::Damaged(_) => (Exit::Attention, "use another backup: of this one nothing was put back"),
         BackupError::Newer(_) => (Exit::Refused, "use the `lockstep` of that version"),
         BackupError::Io(_) => (Exit::Failed, "look at the disk, and at who may read and write there; nothing was put back"),
+        BackupError::Unfinished(_) => (Exit::Failed, "look at the disk; then empty the data folder, and restore again"),
     };
     Failure { exit, message, hint: hint.into() }
 }

@@ -5,10 +5,11 @@ use anyhow::ensure;
 use lockstep::Exit;
 use lockstep_client::{Client, Wait, params};
 use lockstep_tests::{command_line, workload};
-use lockstepd::demo::daemon::Daemon;
+use lockstepd::demo::daemon::{Daemon, Launch};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -163,6 +164,18 @@ async fn killed_in_the_middle_it_is_no_backup() -> anyhow::Result<()> {
         lab.daemon.wait_until_ready().await?;
         put(&lab.client, "b", "two", 1).await?;
     }
+    Ok(())
+}
+
+#[test]
+fn no_daemon_starts_on_a_restore_that_died() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    std::fs::create_dir_all(folder.path().join("data/.restoring"))?;
+    let Launch { program, data_dir, arguments, .. } = launch(folder.path(), STORES)?;
+    let ended = Command::new(program).args(arguments).arg("--data-dir").arg(&data_dir).args(["--listen", "127.0.0.1:0"]).output()?;
+    ensure!(!ended.status.success(), "it has started");
+    has(&String::from_utf8_lossy(&ended.stderr), &["holds a restore that was not finished (.restoring): empty it, and restore again"]);
+    ensure!(std::fs::read_dir(&data_dir)?.count() == 1, "it has made nothing there");
     Ok(())
 }
 
