@@ -15,7 +15,7 @@ use super::verify::Replies;
 use crate::configuration::Store;
 use crate::engine_handle::{Held, Paused, Question};
 use crate::failpoints;
-use crate::log::backup::{self, LOG, Manifest, STORES, StoreCopy};
+use crate::log::backup::{self, LOG, MANIFEST, Manifest, STORES, StoreCopy};
 use crate::security::Caller;
 use lockstep_core::{Csn, Entry, Kind, Record};
 use lockstep_participants::StoreError;
@@ -23,6 +23,7 @@ use lockstep_proto::v1;
 use lockstep_proto::v1::backup_reply::Reply as Said;
 use lockstep_proto::v1::backup_request::Request as Told;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -61,7 +62,7 @@ pub async fn back_up(
     context.engine.note_order(caller, "backup", &folder.display().to_string()).await?;
     let (made, at) = (!folder.exists(), folder.clone());
     let prepare = move || {
-        backup::refuse_occupied(&at).and_then(|()| fs::create_dir_all(&at).map_err(|error| backup::BackupError::Io(error.to_string())))
+        backup::refuse_occupied(&at).and_then(|()| backup::make_folder(&at).map_err(|error| backup::BackupError::Io(error.to_string())))
     };
     let unfit = |error: backup::BackupError| {
         let sentence = format!("folder: {error}");
@@ -109,8 +110,8 @@ impl Run {
                 paused = Some(self.pause().await?);
             }
             let mut turn = Vec::new();
-            let (leading, following): (Vec<_>, Vec<_>) = servers.into_iter().partition(leads);
-            for store in following.into_iter().chain(leading) {
+            let (leaders, followers): (Vec<_>, Vec<_>) = servers.into_iter().partition(leads);
+            for store in followers.into_iter().chain(leaders) {
                 let (name, r#type) = (store.name().to_string(), store.store_type().to_string());
                 turn.push(v1::BackupServer { name: name.clone(), r#type: r#type.clone(), leads: leads(&store) });
                 stores.push(StoreCopy { name, r#type, copy: None, path: None });
@@ -226,20 +227,20 @@ impl Run {
 }
 
 /// Removes what a run has left, and the folder if it made it.
-fn clear(folder: &Path, made: bool) -> std::io::Result<()> {
+fn clear(folder: &Path, made: bool) -> io::Result<()> {
+    let gone = |removed: io::Result<()>| match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    };
+    // First: without it the rest is no backup, however much of it stays.
+    gone(fs::remove_file(folder.join(MANIFEST)))?;
     if made {
         return fs::remove_dir_all(folder);
     }
     for name in [LOG, STORES] {
-        match fs::remove_dir_all(folder.join(name)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        gone(fs::remove_dir_all(folder.join(name)))?;
     }
-    match fs::remove_file(folder.join(format!("{}.tmp", backup::MANIFEST))) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    gone(fs::remove_file(folder.join(format!("{MANIFEST}.tmp"))))
 }
 
 async fn blocking<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
