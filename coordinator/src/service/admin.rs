@@ -108,10 +108,13 @@ impl AdminService for Admin {
     }
 
     async fn verify_log(&self, _: Request<v1::VerifyLogRequest>) -> Result<Response<v1::LogReport>, Status> {
-        let report = |entries: Result<Vec<Entry>, LogError>| {
-            entries.map_or_else(|error| Report::unreadable(&error), |entries| Report::of(&entries, None))
+        let report = |entries: Result<Vec<Entry>, LogError>| match entries {
+            Ok(entries) => Ok(Report::of(&entries, None)),
+            Err(error @ LogError::Corrupt(_)) => Ok(Report::unreadable(&error)),
+            // A log that was not read may be sound.
+            Err(error) => Err(Status::unavailable(error.to_string())),
         };
-        Ok(Response::new(view::log_report(self.read_log(report).await?)))
+        Ok(Response::new(view::log_report(self.read_log(report).await??)))
     }
 
     async fn plan(&self, request: Request<v1::PlanRequest>) -> Result<Response<v1::Choice>, Status> {
