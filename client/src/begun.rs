@@ -278,7 +278,7 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         if self.armed {
-            self.client.shared.link.roll_back(self.wire());
+            self.client.shared.link.roll_back(self.request.position.coordinator, self.wire());
         }
     }
 }
