@@ -23,6 +23,10 @@ pub enum CommitError {
     #[error("committed as {txid}, but damaged at {stores}: it was finished there by hand against the decision, or given up",
         txid = .0.txid, stores = .0.damaged.join(", "))]
     Damaged(Box<Receipt>),
+    /// What was to begin, or to be rolled back, is committed already, under this key and attempt: take the receipt. Under another key it
+    /// would run twice.
+    #[error("committed already, as {txid}", txid = .0.txid)]
+    AlreadyCommitted(Box<Receipt>),
     /// Nobody here knows. Never send it as a new transaction; ask again with [`crate::Client::inquire`], or send the same
     /// transaction under the same key, attempt and position.
     #[error("unknown, ask again: {message}")]
@@ -178,6 +182,7 @@ impl CommitError {
             CommitError::Invalid(_)
             | CommitError::NotSent(_)
             | CommitError::Damaged(_)
+            | CommitError::AlreadyCommitted(_)
             | CommitError::Unknown { .. }
             | CommitError::Expired { .. }
             | CommitError::KeyReused { .. } => false,

@@ -281,6 +281,19 @@ async fn what_is_begun_and_dropped_or_never_sent_is_rolled_back() {
 }
 
 #[tokio::test]
+async fn what_is_committed_is_told_as_that_and_neither_begun_again_nor_rolled_back() {
+    let (_fake, client) = start().await;
+    let (one, other) = (client.begin().idempotency_key("k").await.unwrap(), client.begin().idempotency_key("k").await.unwrap());
+    let receipt = one.sql("db", "UPDATE t SET n = 1", []).commit().await.unwrap();
+    for error in [other.rollback().await.unwrap_err(), client.begin().idempotency_key("k").await.unwrap_err()] {
+        assert!(!error.is_definite() && !error.is_retryable(), "{error}");
+        assert_eq!(error.to_string(), "committed already, as 1-1");
+        let CommitError::AlreadyCommitted(again) = error else { panic!("{error}") };
+        assert_eq!((again.csn, again.results("db").len()), (receipt.csn, 1));
+    }
+}
+
+#[tokio::test]
 async fn a_begin_with_a_position_that_is_too_old_is_made_anew() {
     let (fake, client) = start().await;
     fake.state().too_old = 1;
