@@ -36,8 +36,9 @@ pub enum CommitError {
         /// What is waited for, or how the connection is.
         message: String,
     },
-    /// The coordinator no longer keeps outcomes this old. What was sent now did not execute; look at the data to see whether an earlier
-    /// sending did.
+    /// The coordinator no longer keeps outcomes this old: whether it is committed nobody can tell; look at the data. That it did not
+    /// execute is certain only of a request that was sent once, by this call, under a key that was never sent before: what was lost with a
+    /// connection is sent again, and a sending before that may have executed.
     #[error("expired: the outcome of {request_key} is no longer kept", request_key = .request.key)]
     Expired {
         /// The request.
@@ -191,7 +192,10 @@ impl CommitError {
 
     /// Whether it is certain that this call has changed nothing and will not.
     pub fn is_definite(&self) -> bool {
-        !matches!(self, CommitError::Unknown { .. } | CommitError::Damaged(_))
+        match self {
+            CommitError::Invalid(_) | CommitError::NotSent(_) | CommitError::Aborted(_) | CommitError::KeyReused { .. } => true,
+            CommitError::Damaged(_) | CommitError::AlreadyCommitted(_) | CommitError::Unknown { .. } | CommitError::Expired { .. } => false,
+        }
     }
 }
 

@@ -138,6 +138,7 @@ async fn expired_is_told_where_the_position_was_given() {
     let error = write(&client).idempotency_key("old").position(position).commit().await.unwrap_err();
     assert!(matches!(error, CommitError::Expired { .. }), "{error}");
     assert_eq!(error.to_string(), "expired: the outcome of old is no longer kept");
+    assert!(!error.is_definite() && !error.is_retryable(), "an earlier sending may have executed");
     assert!(fake.state().executed.is_empty());
 }
 
