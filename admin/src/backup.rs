@@ -107,11 +107,16 @@ fn back_up_servers(
     io: &mut Io<'_>,
 ) -> Result<(), Failure> {
     let names: Vec<_> = servers.iter().map(|server| format!("`{}` ({}: {})", server.name, server.r#type, tool(&server.r#type))).collect();
+    let leading: Vec<_> = servers.iter().filter(|server| server.leads).map(|server| format!("`{}`", server.name)).collect();
+    let order = match leading.is_empty() || servers.len() == 1 {
+        true => String::new(),
+        false => format!(", one after the other in this order: what follows {} must hold nothing that its copy lacks", leading.join(", ")),
+    };
     let meanwhile = match paused {
         true => "no new transaction is taken until then: a store that prepares can be given nothing that its copy lacks",
         false => "until then the log forgets nothing, and grows",
     };
-    writeln!(io.stderr, "lockstep: back up now, from beginning to end, by their own tools: {}; {meanwhile}", names.join(", "))?;
+    writeln!(io.stderr, "lockstep: back up now, from beginning to end, by their own tools: {}{order}; {meanwhile}", names.join(", "))?;
     io.stderr.flush()?;
     let Some(command) = command else {
         let hint = "type `done` when they are backed up, or give --server-command";
@@ -159,6 +164,7 @@ fn refused(error: BackupError) -> Failure {
         BackupError::Damaged(_) => (Exit::Attention, "use another backup: of this one nothing was put back"),
         BackupError::Newer(_) => (Exit::Refused, "use the `lockstep` of that version"),
         BackupError::Io(_) => (Exit::Failed, "look at the disk, and at who may read and write there; nothing was put back"),
+        BackupError::Unfinished(_) => (Exit::Failed, "look at the disk; then empty the data folder, and restore again"),
     };
     Failure { exit, message, hint: hint.into() }
 }
@@ -234,7 +240,7 @@ impl Restored {
         if !self.servers.is_empty() {
             steps.push(format!(
                 "Put back, by their own tools, what was backed up of {} with it. A server that is newer than this log is found out, and nothing is \
-                 decided then (safe mode); one that is older is refused.",
+                 decided then (safe mode), but one that is newer than the leader that it follows is not; one that is older is refused.",
                 output::joined(&self.servers)
             ));
         }

@@ -129,6 +129,10 @@ fn words(fate: BranchFate) -> (&'static str, String) {
         BranchFate::Committed { csn, lsn } => {
             ("commit", format!("decided to commit, at CSN {csn} (record {lsn}): the daemon commits it as soon as it runs"))
         }
+        BranchFate::ByHand { commit, operator, lsn } => {
+            let (word, does) = if commit { ("commit", "commits it") } else { ("abort", "rolls it back") };
+            (word, format!("{operator} has ordered that by hand (record {lsn}): the daemon {does} as soon as it runs"))
+        }
         BranchFate::Unrecorded => {
             ("abort", "orphaned: the log has no commit of it; the daemon rolls it back once it runs and no store knows better".into())
         }

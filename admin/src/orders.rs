@@ -9,7 +9,7 @@ use lockstep_proto::v1::plan_request::Order as Ordered;
 use serde::Serialize;
 
 /// What an order would do, as JSON shows it.
-#[derive(Serialize)]
+#[derive(Serialize, PartialEq)]
 pub(crate) struct Choice {
     pub command: String,
     pub effect: String,
@@ -18,7 +18,7 @@ pub(crate) struct Choice {
     pub refused: String,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, PartialEq)]
 pub(crate) struct Harm {
     participant: String,
     sentence: String,
@@ -90,7 +90,8 @@ pub(crate) async fn leave_safe_mode(order: Order, daemon: &mut Daemon, output: &
     carry_out(Ordered::LeaveSafeMode(request), "leave safe mode", &order, daemon, output, io).await
 }
 
-/// Shows the plan; then, with `--yes` or the word typed, gives the order. The daemon looks once more whether it makes sense.
+/// Shows the plan; then, with `--yes`, or the word typed and the plan still the one that was shown, gives the order. The daemon looks once
+/// more whether it makes sense.
 async fn carry_out(
     ordered: Ordered,
     word: &str,
@@ -99,8 +100,7 @@ async fn carry_out(
     output: &Output,
     io: &mut Io<'_>,
 ) -> Result<Exit, Failure> {
-    let request = v1::PlanRequest { order: Some(ordered.clone()) };
-    let plan = Choice::from(Daemon::answer(&daemon.endpoint, daemon.service.plan(request)).await?);
+    let plan = planned(&ordered, daemon).await?;
     if order.dry_run {
         output.write(io, &plan, || plan.text(output))?;
         return Ok(if plan.refused.is_empty() { Exit::Ok } else { Exit::Refused });
@@ -110,6 +110,19 @@ async fn carry_out(
     }
     writeln!(io.stderr, "{}", plan.text(&Output { color: false, ..*output }).trim_end())?;
     confirm(io, word, order.yes)?;
+    if !order.yes {
+        let now = planned(&ordered, daemon).await?;
+        if !now.refused.is_empty() {
+            return Err(refused(&now.refused));
+        }
+        if now != plan {
+            return Err(Failure {
+                exit: Exit::Refused,
+                message: "nothing was done: what it does or damages has changed since it was shown; look at it again".into(),
+                hint: "run it again, or with --dry-run".into(),
+            });
+        }
+    }
     let (endpoint, service) = (&daemon.endpoint, &mut daemon.service);
     let v1::AdminReply { done, message } = match ordered {
         Ordered::Resolve(request) => Daemon::carried_out(endpoint, service.resolve(request)).await?,
@@ -125,6 +138,11 @@ async fn carry_out(
     let answer = Answer { done, message };
     output.write(io, &answer, || answer.message.clone())?;
     Ok(Exit::Ok)
+}
+
+async fn planned(ordered: &Ordered, daemon: &mut Daemon) -> Result<Choice, Failure> {
+    let request = v1::PlanRequest { order: Some(ordered.clone()) };
+    Ok(Daemon::answer(&daemon.endpoint, daemon.service.plan(request)).await?.into())
 }
 
 /// Goes on only with `--yes` or the word typed.

@@ -60,6 +60,8 @@ struct Repaired {
     /// What agreed by itself meanwhile.
     agreed: u64,
     left: Vec<Left>,
+    /// What was found and not tried: beyond `--limit`, or nothing that a repair mends.
+    untried: u64,
 }
 
 #[derive(Serialize)]
@@ -88,7 +90,8 @@ pub(crate) async fn run(arguments: Verify, daemon: &mut Daemon, output: &Output,
     }
     writeln!(io.stderr, "{}\n{}", screen(&verified, &Output { color: false, ..*output }), plan_text(&plan, count).trim_end())?;
     orders::confirm(io, "repair", arguments.yes)?;
-    let mut repaired = Repaired { repaired: 0, agreed: 0, left: Vec::new() };
+    let untried = verified.differences().saturating_sub(count as u64);
+    let mut repaired = Repaired { repaired: 0, agreed: 0, left: Vec::new(), untried };
     for (mapping, findings) in plan {
         for keys in findings.chunks(REPAIRS) {
             repair(&mapping.name, keys, daemon, &mut repaired, io).await?;
@@ -96,7 +99,7 @@ pub(crate) async fn run(arguments: Verify, daemon: &mut Daemon, output: &Output,
     }
     output.write(io, &repaired, || repaired.text(output))?;
     writeln!(io.stderr, "lockstep: `lockstep verify` tells whether all agrees now")?;
-    Ok(if repaired.left.is_empty() { Exit::Ok } else { Exit::Attention })
+    Ok(if repaired.left.is_empty() && untried == 0 { Exit::Ok } else { Exit::Attention })
 }
 
 async fn compare(arguments: &Verify, daemon: &mut Daemon, io: &mut Io<'_>) -> Result<Vec<Mapping>, Failure> {
@@ -155,8 +158,12 @@ fn plan_text(plan: &[(&Mapping, Vec<&Finding>)], count: usize) -> String {
 }
 
 impl Verified {
+    fn differences(&self) -> u64 {
+        self.mappings.iter().map(Mapping::differences).sum()
+    }
+
     fn exit(&self, io: &mut Io<'_>) -> Result<Exit, Failure> {
-        let differences: u64 = self.mappings.iter().map(Mapping::differences).sum();
+        let differences = self.differences();
         let moving: u64 = self.mappings.iter().map(|mapping| mapping.moving).sum();
         if differences > 0 {
             return Ok(Exit::Attention);
@@ -257,6 +264,9 @@ impl Repaired {
         let mut text = format!("repaired: {}", self.repaired);
         if self.agreed > 0 {
             text += &format!("; agreed by themselves meanwhile: {}", self.agreed);
+        }
+        if self.untried > 0 {
+            text += &format!("; not tried: {}, beyond --limit or nothing that a repair mends", self.untried);
         }
         if self.left.is_empty() {
             return text;

@@ -148,11 +148,25 @@ fn an_order_is_carried_out_only_if_the_word_is_typed() {
 }
 
 #[test]
+fn an_order_is_not_carried_out_if_its_plan_has_changed_since_it_was_shown() {
+    let daemon = fake::start(Health::Ill);
+    let waive = "waive moving --operator ann --reason disk_lost";
+    let (exit, text) = talk(&daemon, waive, "moving\n", true);
+    assert!(exit == Exit::Refused && text.contains("has changed since it was shown; look at it again"), "{text}");
+    let (exit, text) = talk(&daemon, &format!("{waive} --yes"), "", true);
+    assert_eq!(exit, Exit::Ok, "{text}");
+}
+
+#[test]
 fn backups() {
     let (well, ill) = (fake::start(Health::Well), fake::start(Health::Ill));
     let whole = ["backup /backups/monday", "backup /backups/monday --output json", "backup /backups/occupied", "backup backups/monday"];
-    let servers =
-        ["backup /backups/monday", "backup /backups/monday --server-command true", "backup /backups/monday --server-command false"];
+    let servers = [
+        "backup /backups/monday",
+        "backup /backups/led",
+        "backup /backups/monday --server-command true",
+        "backup /backups/monday --server-command false",
+    ];
     let restores = ["restore /nonexistent --data-dir /nonexistent/data", "restore /nonexistent --check", "restore /nonexistent"];
     let nobody = transcript("http://127.0.0.1:1", &restores);
     assert_snapshot!("backups", [transcript(&well, &whole), transcript(&ill, &servers), nobody].join("\n"));
@@ -203,6 +217,7 @@ fn rows_and_documents() {
         "verify --repair",
         "verify --repair --yes",
         "verify --repair --yes --output json",
+        "verify --repair --yes --limit 1",
         "verify --yes",
     ];
     assert_snapshot!("verify", [transcript(&well, &agree), transcript(&ill, &differ)].join("\n"));

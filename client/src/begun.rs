@@ -58,7 +58,8 @@ impl Begin {
         Begin { client, key: None, attempt: 1, led_by: String::new(), enlisting: None, timeout: None, deadline }
     }
 
-    /// Names the transaction, so that it can be asked about later; 1 to 64 bytes. Default: a random UUID.
+    /// Names the transaction, so that it can be asked about later; 1 to 64 bytes. Default: a random UUID. Under the key of one that is
+    /// committed nothing begins: [`CommitError::AlreadyCommitted`].
     pub fn idempotency_key(mut self, key: impl Into<Key>) -> Begin {
         self.key = Some(key.into());
         self
@@ -155,8 +156,7 @@ impl Begin {
                 hold.armed = false;
                 match settle(&self.client, outcome, &request) {
                     Settled::Known(Err(error)) => Err(error),
-                    // Somebody has used this name before, to the end.
-                    Settled::Known(Ok(receipt)) => Err(CommitError::KeyReused { request: Box::new(request), txid: receipt.txid }),
+                    Settled::Known(Ok(receipt)) => Err(CommitError::AlreadyCommitted(Box::new(receipt))),
                     Settled::Unknown(message) => Err(CommitError::Unknown { request: Box::new(request), message }),
                 }
             }
@@ -251,7 +251,8 @@ impl Begun {
         result
     }
 
-    /// Gives it up. `Ok` means that it is aborted for certain.
+    /// Gives it up. `Ok` means that it is aborted for certain; one that is committed, under its key by somebody else, is told as
+    /// [`CommitError::AlreadyCommitted`].
     pub async fn rollback(mut self) -> Result<(), CommitError> {
         let until = deadline_in(self.deadline);
         let (client, request) = (self.hold.client.clone(), self.hold.request.clone());
@@ -278,7 +279,7 @@ fn rolled_back(result: Result<Receipt, CommitError>) -> Result<(), CommitError> 
     match result {
         Err(CommitError::Aborted(_)) => Ok(()),
         Err(error) => Err(error),
-        Ok(receipt) => Err(CommitError::Invalid(format!("{} is committed: it cannot be rolled back", receipt.txid))),
+        Ok(receipt) => Err(CommitError::AlreadyCommitted(Box::new(receipt))),
     }
 }
 
@@ -293,7 +294,7 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         if self.armed {
-            self.client.shared.link.roll_back(self.wire());
+            self.client.shared.link.roll_back(self.request.position.coordinator, self.wire());
         }
     }
 }

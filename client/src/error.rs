@@ -23,6 +23,10 @@ pub enum CommitError {
     #[error("committed as {txid}, but damaged at {stores}: it was finished there by hand against the decision, or given up",
         txid = .0.txid, stores = .0.damaged.join(", "))]
     Damaged(Box<Receipt>),
+    /// What was to begin, or to be rolled back, is committed already, under this key and attempt: take the receipt. Under another key it
+    /// would run twice.
+    #[error("committed already, as {txid}", txid = .0.txid)]
+    AlreadyCommitted(Box<Receipt>),
     /// Nobody here knows. Never send it as a new transaction; ask again with [`crate::Client::inquire`], or send the same
     /// transaction under the same key, attempt and position.
     #[error("unknown, ask again: {message}")]
@@ -32,8 +36,9 @@ pub enum CommitError {
         /// What is waited for, or how the connection is.
         message: String,
     },
-    /// The coordinator no longer keeps outcomes this old. What was sent now did not execute; look at the data to see whether an earlier
-    /// sending did.
+    /// The coordinator no longer keeps outcomes this old: whether it is committed nobody can tell; look at the data. That it did not
+    /// execute is certain only of a request that was sent once, by this call, under a key that was never sent before: what was lost with a
+    /// connection is sent again, and a sending before that may have executed.
     #[error("expired: the outcome of {request_key} is no longer kept", request_key = .request.key)]
     Expired {
         /// The request.
@@ -178,6 +183,7 @@ impl CommitError {
             CommitError::Invalid(_)
             | CommitError::NotSent(_)
             | CommitError::Damaged(_)
+            | CommitError::AlreadyCommitted(_)
             | CommitError::Unknown { .. }
             | CommitError::Expired { .. }
             | CommitError::KeyReused { .. } => false,
@@ -186,7 +192,10 @@ impl CommitError {
 
     /// Whether it is certain that this call has changed nothing and will not.
     pub fn is_definite(&self) -> bool {
-        !matches!(self, CommitError::Unknown { .. } | CommitError::Damaged(_))
+        match self {
+            CommitError::Invalid(_) | CommitError::NotSent(_) | CommitError::Aborted(_) | CommitError::KeyReused { .. } => true,
+            CommitError::Damaged(_) | CommitError::AlreadyCommitted(_) | CommitError::Unknown { .. } | CommitError::Expired { .. } => false,
+        }
     }
 }
 

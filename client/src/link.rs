@@ -149,10 +149,10 @@ impl Link {
         asked.expect("who takes a pending request out answers it")
     }
 
-    /// The receipt was handed over: the coordinator need not keep its results.
-    pub(crate) fn acknowledge(&self, txid: v1::TransactionId) {
+    /// The receipt was handed over: its coordinator need not keep its results.
+    pub(crate) fn acknowledge(&self, coordinator: CoordinatorId, txid: v1::TransactionId) {
         let mut state = self.state();
-        if state.acknowledged.len() < ACKNOWLEDGE_MAX {
+        if state.is_of(coordinator) && state.acknowledged.len() < ACKNOWLEDGE_MAX {
             state.acknowledged.push(txid);
         }
         if state.acknowledged.len() >= ACKNOWLEDGE_ALONE {
@@ -160,10 +160,10 @@ impl Link {
         }
     }
 
-    /// A transaction that was begun is given up, and nobody waits to hear so.
-    pub(crate) fn roll_back(&self, request: v1::RollbackRequest) {
+    /// A transaction that was begun there is given up, and nobody waits to hear so.
+    pub(crate) fn roll_back(&self, coordinator: CoordinatorId, request: v1::RollbackRequest) {
         let mut state = self.state();
-        if state.rolled_back.len() < ROLLBACKS_MAX {
+        if state.is_of(coordinator) && state.rolled_back.len() < ROLLBACKS_MAX {
             state.rolled_back.push(request);
         }
         state.wake();
@@ -237,6 +237,11 @@ impl State {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+    }
+
+    /// Whether this one answers at the endpoint, as far as it is known.
+    fn is_of(&self, coordinator: CoordinatorId) -> bool {
+        self.position.is_some_and(|here| here.coordinator == coordinator)
     }
 
     fn has_frame(&self) -> bool {
@@ -421,6 +426,11 @@ impl Link {
         let coordinator = uuid_bytes(&welcome.coord_id).map(CoordinatorId).ok_or("Welcome.coord_id has not 16 bytes")?;
         let position = welcome.position.ok_or("Welcome.position is missing")?;
         let mut state = self.state();
+        if !state.is_of(coordinator) {
+            // They name what another coordinator has.
+            state.acknowledged.clear();
+            state.rolled_back.clear();
+        }
         state.position = Some(Position::new(coordinator, position));
         state.limits = welcome.limits;
         state.welcomed = true;

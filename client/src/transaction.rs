@@ -430,7 +430,7 @@ pub(crate) fn settle(client: &Client, outcome: v1::outcome::Outcome, id: &Reques
         Outcome::Committed(committed) => {
             let receipt = Receipt::from(committed);
             if receipt.has_results() {
-                client.shared.link.acknowledge(receipt.txid.into());
+                client.shared.link.acknowledge(id.position.coordinator, receipt.txid.into());
             }
             if receipt.damaged.is_empty() { Ok(receipt) } else { Err(CommitError::Damaged(Box::new(receipt))) }
         }

@@ -139,6 +139,7 @@ async fn expired_is_told_where_the_position_was_given() {
     let error = write(&client).idempotency_key("old").position(position).commit().await.unwrap_err();
     assert!(matches!(error, CommitError::Expired { .. }), "{error}");
     assert_eq!(error.to_string(), "expired: the outcome of old is no longer kept");
+    assert!(!error.is_definite() && !error.is_retryable(), "an earlier sending may have executed");
     assert!(fake.state().executed.is_empty());
 }
 
@@ -279,6 +280,19 @@ async fn what_is_begun_and_dropped_or_never_sent_is_rolled_back() {
     let state = fake.state();
     let names: Vec<_> = state.rolled_back.iter().map(|rollback| rollback.key.clone().unwrap().key).collect();
     assert_eq!(names, ["dropped", "mistaken", "given up"]);
+}
+
+#[tokio::test]
+async fn what_is_committed_is_told_as_that_and_neither_begun_again_nor_rolled_back() {
+    let (_fake, client) = start().await;
+    let (one, other) = (client.begin().idempotency_key("k").await.unwrap(), client.begin().idempotency_key("k").await.unwrap());
+    let receipt = one.sql("db", "UPDATE t SET n = 1", []).commit().await.unwrap();
+    for error in [other.rollback().await.unwrap_err(), client.begin().idempotency_key("k").await.unwrap_err()] {
+        assert!(!error.is_definite() && !error.is_retryable(), "{error}");
+        assert_eq!(error.to_string(), "committed already, as 1-1");
+        let CommitError::AlreadyCommitted(again) = error else { panic!("{error}") };
+        assert_eq!((again.csn, again.results("db").len()), (receipt.csn, 1));
+    }
 }
 
 #[tokio::test]

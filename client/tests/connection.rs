@@ -105,6 +105,28 @@ async fn another_coordinator_at_the_same_endpoint_is_never_given_an_old_request(
 }
 
 #[tokio::test]
+async fn another_coordinator_at_the_same_endpoint_hears_nothing_of_what_the_first_one_has() {
+    let fake = Fake::start().await;
+    let client = client(&fake);
+    let (before, after) = (client.begin().await.unwrap(), client.begin().await.unwrap());
+    // Its results are kept until they are acknowledged.
+    write(&client).commit().await.unwrap();
+    fake.proxy.refuse(true);
+    fake.proxy.cut();
+    write(&client).deadline(SHORT).commit().await.unwrap_err();
+    // Given up while there is no connection, and when another one stands.
+    drop(before);
+    fake.state().coordinator = 8;
+    fake.proxy.refuse(false);
+    let other = || client.transaction().delete("index", "film-7").commit();
+    other().await.unwrap();
+    drop(after);
+    other().await.unwrap();
+    let state = fake.state();
+    assert_eq!((state.acknowledged.len(), state.rolled_back.len()), (0, 0));
+}
+
+#[tokio::test]
 async fn a_daemon_that_has_gone_gives_an_answer_by_the_deadline() {
     let fake = Fake::start().await;
     let client = client(&fake);

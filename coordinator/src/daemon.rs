@@ -2,6 +2,7 @@
 
 use crate::configuration::Configuration;
 use crate::engine_handle::{EngineHandle, RunningEngine, Stopped};
+use crate::log::backup;
 use crate::security::Security;
 use crate::shutdown::Signals;
 use crate::{engine, http, service, service_manager};
@@ -62,6 +63,7 @@ pub async fn run(configuration: Arc<Configuration>, options: Options, began: Ins
     };
     std::fs::create_dir_all(&configuration.data_dir)
         .with_context(|| format!("cannot make the data folder {} (data_dir)", configuration.data_dir.display()))?;
+    backup::refuse_unfinished(&configuration.data_dir)?;
     let starting = Arc::clone(&configuration);
     let engine = tokio::task::spawn_blocking(move || engine::start(&starting, began));
     let RunningEngine { handle, mut failed, meters, export } = tokio::select! {

@@ -124,6 +124,8 @@ pub fn run(subject: &mut dyn Subject, schedule: Schedule) -> Summary {
 }
 
 const ME: ParticipantId = ParticipantId(5);
+/// A leader that is not under test.
+const OTHER: ParticipantId = ParticipantId(6);
 
 /// The coordinator, its log, and the store.
 struct Run<'a> {
@@ -138,6 +140,8 @@ struct Run<'a> {
     /// The next transaction, CSN and value.
     next: u64,
     last_csn: Csn,
+    /// The last that the log decided; what another leader decided is no evidence about the log.
+    last_log_csn: Csn,
     /// Every decided write, for ever.
     decided: BTreeMap<Csn, Vec<KeyedWrite>>,
     /// What the log still holds.
@@ -185,6 +189,7 @@ impl<'a> Run<'a> {
             owner: Owner { coord_id: CoordId(0xc0), epoch: Epoch(0), incarnation: 0 },
             next: 0,
             last_csn: Csn::ZERO,
+            last_log_csn: Csn::ZERO,
             decided: BTreeMap::new(),
             log: BTreeMap::new(),
             untold: BTreeSet::new(),
@@ -234,7 +239,7 @@ impl<'a> Run<'a> {
         assert_eq!(self.store().owner().expect("owner"), Some(owner), "R-OWNER: the owner is kept");
         assert!(exclusive && heuristics.is_empty(), "nobody else is here");
         assert!(progress.durable <= progress.applied, "what is durable is applied");
-        assert!(highest <= self.last_csn, "R-LOGLOSS: it has seen {highest}, which was never decided");
+        assert!(highest <= self.last_log_csn, "R-LOGLOSS: it has seen {highest}, which the log has never decided");
         let undecided = std::mem::take(&mut self.voted);
         self.summary.aborted += undecided.len() as u32;
         match self.kind {
@@ -362,25 +367,29 @@ impl<'a> Run<'a> {
         self.last_csn
     }
 
-    /// The log decides one transaction.
+    /// The log, or another leader, decides one transaction.
     fn decide_alone(&mut self, voted: Voted) {
         let csn = self.decide(&voted);
         self.log(|| format!("decide {} at {csn}", voted.txid));
-        self.log.insert(csn, Decided { csn, txids: vec![voted.txid], redo: voted.redo, trace: None });
-        self.untold.insert(csn);
+        self.is_decided(Decided { csn, txids: vec![voted.txid], redo: voted.redo, trace: None });
     }
 
-    /// The log decides the open group, whole.
+    /// The open group is decided, whole.
     fn decide_group(&mut self) {
         let group = std::mem::take(&mut self.voted);
         let csns: Vec<Csn> = group.iter().map(|voted| self.decide(voted)).collect();
         let csn = *csns.last().expect("a group is not empty");
         self.log(|| format!("decide the group at {csns:?}"));
-        self.log.insert(
-            csn,
-            Decided { csn, txids: group.iter().map(|v| v.txid).collect(), redo: std::mem::take(&mut self.group_redo), trace: None },
-        );
-        self.untold.insert(csn);
+        let redo = std::mem::take(&mut self.group_redo);
+        self.is_decided(Decided { csn, txids: group.iter().map(|v| v.txid).collect(), redo, trace: None });
+    }
+
+    fn is_decided(&mut self, decided: Decided) {
+        if decided.txids.iter().any(|txid| txid.decider == Decider::Log) {
+            self.last_log_csn = decided.csn;
+        }
+        self.untold.insert(decided.csn);
+        self.log.insert(decided.csn, decided);
     }
 
     /// Tells the store these decisions, and how far outcomes are closed with them.
@@ -757,7 +766,11 @@ impl<'a> Run<'a> {
 
     fn new_txid(&mut self) -> Txid {
         self.next += 1;
-        let decider = if self.kind == Kind::Leader { Decider::Leader(ME) } else { Decider::Log };
+        let decider = match self.kind {
+            Kind::Leader => Decider::Leader(ME),
+            Kind::Redo | Kind::Serial | Kind::Preparing if self.next.is_multiple_of(5) => Decider::Leader(OTHER),
+            Kind::Redo | Kind::Serial | Kind::Preparing => Decider::Log,
+        };
         Txid { epoch: self.owner.epoch, n: self.next, decider }
     }
 }

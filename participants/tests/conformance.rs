@@ -181,6 +181,8 @@ enum Fault {
     OwnerLost,
     /// Votes Yes to what it should refuse.
     NeverRefuses,
+    /// Calls what a leader decided evidence about the log (R-LOGLOSS).
+    LedIsEvidence,
     /// Keeps a prepared branch in memory only.
     PreparedLost,
     /// Lists only some of its prepared branches (R-SESSION).
@@ -285,7 +287,7 @@ impl ResourceManager for Toy {
         let listed = memory.prepared.keys().copied().skip((self.fault == Fault::ListIncomplete).into());
         Ok(Recovered {
             progress: Progress { applied: disk.watermark, durable: disk.watermark },
-            highest: Csn::ZERO,
+            highest: if self.fault == Fault::LedIsEvidence { memory.applied.last().copied().unwrap_or_default() } else { Csn::ZERO },
             prepared: listed.collect(),
             heuristics: vec![],
             floor: lockstep_core::Position::default(),
@@ -407,6 +409,7 @@ fn every_fault_is_caught() {
         (Kind::Redo, Fault::WatermarkPassesOpen),
         (Kind::Redo, Fault::OwnerLost),
         (Kind::Redo, Fault::NeverRefuses),
+        (Kind::Redo, Fault::LedIsEvidence),
         (Kind::Preparing, Fault::OwnerLost),
         (Kind::Preparing, Fault::RepeatApplied),
         (Kind::Preparing, Fault::PreparedLost),

@@ -5,6 +5,7 @@ use lockstep_proto::v1::admin_service_server::{AdminService, AdminServiceServer}
 use lockstep_proto::v1::plan_request::Order;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc;
 use std::time::Duration;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
@@ -361,6 +362,11 @@ impl AdminService for Daemon {
                 }],
                 ..v1::Choice::default()
             },
+            Some(Order::Waive(waive)) if waive.participant == "moving" => {
+                static LOOKS: AtomicU64 = AtomicU64::new(1);
+                let effect = format!("Goes on without what it may have decided: {} transactions.", LOOKS.fetch_add(1, Relaxed));
+                v1::Choice { effect, ..v1::Choice::default() }
+            }
             Some(Order::ForgetDamage(_) | Order::Waive(_) | Order::LeaveSafeMode(_)) => {
                 v1::Choice { effect: "Goes on without it.".into(), ..v1::Choice::default() }
             }
@@ -513,7 +519,11 @@ impl AdminService for Daemon {
         if folder.ends_with("occupied") {
             return Err(Status::failed_precondition(format!("folder: {folder} is not empty: it holds `log`")));
         }
-        let servers = vec![v1::BackupServer { name: "pg".into(), r#type: "postgres".into() }];
+        let server = |name: &str, r#type: &str, leads| v1::BackupServer { name: name.into(), r#type: r#type.into(), leads };
+        let mut servers = vec![server("pg", "postgres", false)];
+        if folder.ends_with("led") {
+            servers.push(server("shop", "postgres", true));
+        }
         let servers = v1::BackupServers { servers, paused: true };
         let summary = v1::BackupSummary {
             folder,

@@ -105,6 +105,19 @@ pub enum BackupError {
     /// The disk said no.
     #[error("{0}")]
     Io(String),
+    /// The disk said no when a part had been put back already: it lies in the data folder, on which no daemon starts.
+    #[error("{0}")]
+    Unfinished(String),
+}
+
+impl From<LogError> for BackupError {
+    fn from(error: LogError) -> BackupError {
+        match error {
+            LogError::Corrupt(sentence) => BackupError::Damaged(sentence),
+            LogError::Newer(sentence) => BackupError::Newer(sentence),
+            LogError::Io(sentence) | LogError::Locked(sentence) => BackupError::Io(sentence),
+        }
+    }
 }
 
 impl Manifest {
@@ -193,16 +206,18 @@ pub fn check(folder: &Path) -> Result<Manifest, BackupError> {
 }
 
 /// Puts a backup into a data folder that is empty or not there, each file checked as it is copied, and gives its log a new identity: it is
-/// not the one that its original goes on with. What fails leaves the folder as it was.
+/// not the one that its original goes on with. Durable on return. What fails leaves the folder as it was, but for
+/// [`BackupError::Unfinished`].
 pub fn restore(backup: &Path, data: &Path, at_ms: u64) -> Result<Restored, BackupError> {
     let log_id = LogId(uuid::Uuid::new_v4().as_u128());
     let manifest = Manifest::read(backup)?;
     let made = !data.exists();
     refuse_occupied(data)?;
     let unfinished = data.join(UNFINISHED);
-    fs::create_dir_all(&unfinished).map_err(|error| failed(&unfinished, &error))?;
+    make_folder(&unfinished).map_err(|error| failed(&unfinished, &error))?;
     match put(&manifest, backup, data, &unfinished, log_id, at_ms) {
         Ok(moved) => Ok(Restored { manifest, log_id: log_id.to_string(), moved }),
+        Err(error @ BackupError::Unfinished(_)) => Err(error),
         Err(error) => {
             let _ = fs::remove_dir_all(if made { data } else { unfinished.as_path() });
             Err(error)
@@ -210,8 +225,32 @@ pub fn restore(backup: &Path, data: &Path, at_ms: u64) -> Result<Restored, Backu
     }
 }
 
+/// Makes a folder, and those above it that are missing. Durable on return.
+pub fn make_folder(folder: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> = folder.ancestors().take_while(|at| !at.as_os_str().is_empty() && !at.exists()).collect();
+    fs::create_dir_all(folder)?;
+    missing.iter().filter_map(|made| made.parent()).try_for_each(|parent| {
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        File::open(parent)?.sync_all()
+    })
+}
+
+/// Refuses a data folder in which a restore has died, or the disk has said no to it: not all of it may be there.
+pub fn refuse_unfinished(data: &Path) -> Result<(), BackupError> {
+    let unfinished = data.join(UNFINISHED);
+    match fs::symlink_metadata(&unfinished) {
+        Ok(_) => {
+            let data = data.display();
+            Err(BackupError::Unfit(format!("{data} holds a restore that was not finished ({UNFINISHED}): empty it, and restore again")))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed(&unfinished, &error)),
+    }
+}
+
 /// Refuses a folder in which anything lies.
 pub fn refuse_occupied(folder: &Path) -> Result<(), BackupError> {
+    refuse_unfinished(folder)?;
     let mut entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -219,11 +258,7 @@ pub fn refuse_occupied(folder: &Path) -> Result<(), BackupError> {
     };
     let Some(first) = entries.next() else { return Ok(()) };
     let name = first.map_err(|error| failed(folder, &error))?.file_name();
-    let folder = folder.display();
-    Err(BackupError::Unfit(match name == *UNFINISHED {
-        true => format!("{folder} holds a restore that was not finished ({UNFINISHED}): remove it, and begin again"),
-        false => format!("{folder} is not empty: it holds `{}`", name.to_string_lossy()),
-    }))
+    Err(BackupError::Unfit(format!("{} is not empty: it holds `{}`", folder.display(), name.to_string_lossy())))
 }
 
 fn put(
@@ -264,20 +299,32 @@ fn put(
         file.check(backup, &mut copy)?;
         copy.sync_all().map_err(|error| failed(&to, &error))?;
     }
-    mark_restored(&unfinished.join(LOG), log_id, at_ms).map_err(|error| BackupError::Damaged(error.to_string()))?;
-    let move_all = || -> io::Result<()> {
+    mark_restored(&unfinished.join(LOG), log_id, at_ms)?;
+    let mut begun = false;
+    let mut move_all = || -> io::Result<()> {
         sync_folders(unfinished)?;
         let mut names = fs::read_dir(unfinished)?.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()?;
-        // The log last: without it no daemon takes the stores up.
+        // The log last, and only beside stores that stay there: without it no daemon takes them up.
         names.sort_by_key(|name| *name == *LOG);
         for name in names {
+            if name == *LOG {
+                File::open(data)?.sync_all()?;
+            }
             fs::rename(unfinished.join(&name), data.join(&name))?;
+            begun = true;
         }
+        File::open(data)?.sync_all()?;
         fs::remove_dir(unfinished)?;
         File::open(data)?.sync_all()
     };
-    move_all().map_err(|error| failed(data, &error))?;
-    Ok(moved)
+    match move_all() {
+        Ok(()) => Ok(moved),
+        Err(error) if begun => {
+            let data = data.display();
+            Err(BackupError::Unfinished(format!("{data}: {error}: what was put there is no whole restore")))
+        }
+        Err(error) => Err(failed(data, &error)),
+    }
 }
 
 /// Whether both lie in the same file or folder of the data folder.
@@ -412,6 +459,31 @@ mod tests {
         assert_ne!(log_id, LogId(2));
         let occupied = restore(&folder.path().join("backup"), &data, 5).unwrap_err();
         assert!(matches!(occupied, BackupError::Unfit(_)), "{occupied}");
+    }
+
+    #[test]
+    fn a_restore_that_died_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        backup(folder.path());
+        let data = folder.path().join("data");
+        refuse_unfinished(&data).unwrap();
+        fs::create_dir_all(data.join(UNFINISHED)).unwrap();
+        fs::write(data.join("a.sqlite"), b"rows").unwrap();
+        for refused in [refuse_unfinished(&data), restore(&folder.path().join("backup"), &data, 5).map(drop)] {
+            let error = refused.unwrap_err();
+            assert!(matches!(&error, BackupError::Unfit(why) if why.contains("was not finished (.restoring): empty it")), "{error}");
+        }
+        assert!(data.join(UNFINISHED).exists() && data.join("a.sqlite").exists(), "nothing is touched");
+    }
+
+    #[test]
+    fn what_the_log_says_no_to_is_told_as_what_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("log"), b"no folder").unwrap();
+        let error = BackupError::from(mark_restored(&folder.path().join("log"), LogId(3), 5).unwrap_err());
+        assert!(matches!(error, BackupError::Io(_)), "{error:?}");
+        assert!(matches!(LogError::Newer("n".into()).into(), BackupError::Newer(_)));
+        assert!(matches!(LogError::Corrupt("c".into()).into(), BackupError::Damaged(_)));
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use crate::lock::Lock;
 use crate::sled_log::{self, Options};
 use crate::{LogError, Report};
-use lockstep_core::{Decider, Entry, Gid, Lsn, ParticipantId, Position, Record};
+use lockstep_core::{AdminAction, Decider, Entry, Gid, Lsn, ParticipantId, Position, Record};
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -28,7 +29,16 @@ pub enum BranchFate {
         /// By this record.
         lsn: u64,
     },
-    /// The log has no commit of it: it is aborted, if the log is whole.
+    /// An operator has ordered how it ends, and the log has no commit of it.
+    ByHand {
+        /// Whether it is to be committed.
+        commit: bool,
+        /// Who.
+        operator: String,
+        /// By this record.
+        lsn: u64,
+    },
+    /// The log has no commit of it: it is aborted, if the log is whole. So is what a store was to decide that was removed.
     Unrecorded,
     /// It began before outcomes that are kept.
     Forgotten {
@@ -74,6 +84,8 @@ impl Inspection {
     pub fn fate(&self, gid: &str) -> (Option<String>, BranchFate) {
         let Ok(gid) = gid.parse::<Gid>() else { return (None, BranchFate::Foreign) };
         let (mut names, mut epoch, mut floor, mut owner, mut committed) = (Vec::new(), 0, Position::default(), None, None);
+        let (mut by_hand, mut removed) = (None, BTreeSet::new());
+        let of_it = |txid, participant| (txid, participant) == (gid.txid, gid.participant);
         for Entry { lsn, record } in &self.entries {
             match record {
                 Record::Header { coord_id, .. } => owner = Some(*coord_id),
@@ -84,6 +96,16 @@ impl Inspection {
                     let entry = group.entries.iter().find(|entry| entry.txid == gid.txid);
                     committed = committed.or(entry.map(|entry| BranchFate::Committed { csn: entry.csn.to_string(), lsn: lsn.0 }));
                 }
+                Record::Admin { operator, action, .. } => match *action {
+                    // A later one against it was refused.
+                    AdminAction::Resolve { txid, participant, commit } if of_it(txid, participant) => {
+                        by_hand.get_or_insert_with(|| BranchFate::ByHand { commit, operator: operator.clone(), lsn: lsn.0 });
+                    }
+                    // Without damage it takes back an order that was refused.
+                    AdminAction::Forget { txid, participant } if of_it(txid, participant) => by_hand = None,
+                    AdminAction::Remove { participant } => drop(removed.insert(participant)),
+                    _ => {}
+                },
                 _ => {}
             }
         }
@@ -91,9 +113,10 @@ impl Inspection {
             return (None, BranchFate::Foreign);
         }
         let name = |id: ParticipantId| names.get(id.0 as usize).cloned();
-        let fate = match (committed, gid.txid.decider) {
-            (Some(committed), _) => committed,
+        let fate = match (committed.or(by_hand), gid.txid.decider) {
+            (Some(known), _) => known,
             (None, _) if gid.txid.epoch.0 > epoch => BranchFate::Ahead { epoch: gid.txid.epoch.0 },
+            (None, Decider::Leader(leader)) if removed.contains(&leader) => BranchFate::Unrecorded,
             (None, Decider::Leader(leader)) => BranchFate::Led { leader: name(leader).unwrap_or_else(|| leader.to_string()) },
             (None, Decider::Log) if gid.txid.position() < floor => BranchFate::Forgotten { floor: format!("{}-{}", floor.epoch, floor.n) },
             (None, Decider::Log) => BranchFate::Unrecorded,

@@ -848,3 +848,38 @@ fn payloads_of_format_3_are_read() {
     head.extend_from_slice(&crc32c::crc32c(&head).to_le_bytes());
     assert!(Head::decode(entry.lsn, &head).and_then(|head| head.with_body(&body)).is_err());
 }
+
+#[test]
+fn what_becomes_of_a_branch_is_told_as_a_start_would_find_it() {
+    let (coord_id, pg, leader) = (CoordId(7), ParticipantId(0), ParticipantId(1));
+    let led = Txid { decider: Decider::Leader(leader), ..txid(50) };
+    let admin = |operator: &str, action| Record::Admin { operator: operator.into(), action, reason: "why".into(), at_ms: 0 };
+    let resolve = |operator, txid, commit| admin(operator, AdminAction::Resolve { txid, participant: pg, commit });
+    let participant = |id, name: &str, kind| Record::Participant { id, name: name.into(), kind };
+    let mut records = vec![
+        Record::Header { coord_id, log_id: LogId(1) },
+        participant(pg, "pg", Kind::Preparing),
+        participant(leader, "db", Kind::Leader),
+        Record::Epoch { epoch: Epoch(3), incarnation: 1, at_ms: 0 },
+        resolve("ann", txid(41), true),
+        resolve("bob", txid(41), false),
+        resolve("ann", txid(42), true),
+        admin("ann", AdminAction::Forget { txid: txid(42), participant: pg }),
+        resolve("ann", txid(5), false),
+    ];
+    let log = |records: &[Record]| {
+        let entries = records.iter().zip(10..).map(|(record, lsn)| Entry { lsn: Lsn(lsn), record: record.clone() });
+        Inspection { entries: entries.chain([commit(5, 0)]).collect(), torn: None }
+    };
+    let fate = |log: &Inspection, txid| log.fate(&Gid { coord_id, participant: pg, txid }.to_string());
+    let before = log(&records);
+    let known = |fate| (Some("pg".to_string()), fate);
+    assert_eq!(fate(&before, txid(41)), known(BranchFate::ByHand { commit: true, operator: "ann".into(), lsn: 14 }));
+    assert_eq!(fate(&before, txid(42)), known(BranchFate::Unrecorded));
+    assert_eq!(fate(&before, txid(5)), known(BranchFate::Committed { csn: "3.5".into(), lsn: 5 }));
+    assert_eq!(fate(&before, led), known(BranchFate::Led { leader: "db".into() }));
+    records.push(admin("ann", AdminAction::Remove { participant: leader }));
+    assert_eq!(fate(&log(&records), led), known(BranchFate::Unrecorded));
+    records.push(resolve("ann", led, true));
+    assert_eq!(fate(&log(&records), led), known(BranchFate::ByHand { commit: true, operator: "ann".into(), lsn: 20 }));
+}

@@ -71,7 +71,7 @@ impl AdminService for Admin {
             return Err(Status::invalid_argument(format!("key has {} bytes: at most {KEY_BYTES}", request.key.len())));
         }
         if !request.participant.is_empty() {
-            self.participant(&request.participant)?;
+            self.known(request.participant.clone()).await?;
         }
         if let Some(sentence) = view::unanswerable(&request) {
             return Err(Status::invalid_argument(sentence));
@@ -108,10 +108,13 @@ impl AdminService for Admin {
     }
 
     async fn verify_log(&self, _: Request<v1::VerifyLogRequest>) -> Result<Response<v1::LogReport>, Status> {
-        let report = |entries: Result<Vec<Entry>, LogError>| {
-            entries.map_or_else(|error| Report::unreadable(&error), |entries| Report::of(&entries, None))
+        let report = |entries: Result<Vec<Entry>, LogError>| match entries {
+            Ok(entries) => Ok(Report::of(&entries, None)),
+            Err(error @ LogError::Corrupt(_)) => Ok(Report::unreadable(&error)),
+            // A log that was not read may be sound.
+            Err(error) => Err(Status::unavailable(error.to_string())),
         };
-        Ok(Response::new(view::log_report(self.read_log(report).await?)))
+        Ok(Response::new(view::log_report(self.read_log(report).await??)))
     }
 
     async fn plan(&self, request: Request<v1::PlanRequest>) -> Result<Response<v1::Choice>, Status> {
@@ -215,13 +218,13 @@ impl Admin {
     async fn action(&self, order: Order) -> Result<AdminAction, Status> {
         Ok(match order {
             Order::Resolve(v1::ResolveRequest { txid: of, participant, commit, .. }) => {
-                AdminAction::Resolve { txid: txid(&of)?, participant: self.participant(&participant)?, commit }
+                AdminAction::Resolve { txid: txid(&of)?, participant: self.known(participant).await?, commit }
             }
             Order::Skip(v1::SkipRequest { txid: of, participant, .. }) => {
-                AdminAction::Skip { txid: txid(&of)?, participant: self.participant(&participant)? }
+                AdminAction::Skip { txid: txid(&of)?, participant: self.known(participant).await? }
             }
             Order::ForgetDamage(v1::ForgetDamageRequest { txid: of, participant, .. }) => {
-                AdminAction::Forget { txid: txid(&of)?, participant: self.participant(&participant)? }
+                AdminAction::Forget { txid: txid(&of)?, participant: self.known(participant).await? }
             }
             Order::Waive(v1::WaiveRequest { participant, .. }) => AdminAction::Waive { participant: self.known(participant).await? },
             Order::RemoveParticipant(v1::RemoveParticipantRequest { participant, .. }) => {
@@ -238,12 +241,6 @@ impl Admin {
             participant.forces = reader.forces();
             participant.pools = reader.pools().into_iter().map(translate::pool_out).collect();
         }
-    }
-
-    fn participant(&self, name: &str) -> Result<ParticipantId, Status> {
-        let names = self.0.engine.names();
-        let unknown = || Status::not_found(format!("participant: {}", translate::unknown_store(name, names)));
-        names.named(name).map(|entry| entry.id).ok_or_else(unknown)
     }
 
     /// Reads the whole log on a thread that may block; commits go on. One at a time, each in its turn.

@@ -3,25 +3,27 @@
 //!
 //! In this order, each step resting on the one before:
 //! 1. a **hold**: nothing is forgotten, and the log does not say of any store that it has come further (R-STORELOSS);
-//! 2. the indices, then the databases: an index must not know of what a database that leads has not decided in its copy;
-//! 3. the servers, by their own tools. What a store that prepares lacks no redo brings: if there is one, nothing new is taken from here until
-//!    the log is copied, and what is under way has come to its end there;
-//! 4. the log, last: it has every decision that any copy holds (R-LOGLOSS), and every redo that one may lack;
-//! 5. the manifest: without it there is no backup.
+//! 2. the embedded stores that follow;
+//! 3. the servers, by their own tools, those that lead last. What a store that prepares lacks no redo brings: if there is one, nothing new is
+//!    taken from here until the log is copied, and what is under way has come to its end there;
+//! 4. the embedded stores that lead: no copy may hold what the leader that decided it lacks in its own, and nobody would notice (R-LOGLOSS);
+//! 5. the log, last: it has every decision of its own that any copy holds (R-LOGLOSS), and every redo that one may lack;
+//! 6. the manifest: without it there is no backup.
 
 use super::Context;
 use super::verify::Replies;
 use crate::configuration::Store;
 use crate::engine_handle::{Held, Paused, Question};
 use crate::failpoints;
-use crate::log::backup::{self, LOG, Manifest, STORES, StoreCopy};
+use crate::log::backup::{self, LOG, MANIFEST, Manifest, STORES, StoreCopy};
 use crate::security::Caller;
-use lockstep_core::{Csn, Entry, Kind, Record, Role};
+use lockstep_core::{Csn, Entry, Kind, Record};
 use lockstep_participants::StoreError;
 use lockstep_proto::v1;
 use lockstep_proto::v1::backup_reply::Reply as Said;
 use lockstep_proto::v1::backup_request::Request as Told;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -60,7 +62,7 @@ pub async fn back_up(
     context.engine.note_order(caller, "backup", &folder.display().to_string()).await?;
     let (made, at) = (!folder.exists(), folder.clone());
     let prepare = move || {
-        backup::refuse_occupied(&at).and_then(|()| fs::create_dir_all(&at).map_err(|error| backup::BackupError::Io(error.to_string())))
+        backup::refuse_occupied(&at).and_then(|()| backup::make_folder(&at).map_err(|error| backup::BackupError::Io(error.to_string())))
     };
     let unfit = |error: backup::BackupError| {
         let sentence = format!("folder: {error}");
@@ -95,27 +97,33 @@ impl Run {
         let held = self.context.engine.ask(Question::HoldForgetting).await?;
         failpoints::hit("backup.before_stores");
         let mut stores = Vec::new();
-        let configured = &self.context.configuration.stores;
-        for role in [Role::Index, Role::Database] {
-            for store in configured.iter().filter(|store| store.role() == role) {
-                stores.push(self.copy(store).await?);
-            }
+        let leads = |store: &&Store| store.kind() == Kind::Leader;
+        let data = &self.context.configuration.data_dir;
+        let (embedded, servers): (Vec<_>, Vec<_>) = self.context.configuration.stores.iter().partition(|store| store.path(data).is_some());
+        let (leading, following): (Vec<_>, Vec<_>) = embedded.into_iter().partition(leads);
+        for store in following {
+            stores.push(self.copy(store).await?);
         }
         let mut paused = None;
-        let servers: Vec<_> = stores.iter().filter(|store| store.copy.is_none()).cloned().collect();
         if !servers.is_empty() {
-            let server = |store: &StoreCopy| v1::BackupServer { name: store.name.clone(), r#type: store.r#type.clone() };
-            let prepares =
-                |store: &StoreCopy| self.context.engine.names().named(&store.name).is_some_and(|store| store.kind == Kind::Preparing);
-            if servers.iter().any(prepares) {
+            if servers.iter().any(|store| store.kind() == Kind::Preparing) {
                 paused = Some(self.pause().await?);
             }
-            let paused = paused.is_some();
-            self.say(Said::Servers(v1::BackupServers { servers: servers.iter().map(server).collect(), paused })).await?;
+            let mut turn = Vec::new();
+            let (leaders, followers): (Vec<_>, Vec<_>) = servers.into_iter().partition(leads);
+            for store in followers.into_iter().chain(leaders) {
+                let (name, r#type) = (store.name().to_string(), store.store_type().to_string());
+                turn.push(v1::BackupServer { name: name.clone(), r#type: r#type.clone(), leads: leads(&store) });
+                stores.push(StoreCopy { name, r#type, copy: None, path: None });
+            }
+            self.say(Said::Servers(v1::BackupServers { servers: turn, paused: paused.is_some() })).await?;
             match told.message().await?.and_then(|request| request.request) {
                 Some(Told::ServersDone(true)) => {}
                 _ => return Err(Status::cancelled("the servers were not backed up")),
             }
+        }
+        for store in leading {
+            stores.push(self.copy(store).await?);
         }
         failpoints::hit("backup.before_log");
         let entries = self.copy_log().await?;
@@ -162,7 +170,7 @@ impl Run {
         Ok(paused)
     }
 
-    /// A store's own copy, if it is not a server.
+    /// An embedded store's own copy.
     async fn copy(&self, store: &Store) -> Result<StoreCopy, Status> {
         let (name, data) = (store.name().to_string(), &self.context.configuration.data_dir);
         let path = store.path(data).and_then(|path| path.strip_prefix(data).ok().map(Path::to_path_buf));
@@ -171,9 +179,7 @@ impl Run {
         let Some(reader) = reader else { return Ok(entry) };
         let below = PathBuf::from(STORES).join(&name);
         let (stores, to) = (self.folder.join(STORES), self.folder.join(&below));
-        if store.path(data).is_some() {
-            self.say(Said::Progress(format!("store `{name}` is copied"))).await?;
-        }
+        self.say(Said::Progress(format!("store `{name}` is copied"))).await?;
         let copied = blocking(move || {
             fs::create_dir_all(&stores).map_err(|error| StoreError::Broken(format!("{}: {error}", stores.display())))?;
             reader.back_up(&to)
@@ -221,20 +227,20 @@ impl Run {
 }
 
 /// Removes what a run has left, and the folder if it made it.
-fn clear(folder: &Path, made: bool) -> std::io::Result<()> {
+fn clear(folder: &Path, made: bool) -> io::Result<()> {
+    let gone = |removed: io::Result<()>| match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    };
+    // First: without it the rest is no backup, however much of it stays.
+    gone(fs::remove_file(folder.join(MANIFEST)))?;
     if made {
         return fs::remove_dir_all(folder);
     }
     for name in [LOG, STORES] {
-        match fs::remove_dir_all(folder.join(name)) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        gone(fs::remove_dir_all(folder.join(name)))?;
     }
-    match fs::remove_file(folder.join(format!("{}.tmp", backup::MANIFEST))) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    gone(fs::remove_file(folder.join(format!("{MANIFEST}.tmp"))))
 }
 
 async fn blocking<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {

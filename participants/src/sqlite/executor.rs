@@ -11,7 +11,7 @@ use super::state::{State, csn, number};
 use super::writer::{CHECKPOINT_LOOK, Ran, Synchronous, Writer};
 use super::{Limits, SqliteOptions};
 use crate::{Committed, Recovered, StoreError, Tended};
-use lockstep_core::{Ballot, Csn, Decided, Owner, ParticipantId, Progress, Refusal, RefusalKind, Txid, Vote, Work};
+use lockstep_core::{Ballot, Csn, Decided, Decider, Owner, ParticipantId, Progress, Refusal, RefusalKind, Txid, Vote, Work};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -143,7 +143,7 @@ impl Executor {
                 None => {}
                 Some((decision, others)) if decision.txids == self.open => {
                     rest = others;
-                    self.keep(writer, [decision.csn], closed)?;
+                    self.keep(writer, [*decision], closed)?;
                     writer.commit()?;
                     self.open.clear();
                 }
@@ -256,12 +256,15 @@ impl Executor {
         }
     }
 
-    /// Notes these CSNs as applied, in the open transaction.
-    fn keep(&mut self, writer: &Writer, csns: impl IntoIterator<Item = Csn>, closed: Csn) -> Result<(), StoreError> {
+    /// Notes these decisions as applied, in the open transaction.
+    fn keep<'a>(&mut self, writer: &Writer, decided: impl IntoIterator<Item = &'a Decided>, closed: Csn) -> Result<(), StoreError> {
         let first_new = self.state.highest;
-        for csn in csns {
+        for &Decided { csn, ref txids, .. } in decided {
             self.above.insert(csn);
-            self.state.highest = self.state.highest.max(csn);
+            // What a leader has decided is no evidence about the log (R-LOGLOSS).
+            if txids.iter().any(|txid| txid.decider == Decider::Log) {
+                self.state.highest = self.state.highest.max(csn);
+            }
             if csn > closed {
                 writer.run("/*lockstep*/INSERT INTO _lockstep_applied(csn) VALUES (?)", [number(csn)]).map_err(broken)?;
                 self.prunable = true;
@@ -301,7 +304,7 @@ impl Executor {
             }
             writer.run("/*lockstep*/SAVEPOINT redo", []).map_err(broken)?;
             match Redo::decode(&decision.redo).and_then(|redo| redo.apply(writer.conn(), &writer.schema())) {
-                Ok(()) => applied.push(decision.csn),
+                Ok(()) => applied.push(*decision),
                 Err(error) => {
                     writer.run("/*lockstep*/ROLLBACK TO redo", []).map_err(broken)?;
                     stuck.push((decision.csn, error.to_string()));

@@ -1,8 +1,8 @@
 //! Prepared branches: what a Yes rests on, and what becomes of them.
 
-use crate::lab::{ME, lab, options, owner, sql};
+use crate::lab::{ME, csn, lab, options, owner, sql};
 use crate::postgres::{database, psql};
-use lockstep_core::{Decider, Epoch, MarkerEvidence, Txid, Vote, Work};
+use lockstep_core::{Decider, Epoch, MarkerEvidence, ParticipantId, Txid, Vote, Work};
 use lockstep_participants::ResourceManager;
 use lockstep_participants::postgres::{Postgres, PostgresMode};
 use std::io::{Read, Write};
@@ -39,6 +39,21 @@ fn a_branch_committed_by_hand_is_found_by_its_marker() {
     let (txid, _) = lab.yes(vec![sql("UPDATE stock SET n = 0")]);
     lab.psql(&format!("COMMIT PREPARED '{}'", lab.gid(1)));
     assert_eq!(lab.tell(txid).not_prepared, [(txid, MarkerEvidence::Committed)]);
+}
+
+#[test]
+fn what_a_leader_decided_is_no_evidence_about_the_log() {
+    // R-LOGLOSS
+    let mut lab = lab(STOCK);
+    lab.commit(vec![sql("UPDATE stock SET n = 9 WHERE id = 1")]);
+    let led = Txid { decider: Decider::Leader(ParticipantId(4)), ..lab.txid(5) };
+    let work = Work { txid: led, operations: [sql("UPDATE stock SET n = 8 WHERE id = 1")].into(), timeout: 20_000_000, trace: None };
+    let ballot = lab.store.prepare(&[work]).unwrap();
+    assert!(matches!(ballot.votes[0].1, Vote::Prepared(_)), "{:?}", ballot.votes);
+    assert_eq!(lab.tell(led).done, [led]);
+    lab.store.acked(csn(5)).unwrap();
+    let recovered = lab.store.recover(owner(2), ME).unwrap();
+    assert_eq!((recovered.highest, recovered.progress.durable), (csn(1), csn(5)));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The watermark, the checkpoint, the owner, foreign writers, migrations and readers.
 
-use crate::lab::{Lab, ME, csn, dump, lab, lab_with, lines, owner, sql, text, work};
-use lockstep_core::{Csn, Kind, Progress, RefusalKind, Value, Vote};
+use crate::lab::{Lab, ME, csn, dump, lab, lab_with, lines, owner, sql, text, txid, work};
+use lockstep_core::{Csn, Decided, Decider, Kind, ParticipantId, Progress, RefusalKind, Txid, Value, Vote, Work};
 use lockstep_participants::sqlite::{Sqlite, SqliteMode, SqliteOptions};
 use lockstep_participants::{ReadLimits, ResourceManager, StoreError, Tended};
 use std::time::{Duration, Instant};
@@ -34,6 +34,23 @@ fn the_watermark_never_passes_what_is_closed() {
     assert_eq!((committed.progress.applied, committed.stuck.len()), (csn(3), 0));
     assert_eq!(dump(&image.path), lab.dump());
     assert_eq!(store.tend(csn(9)).unwrap().progress.applied, csn(4), "it stops at what was applied here");
+}
+
+#[test]
+fn what_a_leader_decided_is_no_evidence_about_the_log() {
+    // R-LOGLOSS
+    let mut lab = lab(SCHEMA);
+    lab.commit(vec![lines("INSERT INTO t VALUES (1, 'x')")]);
+    let image = lab.image();
+    let led = Txid { decider: Decider::Leader(ParticipantId(4)), ..txid(9) };
+    let ballot = lab.store.prepare(&[Work { txid: led, ..work(9, lines("INSERT INTO t VALUES (2, 'x')")) }]).unwrap();
+    let decided = [Decided { csn: csn(9), txids: vec![led], redo: ballot.group_redo, trace: None }];
+    let mut replayed = image.recover();
+    for store in [&mut lab.store, &mut replayed] {
+        assert_eq!(store.commit(&decided, csn(9)).unwrap().stuck, []);
+        let recovered = store.recover(owner(3), ME).unwrap();
+        assert_eq!((recovered.highest, recovered.progress.applied), (csn(1), csn(9)));
+    }
 }
 
 /// Tends until no checkpoint is under way.

@@ -491,7 +491,12 @@ impl Crowd {
             Err(CommitError::NotSent(why)) => Told::Aborted { why: format!("not sent: {why}") },
             Err(CommitError::Unknown { message, .. }) => Told::Unknown { why: message },
             Err(CommitError::Expired { .. }) => Told::Unknown { why: "expired".into() },
-            Err(error @ (CommitError::Invalid(_) | CommitError::Damaged(_) | CommitError::KeyReused { .. })) => {
+            Err(
+                error @ (CommitError::Invalid(_)
+                | CommitError::Damaged(_)
+                | CommitError::AlreadyCommitted(_)
+                | CommitError::KeyReused { .. }),
+            ) => {
                 self.troubled(format!("{op} was told: {error}"));
                 Told::Unknown { why: error.to_string() }
             }
@@ -531,9 +536,13 @@ impl Request {
             Ok(_) => (RequestId { key, attempt: 1, position: position? }, false),
             Err(CommitError::Aborted(aborted)) => (aborted.request.clone(), false),
             Err(CommitError::Unknown { request, .. } | CommitError::Expired { request }) => ((**request).clone(), true),
-            Err(CommitError::NotSent(_) | CommitError::Invalid(_) | CommitError::Damaged(_) | CommitError::KeyReused { .. }) => {
-                return None;
-            }
+            Err(
+                CommitError::NotSent(_)
+                | CommitError::Invalid(_)
+                | CommitError::Damaged(_)
+                | CommitError::AlreadyCommitted(_)
+                | CommitError::KeyReused { .. },
+            ) => return None,
         };
         Some(Request { op, id, open })
     }

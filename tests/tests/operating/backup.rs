@@ -1,16 +1,18 @@
 //! Backups of a daemon that goes on, and putting them back.
 
-use crate::lab::{LIMIT, Lab, STORES, has, launch, put, says_at};
+use crate::lab::{LIMIT, Lab, STORES, TABLES, attend, has, launch, put, remote, says_at};
 use anyhow::ensure;
 use lockstep::Exit;
-use lockstep_client::Client;
+use lockstep_client::{Client, Wait, params};
 use lockstep_tests::{command_line, workload};
-use lockstepd::demo::daemon::Daemon;
-use serde_json::Value;
+use lockstepd::demo::daemon::{Daemon, Launch};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 /// What was told committed: the CSN of each version.
 type Told = Arc<Mutex<BTreeMap<String, Vec<(u64, i64)>>>>;
@@ -86,6 +88,62 @@ async fn round(mode: &str) -> anyhow::Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_leads_is_copied_after_the_servers_that_follow_it() -> anyhow::Result<()> {
+    let mirror = "\n[[store]]\ntype = \"remote\"\nname = \"mirror\"\nrole = \"index\"\nkind = \"redo\"\n";
+    let stores = STORES.replacen("name = \"db\"", "name = \"db\"\nmode = \"database-led\"", 1) + mirror;
+    let folder = tempfile::tempdir()?;
+    let remote = remote("mirror", folder.path())?;
+    let mut daemon = Daemon::start(launch(folder.path(), &stores)?).await?;
+    let attending = attend(&remote, &daemon);
+    daemon.wait_until_ready().await?;
+    let client = workload::connect(&daemon.url()).await?;
+    client.migrate("db", TABLES).await?;
+    let mirrored = async |name: &str| {
+        let transaction = client
+            .transaction()
+            .sql("db", "INSERT INTO item VALUES ($1, 'one', 1)", params![name])
+            .put("mirror", name, &json!({ "title": "one" }))
+            .wait(Wait::Visible);
+        workload::insist(&client, transaction).await?.map_err(|why| anyhow::anyhow!("{name}: {why}"))
+    };
+    mirrored("before").await?;
+
+    // One more in the servers' turn: what is copied of the mirror in the end holds it.
+    let (asked, done) = (folder.path().join("asked"), folder.path().join("done"));
+    let command = format!("touch '{}'; until test -e '{}'; do sleep 0.05; done", asked.display(), done.display());
+    let (url, backup) = (daemon.url(), folder.path().join("backup").display().to_string());
+    let made = {
+        let backup = backup.clone();
+        tokio::spawn(async move { says_at(&url, &["backup", &backup, "--server-command", &command], Exit::Ok).await })
+    };
+    let until = Instant::now() + LIMIT;
+    while !asked.exists() {
+        ensure!(Instant::now() < until, "the server's turn never came");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let receipt = mirrored("meanwhile").await?;
+    ensure!(receipt.pending.is_empty(), "the mirror has it: {receipt:?}");
+    std::fs::write(&done, "")?;
+    made.await??;
+    attending.abort();
+    daemon.kill();
+
+    let again = folder.path().join("again");
+    let words = ["restore", &backup, "--data-dir", &again.join("data").display().to_string()];
+    says_at(&daemon.url(), &words, Exit::Ok).await?;
+    let mut daemon = Daemon::start(launch(&again, &stores)?).await?;
+    let attending = attend(&remote, &daemon);
+    daemon.wait_until_mended(LIMIT).await?;
+    let client = workload::connect(&daemon.url()).await?;
+    let rows = client.query("db", "SELECT name FROM item ORDER BY name", params![]).await?.rows;
+    let names: Vec<String> = rows.iter().map(|row| row.get(0)).collect::<Result<_, _>>()?;
+    ensure!(names == ["before", "meanwhile"], "the mirror holds what the database lacks: {names:?}");
+    attending.abort();
+    daemon.kill();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_in_the_middle_it_is_no_backup() -> anyhow::Result<()> {
     for place in ["backup.before_log", "backup.before_manifest"] {
         let mut lab = Lab::start().await?;
@@ -106,6 +164,18 @@ async fn killed_in_the_middle_it_is_no_backup() -> anyhow::Result<()> {
         lab.daemon.wait_until_ready().await?;
         put(&lab.client, "b", "two", 1).await?;
     }
+    Ok(())
+}
+
+#[test]
+fn no_daemon_starts_on_a_restore_that_died() -> anyhow::Result<()> {
+    let folder = tempfile::tempdir()?;
+    std::fs::create_dir_all(folder.path().join("data/.restoring"))?;
+    let Launch { program, data_dir, arguments, .. } = launch(folder.path(), STORES)?;
+    let ended = Command::new(program).args(arguments).arg("--data-dir").arg(&data_dir).args(["--listen", "127.0.0.1:0"]).output()?;
+    ensure!(!ended.status.success(), "it has started");
+    has(&String::from_utf8_lossy(&ended.stderr), &["holds a restore that was not finished (.restoring): empty it, and restore again"]);
+    ensure!(std::fs::read_dir(&data_dir)?.count() == 1, "it has made nothing there");
     Ok(())
 }
 

@@ -3,12 +3,16 @@
 use anyhow::ensure;
 use lockstep::Exit;
 use lockstep_client::{Client, Receipt, params};
+use lockstep_participants::tantivy::{Tantivy, TantivyOptions};
 use lockstep_tests::command_line::{self, Said};
+use lockstep_tests::remote_participant::RemoteParticipant;
 use lockstep_tests::workload;
 use lockstepd::demo::daemon::{Daemon, Launch};
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinHandle;
 
 /// Far above what anything here takes.
 pub const LIMIT: Duration = Duration::from_secs(60);
@@ -67,6 +71,23 @@ impl Lab {
     pub async fn says(&self, words: &[&str], expected: Exit) -> anyhow::Result<String> {
         says_at(&self.daemon.url(), words, expected).await
     }
+}
+
+/// An index that is no part of the daemon, below this folder.
+pub fn remote(name: &str, folder: &Path) -> anyhow::Result<Arc<RemoteParticipant>> {
+    let index = Tantivy::open(TantivyOptions::new(folder.join(name)))?;
+    Ok(Arc::new(RemoteParticipant::start(name, Box::new(index))?))
+}
+
+/// Has it follow this daemon, session after session, until it is aborted.
+pub fn attend(remote: &Arc<RemoteParticipant>, daemon: &Daemon) -> JoinHandle<()> {
+    let (remote, url) = (Arc::clone(remote), daemon.url());
+    tokio::spawn(async move {
+        loop {
+            let _ = remote.attend(&url).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
 }
 
 /// How to start a daemon below this folder.

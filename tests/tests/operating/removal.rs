@@ -1,10 +1,11 @@
 //! A store that is given up for ever.
 
-use crate::lab::{LIMIT, Lab, STORES, has, launch, put};
+use crate::lab::{LIMIT, Lab, STORES, attend, has, launch, put, remote};
 use anyhow::ensure;
 use lockstep::Exit;
 use lockstep_client::params;
 use lockstepd::demo::daemon::Daemon;
+use serde_json::Value;
 
 const REMOTE: &str = "\n[[store]]\ntype = \"remote\"\nname = \"mirror\"\nrole = \"index\"\nkind = \"redo\"\nstandalone = true\n";
 
@@ -32,6 +33,12 @@ async fn it_is_given_up_and_may_be_dropped_from_the_configuration() -> anyhow::R
     has(&lab.says(&["damage", "list"], Exit::Attention).await?, &["hazard", "item-a"]);
     lab.client.transaction().sql("db", "UPDATE item SET version = 2 WHERE name = $1", params!["a"]).commit().await?;
     has(&lab.says(&["log", "dump", "--limit", "100"], Exit::Ok).await?, &["Remove", "not used any more", "ann"]);
+    // What it was owed may be mended elsewhere, and is taken off the record.
+    let damaged: Value = serde_json::from_str(&lab.says(&["damage", "list", "--output", "json"], Exit::Attention).await?)?;
+    let txid = damaged["damage"][0]["txid"].as_str().expect("one is damaged");
+    let order = ["damage", "forget", txid, "--participant", "index", "--operator", "ann", "--reason", "not needed", "--yes"];
+    has(&lab.says(&order, Exit::Ok).await?, &["is forgotten"]);
+    lab.says(&["damage", "list"], Exit::Ok).await?;
     Ok(())
 }
 
@@ -42,12 +49,7 @@ fn without_index() -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_it_was_owed_is_damage() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
-    let remote = std::sync::Arc::new(lockstep_tests::remote_participant::RemoteParticipant::start(
-        "mirror",
-        Box::new(lockstep_participants::tantivy::Tantivy::open(lockstep_participants::tantivy::TantivyOptions::new(
-            folder.path().join("mirror"),
-        ))?),
-    )?);
+    let remote = remote("mirror", folder.path())?;
     let configuration = format!("{STORES}{REMOTE}\n[timeouts]\nresend_min_ms = 600000\nresend_max_ms = 600000\n");
     // The mirror is decided upon, and the daemon dies before it is told.
     let mut first = launch(folder.path(), &configuration)?;
@@ -84,14 +86,4 @@ async fn what_it_was_owed_is_damage() -> anyhow::Result<()> {
     has(&says(&["participants"], Exit::Ok).await?, &["mirror", "removed"]);
     ensure!(client.query("db", "SELECT * FROM item", params![]).await?.rows.len() == 1, "the others keep it");
     Ok(())
-}
-
-fn attend(remote: &std::sync::Arc<lockstep_tests::remote_participant::RemoteParticipant>, daemon: &Daemon) -> tokio::task::JoinHandle<()> {
-    let (remote, url) = (std::sync::Arc::clone(remote), daemon.url());
-    tokio::spawn(async move {
-        loop {
-            let _ = remote.attend(&url).await;
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    })
 }
