@@ -292,6 +292,7 @@ impl Transaction {
         if let Some(mistake) = self.mistake.take() {
             return invalid(mistake);
         }
+        let new_key = self.key.is_none() && self.position.is_none();
         let key = self.key.take().unwrap_or_else(Key::random);
         check_name(&key, self.attempt)?;
         if self.branches.is_empty() {
@@ -305,6 +306,7 @@ impl Transaction {
             timeout_ms: self.timeout.map_or(0, millis),
             wait_ms: 0,
             traceparent: std::mem::take(&mut self.traceparent),
+            new_key,
         };
         self.client.shared.link.limits().map_or(Ok(()), |limits| check_limits(&request, &limits)).map_err(CommitError::Invalid)?;
         Ok(request)

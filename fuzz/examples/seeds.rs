@@ -104,7 +104,7 @@ fn client_messages() -> Vec<Vec<u8>> {
     ];
     let position = Some(v1::Position { epoch: 3, n: 1 });
     let traceparent = TEXTS[6].1.to_string();
-    let commit = v1::CommitRequest { key: key(), position, branches, wait: 2, timeout_ms: 9, wait_ms: 9, traceparent };
+    let commit = v1::CommitRequest { key: key(), position, branches, wait: 2, timeout_ms: 9, wait_ms: 9, traceparent, new_key: false };
     let request = v1::TransactRequest { id: 1, request: Some(v1::transact_request::Request::Commit(commit.clone())) };
     let tagged = |kind: u8, message: Vec<u8>| [vec![kind], message].concat();
     vec![

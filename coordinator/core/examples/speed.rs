@@ -178,5 +178,5 @@ fn request(n: u64, position: Position, kinds: [(Kind, Role); 2]) -> Request {
     let branch = |p: usize| BranchRequest { participant: ParticipantId(p as u16), operations: [operation(kinds[p].1)].into() };
     let branches = vec![branch(0), branch(1)];
     let key = RequestKey { key: Arc::from(&n.to_be_bytes()[..]), attempt: 1 };
-    Request { key, position, hash: n, branches, wait: Wait::Applied, timeout: 0, deadline: Time(u64::MAX), trace: None }
+    Request { key, position, new_key: true, hash: n, branches, wait: Wait::Applied, timeout: 0, deadline: Time(u64::MAX), trace: None }
 }

@@ -23,6 +23,8 @@ pub struct Request {
     pub key: RequestKey,
     /// Where the coordinator stood when the key was first sent. From an older epoch: looked up, never executed.
     pub position: Position,
+    /// Whether nothing can have been decided under it before that: it was drawn at random for this request, and `position` was kept.
+    pub new_key: bool,
     /// Hash of everything it asks for.
     pub hash: u64,
     /// What it does, a branch for each store, each store at most once.

@@ -61,7 +61,7 @@ impl Coordinator {
             return self.reply(ticket, Reply::Unknown(reason), fx);
         }
         // Of one that is declined nobody says what it asks for.
-        let concerns = |leader: &Follower| declined.is_some() || may_have_led(leader, &request.branches);
+        let concerns = |leader: &Follower| !request.new_key && (declined.is_some() || may_have_led(leader, &request.branches));
         match (self.unseen(request.position, concerns), declined) {
             (Unseen::Run, None) => self.run(now, waiter, request, fx),
             (Unseen::Run, Some(refused)) => self.turn_down(now, waiter, request, refused, fx),

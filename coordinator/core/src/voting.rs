@@ -478,7 +478,7 @@ mod tests {
         let branches = indices.map(|participant| BranchRequest { participant, operations: [put.clone()].into() });
         let (key, position) = (RequestKey { key: b"1"[..].into(), attempt: 1 }, crate::Position { epoch: Epoch(1), n: 1 });
         let (wait, deadline) = (Wait::Decided, Time(9));
-        let request = Request { key, position, hash: 1, branches: branches.into(), wait, timeout: 0, deadline, trace: None };
+        let request = Request { key, position, new_key: true, hash: 1, branches: branches.into(), wait, timeout: 0, deadline, trace: None };
         step(Event::Commit(Ticket(1), request));
         let txid = Txid { epoch: Epoch(1), n: 1, decider: Decider::Log };
         let (redo, results) = (Bytes::from(vec![0; bytes]), [StatementResult::default()].into());

@@ -91,7 +91,8 @@ impl<'a> Translator<'a> {
         let timeout = self.timeouts.transaction(request.timeout_ms).as_micros() as u64;
         let deadline = now.after(self.timeouts.wait(request.wait_ms).as_micros() as u64);
         let trace = TraceContext::parse(&request.traceparent);
-        let request = Request { key, position, hash, branches, wait, timeout, deadline, trace };
+        let new_key = request.new_key;
+        let request = Request { key, position, new_key, hash, branches, wait, timeout, deadline, trace };
         Ok(match invalid {
             None => Event::Commit(ticket, request),
             Some(invalid) => Event::Decline {
@@ -170,7 +171,7 @@ impl<'a> Translator<'a> {
         let Event::Begin { ticket, key, position, timeout, .. } = begin else { return begin };
         let deadline = now.after(self.timeouts.wait(0).as_micros() as u64);
         let (branches, wait) = (Vec::new(), Wait::Decided);
-        let request = Request { key, position, hash: 0, branches, wait, timeout, deadline, trace: None };
+        let request = Request { key, position, new_key: false, hash: 0, branches, wait, timeout, deadline, trace: None };
         Event::Decline { ticket, request, at: None, refusal }
     }
 

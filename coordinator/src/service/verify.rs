@@ -287,6 +287,7 @@ impl Repairs {
                 branch(&self.mapping.database, statements.collect()),
                 branch(&self.mapping.index, vec![v1::Operation { operation: Some(operation) }]),
             ],
+            new_key: true,
             ..v1::CommitRequest::default()
         };
         let engine = &self.context.engine;

@@ -128,7 +128,8 @@ impl World {
         let hurried = self.dice.chance(0.5) && !self.climate.gentle;
         let timeout = if hurried { self.dice.log_between(1_000, 5_000_000) } else { 0 };
         let deadline = self.now.after(self.dice.log_between(10_000, 20_000_000));
-        let request = Request { key: name, position, hash: tag.0 + 1, branches, wait, timeout, deadline, trace: None };
+        let new_key = self.climate.forgetful == 0.0;
+        let request = Request { key: name, position, new_key, hash: tag.0 + 1, branches, wait, timeout, deadline, trace: None };
         let current = Current { tag, request: request.clone(), settled: false, since: self.now };
         (self.clients[i].current, self.clients[i].unknown) = (Some(current), 0);
         match self.dice.chance(self.climate.begins) {

@@ -436,7 +436,7 @@ impl SmallWorld {
             operations: operations.into(),
         };
         let branches = operations.into_iter().map(branch).collect();
-        let request = Request { key, position, hash: i as u64 + 1, branches, wait, timeout: 0, deadline, trace: None };
+        let request = Request { key, position, new_key: false, hash: i as u64 + 1, branches, wait, timeout: 0, deadline, trace: None };
         self.coordinate(Event::Commit(ticket, request));
     }
 

@@ -193,7 +193,7 @@ impl Play {
         let hash = described.join(";").bytes().fold(7u64, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
         let branches = parts.iter().map(|(store, operations)| self.branch(store, operations)).collect();
         let deadline = self.now.after(deadline_ms * 1000);
-        let request = Request { key: key(name), position, hash, branches, wait, timeout: 0, deadline, trace: None };
+        let request = Request { key: key(name), position, new_key: false, hash, branches, wait, timeout: 0, deadline, trace: None };
         self.step(Event::Commit(ticket, request));
         ticket
     }
