@@ -684,6 +684,7 @@ mod tests {
             let request = Request {
                 key: key_of(key),
                 position: self.machine.position(),
+                new_key: true,
                 hash: 1,
                 branches: vec![BranchRequest { participant: INDEX, operations }],
                 wait: Wait::Decided,

@@ -115,6 +115,7 @@ mod tests {
         Request {
             key: RequestKey { key: (*b"k").into(), attempt: 1 },
             position: Position::default(),
+            new_key: true,
             hash: 0,
             branches: vec![BranchRequest { participant: ParticipantId(index), operations }],
             wait: Wait::Decided,

@@ -236,7 +236,17 @@ impl Play {
         let hash = u64::from(stores) << 8 | u64::from(seldom(input, 8));
         let (wait, timeout) = (*one(input, &[Wait::Decided, Wait::Applied, Wait::Visible]), *one(input, &[0, SECOND]));
         let trace = input.ratio(1, 4).unwrap_or(false).then(|| TraceContext::parse(TRACEPARENT).expect("it is one"));
-        let request = Request { key: key.clone(), position, hash, branches, wait, timeout, deadline: self.now.after(10 * SECOND), trace };
+        let request = Request {
+            key: key.clone(),
+            position,
+            new_key: false,
+            hash,
+            branches,
+            wait,
+            timeout,
+            deadline: self.now.after(10 * SECOND),
+            trace,
+        };
         self.asked.insert(ticket.0, key);
         if request.branches.is_empty() {
             let refusal = Refusal::new(RefusalKind::Invalid, "branches is empty");

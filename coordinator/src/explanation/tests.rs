@@ -122,6 +122,7 @@ impl Play {
         let request = Request {
             key: key(self.requests),
             position,
+            new_key: true,
             hash: 1,
             branches,
             wait: Wait::Visible,
