@@ -378,6 +378,9 @@ async fn operators_are_asked_who_and_why_and_names_become_numbers() {
                 EngineMessage::Ask(Question::Status(answer)) => {
                     let _ = answer.send(v1::StatusReply { phase: "serving".into(), ..v1::StatusReply::default() });
                 }
+                EngineMessage::Ask(Question::Participant(name, answer)) => {
+                    let _ = answer.send((name == "index").then_some(ParticipantId(2)));
+                }
                 EngineMessage::Ask(Question::ShowTransaction(_, answer)) => drop(answer.send(None)),
                 _ => panic!("not asked for"),
             }
@@ -705,6 +708,9 @@ async fn an_order_that_is_refused_after_all_is_noted_again() {
                 EngineMessage::Order(audit, order, _room) => {
                     let kind = if audit.reason == "late" { RefusalKind::Condition } else { RefusalKind::Invalid };
                     order.answer.give(Reply::Refused(Refusal::new(kind, "meanwhile: it is applied")));
+                }
+                EngineMessage::Ask(Question::Participant(name, answer)) => {
+                    let _ = answer.send((name == "index").then_some(ParticipantId(2)));
                 }
                 EngineMessage::Event(Event::Audit(None, audit)) => drop(noting.send(audit)),
                 _ => panic!("not asked for"),
