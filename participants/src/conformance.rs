@@ -385,7 +385,7 @@ impl<'a> Run<'a> {
     }
 
     fn is_decided(&mut self, decided: Decided) {
-        if decided.txids.iter().any(|txid| txid.decider == Decider::Log) {
+        if decided.is_by_log() {
             self.last_log_csn = decided.csn;
         }
         self.untold.insert(decided.csn);

@@ -1,6 +1,6 @@
 //! What coordinator and participant say to each other inside a session: an ordered stream, nothing duplicated, nothing overtaken.
 
-use crate::ids::{Csn, Epoch, Owner, ParticipantId, Position, Txid};
+use crate::ids::{Csn, Decider, Epoch, Owner, ParticipantId, Position, Txid};
 use crate::mutation::{Mutation, broken};
 use crate::operation::Operation;
 use crate::record::Marker;
@@ -142,6 +142,13 @@ pub struct Decided {
     pub redo: Bytes,
     /// Its trace, within the span of this Commit. None of a group: its transactions have one each.
     pub trace: Option<TraceContext>,
+}
+
+impl Decided {
+    /// Whether the log has decided it, or some of its group: what a leader has decided is no evidence about the log (R-LOGLOSS).
+    pub fn is_by_log(&self) -> bool {
+        self.txids.iter().any(|txid| txid.decider == Decider::Log)
+    }
 }
 
 /// Which outcome a leader is asked for.

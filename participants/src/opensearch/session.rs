@@ -10,7 +10,7 @@ use super::state::{Kept, STATE_KEY, State};
 use super::survey::{self, Found, Survey, hiding_filter, own_fields};
 use crate::document_redo::{self as redo, Write};
 use crate::{Committed, Recovered, StoreError, Tended};
-use lockstep_core::{Csn, Decided, Decider, Owner, Progress, TraceContext, Txid};
+use lockstep_core::{Csn, Decided, Owner, Progress, TraceContext, Txid};
 use rustc_hash::{FxHashMap, FxHashSet};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -377,7 +377,7 @@ impl Session {
         for (decision, decided) in decided.iter().enumerate() {
             match redo::decode(&decided.redo) {
                 Ok(writes) => {
-                    let led = !decided.txids.iter().any(|txid| txid.decider == Decider::Log);
+                    let led = !decided.is_by_log();
                     let (txid, trace) = (decided.txids.first().copied(), decided.trace);
                     outgoing.extend(writes.into_iter().map(|write| Outgoing { decision, csn: decided.csn, txid, trace, led, write }));
                 }

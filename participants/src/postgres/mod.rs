@@ -365,8 +365,7 @@ impl ResourceManager for Postgres {
         }
         let finished = runtime
             .block_on(bounded(async { two_phase::commit(&current.session, decided, options.finishers).await.map_err(Failure::broken) }))?;
-        // What a leader has decided is no evidence about the log (R-LOGLOSS).
-        let by_log = decided.iter().filter(|decided| decided.txids.iter().any(|txid| txid.decider == Decider::Log));
+        let by_log = decided.iter().filter(|decided| decided.is_by_log());
         let highest = by_log.map(|decided| decided.csn).max().unwrap_or_default();
         current.state.highest = current.state.highest.max(highest);
         Ok(Committed { progress, done: finished.done, not_prepared: finished.not_prepared, stuck: finished.stuck })

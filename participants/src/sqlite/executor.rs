@@ -11,7 +11,7 @@ use super::state::{State, csn, number};
 use super::writer::{CHECKPOINT_LOOK, Ran, Synchronous, Writer};
 use super::{Limits, SqliteOptions};
 use crate::{Committed, Recovered, StoreError, Tended};
-use lockstep_core::{Ballot, Csn, Decided, Decider, Owner, ParticipantId, Progress, Refusal, RefusalKind, Txid, Vote, Work};
+use lockstep_core::{Ballot, Csn, Decided, Owner, ParticipantId, Progress, Refusal, RefusalKind, Txid, Vote, Work};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -259,10 +259,10 @@ impl Executor {
     /// Notes these decisions as applied, in the open transaction.
     fn keep<'a>(&mut self, writer: &Writer, decided: impl IntoIterator<Item = &'a Decided>, closed: Csn) -> Result<(), StoreError> {
         let first_new = self.state.highest;
-        for &Decided { csn, ref txids, .. } in decided {
+        for decision in decided {
+            let csn = decision.csn;
             self.above.insert(csn);
-            // What a leader has decided is no evidence about the log (R-LOGLOSS).
-            if txids.iter().any(|txid| txid.decider == Decider::Log) {
+            if decision.is_by_log() {
                 self.state.highest = self.state.highest.max(csn);
             }
             if csn > closed {

@@ -7,7 +7,7 @@ use super::reader::Snapshot;
 use super::schema::{Layout, register_tokenizers};
 use crate::StoreError;
 use crate::document_redo::{self as redo, Write};
-use lockstep_core::{Csn, Decided, Decider, Progress};
+use lockstep_core::{Csn, Decided, Progress};
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -205,7 +205,7 @@ impl Writer {
     /// order they come (R-ORDER). After an error the writer is of no use any more.
     pub fn apply(&mut self, layout: &Layout, decided: &Decided) -> Result<Applied, StoreError> {
         let csn = decided.csn;
-        if decided.txids.iter().any(|txid| txid.decider == Decider::Log) {
+        if decided.is_by_log() {
             self.highest = self.highest.max(csn);
         }
         if csn <= self.watermark {

@@ -283,7 +283,7 @@ impl Store {
         if !self.requests.is_empty() {
             let decided = self.requests.remove(0);
             // What an index has seen it tells from its documents.
-            if decided.txids.iter().any(|txid| txid.decider == Decider::Log) {
+            if decided.is_by_log() {
                 self.live.highest = self.live.highest.max(decided.csn);
             }
             self.commit_documents(&decided, checker);
@@ -604,7 +604,7 @@ impl Store {
                 }
                 continue;
             }
-            if decision.txids.iter().any(|txid| txid.decider == Decider::Log) {
+            if decision.is_by_log() {
                 self.live.highest = self.live.highest.max(decision.csn);
             }
             match self.kind {
