@@ -4,7 +4,10 @@
  *   FAULTS_CONTROL  a file outside of it, of the size of struct control: what fails, and the counts; shared, and changed while this runs
  *
  * A call that fails is not made, so what it should have changed is as it was. Files are told apart by patterns, the first that fits;
- * reading by way of a mapping is no call, and never fails here.
+ * reading by way of a mapping is no call, and never fails here. What is sent over a socket is counted, too, by the port of who gets it.
+ *
+ * Instead of failing, a call can end the process before it is made. Nothing but these calls leaves the process: to end before each of them
+ * is to end at every step.
  *
  * A force that fails is a kernel's: it tells once that pages could not be written, takes them for written from then on, and shows what they
  * should hold until it needs their memory. Here they are dropped, so that the file holds what the disk has, when that is asked for
@@ -12,8 +15,12 @@
  */
 #include "system_calls.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+
 /* What is counted, and can fail. */
-enum call { OPEN, CREATE, READ, WRITE, RESIZE, SYNC, RENAME, REMOVE, MAKE_FOLDER, MAP, CALLS };
+enum call { OPEN, CREATE, READ, WRITE, RESIZE, SYNC, RENAME, REMOVE, MAKE_FOLDER, MAP, SEND, CALLS };
 
 #define FILES 32
 #define PATTERN 48
@@ -43,13 +50,15 @@ struct control {
     /* What they say; 0: nothing, they only are short. */
     uint32_t error;
     /* 1: a read or write does half of what it should, and only the next one says the error. */
-    uint32_t is_short, unused;
+    uint32_t is_short;
+    /* 1: instead of failing, the process is killed. */
+    uint32_t kills;
     /* Of the calls that it concerns, counted from 1: the first that fails, and how many do. */
     uint64_t first, count;
     _Atomic uint64_t seen, failed;
     /* Since the file was made. */
     _Atomic uint64_t done[FILES][CALLS], failures[FILES][CALLS];
-    /* Of paths below the folder; one `*` stands for anything. The first that fits is the kind. */
+    /* Of paths below the folder, or `port N` for a socket; one `*` stands for anything. The first that fits is the kind. */
     char patterns[FILES][PATTERN];
     /* Pages that were dropped because somebody asked for it; those that are not UNUSED; and they. */
     _Atomic uint64_t dropped, kept;
@@ -67,17 +76,25 @@ static int fits(const char *pattern, const char *path) {
     return length >= before + after && strncmp(pattern, path, before) == 0 && strcmp(star + 1, path + length - after) == 0;
 }
 
-static int kind_of(const char *path) {
-    const char *below = path + folder_length;
-    while (*below == '/') below++;
+static int kind_named(const char *name) {
     for (int kind = 0; kind < FILES; kind++)
-        if (control->patterns[kind][0] && fits(control->patterns[kind], below)) return kind;
+        if (control->patterns[kind][0] && fits(control->patterns[kind], name)) return kind;
     return -1;
 }
 
+static int kind_of(const char *path) {
+    const char *below = path + folder_length;
+    while (*below == '/') below++;
+    return kind_named(below);
+}
+
+static void die(void) {
+    CALL(SYS_kill, CALL(SYS_getpid, 0, 0, 0, 0, 0, 0), SIGKILL, 0, 0, 0, 0);
+    for (;;) CALL(SYS_sched_yield, 0, 0, 0, 0, 0, 0);
+}
+
 /* Counts it, and says what becomes of it. */
-static enum verdict verdict(const char *path, enum call call) {
-    int kind = kind_of(path);
+static enum verdict verdict_of(int kind, enum call call) {
     if (kind < 0) return PASS;
     atomic_fetch_add(&control->done[kind][call], 1);
     if (!atomic_load(&control->armed) || !(control->files >> kind & 1) || !(control->calls >> call & 1)) return PASS;
@@ -85,8 +102,27 @@ static enum verdict verdict(const char *path, enum call call) {
     if (number < control->first || number - control->first >= control->count) return PASS;
     atomic_fetch_add(&control->failed, 1);
     atomic_fetch_add(&control->failures[kind][call], 1);
-    int halves = (call == READ || call == WRITE) && control->is_short && (number == control->first || control->error == 0);
-    return halves ? HALF : control->error ? FAIL : PASS;
+    int last = control->error || control->kills;
+    if ((call == READ || call == WRITE) && control->is_short && (number == control->first || !last)) return HALF;
+    if (control->kills) die();
+    return control->error ? FAIL : PASS;
+}
+
+static enum verdict verdict(const char *path, enum call call) { return verdict_of(kind_of(path), call); }
+
+/* Something is sent, if this is a connection. It never fails here. */
+static void sends(int descriptor) {
+    struct sockaddr_in peer = {0};
+    socklen_t length = sizeof peer;
+    if (CALL(SYS_getpeername, descriptor, &peer, &length, 0, 0, 0) != 0 || peer.sin_family != AF_INET) return;
+    char name[16];
+    snprintf(name, sizeof name, "port %d", ntohs(peer.sin_port));
+    verdict_of(kind_named(name), SEND);
+}
+
+static long sent(long number, const long *a) {
+    sends((int)a[0]);
+    return again(number, a);
 }
 
 static void leave(struct page *page) {
@@ -240,7 +276,10 @@ static uint64_t place(long number, const long *a, const struct stat *status) {
 static long moved_pieces(long number, const long *a, const struct iovec *pieces, int count, enum call call) {
     struct stat status;
     char path[PATH_MAX];
-    if (!is_ours((int)a[0], &status, path)) return again(number, a);
+    if (!is_ours((int)a[0], &status, path)) {
+        if (call == WRITE && S_ISSOCK(status.st_mode)) sends((int)a[0]);
+        return again(number, a);
+    }
     enum verdict said = verdict(path, call);
     if (said == FAIL) return -(long)control->error;
     uint64_t from = place(number, a, &status), length = 0;
@@ -276,6 +315,9 @@ static long shadowed(long number, const long *a) {
     case SYS_preadv: return moved_pieces(number, a, (const struct iovec *)a[1], (int)a[2], READ);
     case SYS_writev:
     case SYS_pwritev: return moved_pieces(number, a, (const struct iovec *)a[1], (int)a[2], WRITE);
+    case SYS_sendto:
+    case SYS_sendmsg:
+    case SYS_sendmmsg: return sent(number, a);
     case SYS_getdents64: return on_descriptor(number, a, (int)a[0], READ);
     case SYS_ftruncate:
     case SYS_fallocate: return on_descriptor(number, a, (int)a[0], RESIZE);
@@ -317,7 +359,7 @@ static const unsigned filtered[] = {
     SYS_read,      SYS_pread64,  SYS_write,           SYS_pwrite64, SYS_readv,    SYS_preadv,    SYS_writev,         SYS_pwritev,
     SYS_getdents64, SYS_ftruncate, SYS_fallocate,     SYS_fsync,    SYS_fdatasync, SYS_sync_file_range, SYS_mmap,    SYS_openat,   SYS_fadvise64,
     SYS_renameat2, SYS_linkat,   SYS_unlinkat,        SYS_mkdirat,  SYS_truncate, SYS_preadv2,   SYS_pwritev2,       SYS_openat2,
-    SYS_io_uring_setup, SYS_io_setup, SYS_copy_file_range,
+    SYS_io_uring_setup, SYS_io_setup, SYS_copy_file_range, SYS_sendto,    SYS_sendmsg,   SYS_sendmmsg,
 #ifdef SYS_renameat
     SYS_renameat,
 #endif

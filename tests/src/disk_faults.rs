@@ -1,5 +1,6 @@
 //! A disk that fails: a library preloaded into the daemon (`tests/power_loss/faults.c`) counts what it does to its files, and lets some
-//! of it fail. What fails is said in a file that both have open, so it begins and ends while the daemon runs.
+//! of it fail, or ends the process before it. What fails is said in a file that both have open, so it begins and ends while the daemon runs.
+//! It also counts what is sent to whom, and can end the process before that.
 
 use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
@@ -37,7 +38,19 @@ pub const FILES: &[(&str, &str)] = &[
     ("other", "*"),
 ];
 
-/// What is done to a file.
+/// Whom something is sent to, told apart by its port.
+pub const PEERS: &[&str] = &["database", "search", "clients"];
+
+/// Ports of servers. Who is at any other one counts as a client; so does a remote participant.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Ports {
+    /// PostgreSQL.
+    pub database: Option<u16>,
+    /// OpenSearch.
+    pub search: Option<u16>,
+}
+
+/// What is done to a file, or by a connection.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Call {
@@ -61,6 +74,8 @@ pub enum Call {
     MakeFolder,
     /// Mapped into memory.
     Map,
+    /// Sent to a peer.
+    Send,
 }
 
 /// What it says when it fails.
@@ -75,12 +90,16 @@ pub enum Ailment {
     Short,
     /// Half of it is done, then there is no space left.
     ShortThenFull,
+    /// The process is killed before it.
+    Kill,
+    /// Half of it is done, then the process is killed.
+    ShortThenKill,
 }
 
 /// What fails.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct Fault {
-    /// Which files, by their names in [`FILES`]; none: all of them.
+    /// Which files or peers, by their names in [`FILES`] and [`PEERS`]; none: all of them.
     pub files: Vec<String>,
     /// Which calls.
     pub calls: Vec<Call>,
@@ -97,7 +116,7 @@ pub struct Fault {
 pub struct Site {
     /// What is done …
     pub call: Call,
-    /// … to which files ([`FILES`]).
+    /// … to which files ([`FILES`]), or to whom ([`PEERS`]).
     pub file: &'static str,
 }
 
@@ -112,8 +131,19 @@ pub struct Control {
     file: OpenFile,
 }
 
-const CALLS: &[Call] =
-    &[Call::Open, Call::Create, Call::Read, Call::Write, Call::Resize, Call::Sync, Call::Rename, Call::Remove, Call::MakeFolder, Call::Map];
+const CALLS: &[Call] = &[
+    Call::Open,
+    Call::Create,
+    Call::Read,
+    Call::Write,
+    Call::Resize,
+    Call::Sync,
+    Call::Rename,
+    Call::Remove,
+    Call::MakeFolder,
+    Call::Map,
+    Call::Send,
+];
 
 /// `struct control`.
 const MAX_FILES: usize = 32;
@@ -146,10 +176,13 @@ impl Library {
 
 impl Control {
     /// Nothing fails yet.
-    pub fn create(path: PathBuf) -> anyhow::Result<Control> {
+    pub fn create(path: PathBuf, ports: Ports) -> anyhow::Result<Control> {
         let file = OpenFile::options().read(true).write(true).create(true).truncate(true).open(&path)?;
         let mut bytes = vec![0; SIZE];
-        for (place, (_, pattern)) in bytes[PATTERNS as usize..].chunks_mut(PATTERN).zip(FILES) {
+        let port = |port: Option<u16>| port.map_or_else(String::new, |port| format!("port {port}"));
+        let peers = [port(ports.database), port(ports.search), "port *".to_owned()];
+        let patterns = peers.iter().map(String::as_str).chain(FILES.iter().map(|(_, pattern)| *pattern));
+        for (place, pattern) in bytes[PATTERNS as usize..].chunks_mut(PATTERN).zip(patterns) {
             ensure!(pattern.len() < PATTERN, "{pattern} is too long");
             place[..pattern.len()].copy_from_slice(pattern.as_bytes());
         }
@@ -163,7 +196,7 @@ impl Control {
         self.disarm()?;
         let mut files = 0_u32;
         for name in &fault.files {
-            let place = FILES.iter().position(|(known, _)| known == name).with_context(|| format!("there is no file `{name}`"))?;
+            let place = names().position(|known| known == name).with_context(|| format!("there is no file or peer `{name}`"))?;
             files |= 1 << place;
         }
         let files = if fault.files.is_empty() { u32::MAX } else { files };
@@ -171,11 +204,12 @@ impl Control {
         let (error, is_short) = match fault.ailment {
             Ailment::Io => (rustix::io::Errno::IO.raw_os_error(), 0),
             Ailment::Full => (rustix::io::Errno::NOSPC.raw_os_error(), 0),
-            Ailment::Short => (0, 1),
+            Ailment::Short | Ailment::ShortThenKill => (0, 1),
             Ailment::ShortThenFull => (rustix::io::Errno::NOSPC.raw_os_error(), 1),
+            Ailment::Kill => (0, 0),
         };
         let mut rule = Vec::new();
-        for word in [files, calls, error.cast_unsigned(), is_short, 0] {
+        for word in [files, calls, error.cast_unsigned(), is_short, u32::from(fault.ailment.kills())] {
             rule.extend(word.to_ne_bytes());
         }
         for word in [fault.first, fault.count.unwrap_or(u64::MAX), 0, 0] {
@@ -221,7 +255,7 @@ impl Control {
         self.file.read_exact_at(&mut bytes, from)?;
         let words = bytes.chunks(8).map(|word| u64::from_ne_bytes(word.try_into().expect("eight bytes")));
         let counts = words.enumerate().filter(|(_, count)| *count > 0);
-        let site = |at: usize| Some(Site { call: CALLS[at % CALLS.len()], file: FILES.get(at / CALLS.len())?.0 });
+        let site = |at: usize| Some(Site { call: CALLS[at % CALLS.len()], file: names().nth(at / CALLS.len())? });
         Ok(counts.filter_map(|(at, count)| Some((site(at)?, count))).collect())
     }
 
@@ -229,6 +263,16 @@ impl Control {
         let mut bytes = [0; 8];
         self.file.read_exact_at(&mut bytes, at)?;
         Ok(u64::from_ne_bytes(bytes))
+    }
+}
+
+impl Ailment {
+    /// Whether it ends the process.
+    pub fn kills(self) -> bool {
+        match self {
+            Ailment::Kill | Ailment::ShortThenKill => true,
+            Ailment::Io | Ailment::Full | Ailment::Short | Ailment::ShortThenFull => false,
+        }
     }
 }
 
@@ -245,9 +289,15 @@ impl std::fmt::Display for Site {
             Call::Remove => "remove",
             Call::MakeFolder => "make folder",
             Call::Map => "map",
+            Call::Send => "send to",
         };
         write!(f, "{call} {}", self.file)
     }
+}
+
+/// In the order of their patterns.
+fn names() -> impl Iterator<Item = &'static str> {
+    PEERS.iter().copied().chain(FILES.iter().map(|(name, _)| *name))
 }
 
 fn place_of(call: Call) -> usize {

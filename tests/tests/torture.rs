@@ -8,7 +8,7 @@ use lockstep_tests::torture::disks::first_starts::Nursery;
 use lockstep_tests::torture::disks::{self, Damage, Libraries, Then, Trouble, Verdict, When, Wound};
 use lockstep_tests::torture::lab::{Lab, Played, Work};
 use lockstep_tests::torture::schedule::{Link, Mix, Schedule, Setting, Step, Who};
-use lockstep_tests::torture::{Round, crashes, histories, load, networks, simulation};
+use lockstep_tests::torture::{Round, crashes, histories, load, networks, simulation, steps};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -214,13 +214,44 @@ async fn says(call: Call, first: u64, what: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// `kill -9` before calls that leave a trace: of log, database, index, and what is sent; in a first start, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deaths_at_every_kind_of_step() -> anyhow::Result<()> {
+    let die = |when, file: &str, call, first| {
+        let fault = disk_faults::Fault { files: vec![file.into()], calls: vec![call], ailment: Ailment::Kill, first, count: None };
+        [steps::death(when, fault), Step::Run { ms: 50 }]
+    };
+    for setting in [Setting::LogDecided, Setting::DatabaseLed, Setting::Remote] {
+        let mut schedule = disks::counting(3, setting);
+        schedule.steps = [
+            die(When::Load, "log/ahead", Call::Write, 2),
+            die(When::Load, "log/ahead", Call::Sync, 3),
+            die(When::Start, "log/ahead", Call::Write, 1),
+            die(When::Load, "sqlite-wal", Call::Write, 5),
+            die(When::Start, "sqlite-wal", Call::Write, 1),
+            die(When::Load, "clients", Call::Send, 7),
+        ]
+        .concat();
+        let played = play(&schedule).await?;
+        ensure!(played.observed.failed.len() >= 3, "{setting:?}: it died nowhere: {:?}", played.observed);
+    }
+    let libraries = Libraries::compile()?;
+    let nursery = Nursery { program: Path::new(PROGRAM), libraries: &libraries };
+    let plan = nursery.plan(2, steps::steps).await?;
+    for fault in plan.iter().step_by(plan.len().div_ceil(8)) {
+        let first = nursery.play(Some(fault)).await?;
+        ensure!(first.finding.is_none(), "{fault:?}: {first:?}");
+    }
+    Ok(())
+}
+
 /// A few of all that can fail there.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn first_starts_that_fail() -> anyhow::Result<()> {
     let libraries = Libraries::compile()?;
     let nursery = Nursery { program: Path::new(PROGRAM), libraries: &libraries };
     let mut failed = 0;
-    for fault in nursery.plan(1).await?.iter().step_by(40) {
+    for fault in nursery.plan(1, disks::faults).await?.iter().step_by(40) {
         let first = nursery.play(Some(fault)).await?;
         ensure!(first.finding.is_none(), "{fault:?}: {first:?}");
         failed += first.failed.len();

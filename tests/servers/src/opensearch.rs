@@ -162,7 +162,7 @@ impl Drop for Node {
 }
 
 /// What runs a node, or what of it is missing.
-fn programs() -> anyhow::Result<()> {
+pub fn programs() -> anyhow::Result<()> {
     for program in ["java", "javac", "mvn"] {
         let there = Command::new(program).arg("-version").output().is_ok_and(|output| output.status.success());
         anyhow::ensure!(there, "there is no `{program}`: a real OpenSearch node needs a JDK (17 or newer) and Maven");

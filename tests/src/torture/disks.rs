@@ -13,7 +13,7 @@ pub mod first_starts;
 use super::lab::{Lab, Run};
 use super::schedule::{Mix, Schedule, Setting, Step};
 use super::{Tally, play};
-use crate::disk_faults::{Ailment, Call, Control, FILES, Fault, Library, Site};
+use crate::disk_faults::{Ailment, Call, Control, FILES, Fault, Library, Ports, Site};
 use crate::history::{Ask, Event, Finding, Happened};
 use crate::power_loss::{Disk, Image, Journal, Loss, Names, Shadow};
 use anyhow::{Context, ensure};
@@ -160,8 +160,8 @@ pub struct DiskLab {
     leads: bool,
     /// A fault has happened since the daemon was started: it may end, and says why.
     wounded: bool,
-    /// Something fails now.
-    armed: bool,
+    /// What fails now, and how.
+    armed: Option<Ailment>,
     damage: Option<Hurt>,
     given_up: bool,
     /// What was said since the last step.
@@ -221,14 +221,14 @@ impl Libraries {
 
 impl DiskLab {
     /// For a run whose data folder is this one.
-    pub fn new(libraries: &Libraries, folder: &Path, setting: Setting) -> anyhow::Result<DiskLab> {
+    pub fn new(libraries: &Libraries, folder: &Path, setting: Setting, ports: Ports) -> anyhow::Result<DiskLab> {
         let data = folder.join("data");
         let leads = setting == Setting::DatabaseLed;
         std::fs::create_dir_all(&data)?;
         let (faults, shadow) = (libraries.faults.clone(), libraries.shadow.clone());
-        let control = Control::create(folder.join("faults"))?;
+        let control = Control::create(folder.join("faults"), ports)?;
         let (data, copies, said) = (data.canonicalize()?, Vec::new(), BTreeSet::new());
-        Ok(DiskLab { faults, shadow, control, data, copies, leads, wounded: false, armed: false, damage: None, given_up: false, said })
+        Ok(DiskLab { faults, shadow, control, data, copies, leads, wounded: false, armed: None, damage: None, given_up: false, said })
     }
 
     /// What a daemon is started with.
@@ -249,20 +249,25 @@ impl DiskLab {
     fn arm(&mut self, fault: &Fault) -> anyhow::Result<()> {
         self.said.clear();
         self.control.arm(fault)?;
-        self.armed = true;
+        self.armed = Some(fault.ailment);
         Ok(())
     }
 
     /// The disk is well again; what has failed is remembered until the next start.
     fn disarm(&mut self) -> anyhow::Result<()> {
         self.wounded |= self.fails();
-        self.armed = false;
+        self.armed = None;
         self.control.disarm()
     }
 
     /// Whether what was to fail has failed.
     fn fails(&self) -> bool {
-        self.armed && self.control.failed().is_ok_and(|failed| failed > 0)
+        self.armed.is_some_and(|ailment| !ailment.kills()) && self.control.failed().is_ok_and(|failed| failed > 0)
+    }
+
+    /// Whether the daemon was killed as it was to be.
+    pub fn was_killed(&self) -> bool {
+        self.armed.is_some_and(Ailment::kills) && self.control.failed().is_ok_and(|failed| failed > 0)
     }
 
     /// Whether it does not start on its damaged files: nothing more can come of it.
@@ -799,7 +804,7 @@ pub async fn run(
         tally.add(&played);
         tell(tally);
     }
-    first(lab, seed, until, tally, &tell).await?;
+    first(lab, seed, faults, until, tally, &tell).await?;
     let counts: Vec<String> = plan.iter().map(|(setting, faults)| format!("{} with {setting:?}", faults.len())).collect();
     tally.notes.push(format!("faults planned: {}", counts.join(", ")));
     for number in 0..most.unwrap_or(u64::MAX) {
@@ -813,11 +818,21 @@ pub async fn run(
     Ok(())
 }
 
+/// What can happen in runs in which this was counted.
+pub type Faults = fn(u64, &[(When, Site, u64)]) -> Vec<(When, Fault)>;
+
 /// First starts, for a quarter of the time at most.
-async fn first(lab: &Lab, seed: u64, until: Instant, tally: &mut Tally, tell: &impl Fn(&Tally)) -> anyhow::Result<()> {
+pub(super) async fn first(
+    lab: &Lab,
+    seed: u64,
+    faults: Faults,
+    until: Instant,
+    tally: &mut Tally,
+    tell: &impl Fn(&Tally),
+) -> anyhow::Result<()> {
     let libraries = Libraries::compile()?;
     let nursery = Nursery { program: lab.program(), libraries: &libraries };
-    let (plan, until) = (nursery.plan(seed).await?, Instant::now() + until.saturating_duration_since(Instant::now()) / 4);
+    let (plan, until) = (nursery.plan(seed, faults).await?, Instant::now() + until.saturating_duration_since(Instant::now()) / 4);
     let (mut tried, planned) = (0, plan.len());
     let mut sites = BTreeSet::new();
     for fault in plan {
@@ -828,7 +843,7 @@ async fn first(lab: &Lab, seed: u64, until: Instant, tally: &mut Tally, tell: &i
         tried += 1;
         for (ailment, site) in played.failed {
             sites.insert(site);
-            tally.count(&format!("disk: {ailment:?} in a first start"), 1);
+            tally.count(&format!("{ailment:?} in a first start"), 1);
         }
         if let Some(finding) = played.finding {
             tally.violated(seed, vec![finding], serde_json::to_value(&fault)?, Vec::new(), None);
@@ -863,25 +878,19 @@ pub fn schedule(seed: u64, number: usize, plan: &mut Plan) -> Schedule {
     Schedule { seed, setting, clients, mix, in_memory: random.random_bool(0.8), proxied: false, steps }
 }
 
-/// Every fault there can be, those of sites that were not yet met first; each at another of the operations counted.
+/// Every fault of the disk there can be, those of sites that were not yet met first; each at another of the operations counted.
 pub fn faults(seed: u64, counts: &[(When, Site, u64)]) -> Vec<(When, Fault)> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut all = Vec::new();
-    for (when, site, count) in counts {
-        if is_the_engines(site) {
-            // The log reads it before its engine does; what fails only then is what the kernel has in memory, and sled overwrites it.
-            let fault = Fault { files: vec![site.file.to_owned()], calls: vec![site.call], ailment: Ailment::Io, first: 1, count: None };
-            all.push((When::Start, fault));
-            continue;
-        }
+    // The log reads it before its engine does; what fails only then is what the kernel has in memory, and sled overwrites it.
+    let (engines, others): (Vec<_>, Vec<_>) = counts.iter().copied().partition(|(_, site, _)| is_the_engines(site));
+    for (_, site, _) in engines {
+        let fault = Fault { files: vec![site.file.to_owned()], calls: vec![site.call], ailment: Ailment::Io, first: 1, count: None };
+        all.push((When::Start, fault));
+    }
+    for (when, site, count) in others {
         for ailment in ailments(site.call) {
-            let mut firsts: BTreeSet<u64> = (1..=(*count).min(3)).collect();
-            firsts.extend((0..3).map(|_| random.random_range(1..=*count)));
-            for first in firsts {
-                let count = if random.random_bool(0.5) { Some(1) } else { None };
-                let fault = Fault { files: vec![site.file.to_owned()], calls: vec![site.call], ailment: *ailment, first, count };
-                all.push((*when, fault));
-            }
+            all.extend(at(&site, *ailment, count, &mut random).map(|fault| (when, fault)));
         }
     }
     // The whole disk.
@@ -894,11 +903,29 @@ pub fn faults(seed: u64, counts: &[(When, Site, u64)]) -> Vec<(When, Fault)> {
             all.push((when, Fault { files: Vec::new(), calls, ailment: Ailment::Io, first, count: None }));
         }
     }
-    all.shuffle(&mut random);
+    new_ones_last(all, &mut random)
+}
+
+/// The same thing at the first of so many calls, and at others.
+pub(super) fn at(site: &Site, ailment: Ailment, count: u64, random: &mut ChaCha8Rng) -> impl Iterator<Item = Fault> {
+    let mut firsts: BTreeSet<u64> = (1..=count.min(3)).collect();
+    firsts.extend((0..3).map(|_| random.random_range(1..=count)));
+    let faults: Vec<Fault> = firsts
+        .into_iter()
+        .map(|first| {
+            let count = if random.random_bool(0.5) { Some(1) } else { None };
+            Fault { files: vec![site.file.to_owned()], calls: vec![site.call], ailment, first, count }
+        })
+        .collect();
+    faults.into_iter()
+}
+
+/// In any order, but that they are taken from the end: first what was not met yet.
+pub(super) fn new_ones_last(mut all: Vec<(When, Fault)>, random: &mut ChaCha8Rng) -> Vec<(When, Fault)> {
+    all.shuffle(random);
     let mut met = BTreeSet::new();
     let (mut new, again): (Vec<_>, Vec<_>) =
         all.into_iter().partition(|(when, fault)| met.insert((*when, fault.files.clone(), fault.calls.clone(), fault.ailment)));
-    // Taken from the end.
     new.reverse();
     [again, new].concat()
 }
@@ -914,6 +941,8 @@ fn ailments(call: Call) -> &'static [Ailment] {
         Call::Create | Call::Resize | Call::Rename | Call::MakeFolder | Call::Sync => &[Ailment::Io, Ailment::Full],
         Call::Read => &[Ailment::Io, Ailment::Short],
         Call::Write => &[Ailment::Io, Ailment::Full, Ailment::Short, Ailment::ShortThenFull],
+        // Links fail in proxies.
+        Call::Send => &[],
     }
 }
 
@@ -1019,7 +1048,7 @@ fn losing_power(random: &mut ChaCha8Rng) -> Vec<Step> {
     steps
 }
 
-fn mix(random: &mut ChaCha8Rng) -> Mix {
+pub(super) fn mix(random: &mut ChaCha8Rng) -> Mix {
     Mix {
         reads: random.random_range(10..50),
         deletes: random.random_range(0..30),
@@ -1033,18 +1062,7 @@ fn mix(random: &mut ChaCha8Rng) -> Mix {
 
 /// What is to be said at the end.
 pub fn notes(observed: &Observed) -> Vec<String> {
-    let sites: BTreeSet<Site> = observed.failed.iter().map(|(_, site)| *site).collect();
-    let never: Vec<String> = observed.sites.difference(&sites).map(Site::to_string).collect();
-    let mut notes = vec![
-        format!(
-            "{} kinds of faults, at {} of {} sites; nothing failed at: {}",
-            observed.failed.len(),
-            sites.len(),
-            observed.sites.len(),
-            never.join(", ")
-        ),
-        format!("the power was lost {} times", observed.power_losses),
-    ];
+    let mut notes = vec![reached(observed), format!("the power was lost {} times", observed.power_losses)];
     let mut damages: BTreeMap<(Wound, &str), Vec<String>> = BTreeMap::new();
     for ((wound, what, verdict), count) in &observed.verdicts {
         damages.entry((*wound, what)).or_default().push(format!("{count} {verdict:?}"));
@@ -1052,6 +1070,14 @@ pub fn notes(observed: &Observed) -> Vec<String> {
     notes.extend(damages.iter().map(|((wound, what), verdicts)| format!("{wound:?} {what}: {}", verdicts.join(", "))));
     notes.extend(observed.reasons.iter().map(|(reason, count)| format!("said {count} times: {reason}")));
     notes
+}
+
+/// At which sites something failed, and at which never.
+pub fn reached(observed: &Observed) -> String {
+    let sites: BTreeSet<Site> = observed.failed.iter().map(|(_, site)| *site).collect();
+    let never: Vec<String> = observed.sites.difference(&sites).map(Site::to_string).collect();
+    let (kinds, met, all) = (observed.failed.len(), sites.len(), observed.sites.len());
+    format!("{kinds} kinds of faults, at {met} of {all} sites; nothing failed at: {}", never.join(", "))
 }
 
 impl Observed {

@@ -5,6 +5,7 @@ use super::disks::{DiskLab, Libraries, Observed};
 use super::participant::{self, Participant};
 use super::schedule::{Link, Schedule, Setting, Step, Who};
 use crate::clock::Clock;
+use crate::disk_faults::Ports;
 use crate::history::{Ask, Event, Happened, Op, Recorder, Store, Told, check};
 use crate::own_network::OwnNetwork;
 use crate::proxy::{Fault, Proxy};
@@ -49,6 +50,12 @@ struct Servers {
     postgres: Cluster,
     search: Node,
     runs: u32,
+}
+
+impl Servers {
+    fn ports(&self) -> anyhow::Result<Ports> {
+        Ok(Ports { database: Some(self.postgres.port()), search: Some(port(&self.search.url())?) })
+    }
 }
 
 /// What a run showed.
@@ -127,7 +134,8 @@ impl Lab {
                 Some(libraries) => libraries,
                 None => Libraries::compile()?,
             };
-            Some(DiskLab::new(self.libraries.insert(libraries), folder.path(), schedule.setting)?)
+            let ports = self.servers.as_ref().filter(|_| schedule.setting.has_servers()).map(Servers::ports).transpose()?;
+            Some(DiskLab::new(self.libraries.insert(libraries), folder.path(), schedule.setting, ports.unwrap_or_default())?)
         } else {
             None
         };
@@ -395,7 +403,7 @@ impl Run {
         match self.daemon.relaunch(launch).await {
             Ok(()) => {}
             // It died on its way up, as it should.
-            Err(_) if self.said().contains("failpoint ") => {}
+            Err(_) if self.said().contains("failpoint ") || self.disk.as_ref().is_some_and(DiskLab::was_killed) => {}
             Err(error) if self.disk.as_ref().is_some_and(DiskLab::may_end) => self.not_started(&error),
             Err(error) => self.found(format!("the daemon does not start: {error:#}")),
         }
@@ -418,6 +426,9 @@ impl Run {
     }
 
     pub(super) fn died(&mut self, status: ExitStatus) {
+        if self.disk.as_ref().is_some_and(DiskLab::was_killed) && status.signal() == Some(Signal::KILL.as_raw()) {
+            return;
+        }
         if self.disk.as_ref().is_some_and(DiskLab::may_end) {
             self.gave_up(status);
         } else if status.signal() != Some(Signal::KILL.as_raw()) {

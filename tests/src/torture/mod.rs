@@ -13,6 +13,7 @@ pub mod networks;
 pub mod participant;
 pub mod schedule;
 pub mod simulation;
+pub mod steps;
 
 use crate::own_network::OwnNetwork;
 use anyhow::Context;
@@ -46,7 +47,7 @@ struct Arguments {
     /// Only this kind; may be given more than once
     #[arg(long, value_name = "KIND", value_enum)]
     only: Vec<Kind>,
-    /// With PostgreSQL and OpenSearch, started here, instead of SQLite and Tantivy (histories, crashes, networks)
+    /// With PostgreSQL and OpenSearch, started here, instead of SQLite and Tantivy (histories, crashes, steps, networks)
     #[arg(long)]
     servers: bool,
     /// So many runs of each kind at most
@@ -75,6 +76,8 @@ enum Kind {
     Histories,
     /// kill -9 at every place, in pairs, at random
     Crashes,
+    /// kill -9 before each call that changes a file, or tells a server or a client anything
+    Steps,
     /// Links that fail, processes that stand still, clocks that jump
     Networks,
     /// Disks that fail, power loss, files that are damaged, gone or old
@@ -233,7 +236,7 @@ async fn one(
                 let schedule = match kind {
                     Kind::Histories => histories::schedule(round),
                     Kind::Crashes => crashes::schedule(round),
-                    Kind::Networks | Kind::Simulation | Kind::Load | Kind::Disks => networks::schedule(round),
+                    Kind::Networks | Kind::Simulation | Kind::Steps | Kind::Load | Kind::Disks => networks::schedule(round),
                 };
                 play(lab, &schedule, tally).await?;
                 tell(tally);
@@ -242,6 +245,11 @@ async fn one(
                 }
             }
             Ok(())
+        }
+        Kind::Steps => {
+            let tried = steps::run(lab, Round { seed, number: 0, servers: arguments.servers }, share, arguments.runs, tally, tell).await;
+            tally.notes.push(disks::reached(&tally.observed));
+            tried
         }
         Kind::Disks => {
             let tried = disks::run(lab, seed, share, arguments.runs, tally, tell).await;
@@ -272,6 +280,7 @@ fn schedule_in(file: &Path) -> anyhow::Result<Schedule> {
 async fn again(lab: &mut Lab, schedule: &Schedule, runs: u64, tallies: &mut Vec<Tally>) -> anyhow::Result<()> {
     let on_disks = schedule.steps.iter().any(|step| matches!(step, schedule::Step::Disk { .. }));
     let kind = match (schedule.proxied, on_disks) {
+        (_, true) if steps::is_one(schedule) => Kind::Steps,
         (_, true) => Kind::Disks,
         (true, false) => Kind::Networks,
         (false, false) => Kind::Crashes,

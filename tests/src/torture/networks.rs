@@ -12,6 +12,11 @@ const STEPS: usize = 6;
 /// Longer than the time-outs of a proxied run.
 const LONG_MS: u64 = 3_000;
 
+/// Longer than every time-out there is: a connection that says nothing is given up after 40 s, a server's own keep-alive takes 60 s.
+const LONGEST_MS: u64 = 65_000;
+/// So seldom, of all steps.
+const LONGEST: f64 = 0.01;
+
 /// Seconds.
 const HOUR: i64 = 3_600;
 
@@ -42,6 +47,7 @@ pub fn schedule(round: Round) -> Schedule {
         .choose(&mut random)
         .expect("not empty");
         let step = match random.random_range(0..10) {
+            _ if random.random_bool(LONGEST) => Step::Stand { who: stands(&mut random, setting), ms: LONGEST_MS },
             // A participant's session is one connection: it is not a request that may arrive twice.
             0 => Step::Repeat {
                 link: *setting

@@ -2,7 +2,8 @@
 
 use super::disks::Trouble;
 use super::lab::{Lab, Played};
-use crate::proxy::Fault;
+use crate::disk_faults::{Ailment, Fault};
+use crate::proxy;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
@@ -129,7 +130,7 @@ pub enum Step {
         /// Which.
         link: Link,
         /// How.
-        fault: Fault,
+        fault: proxy::Fault,
         /// Milliseconds.
         ms: u64,
     },
@@ -188,6 +189,8 @@ impl Step {
             Step::Jump { .. } => "clock jumped".into(),
             Step::Disk { what } => match what {
                 Trouble::Count { .. } | Trouble::Copy { .. } => return None,
+                Trouble::Fail { fault: Fault { ailment: Ailment::Kill, .. }, .. } => "daemon killed before a call".into(),
+                Trouble::Fail { fault: Fault { ailment: Ailment::ShortThenKill, .. }, .. } => "daemon killed in a write".into(),
                 Trouble::Fail { fault, .. } => format!("disk: {}", word(&fault.ailment)),
                 Trouble::LosePower { .. } => "disk: power lost".into(),
                 Trouble::Damage { damage, .. } => format!("disk: {}", word(&damage.wound)),

@@ -6,7 +6,7 @@ use lockstep_core::{CoordId, Csn, Decided, Decider, Epoch, Operation, Owner, Par
 use lockstep_participants::sqlite::{Sqlite, SqliteOptions};
 use lockstep_participants::{ReadLimits, ResourceManager, StoreError};
 use lockstep_proto::v1::StatusReply;
-use lockstep_tests::disk_faults::{Ailment, Call, Control, Fault, Library};
+use lockstep_tests::disk_faults::{Ailment, Call, Control, Fault, Library, Ports};
 use lockstep_tests::small_disk::Disk;
 use lockstep_tests::workload;
 use lockstepd::demo::daemon::Launch;
@@ -80,7 +80,7 @@ fn a_transaction_that_spills_onto_a_full_disk_is_no_foreign_writer() -> anyhow::
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_failed_force_was_for_is_not_believed() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
-    let (library, control) = (Library::compile(folder.path())?, Control::create(folder.path().join("faults"))?);
+    let (library, control) = (Library::compile(folder.path())?, Control::create(folder.path().join("faults"), Ports::default())?);
     let mut launch = launch(folder.path(), &[]);
     std::fs::create_dir_all(&launch.data_dir)?;
     launch.environment.extend(library.environment(&launch.data_dir.canonicalize()?, &control));

@@ -16,4 +16,5 @@ mod recovery;
 mod relay;
 mod shift;
 mod steps;
+mod torture;
 mod verify;

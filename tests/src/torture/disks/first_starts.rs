@@ -1,7 +1,7 @@
 //! The very first start, on an empty folder: whatever fails in it says why, and keeps no later one, on a sound disk, from starting.
 
-use super::{DiskLab, LOOK, Libraries, ORDERLY, When, faults, is_clear, last_reason};
-use crate::disk_faults::{Ailment, Fault, Site};
+use super::{DiskLab, Faults, LOOK, Libraries, ORDERLY, When, is_clear, last_reason};
+use crate::disk_faults::{Ailment, Fault, Ports, Site};
 use crate::torture::schedule::Setting;
 use crate::workload;
 use anyhow::ensure;
@@ -23,6 +23,8 @@ pub struct FirstStart {
     /// What it said, if it has ended.
     pub reason: Option<String>,
     done: Vec<(Site, u64)>,
+    /// It is to be killed.
+    killed: bool,
 }
 
 /// Where they are tried.
@@ -36,7 +38,7 @@ pub struct Nursery<'a> {
 
 impl Nursery<'_> {
     /// Every fault there can be in a first start, those of sites that were not yet met first.
-    pub async fn plan(self, seed: u64) -> anyhow::Result<Vec<Fault>> {
+    pub async fn plan(self, seed: u64, faults: Faults) -> anyhow::Result<Vec<Fault>> {
         let sound = self.play(None).await?;
         ensure!(sound.finding.is_none() && sound.reason.is_none(), "a first start without faults fails: {sound:?}");
         let counts: Vec<_> = sound.done.iter().map(|(site, count)| (When::Start, *site, *count)).collect();
@@ -46,7 +48,7 @@ impl Nursery<'_> {
     /// A first start in which this fails, and one more on a sound disk, which must take a transaction.
     pub async fn play(self, fault: Option<&Fault>) -> anyhow::Result<FirstStart> {
         let folder = lockstep_servers::quick_folder()?;
-        let disk = DiskLab::new(self.libraries, folder.path(), Setting::LogDecided)?;
+        let disk = DiskLab::new(self.libraries, folder.path(), Setting::LogDecided, Ports::default())?;
         let file = folder.path().join("lockstepd.toml");
         std::fs::write(&file, STORES)?;
         let arguments = vec!["--config".into(), file.display().to_string()];
@@ -55,7 +57,7 @@ impl Nursery<'_> {
         if let Some(fault) = fault {
             disk.control.arm(fault)?;
         }
-        let mut first = FirstStart::default();
+        let mut first = FirstStart { killed: fault.is_some_and(|fault| fault.ailment.kills()), ..FirstStart::default() };
         match Daemon::start(launch.clone()).await {
             Ok(daemon) => first.watch(daemon, &launch.log_file()).await?,
             Err(error) => first.ended(&format!("{error:#}")),
@@ -90,6 +92,10 @@ impl FirstStart {
     }
 
     fn ended(&mut self, said: &str) {
+        if self.killed && said.contains("(signal: 9 (SIGKILL))") {
+            self.reason = Some("killed".to_owned());
+            return;
+        }
         let reason = last_reason(said).unwrap_or(said).to_owned();
         let orderly = ORDERLY.iter().any(|code| said.contains(&format!("(exit status: {code})")));
         if !orderly || !is_clear(&reason) {

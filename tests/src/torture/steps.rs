@@ -1,0 +1,127 @@
+//! `kill -9` before every step by which the daemon leaves a trace: each call that changes one of its files, and each message to a server, a
+//! participant or a client. What it does between two of them dies with it, so there is no other moment to die at: of the decision log, of the
+//! engine, and of each store inside the daemon, SQLite, Tantivy and the adapters of PostgreSQL and OpenSearch.
+
+use super::disks::{self, Then, Trouble, When};
+use super::lab::Lab;
+use super::schedule::{Schedule, Setting, Step};
+use super::{Round, Tally, play};
+use crate::disk_faults::{Ailment, Call, Fault, Site};
+use anyhow::ensure;
+use rand::seq::IndexedRandom;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+/// Deaths of one run.
+const DEATHS: usize = 10;
+/// How long a step is waited for.
+const STEP_MS: u64 = 300;
+
+const EMBEDDED: &[Setting] = &[Setting::LogDecided, Setting::DatabaseLed, Setting::SmallFiles, Setting::LowFloor, Setting::Remote];
+const SERVERS: &[Setting] = &[Setting::ServersTwoPhase, Setting::ServersLed];
+
+/// First counts, then dies in first starts, then goes along every step; then draws. `round.number` is not looked at.
+pub async fn run(
+    lab: &mut Lab,
+    round: Round,
+    time: Duration,
+    most: Option<u64>,
+    tally: &mut Tally,
+    tell: impl Fn(&Tally),
+) -> anyhow::Result<()> {
+    let until = Instant::now() + time;
+    let settings = if round.servers { SERVERS } else { EMBEDDED };
+    let (mut plan, mut sites) = (Vec::new(), BTreeSet::new());
+    for (number, setting) in settings.iter().enumerate() {
+        let counting = disks::counting(round.seed.wrapping_add(number as u64), *setting);
+        let played = lab.play(&counting).await?;
+        ensure!(played.findings.is_empty(), "a run without faults fails: {:?}", played.findings);
+        sites.extend(played.observed.counts.iter().map(|(_, site, _)| *site).filter(|site| !deaths(site.call).is_empty()));
+        plan.push((*setting, steps(round.seed, &played.observed.counts)));
+        tally.add(&played);
+        tell(tally);
+    }
+    // What is only passed over is no place to die at.
+    tally.observed.sites = sites;
+    if !round.servers {
+        disks::first(lab, round.seed, steps, until, tally, &tell).await?;
+    }
+    let counts: Vec<String> = plan.iter().map(|(setting, steps)| format!("{} with {setting:?}", steps.len())).collect();
+    tally.notes.push(format!("deaths planned: {}", counts.join(", ")));
+    for number in 0..most.unwrap_or(u64::MAX) {
+        if Instant::now() > until || !tally.violations.is_empty() {
+            break;
+        }
+        let schedule = schedule(round.seed.wrapping_add(number), number as usize, &mut plan);
+        play(lab, &schedule, tally).await?;
+        tell(tally);
+    }
+    tally.observed.sites.retain(|site| !deaths(site.call).is_empty());
+    let left: Vec<String> = plan.iter().map(|(setting, steps)| format!("{} with {setting:?}", steps.len())).collect();
+    tally.notes.push(format!("of these not come to yet: {}", left.join(", ")));
+    Ok(())
+}
+
+/// Every death there can be where this was counted, those at sites that were not yet met last.
+pub fn steps(seed: u64, counts: &[(When, Site, u64)]) -> Vec<(When, Fault)> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut all = Vec::new();
+    for (when, site, count) in counts {
+        for ailment in deaths(site.call) {
+            all.extend(disks::at(site, *ailment, *count, &mut random).map(|fault| (*when, fault)));
+        }
+    }
+    disks::new_ones_last(all, &mut random)
+}
+
+/// The run of this number.
+pub fn schedule(seed: u64, number: usize, plan: &mut disks::Plan) -> Schedule {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let place = number % plan.len();
+    let setting = plan[place].0;
+    let mut steps = vec![Step::Run { ms: 100 }];
+    for _ in 0..DEATHS {
+        // The plan is over: whatever comes, at random.
+        let (when, fault) = plan[place].1.pop().unwrap_or_else(|| any_step(setting, &mut random));
+        steps.push(death(when, fault));
+        if random.random_bool(0.3) {
+            steps.push(Step::Run { ms: random.random_range(1..150) });
+        }
+    }
+    let (mix, clients) = (disks::mix(&mut random), random.random_range(2..8));
+    Schedule { seed, setting, clients, mix, in_memory: random.random_bool(0.8), proxied: false, steps }
+}
+
+/// The daemon is killed like this.
+pub fn death(when: When, fault: Fault) -> Step {
+    Step::Disk { what: Trouble::Fail { fault, when, ms: STEP_MS, patience_ms: 0, then: Then::GoOn } }
+}
+
+/// Whether it is a run of this kind.
+pub fn is_one(schedule: &Schedule) -> bool {
+    let dies = |step: &Step| matches!(step, Step::Disk { what: Trouble::Fail { fault, .. } } if fault.ailment.kills());
+    schedule.steps.iter().all(|step| dies(step) || matches!(step, Step::Run { .. })) && schedule.steps.iter().any(dies)
+}
+
+/// The calls that leave a trace, and what can be left of one.
+fn deaths(call: Call) -> &'static [Ailment] {
+    match call {
+        Call::Open | Call::Read | Call::Map => &[],
+        Call::Create | Call::Resize | Call::Sync | Call::Rename | Call::Remove | Call::MakeFolder | Call::Send => &[Ailment::Kill],
+        Call::Write => &[Ailment::Kill, Ailment::ShortThenKill],
+    }
+}
+
+fn any_step(setting: Setting, random: &mut ChaCha8Rng) -> (When, Fault) {
+    const ALL: &[Call] = &[Call::Write, Call::Sync, Call::Send, Call::Rename, Call::Create, Call::Remove];
+    let call = *ALL.choose(random).expect("not empty");
+    let servers: &[&str] = if setting.has_servers() { &["database", "search"] } else { &["clients"] };
+    let files = match call {
+        Call::Send => servers.choose(random).map(|peer| vec![(*peer).to_owned()]).unwrap_or_default(),
+        _ => Vec::new(),
+    };
+    let when = if random.random_bool(0.4) { When::Start } else { When::Load };
+    (when, Fault { files, calls: vec![call], ailment: Ailment::Kill, first: random.random_range(1..200), count: None })
+}
