@@ -261,8 +261,8 @@ impl Run {
         self.daemon.status().await
     }
 
-    /// One of those that leave the daemon's process as it is.
-    pub async fn next_small_fault(&mut self, number: u64) -> anyhow::Result<()> {
+    /// One of those that leave the daemon's process as it is; which it was.
+    pub async fn next_small_fault(&mut self, number: u64) -> anyhow::Result<Step> {
         let link = |fault, ms| Step::Link { link: Link::Client, fault, ms };
         let step = match number % 4 {
             0 => Step::Stand { who: Who::Daemon, ms: 100 },
@@ -270,7 +270,8 @@ impl Run {
             2 => link(Fault::Cut, 50),
             _ => link(Fault::HalfOpen, 100),
         };
-        self.step(&step, None).await
+        self.step(&step, None).await?;
+        Ok(step)
     }
 
     async fn step(&mut self, step: &Step, servers: Option<&mut Servers>) -> anyhow::Result<()> {
