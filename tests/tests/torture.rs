@@ -316,7 +316,8 @@ fn every_place_is_known() -> anyhow::Result<()> {
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let text = std::fs::read_to_string(&path)?;
                 found.extend(quoted(&text, "failpoints::hit(\""));
-                found.extend(quoted(&text, "self.around(\"").map(|call| format!("store.db.before_{call}")));
+                let around = |call: String| ["before", "after"].map(|when| format!("store.db.{when}_{call}"));
+                found.extend(quoted(&text, "self.around(\"").flat_map(around));
                 found.extend(quoted(&text, "format!(\"store.{}.").map(|rest| format!("store.db.{rest}")));
             }
         }
