@@ -1,7 +1,8 @@
 //! `kill -9` of the real daemon on embedded stores: before and after every force, send, apply and ack; then everything that anybody was
 //! told is held against both stores.
 
-use lockstep_client::Client;
+use anyhow::ensure;
+use lockstep_client::{Client, params};
 use lockstep_tests::workload::{self, Size, Told};
 use lockstepd::demo::daemon::{Daemon, Launch};
 use std::path::{Path, PathBuf};
@@ -90,6 +91,24 @@ async fn the_daemon_dies_while_its_log_settles() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A change of a schema, by its store.
+const MIGRATIONS: &[(&str, &str)] = &[
+    ("db", "CREATE TABLE note (id TEXT PRIMARY KEY NOT NULL);"),
+    ("index", r#"{"fields": {"item": {"type": "keyword"}, "last": {"type": "keyword"}}}"#),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_daemon_dies_while_a_schema_changes() -> anyhow::Result<()> {
+    for configuration in [None, Some(LED)] {
+        for (store, script) in MIGRATIONS {
+            for is_there in [false, true] {
+                die_migrating(store, script, is_there, configuration).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_daemon_dies_at_random_moments_again_and_again() -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
@@ -127,6 +146,48 @@ async fn die_at(failpoint: &str, configuration: Option<&str>) -> anyhow::Result<
         anyhow::ensure!(died, "the place was never reached: {listens:?}");
         daemon.relaunch(launch(folder.path(), None, configuration)?).await?;
         told.extend(running.await??);
+        told.extend(workload::run(&client, "after", Size { transactions: 2, ..SIZE }).await?);
+        mended(&daemon, &client, &told).await?;
+        daemon.kill();
+        anyhow::Ok(())
+    };
+    run.await.map_err(|error| error.context(format!("failpoint {failpoint}, configuration {configuration:?}")))
+}
+
+/// One life that ends before a schema changes, or once it has (`is_there`): sent again it is there, once, and transactions write on.
+async fn die_migrating(store: &str, script: &str, is_there: bool, configuration: Option<&str>) -> anyhow::Result<()> {
+    let failpoint = format!("store.{store}.{}_migrate:1:kill", if is_there { "after" } else { "before" });
+    let folder = tempfile::tempdir()?;
+    let run = async {
+        let mut daemon = Daemon::start(launch(folder.path(), None, configuration)?).await?;
+        let client = workload::connect(&daemon.url()).await?;
+        workload::prepare(&client).await?;
+        let mut told = workload::run(&client, "before", Size { transactions: 2, ..SIZE }).await?;
+        daemon.stop().await?;
+
+        daemon.relaunch(launch(folder.path(), Some(&failpoint), configuration)?).await?;
+        daemon.wait_until_ready().await?;
+        // One that has not met the end of the first daemon.
+        let migrating = workload::connect(&daemon.url()).await?;
+        let answered = migrating.migrate(store, script).await;
+        ensure!(answered.is_err(), "the daemon has died, and says: {answered:?}");
+        ensure!(daemon.wait_until_dead(MEND).await?.is_some(), "the place was never reached: {answered:?}");
+
+        daemon.relaunch(launch(folder.path(), None, configuration)?).await?;
+        daemon.wait_until_ready().await?;
+        let client = workload::connect(&daemon.url()).await?;
+        match client.migrate(store, script).await {
+            Ok(said) => ensure!(!is_there || said.contains("nothing to do"), "it was there already, and is made again: {said}"),
+            Err(error) => ensure!(is_there && error.to_string().contains("already exists"), "it is refused: {error}"),
+        }
+        if store == "db" {
+            let note = workload::transaction(&client, "note", "item-0").sql("db", "INSERT INTO note VALUES ($1)", params!["note"]);
+            let outcome = workload::insist(&client, note).await?.map(|receipt| receipt.csn.to_u64());
+            ensure!(outcome.is_ok(), "the table is not there: {outcome:?}");
+            told.push(Told { id: "note".into(), item: "item-0".into(), outcome });
+            let rows = client.query("db", "SELECT id FROM note", params![]).await?.rows;
+            ensure!(rows.len() == 1, "{} rows of one", rows.len());
+        }
         told.extend(workload::run(&client, "after", Size { transactions: 2, ..SIZE }).await?);
         mended(&daemon, &client, &told).await?;
         daemon.kill();

@@ -274,7 +274,7 @@ async fn power_is_lost_under_all_stores_at_once() -> anyhow::Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn damage_is_refused_or_mended() -> anyhow::Result<()> {
     use Verdict::{NotStarted, Recorded, Recovered, Refused};
-    let cases: [(Wound, &'static str, &'static [Verdict]); 7] = [
+    let cases: [(Wound, &'static str, &'static [Verdict]); 9] = [
         // A file of a commit that is over may be damaged as it likes.
         (Wound::Flip, "index/store", &[NotStarted, Recovered]),
         (Wound::Flip, "log/db", &[NotStarted, Refused, Recovered]),
@@ -283,6 +283,8 @@ async fn damage_is_refused_or_mended() -> anyhow::Result<()> {
         (Wound::Cut, "index/meta.json", &[NotStarted]),
         (Wound::Older, "log", &[NotStarted, Refused, Recorded]),
         (Wound::Older, "index", &[NotStarted, Refused, Recovered]),
+        (Wound::GoneWhole, "log", &[NotStarted, Refused]),
+        (Wound::GoneWhole, "index", &[NotStarted, Refused, Recovered]),
     ];
     // Mostly they wait: for what a daemon says once it has given up.
     let mut played = tokio::task::JoinSet::new();
@@ -347,7 +349,8 @@ fn every_place_is_known() -> anyhow::Result<()> {
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let text = std::fs::read_to_string(&path)?;
                 found.extend(quoted(&text, "failpoints::hit(\""));
-                found.extend(quoted(&text, "self.around(\"").map(|call| format!("store.db.before_{call}")));
+                let around = |call: String| ["before", "after"].map(|when| format!("store.db.{when}_{call}"));
+                found.extend(quoted(&text, "self.around(\"").flat_map(around));
                 found.extend(quoted(&text, "format!(\"store.{}.").map(|rest| format!("store.db.{rest}")));
             }
         }

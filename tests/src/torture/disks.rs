@@ -14,7 +14,7 @@ use super::lab::{Lab, Run};
 use super::schedule::{Mix, Schedule, Setting, Step};
 use super::{Tally, play};
 use crate::disk_faults::{Ailment, Call, Control, FILES, Fault, Library, Ports, Site};
-use crate::history::{Ask, Event, Finding, Happened};
+use crate::history::{Ask, Event, Finding, Happened, check};
 use crate::power_loss::{Disk, Image, Journal, Loss, Names, Shadow};
 use anyhow::{Context, ensure};
 use first_starts::Nursery;
@@ -117,7 +117,8 @@ pub enum Then {
 pub struct Damage {
     /// How.
     pub wound: Wound,
-    /// Which: a name of [`FILES`] for one file, which is drawn if there are several; for `Older` also `log`, `sqlite`, `index` for all of it.
+    /// Which: a name of [`FILES`] for one file, which is drawn if there are several; for `Older` and `GoneWhole` one of `log`, `sqlite`,
+    /// `index` for all of it.
     pub what: String,
     /// Which file, which byte, which bit are drawn from this.
     pub seed: u64,
@@ -137,6 +138,8 @@ pub enum Wound {
     OlderFile,
     /// All of a store, or of the log, is as it was when it was copied.
     Older,
+    /// All of a store, or of the log, is gone.
+    GoneWhole,
 }
 
 /// What is preloaded into the daemon, compiled once.
@@ -614,7 +617,9 @@ impl Run {
         }
         if hurt.unseen {
             self.verdict(Verdict::Unseen);
-            return Vec::new();
+            // What was wrong before is not the damage's doing.
+            let before = check(&history[..hurt.since.min(history.len())]);
+            return before.findings.iter().map(|finding| format!("before {}: {finding}", hurt.what)).collect();
         }
         findings.into_iter().map(|finding| format!("after {}: {finding}", hurt.what)).collect()
     }
@@ -638,17 +643,23 @@ impl Damage {
                 Wound::OlderFile => (leads || copy.is_some_and(|copy| is_mixed(image, copy))) && is_sound(image)?,
                 // Without what is missing it is an older database.
                 Wound::Gone | Wound::Cut => leads && is_sound(image)?,
+                // It has no owner any more.
+                Wound::GoneWhole => false,
             })
     }
 
     /// Damages the files; says what was done. `None`: there is nothing like that.
     fn apply(&self, image: &mut Image, copy: Option<&Image>) -> anyhow::Result<Option<String>> {
         let mut random = ChaCha8Rng::seed_from_u64(self.seed);
-        if self.wound == Wound::Older {
-            let copy = copy.context("an older state takes a copy")?;
+        if matches!(self.wound, Wound::Older | Wound::GoneWhole) {
             let prefix = if self.what == "sqlite" { "db.sqlite" } else { &self.what };
             let ours = |path: &Path| path.as_os_str().as_encoded_bytes().starts_with(prefix.as_bytes());
+            let before = image.0.len();
             image.0.retain(|path, _| !ours(path));
+            if self.wound == Wound::GoneWhole {
+                return Ok((image.0.len() < before).then(|| format!("all of {} is gone", self.what)));
+            }
+            let copy = copy.context("an older state takes a copy")?;
             image.0.extend(copy.0.iter().filter(|(path, _)| ours(path)).map(|(path, content)| (path.clone(), content.clone())));
             return Ok(Some(format!("all of {} is put back", self.what)));
         }
@@ -682,7 +693,7 @@ impl Damage {
                 image.0.remove(&file.clone());
                 Ok(Some(said))
             }
-            (Wound::OlderFile | Wound::Older, _) => {
+            (Wound::OlderFile | Wound::Older | Wound::GoneWhole, _) => {
                 let older = copy.and_then(|copy| copy.0.get(file)).cloned().flatten().context("it was there")?;
                 *content = older;
                 Ok(Some(format!("{name} is put back")))
@@ -996,6 +1007,12 @@ const DAMAGES: &[(Wound, &[&str])] = &[
             "log/conf",
             "log/snap",
             "sqlite-shm",
+            "log/blobs",
+            "log/other",
+            "sqlite-other",
+            "index/LOCK",
+            "index/lock",
+            "index/draft",
         ],
     ),
     (
@@ -1015,11 +1032,46 @@ const DAMAGES: &[(Wound, &[&str])] = &[
             "log/snap",
             "index/del",
             "sqlite-shm",
+            "index/pos",
+            "index/fieldnorm",
+            "log/blobs",
+            "log/other",
+            "sqlite-other",
+            "index/LOCK",
+            "index/lock",
+            "index/draft",
         ],
     ),
-    (Wound::Cut, &["sqlite", "log/db", "log/ahead", "index/meta.json", "index/store.json", "index/store", "sqlite-wal", "index/term"]),
+    (
+        Wound::Cut,
+        &[
+            "sqlite",
+            "log/db",
+            "log/ahead",
+            "index/meta.json",
+            "index/store.json",
+            "index/store",
+            "sqlite-wal",
+            "index/term",
+            "log/conf",
+            "log/snap",
+            "index/fast",
+            "index/idx",
+            "index/pos",
+            "index/fieldnorm",
+            "index/del",
+            "sqlite-shm",
+            "log/blobs",
+            "log/other",
+            "sqlite-other",
+            "index/LOCK",
+            "index/lock",
+            "index/draft",
+        ],
+    ),
     (Wound::OlderFile, &["sqlite", "log/db", "log/ahead", "index/meta.json", "index/store.json", "sqlite-wal", "log/snap"]),
     (Wound::Older, &["log", "sqlite", "index", "log", "sqlite"]),
+    (Wound::GoneWhole, &["index", "sqlite", "log"]),
 ];
 
 fn damaging(random: &mut ChaCha8Rng, number: usize) -> Vec<Step> {
@@ -1135,6 +1187,7 @@ mod tests {
             ensure!(!is_unseen(Wound::Gone, "sqlite", leads, &gone, &older)?, "gone");
             let empty = with(&now, SQLITE[0], Some(&Vec::new()));
             ensure!(!is_unseen(Wound::Cut, "sqlite", leads, &empty, &older)?, "empty");
+            ensure!(!is_unseen(Wound::GoneWhole, "sqlite", leads, &Image::default(), &older)?, "all of it gone");
             // The watermark shows it, and a leader has none.
             let without_log = with(&now, SQLITE[1], None);
             ensure!(is_unseen(Wound::Gone, "sqlite-wal", leads, &without_log, &older)? == leads, "without its log");

@@ -26,7 +26,7 @@ use rand::RngExt;
 use schedule::{Schedule, shrink};
 use serde::Serialize;
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -125,6 +125,9 @@ pub struct Tally {
     /// How often the daemon died at which place.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub places: BTreeMap<String, u64>,
+    /// Places at which the daemon died, one after the other in one run.
+    #[serde(skip)]
+    pairs: BTreeSet<(String, String)>,
     /// What else is to be said.
     pub notes: Vec<String>,
     /// What clients asked for in all runs.
@@ -299,8 +302,8 @@ async fn again(lab: &mut Lab, schedule: &Schedule, runs: u64, tallies: &mut Vec<
 impl Tally {
     fn new(kind: Kind) -> Tally {
         let (violations, places, notes) = (Vec::new(), BTreeMap::new(), Vec::new());
-        let (by_fault, work, observed) = (BTreeMap::new(), Work::default(), disks::Observed::default());
-        Tally { kind, runs: 0, faults: 0, by_fault, transactions: 0, operations: 0, violations, places, notes, work, observed }
+        let (by_fault, pairs, work, observed) = (BTreeMap::new(), BTreeSet::new(), Work::default(), disks::Observed::default());
+        Tally { kind, runs: 0, faults: 0, by_fault, transactions: 0, operations: 0, violations, places, pairs, notes, work, observed }
     }
 
     fn add(&mut self, played: &Played) {
@@ -313,6 +316,8 @@ impl Tally {
         for place in &played.reached {
             *self.places.entry(place.clone()).or_default() += 1;
         }
+        let daemons: Vec<&String> = played.reached.iter().filter(|place| !place.starts_with("participant ")).collect();
+        self.pairs.extend(daemons.windows(2).map(|two| (two[0].clone(), two[1].clone())));
     }
 
     /// Whatever fails, in all runs together clients have transactions committed: otherwise nothing was tried.
@@ -364,7 +369,13 @@ fn report(tallies: &[Tally], arguments: &Arguments) {
                 if tally.kind == Kind::Crashes {
                     let places = crashes::places(servers);
                     let never: Vec<&str> = places.iter().copied().filter(|place| !tally.places.contains_key(*place)).collect();
-                    println!("crashes: died at {} of {} places; never at: {}", places.len() - never.len(), places.len(), never.join(", "));
+                    println!(
+                        "crashes: died at {} of {} places; never at: {}; {} pairs of places, one after the other",
+                        places.len() - never.len(),
+                        places.len(),
+                        never.join(", "),
+                        tally.pairs.len()
+                    );
                 }
                 tally.violations.iter().for_each(|violation| violation.print(&tally.name()));
             }

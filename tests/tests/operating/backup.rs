@@ -145,7 +145,7 @@ async fn a_database_that_leads_is_copied_after_the_servers_that_follow_it() -> a
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_in_the_middle_it_is_no_backup() -> anyhow::Result<()> {
-    for place in ["backup.before_log", "backup.before_manifest"] {
+    for (place, begun) in [("backup.before_stores", ""), ("backup.before_log", "stores/db"), ("backup.before_manifest", "stores/db")] {
         let mut lab = Lab::start().await?;
         put(&lab.client, "a", "one", 1).await?;
         let mut dying = launch(lab.folder.path(), STORES)?;
@@ -154,7 +154,7 @@ async fn killed_in_the_middle_it_is_no_backup() -> anyhow::Result<()> {
         lab.daemon.wait_until_ready().await?;
         let folder = lab.folder.path().join("backup");
         let _ = lab.says(&["backup", &folder.display().to_string()], Exit::Unreachable).await?;
-        ensure!(folder.join("stores/db").is_file(), "{place}: it had begun");
+        ensure!(folder.join(begun).exists(), "{place}: it had begun");
         let data = lab.folder.path().join("restored");
         let words = ["restore", &folder.display().to_string(), "--data-dir", &data.display().to_string()];
         has(&lab.says(&words, Exit::Refused).await?, &["one that was not finished"]);
@@ -163,6 +163,9 @@ async fn killed_in_the_middle_it_is_no_backup() -> anyhow::Result<()> {
         lab.daemon.relaunch(launch(lab.folder.path(), STORES)?).await?;
         lab.daemon.wait_until_ready().await?;
         put(&lab.client, "b", "two", 1).await?;
+        let again = folder.with_extension("again").display().to_string();
+        lab.says(&["backup", &again], Exit::Ok).await?;
+        has(&lab.says(&["restore", &again, "--check"], Exit::Ok).await?, &["whole: every file is what was written"]);
     }
     Ok(())
 }
