@@ -28,6 +28,7 @@ fn main() -> std::io::Result<()> {
         ("documents", texts(DOCUMENTS)),
         ("opensearch_documents", texts(MAPPED)),
         ("postgres_texts", plays()),
+        ("postgres_statements", texts(POSTGRES_STATEMENTS)),
         ("configuration", configurations(&here.join(".."))),
         ("command_lines", texts(COMMANDS)),
         ("texts", marked(TEXTS)),
@@ -92,6 +93,7 @@ fn client_messages() -> Vec<Vec<u8>> {
         v1::value::Value::Boolean(true),
     ];
     let parameters = values.map(|value| v1::Value { value: Some(value) }).to_vec();
+    let read = parameters.clone();
     let condition = |condition| Some(v1::Condition { condition: Some(condition) });
     let statement = O::Statement(v1::Statement { sql: "SELECT 1".into(), parameters, expect_rows: Some(1) });
     let put = O::Put(v1::Put { key: "k".into(), document: "{}".into(), condition: condition(v1::condition::Condition::IfAbsent(true)) });
@@ -105,16 +107,40 @@ fn client_messages() -> Vec<Vec<u8>> {
     let position = Some(v1::Position { epoch: 3, n: 1 });
     let traceparent = TEXTS[6].1.to_string();
     let commit = v1::CommitRequest { key: key(), position, branches, wait: 2, timeout_ms: 9, wait_ms: 9, traceparent, new_key: false };
-    let request = v1::TransactRequest { id: 1, request: Some(v1::transact_request::Request::Commit(commit.clone())) };
+    let begin = v1::BeginRequest { key: key(), position, led_by: "db".into(), timeout_ms: 5 };
+    let rollback = v1::RollbackRequest { key: key(), position };
+    let inquire = v1::InquireRequest { key: key(), position, wait: 1, wait_ms: 7 };
+    let txid = v1::TransactionId { epoch: 3, n: 17, leader: 2 };
+    let requests = |id| {
+        use v1::transact_request::Request as R;
+        let all = [
+            R::Commit(commit.clone()),
+            R::Begin(begin.clone()),
+            R::Inquire(inquire.clone()),
+            R::Rollback(rollback.clone()),
+            R::Acknowledge(txid),
+        ];
+        all.map(|request| v1::TransactRequest { id, request: Some(request) }).to_vec()
+    };
+    let token = || Bytes::from_static(&[1; 24]);
+    let query = v1::QueryRequest { store: "db".into(), parameters: read, at_least: token(), ..v1::QueryRequest::default() };
+    let search = v1::SearchRequest { store: "index".into(), at_least: token(), ..v1::SearchRequest::default() };
+    let get = v1::GetRequest { store: "none".into(), at_least: token(), ..v1::GetRequest::default() };
+    let list = v1::ListTransactionsRequest { after: "ended:3-17@p2".into(), ..v1::ListTransactionsRequest::default() };
     let tagged = |kind: u8, message: Vec<u8>| [vec![kind], message].concat();
     vec![
         tagged(0, commit.encode_to_vec()),
-        tagged(2, v1::BeginRequest { key: key(), position, led_by: "db".into(), timeout_ms: 5 }.encode_to_vec()),
-        tagged(3, v1::RollbackRequest { key: key(), position }.encode_to_vec()),
-        tagged(4, v1::InquireRequest { key: key(), position, wait: 1, wait_ms: 7 }.encode_to_vec()),
-        tagged(5, v1::TransactRequests { requests: vec![request] }.encode_to_vec()),
+        tagged(1, tagged(0, query.encode_to_vec())),
+        tagged(1, tagged(1, search.encode_to_vec())),
+        tagged(1, tagged(2, get.encode_to_vec())),
+        tagged(1, tagged(3, list.encode_to_vec())),
+        tagged(2, begin.encode_to_vec()),
+        tagged(3, rollback.encode_to_vec()),
+        tagged(4, inquire.encode_to_vec()),
+        tagged(5, v1::TransactRequests { requests: requests(1) }.encode_to_vec()),
+        tagged(5, v1::TransactRequests { requests: requests(3) }.encode_to_vec()),
         tagged(6, vec![1; 24]),
-        tagged(7, v1::TransactionId { epoch: 3, n: 17, leader: 2 }.encode_to_vec()),
+        tagged(7, txid.encode_to_vec()),
     ]
 }
 
@@ -169,6 +195,18 @@ const STATEMENTS: &[&str] = &[
     "SELECT random(), datetime('now'), json_extract('{\"a\":1}', '$.a')",
     "UPDATE item SET id = id + 10\0INSERT INTO item SELECT * FROM cheap\0REPLACE INTO item (id, name) VALUES (1, 'b')",
     "SAVEPOINT s\0ROLLBACK TO s",
+];
+const POSTGRES_STATEMENTS: &[&str] = &[
+    "select 1",
+    "WITH a AS (SELECT 1) TABLE a",
+    "/* a /* b */ c */ Update x SET y = $1",
+    "-- no\nINSERT INTO t VALUES ($1, $2) RETURNING id",
+    "/**/Rollback",
+    "PREPARE TRANSACTION 'x'",
+    "set local x = 1",
+    "create table t ()",
+    "/* open",
+    " (VALUES (1))",
 ];
 const DOCUMENTS: &[&str] = &[
     "{\"title\": \"A film\", \"tag\": [\"a\", \"b\"], \"n\": 7, \"x\": 0.5, \"ok\": true, \"at\": \"2026-01-02T03:04:05Z\", \"more\": {\"a\": {\"b\": null}}}\0k\0title:film AND n:[1 TO 9]",

@@ -19,7 +19,7 @@ pub use log_records::log_records;
 pub use messages::{client_messages, participant_messages};
 pub use participant_sessions::participant_sessions;
 pub use settings::{command_lines, configuration};
-pub use stores::{documents, opensearch_documents, postgres_texts, statements};
+pub use stores::{documents, opensearch_documents, postgres_statements, postgres_texts, statements};
 pub use texts::texts;
 
 /// A target: its name, and what it does with its input.
@@ -37,6 +37,7 @@ pub const TARGETS: &[Target] = &[
     ("documents", documents),
     ("opensearch_documents", opensearch_documents),
     ("postgres_texts", postgres_texts),
+    ("postgres_statements", postgres_statements),
     ("configuration", configuration),
     ("command_lines", command_lines),
     ("texts", texts),

@@ -2,12 +2,13 @@
 
 use crate::input;
 use arbitrary::Unstructured;
-use lockstep_core::{Epoch, Event, Kind, Operation, ParticipantId, Position, Reply, Request, Role, Ticket, Time};
+use lockstep_core::{Epoch, Event, Kind, Operation, ParticipantId, Position, Refusal, RefusalKind, Reply, Request, Role, Ticket, Time};
 use lockstep_proto::v1;
 use lockstepd::configuration::{Limits, Timeouts};
 use lockstepd::engine_handle::{Registered, Registry};
 use lockstepd::service::participant_messages as wire;
 use lockstepd::service::translate::{self, OWNED_KEY_BYTES, Translator};
+use lockstepd::view;
 use prost::Message;
 
 const HERE: Position = Position { epoch: Epoch(3), n: 17 };
@@ -21,7 +22,7 @@ pub fn client_messages(data: &[u8]) {
     let mut translator = Translator::new(&names, &limits, &timeouts);
     let (ticket, now) = (Ticket(1), Time(1_000));
     match kind % 8 {
-        0 | 1 => {
+        0 => {
             if let Ok(request) = v1::CommitRequest::decode(data) {
                 let again = translator.commit(request.clone(), ticket, HERE, now);
                 let translated = translator.commit(request, ticket, HERE, now);
@@ -29,6 +30,7 @@ pub fn client_messages(data: &[u8]) {
                 event(translated, &limits);
             }
         }
+        1 => reading(data, &names),
         2 => {
             if let Ok(request) = v1::BeginRequest::decode(data) {
                 event(translator.begin(request, ticket, HERE, now), &limits);
@@ -47,24 +49,97 @@ pub fn client_messages(data: &[u8]) {
         5 => {
             if let Ok(requests) = v1::TransactRequests::decode(data) {
                 for request in requests.requests {
-                    if let Some(v1::transact_request::Request::Commit(commit)) = request.request {
-                        event(translator.commit(commit, ticket, HERE, now), &limits);
-                    }
+                    of_a_stream(request, &mut translator, &limits, now);
                 }
             }
         }
-        6 => match translate::token(data) {
-            Ok(token) => assert_eq!(translate::token_out(token)[..], *data),
-            Err(sentence) => input::shown(&sentence),
-        },
+        6 => token(data),
         _ => {
             if let Ok(id) = v1::TransactionId::decode(data) {
-                match translate::txid(id) {
-                    Ok(txid) => assert_eq!(translate::txid_out(txid), id),
-                    Err(sentence) => input::shown(&sentence),
-                }
+                transaction_id(id);
             }
         }
+    }
+}
+
+/// A request among those of a frame. One whose id says so comes when its caller has asked for too much already: it is never run.
+fn of_a_stream(request: v1::TransactRequest, translator: &mut Translator<'_>, limits: &Limits, now: Time) {
+    use v1::transact_request::Request as Wire;
+    let ticket = Ticket(1);
+    let busy = (request.id % 4 == 3).then(|| Refusal::new(RefusalKind::Busy, "too much"));
+    let declined = busy.is_some();
+    let translated = match (request.request, busy) {
+        (Some(Wire::Commit(commit)), None) => translator.commit(commit, ticket, HERE, now),
+        (Some(Wire::Commit(commit)), Some(busy)) => translator.decline(commit, ticket, HERE, now, busy),
+        (Some(Wire::Begin(begin)), None) => translator.begin(begin, ticket, HERE, now),
+        (Some(Wire::Begin(begin)), Some(busy)) => translator.decline_begin(begin, ticket, HERE, now, busy),
+        (Some(Wire::Inquire(inquire)), _) => translator.inquire(inquire, ticket, HERE, now).map_err(Reply::Unknown),
+        (Some(Wire::Rollback(rollback)), _) => translator.rollback(rollback, ticket, HERE).map_err(Reply::Unknown),
+        (Some(Wire::Acknowledge(id)), _) => return transaction_id(id),
+        (None, _) => return,
+    };
+    assert!(!declined || !matches!(translated, Ok(Event::Commit(..) | Event::Begin { .. })), "what is declined is run");
+    event(translated, limits);
+}
+
+/// What is asked beside transactions: the parts of a read that are understood before a store is asked, and where a list goes on.
+fn reading(data: &[u8], names: &Registry) {
+    let Some((kind, data)) = data.split_first() else { return };
+    let (store, at_least, parameters) = match kind % 4 {
+        0 => {
+            let Ok(request) = v1::QueryRequest::decode(data) else { return };
+            (request.store, request.at_least, request.parameters)
+        }
+        1 => {
+            let Ok(request) = v1::SearchRequest::decode(data) else { return };
+            (request.store, request.at_least, Vec::new())
+        }
+        2 => {
+            let Ok(request) = v1::GetRequest::decode(data) else { return };
+            (request.store, request.at_least, Vec::new())
+        }
+        _ => {
+            let Ok(request) = v1::ListTransactionsRequest::decode(data) else { return };
+            return list(&request);
+        }
+    };
+    match names.named(&store) {
+        Some(registered) => assert_eq!(*registered.name, *store),
+        None => input::shown(&translate::unknown_store(&store, names)),
+    }
+    if !at_least.is_empty() {
+        token(&at_least);
+    }
+    match translate::values(parameters.clone()) {
+        Ok(values) => {
+            let back: Vec<_> = values.iter().map(|value| translate::value_out(value).encode_to_vec()).collect();
+            assert_eq!(back, parameters.iter().map(|value| value.encode_to_vec()).collect::<Vec<_>>());
+        }
+        Err(sentence) => input::shown(&sentence),
+    }
+}
+
+fn list(request: &v1::ListTransactionsRequest) {
+    if let Some(sentence) = view::unanswerable(request) {
+        input::shown(sentence);
+    }
+    match request.after.parse::<view::Cursor>() {
+        Ok(cursor) => assert_eq!(cursor.to_string().parse(), Ok(cursor)),
+        Err(sentence) => input::shown(&sentence),
+    }
+}
+
+fn token(bytes: &[u8]) {
+    match translate::token(bytes) {
+        Ok(token) => assert_eq!(translate::token_out(token)[..], *bytes),
+        Err(sentence) => input::shown(&sentence),
+    }
+}
+
+fn transaction_id(id: v1::TransactionId) {
+    match translate::txid(id) {
+        Ok(txid) => assert_eq!(translate::txid_out(txid), id),
+        Err(sentence) => input::shown(&sentence),
     }
 }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use lockstep_core::{
     Ballot, CoordId, Csn, Decided, Decider, Epoch, Operation, Owner, ParticipantId, StatementResult, Txid, Value, Vote, Work,
 };
-use lockstep_participants::postgres::text_form;
+use lockstep_participants::postgres::{self, text_form};
 use lockstep_participants::sqlite::{Sqlite, SqliteOptions};
 use lockstep_participants::tantivy::{Tantivy, TantivyOptions};
 use lockstep_participants::{ReadLimits, ResourceManager, StoreError, opensearch};
@@ -241,6 +241,30 @@ pub fn postgres_texts(data: &[u8]) {
             assert!(same, "{ty} {raw:?} became {text}");
         }
     }
+}
+
+/// Any text as a client's statement for PostgreSQL, before the server is asked: it is let through, or refused in a sentence that can be shown;
+/// the same every time, and whatever comments, blanks and parentheses stand before it.
+pub fn postgres_statements(data: &[u8]) {
+    use postgres::statement::{check, only_returns, writes};
+    let text = String::from_utf8_lossy(data);
+    let text: &str = &text;
+    let judged = |sql: &str, limit: usize| check(sql, limit).map_err(|failure| failure.refusal());
+    let judgement = judged(text, usize::MAX);
+    assert_eq!(judged(text, usize::MAX), judgement, "a statement is judged one way");
+    for before in ["\n\t", "((", ";", "-- a\n", "/* a /* b */ c */", "\u{feff}"] {
+        assert_eq!(judged(&format!("{before}{text}"), usize::MAX), judgement, "{before:?} makes it another statement");
+    }
+    if let Err(refusal) = &judgement {
+        input::shown(&refusal.message);
+    }
+    if !text.is_empty() {
+        let refusal = judged(text, text.len() - 1).expect_err("it is longer than it may be");
+        input::shown(&refusal.message);
+    }
+    let (returned, written) = (only_returns(text), writes(text));
+    assert!(!(returned && written), "what writes does not only return rows");
+    assert!(judgement.is_ok() || !(returned || written) || text.contains('\0'), "a statement of use is refused: {judgement:?}");
 }
 
 const TYPES: [Type; 34] = [

@@ -52,5 +52,5 @@ macro_rules! replayed {
 
 replayed! {
     log_records log_folder client_messages participant_messages coordinator_sessions participant_sessions statements documents
-    opensearch_documents postgres_texts configuration command_lines texts
+    opensearch_documents postgres_texts postgres_statements configuration command_lines texts
 }

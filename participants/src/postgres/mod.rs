@@ -24,7 +24,8 @@ mod reader;
 mod schema;
 mod script;
 mod session;
-mod statement;
+#[doc(hidden)]
+pub mod statement;
 mod takeover;
 #[doc(hidden)]
 pub mod text_form;

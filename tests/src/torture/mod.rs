@@ -6,6 +6,7 @@
 mod clients;
 pub mod crashes;
 pub mod disks;
+pub mod fuzzing;
 pub mod histories;
 pub mod lab;
 pub mod load;
@@ -47,7 +48,7 @@ struct Arguments {
     /// Only this kind; may be given more than once
     #[arg(long, value_name = "KIND", value_enum)]
     only: Vec<Kind>,
-    /// With PostgreSQL and OpenSearch, started here, instead of SQLite and Tantivy (histories, crashes, steps, networks)
+    /// With PostgreSQL and OpenSearch, started here, instead of SQLite and Tantivy (histories, crashes, steps, networks; no fuzzing)
     #[arg(long)]
     servers: bool,
     /// So many runs of each kind at most
@@ -84,6 +85,8 @@ enum Kind {
     Disks,
     /// Ten times too much, ten thousand connections, and for a long time
     Load,
+    /// Bad input at machine speed (takes a C++ compiler)
+    Fuzzing,
 }
 
 /// The form of the report.
@@ -169,9 +172,17 @@ pub fn run(words: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
 }
 
 fn torture(arguments: &Arguments, tallies: &mut Vec<Tally>) -> anyhow::Result<()> {
-    let kinds = if arguments.only.is_empty() { Kind::value_variants() } else { &arguments.only };
+    let kinds: Vec<Kind> = if arguments.only.is_empty() {
+        // Bad input is the same whatever the stores are.
+        Kind::value_variants().iter().copied().filter(|kind| !arguments.servers || *kind != Kind::Fuzzing).collect()
+    } else {
+        arguments.only.clone()
+    };
     let replay = arguments.replay.as_deref().map(schedule_in).transpose()?;
     let mut lab = Lab::new(program()?);
+    if kinds.contains(&Kind::Fuzzing) && replay.is_none() && fuzzing::lacking().is_none() {
+        fuzzing::build()?;
+    }
     if arguments.servers || replay.as_ref().is_some_and(|schedule| schedule.setting.has_servers()) {
         lab.start_servers()?;
     } else {
@@ -188,7 +199,7 @@ fn torture(arguments: &Arguments, tallies: &mut Vec<Tally>) -> anyhow::Result<()
     runtime.block_on(async {
         match replay {
             Some(schedule) => again(&mut lab, &schedule, arguments.runs.unwrap_or(1), tallies).await,
-            None => all(&mut lab, kinds, arguments, tallies).await,
+            None => all(&mut lab, &kinds, arguments, tallies).await,
         }
     })
 }
@@ -239,7 +250,9 @@ async fn one(
                 let schedule = match kind {
                     Kind::Histories => histories::schedule(round),
                     Kind::Crashes => crashes::schedule(round),
-                    Kind::Networks | Kind::Simulation | Kind::Steps | Kind::Load | Kind::Disks => networks::schedule(round),
+                    Kind::Networks | Kind::Simulation | Kind::Steps | Kind::Load | Kind::Disks | Kind::Fuzzing => {
+                        networks::schedule(round)
+                    }
                 };
                 play(lab, &schedule, tally).await?;
                 tell(tally);
@@ -260,6 +273,7 @@ async fn one(
             tried
         }
         Kind::Load => load::run(lab, seed, share, tally, tell).await,
+        Kind::Fuzzing => tokio::task::block_in_place(|| fuzzing::run(seed, share, arguments.runs, tally, tell)),
     }
 }
 
