@@ -52,6 +52,8 @@ pub(super) struct Session {
     /// Something is applied that no refresh has taken in.
     unseen: bool,
     refreshed: Option<Instant>,
+    /// When something was last applied.
+    written: Option<Instant>,
     /// When somebody last said that he waits.
     hurried: Option<Instant>,
     /// Applied, and not covered by the watermark yet.
@@ -131,6 +133,7 @@ impl Session {
             state,
             unseen: false,
             refreshed: None,
+            written: None,
             hurried: None,
             uncovered: BTreeMap::new(),
             stuck: BTreeSet::new(),
@@ -155,6 +158,9 @@ impl Session {
     /// Phase two. An error: nothing is known of it, and all of it comes again.
     pub fn commit(&mut self, decided: &[Decided], closed: Csn) -> Result<Committed, StoreError> {
         let outcomes = self.apply(decided)?;
+        if outcomes.iter().any(Result::is_ok) {
+            self.written = Some(Instant::now());
+        }
         let mut stuck = Vec::new();
         let mut late = false;
         for (decided, outcome) in decided.iter().zip(outcomes) {
@@ -205,7 +211,8 @@ impl Session {
             self.see(now)?;
             self.write_watermark()?;
         }
-        let mut next = self.behind().then(|| due.unwrap_or(now + every));
+        let quiet = self.quiet_from().filter(|at| *at > now);
+        let mut next = self.behind().then(|| due.into_iter().chain(quiet).min().unwrap_or(now + every));
         if !self.behind() {
             if self.upkeep <= now {
                 self.upkeep = now + self.upkeep()?;
@@ -225,10 +232,18 @@ impl Session {
     /// Who waited longer than the usual time has seen it: what he waits for was not decided yet, or is waited for by another now.
     fn refresh_every(&self, now: Instant) -> Duration {
         let OpenSearchOptions { refresh_every, refresh_awaited, .. } = *self.options;
-        match self.hurried {
-            Some(at) if at + refresh_every > now => refresh_every.min(refresh_awaited),
-            Some(_) | None => refresh_every,
+        let hurried = self.hurried.is_some_and(|at| at + refresh_every > now);
+        match hurried || self.quiet_from().is_some_and(|at| at <= now) {
+            true => refresh_every.min(refresh_awaited),
+            false => refresh_every,
         }
+    }
+
+    /// When a burst is over: what was gathered meanwhile would have come. Once for what no refresh was tried for.
+    fn quiet_from(&self) -> Option<Instant> {
+        let gather = self.options.gather;
+        let written = self.written.filter(|at| !gather.is_zero() && self.unseen && self.refreshed.is_none_or(|refreshed| refreshed < *at));
+        written.map(|at| at + gather * 2)
     }
 
     /// Looks at the index again; ends the session if it is another one.
