@@ -27,6 +27,9 @@ const ROUNDS_MAX: usize = 20;
 const ROUNDS_BEHIND: usize = 5;
 /// … for so long each. (What another program has deleted looks the same.)
 const BEHIND: Duration = Duration::from_millis(20);
+/// How often the server itself refreshes an index that was made here: seldom, for we do. Not never: what was written when the daemon
+/// ended is to be found all the same.
+pub(super) const REFRESH_INTERVAL: (&str, &str) = ("index.refresh_interval", "30s");
 /// When upkeep that is waiting for the server is looked at again.
 const LOOK: Duration = Duration::from_millis(50);
 /// When upkeep that failed is tried again at the earliest.
@@ -614,7 +617,8 @@ fn create(http: &Http, options: &OpenSearchOptions) -> Result<(), StoreError> {
     if !options.create {
         return Err(StoreError::Broken(format!("the alias `{alias}` is not there, and is not to be made (create = false)")));
     }
-    let body = json!({"mappings": {"properties": own_fields()}, "aliases": {alias: {"filter": hiding_filter()}}});
+    let settings = json!({REFRESH_INTERVAL.0: REFRESH_INTERVAL.1});
+    let body = json!({"settings": settings, "mappings": {"properties": own_fields()}, "aliases": {alias: {"filter": hiding_filter()}}});
     let answer = http.call(Purpose::Read, "PUT", &format!("/{}", segment(index)), Payload::Json(&body), options.request_timeout)?;
     if answer.ok() {
         return Ok(());
