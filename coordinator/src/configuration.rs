@@ -153,6 +153,9 @@ pub struct OpenSearchStore {
     /// The same while somebody waits for it, milliseconds.
     #[serde(default = "default_refresh_awaited_ms")]
     pub refresh_awaited_ms: u64,
+    /// How long a decision waits for others, to be written with them in one bulk request, milliseconds; 0: not at all.
+    #[serde(default = "default_gather_ms")]
+    pub gather_ms: u64,
     /// How old what is known of the index may be at a vote, milliseconds.
     #[serde(default = "default_check_every_ms")]
     pub check_every_ms: u64,
@@ -922,6 +925,9 @@ fn default_refresh_every_ms() -> u64 {
 fn default_refresh_awaited_ms() -> u64 {
     100
 }
+fn default_gather_ms() -> u64 {
+    50
+}
 fn default_check_every_ms() -> u64 {
     2_000
 }
@@ -947,6 +953,7 @@ fn check_opensearch(store: &OpenSearchStore) -> Result<(), String> {
     ] {
         at_least(&key(name), value, 1)?;
     }
+    at_most(&key("gather_ms"), store.gather_ms, 1_000)?;
     at_least(&key("upkeep_every_ms"), store.upkeep_every_ms, 100)?;
     at_least(&key("bulk_bytes"), store.bulk_bytes as u64, 1 << 10)?;
     at_most(&key("bulk_parallel"), store.bulk_parallel as u64, 64)?;
@@ -1322,6 +1329,7 @@ mod tests {
         let store = |more: &str| format!("[[store]]\nname = \"search\"\ntype = \"opensearch\"\n{more}");
         assert!(refused(&store("node = \"x\"")).contains("`node`"));
         assert!(refused(&store("refresh_every_ms = 0")).contains("store `search`: refresh_every_ms = 0 is too small"));
+        assert!(refused(&store("gather_ms = 1001")).contains("store `search`: gather_ms = 1001 is too large: at most 1000"));
         assert!(refused(&store("user = \"me\"")).contains("user needs a password"));
         assert!(refused(&store("password_env = \"P\"")).contains("a password needs its user"));
         assert!(refused(&store("api_key_env = \"K\"\napi_key_file = \"f\"")).contains("one way to authenticate"));

@@ -168,13 +168,19 @@ impl Engine {
                 }
             }
             EngineMessage::Event(Event::SessionDown(participant, session)) => self.session_down(participant, session),
-            EngineMessage::Event(event) => self.step(event),
+            EngineMessage::Event(event) => {
+                if event == Event::Pause(true) {
+                    self.hand_on();
+                }
+                self.step(event);
+            }
             EngineMessage::FromParticipant(participant, session, messages, _room) => self.hear(participant, session, messages),
             EngineMessage::Attend(participant, session, outbox) => self.attend(participant, session, outbox),
             EngineMessage::Order(audit, order, _room) => self.order(audit, order),
             EngineMessage::Ask(question) => self.answer(question),
             EngineMessage::Stop(deadline, answer) => {
                 self.shared.publish_phase(Phase::Stopping);
+                self.hand_on();
                 self.stopping = Some((deadline, answer));
             }
         }
@@ -241,6 +247,11 @@ impl Engine {
         if let Some(Some((_, outbox))) = self.sessions.get(participant.0 as usize) {
             outbox.hurry();
         }
+    }
+
+    /// What is decided goes to the stores, and waits for nothing there.
+    fn hand_on(&self) {
+        self.sessions.iter().flatten().for_each(|(_, outbox)| outbox.hand_on());
     }
 
     fn hear(&mut self, participant: ParticipantId, session: SessionId, messages: Vec<FromParticipant>) {

@@ -618,6 +618,14 @@ impl Outbox {
         }
     }
 
+    /// Nothing decided waits for company any more.
+    pub fn hand_on(&self) {
+        match self {
+            Outbox::Worker(worker) => worker.hand_on(),
+            Outbox::Stream(_) => {}
+        }
+    }
+
     /// Sends without waiting, in order.
     pub fn send(&self, session: SessionId, messages: Vec<ToParticipant>) -> Result<(), SessionLost> {
         match self {

@@ -6,6 +6,7 @@ use lockstep_core::{
 };
 use lockstep_participants::{Committed, LateVotes, Led, Reader, Recovered, ResourceManager, StoreError, Tended, Validator};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Wraps a store; its places are `store.NAME.before_CALL` and `store.NAME.after_CALL`.
 pub struct FragileStore {
@@ -70,6 +71,10 @@ impl ResourceManager for FragileStore {
             hit(&place);
             late(votes);
         }));
+    }
+
+    fn gather(&self) -> Duration {
+        self.store.gather()
     }
 
     fn commit(&mut self, decided: &[Decided], closed: Csn) -> Result<Committed, StoreError> {

@@ -5,7 +5,7 @@ use lockstep_core::{Abilities, Ballot, Csn, Decided, Kind, Marker, MarkerEvidenc
 use lockstep_participants::{Committed, LateVotes, Led, Reader, Recovered, ResourceManager, StoreError, Tended, Validator};
 use prometheus_client::metrics::histogram::Histogram;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Wraps a store. Votes beside its thread are not timed: they are no calls of the store.
 pub struct MeasuredStore {
@@ -110,6 +110,10 @@ impl ResourceManager for MeasuredStore {
 
     fn resolve(&mut self, txid: Txid, commit: bool) -> Result<(), StoreError> {
         timed(&self.other, || self.store.resolve(txid, commit))
+    }
+
+    fn gather(&self) -> Duration {
+        self.store.gather()
     }
 
     fn hurry(&mut self) {

@@ -117,6 +117,7 @@ fn open_opensearch(configuration: &Configuration, store: &OpenSearchStore) -> Re
         request_timeout: Duration::from_millis(store.request_timeout_ms),
         refresh_every: Duration::from_millis(store.refresh_every_ms),
         refresh_awaited: Duration::from_millis(store.refresh_awaited_ms),
+        gather: Duration::from_millis(store.gather_ms),
         check_every: Duration::from_millis(store.check_every_ms),
         upkeep_every: Duration::from_millis(store.upkeep_every_ms),
         bulk_bytes: store.bulk_bytes,

@@ -110,6 +110,12 @@ pub trait ResourceManager: Send {
         Err(StoreError::Broken(format!("this store holds no prepared branches: {txid} cannot be resolved")))
     }
 
+    /// Redo kinds only: how long a decision may wait for others before [`ResourceManager::commit`], where each call is dear; fixed. It
+    /// does not wait while somebody does ([`ResourceManager::hurry`]).
+    fn gather(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// Somebody waits to read what is about to be decided: the next [`ResourceManager::tend`] need not wait for company.
     fn hurry(&mut self) {}
 

@@ -43,6 +43,8 @@ pub enum FromWorker {
 /// A running worker, as its owner holds it. Dropping it stops the worker.
 pub struct WorkerHandle {
     kind: Kind,
+    /// Whether decisions wait for company here.
+    gathers: bool,
     reader: Arc<dyn Reader>,
     #[cfg(feature = "postgres")]
     applications: Option<crate::applications::Applications>,
@@ -100,7 +102,7 @@ impl Worker {
         mut store: Box<dyn ResourceManager>,
         outbox: impl FnMut(&mut Vec<FromWorker>) + Send + 'static,
     ) -> Result<WorkerHandle, StoreError> {
-        let (kind, reader) = (store.kind(), store.reader());
+        let (kind, reader, gather) = (store.kind(), store.reader(), micros(store.gather()));
         #[cfg(feature = "postgres")]
         let applications = store.applications();
         let (sender, inbox) = channel();
@@ -110,7 +112,7 @@ impl Worker {
         let gate = Arc::new(Gate::default());
         gate.open(store.validator());
         let mut worker = Worker {
-            machine: Participant::with(kind, store.abilities()),
+            machine: Participant::with(kind, store.abilities()).gathering(gather),
             store,
             inbox,
             gate: gate.clone(),
@@ -130,6 +132,7 @@ impl Worker {
         let thread = thread.map_err(|e| StoreError::Refused(format!("cannot start a thread for the store: {e}")))?;
         Ok(WorkerHandle {
             kind,
+            gathers: gather > 0,
             reader,
             #[cfg(feature = "postgres")]
             applications,
@@ -195,6 +198,7 @@ impl Worker {
             ToWorker::Votes(_, Err(why)) => self.step(ParticipantEvent::Broken(why)),
             ToWorker::Hurry => {
                 self.shared.hurry.store(false, Ordering::SeqCst);
+                self.step(ParticipantEvent::Hurry);
                 self.store.hurry();
             }
             ToWorker::Stop => self.stopping = true,
@@ -404,6 +408,13 @@ impl WorkerHandle {
     pub fn hurry(&self) {
         if !self.shared.hurry.swap(true, Ordering::SeqCst) {
             self.tell(ToWorker::Hurry);
+        }
+    }
+
+    /// Nothing decided waits for company any more: what comes next is to find it in the store.
+    pub fn hand_on(&self) {
+        if self.gathers {
+            self.hurry();
         }
     }
 

@@ -1,9 +1,9 @@
 //! The branch's side, rule by rule.
 
 use lockstep_core::{
-    Abilities, Ballot, CommitEntry, CoordId, Csn, Decided, Decider, EntryPayload, Epoch, FromParticipant, Kind, Marker, Operation, Owner,
-    Participant, ParticipantEffect, ParticipantEvent, ParticipantId, Progress, Refusal, RefusalKind, RequestKey, SessionId, Starts,
-    StoreCommand, StoreReport, Ticket, Time, ToParticipant, Txid, Vote, Work,
+    Abilities, Ballot, CommitEntry, Condition, CoordId, Csn, Decided, Decider, EntryPayload, Epoch, FromParticipant, Kind, Marker,
+    Operation, Owner, Participant, ParticipantEffect, ParticipantEvent, ParticipantId, Progress, Refusal, RefusalKind, RequestKey,
+    SessionId, Starts, StoreCommand, StoreReport, Ticket, Time, ToParticipant, Txid, Vote, Work,
 };
 
 const ME: ParticipantId = ParticipantId(1);
@@ -376,6 +376,72 @@ fn the_watermark_stays_below_what_is_reserved_or_stuck() {
     bench.report(committed(2));
     bench.tell(ToParticipant::Skip(decided(4, &[tx(4)])));
     assert_eq!(bench.work(), Some(StoreCommand::Tend(csn(9))), "R-SKIP: it counts as applied");
+}
+
+impl Bench {
+    /// An index, open, whose decisions wait 50 ms for company; the first of them is there.
+    fn gathering() -> Bench {
+        let mut bench = Bench::new(Kind::Redo, None);
+        bench.machine = Participant::new(Kind::Redo).gathering(50_000);
+        bench.step(ParticipantEvent::Owner(None));
+        bench.welcome(owner(3, 7));
+        bench.recovered(Csn::ZERO, vec![]);
+        bench.tell(ToParticipant::Open);
+        bench.settle();
+        bench.tell(ToParticipant::Commit(decided(1, &[tx(1)])));
+        assert_eq!(bench.work(), None, "it waits for company");
+        bench
+    }
+
+    fn given(&mut self) -> (usize, Csn) {
+        match self.work() {
+            Some(StoreCommand::Commit { decided, closed }) => (decided.len(), closed),
+            other => panic!("expected a Commit, not {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn decisions_are_gathered_for_one_commit() {
+    let mut bench = Bench::gathering();
+    bench.now = Time(20_000);
+    bench.tell(ToParticipant::Commit(decided(2, &[tx(2)])));
+    bench.tell(ToParticipant::Closed(csn(2)));
+    assert_eq!(bench.work(), Some(StoreCommand::Tend(csn(0))), "R-WATERMARK: what is held was not given to the store");
+    bench.report(StoreReport::Tended { progress: Progress::default(), next: None });
+    assert_eq!(bench.work(), None);
+    assert_eq!(bench.machine.next_deadline(), Some(Time(50_000)), "the oldest waits since 0");
+    bench.now = Time(50_000);
+    assert_eq!(bench.given(), (2, csn(2)));
+    bench.report(committed(2));
+    bench.settle();
+    bench.tell(ToParticipant::Commit(decided(3, &[tx(3)])));
+    bench.tell(ToParticipant::Skip(decided(3, &[tx(3)])));
+    bench.settle();
+    assert_eq!(bench.machine.next_deadline(), None, "R-SKIP: nothing waits");
+    bench.tell(ToParticipant::Commit(decided(4, &[tx(4)])));
+    bench.prepare(&[tx(9)]);
+    assert_eq!(bench.batch(), [tx(9)], "phase one does not wait");
+}
+
+#[test]
+fn who_waits_ends_the_gathering() {
+    let mut bench = Bench::gathering();
+    bench.step(ParticipantEvent::Hurry);
+    assert_eq!(bench.given().0, 1);
+    bench.report(committed(1));
+    bench.settle();
+    bench.tell(ToParticipant::Commit(decided(2, &[tx(2)])));
+    assert_eq!(bench.given().0, 1, "what was about to be decided");
+    let mut bench = Bench::gathering();
+    bench.step(ParticipantEvent::Migrate(Ticket(1), "script".into()));
+    assert_eq!(bench.given().0, 1, "a migration waits for all that is decided");
+    let mut bench = Bench::gathering();
+    let put = Operation::Put { key: "k".into(), document: "{}".into(), condition: Some(Condition::Absent) };
+    bench.tell(ToParticipant::Prepare(Work { operations: [put].into(), ..work(tx(2)) }));
+    assert_eq!(bench.given().0, 1, "R-COND: conditions are tested on top of it");
+    bench.report(committed(1));
+    assert_eq!(bench.batch(), [tx(2)]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::fence::{Fence, change};
 use super::http::{Payload, Purpose, segment};
-use super::session::{Session, put_mapping, raw_search, refresh};
+use super::session::{REFRESH_INTERVAL, Session, put_mapping, raw_search, refresh};
 use super::state::{STATE_KEY, State};
 use super::survey::{Found, Survey, hiding_filter, own_fields, survey};
 use crate::StoreError;
@@ -66,7 +66,9 @@ impl Session {
         if let (Some(properties), Value::Object(own)) = (properties.as_object_mut(), own_fields()) {
             properties.extend(own);
         }
-        let body = json!({"mappings": mappings, "settings": script.settings});
+        let mut settings = script.settings.clone();
+        settings.entry(REFRESH_INTERVAL.0).or_insert_with(|| REFRESH_INTERVAL.1.into());
+        let body = json!({"mappings": mappings, "settings": settings});
         let index = self.create(&body)?;
         let old = self.survey.index.clone();
         let state = self.make_ready(&index).inspect_err(|_| {

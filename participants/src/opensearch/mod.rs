@@ -47,7 +47,7 @@ use serde_json::{Map, Value};
 use session::Session;
 use state::State;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What would be said of a document under this mapping, before any server is asked: whether one has to be, or why it is refused.
 #[doc(hidden)]
@@ -132,6 +132,10 @@ impl ResourceManager for OpenSearch {
     /// A vote holds nothing here: there is nothing to forget.
     fn abort(&mut self, _txids: &[Txid]) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    fn gather(&self) -> Duration {
+        self.options.gather
     }
 
     fn hurry(&mut self) {

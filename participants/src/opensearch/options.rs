@@ -27,6 +27,8 @@ pub struct OpenSearchOptions {
     pub refresh_every: Duration,
     /// The same while somebody waits for it, if that is shorter.
     pub refresh_awaited: Duration,
+    /// How long a decision waits for others, to be written with them in one `_bulk` request, unless somebody waits to read it.
+    pub gather: Duration,
     /// How old what is known of the index may be at a vote: its mapping, its settings, where the alias points.
     pub check_every: Duration,
     /// How often tombstones that nothing needs any more are removed, and foreign writers looked for.
@@ -84,6 +86,7 @@ impl OpenSearchOptions {
             request_timeout: Duration::from_secs(10),
             refresh_every: Duration::from_millis(500),
             refresh_awaited: Duration::from_millis(100),
+            gather: Duration::from_millis(50),
             check_every: Duration::from_secs(2),
             upkeep_every: Duration::from_secs(30),
             bulk_bytes: 4 << 20,

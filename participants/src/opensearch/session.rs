@@ -27,6 +27,9 @@ const ROUNDS_MAX: usize = 20;
 const ROUNDS_BEHIND: usize = 5;
 /// … for so long each. (What another program has deleted looks the same.)
 const BEHIND: Duration = Duration::from_millis(20);
+/// How often the server itself refreshes an index that was made here: seldom, for we do. Not never: what was written when the daemon
+/// ended is to be found all the same.
+pub(super) const REFRESH_INTERVAL: (&str, &str) = ("index.refresh_interval", "30s");
 /// When upkeep that is waiting for the server is looked at again.
 const LOOK: Duration = Duration::from_millis(50);
 /// When upkeep that failed is tried again at the earliest.
@@ -52,6 +55,8 @@ pub(super) struct Session {
     /// Something is applied that no refresh has taken in.
     unseen: bool,
     refreshed: Option<Instant>,
+    /// When something was last applied.
+    written: Option<Instant>,
     /// When somebody last said that he waits.
     hurried: Option<Instant>,
     /// Applied, and not covered by the watermark yet.
@@ -131,6 +136,7 @@ impl Session {
             state,
             unseen: false,
             refreshed: None,
+            written: None,
             hurried: None,
             uncovered: BTreeMap::new(),
             stuck: BTreeSet::new(),
@@ -155,6 +161,9 @@ impl Session {
     /// Phase two. An error: nothing is known of it, and all of it comes again.
     pub fn commit(&mut self, decided: &[Decided], closed: Csn) -> Result<Committed, StoreError> {
         let outcomes = self.apply(decided)?;
+        if outcomes.iter().any(Result::is_ok) {
+            self.written = Some(Instant::now());
+        }
         let mut stuck = Vec::new();
         let mut late = false;
         for (decided, outcome) in decided.iter().zip(outcomes) {
@@ -205,7 +214,8 @@ impl Session {
             self.see(now)?;
             self.write_watermark()?;
         }
-        let mut next = self.behind().then(|| due.unwrap_or(now + every));
+        let quiet = self.quiet_from().filter(|at| *at > now);
+        let mut next = self.behind().then(|| due.into_iter().chain(quiet).min().unwrap_or(now + every));
         if !self.behind() {
             if self.upkeep <= now {
                 self.upkeep = now + self.upkeep()?;
@@ -225,10 +235,18 @@ impl Session {
     /// Who waited longer than the usual time has seen it: what he waits for was not decided yet, or is waited for by another now.
     fn refresh_every(&self, now: Instant) -> Duration {
         let OpenSearchOptions { refresh_every, refresh_awaited, .. } = *self.options;
-        match self.hurried {
-            Some(at) if at + refresh_every > now => refresh_every.min(refresh_awaited),
-            Some(_) | None => refresh_every,
+        let hurried = self.hurried.is_some_and(|at| at + refresh_every > now);
+        match hurried || self.quiet_from().is_some_and(|at| at <= now) {
+            true => refresh_every.min(refresh_awaited),
+            false => refresh_every,
         }
+    }
+
+    /// When a burst is over: what was gathered meanwhile would have come. Once for what no refresh was tried for.
+    fn quiet_from(&self) -> Option<Instant> {
+        let gather = self.options.gather;
+        let written = self.written.filter(|at| !gather.is_zero() && self.unseen && self.refreshed.is_none_or(|refreshed| refreshed < *at));
+        written.map(|at| at + gather * 2)
     }
 
     /// Looks at the index again; ends the session if it is another one.
@@ -599,7 +617,8 @@ fn create(http: &Http, options: &OpenSearchOptions) -> Result<(), StoreError> {
     if !options.create {
         return Err(StoreError::Broken(format!("the alias `{alias}` is not there, and is not to be made (create = false)")));
     }
-    let body = json!({"mappings": {"properties": own_fields()}, "aliases": {alias: {"filter": hiding_filter()}}});
+    let settings = json!({REFRESH_INTERVAL.0: REFRESH_INTERVAL.1});
+    let body = json!({"settings": settings, "mappings": {"properties": own_fields()}, "aliases": {alias: {"filter": hiding_filter()}}});
     let answer = http.call(Purpose::Read, "PUT", &format!("/{}", segment(index)), Payload::Json(&body), options.request_timeout)?;
     if answer.ok() {
         return Ok(());

@@ -40,6 +40,7 @@ pub fn options(url: &str, alias: &str) -> OpenSearchOptions {
     OpenSearchOptions {
         refresh_every: Duration::ZERO,
         refresh_awaited: Duration::ZERO,
+        gather: Duration::ZERO,
         upkeep_every: Duration::ZERO,
         check_every: Duration::ZERO,
         request_timeout: Duration::from_secs(30),

@@ -342,13 +342,14 @@ fn size_of_operation(operation: &Operation) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use super::super::gathering::Gathering;
     use super::*;
     use crate::ids::{Epoch, SessionId};
 
     #[test]
     fn what_was_aborted_is_remembered_as_long_as_it_waits() {
         let txid = |n| Txid { epoch: Epoch(1), n, decider: Decider::Log };
-        let mut session = Session::new(SessionId(1));
+        let mut session = Session::new(SessionId(1), Gathering::new(0));
         let work = Work { txid: txid(0), operations: [].into(), timeout: 1_000, trace: None };
         session.queue.push_back(Queued { work, received: Time(0) });
         for n in 0..3 * CANCELLED_MAX as u64 {
@@ -362,7 +363,7 @@ mod tests {
     fn a_serial_executor_leaves_half_for_the_next_batch() {
         let txid = |n| Txid { epoch: Epoch(1), n, decider: Decider::Log };
         let with = |waiting: u64, last: usize| {
-            let mut session = Session::new(SessionId(1));
+            let mut session = Session::new(SessionId(1), Gathering::new(0));
             session.last_batch = last;
             let work = |n| Work { txid: txid(n), operations: [].into(), timeout: 1_000, trace: None };
             session.queue.extend((0..waiting).map(|n| Queued { work: work(n), received: Time(0) }));

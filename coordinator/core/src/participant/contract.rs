@@ -27,6 +27,8 @@ pub enum ParticipantEvent {
     Broken(String),
     /// The schema is to be changed, when no transaction is under way; answered by [`ParticipantEffect::Migrated`].
     Migrate(Ticket, Arc<str>),
+    /// Somebody waits to read what is decided, or is about to be: it is not gathered ([`super::Participant::gathering`]).
+    Hurry,
     /// Nothing more waits in the inbox, or [`super::Participant::next_deadline`] is due: time for the store's next command.
     Idle,
 }

@@ -31,7 +31,7 @@ impl Session {
         None
     }
 
-    pub(super) fn deliver(&mut self, kind: Kind, decided: Decided, effects: &mut Vec<ParticipantEffect>) -> Option<String> {
+    pub(super) fn deliver(&mut self, now: Time, kind: Kind, decided: Decided, effects: &mut Vec<ParticipantEffect>) -> Option<String> {
         let csn = decided.csn;
         match kind {
             Kind::Leader => return Some(format!("R-DECIDER: a leader was sent Commit {csn}")),
@@ -63,6 +63,7 @@ impl Session {
         }
         self.reserved.remove(&csn);
         if !self.knows(csn) {
+            self.gathering.add(now, self.deliveries.is_empty(), decided.redo.len());
             self.deliveries.insert(csn, decided);
         }
         None
@@ -75,10 +76,15 @@ impl Session {
     /// Everything decided that the store can take now, in CSN order. A serial executor takes nothing on top of what is open below it,
     /// and knows all of that only after the handover.
     pub(super) fn phase_two(&mut self, now: Time, kind: Kind) -> Next {
+        let mut due = self.gathering.is_over(now, self.deliveries.len()) || self.tests_conditions();
         for (&csn, stuck) in &mut self.stuck {
             if let Some((_, decided)) = stuck.waits.take_if(|(due, _)| *due <= now) {
                 self.deliveries.insert(csn, decided);
+                due = true;
             }
+        }
+        if !due {
+            return None;
         }
         let barrier = match kind {
             Kind::Serial if !matches!(self.phase, Phase::Open { .. }) => Some(Csn::ZERO),
@@ -112,6 +118,11 @@ impl Session {
         let closed = self.watermark_limit();
         let decided: Arc<[Decided]> = decided.into();
         Some((StoreCommand::Commit { decided: decided.clone(), closed }, Command::Commit { decided, closed }))
+    }
+
+    /// R-COND: conditions are tested on top of everything decided.
+    fn tests_conditions(&self) -> bool {
+        self.queue.iter().any(|queued| queued.work.operations.iter().any(|operation| operation.condition().is_some()))
     }
 
     pub(super) fn committed(

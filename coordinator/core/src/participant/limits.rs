@@ -16,6 +16,12 @@ pub const WORKING_MAX: usize = 1_024;
 pub const COMMIT_MAX: usize = 4_096;
 /// Bytes of redos in one Commit of the store, unless a single redo is larger.
 pub const COMMIT_BYTES: usize = 64 << 20;
+/// Decisions that are gathered for one Commit, at most, where they wait for company.
+pub const GATHER_MAX: usize = 1_024;
+/// Bytes of redos that are gathered so.
+pub const GATHER_BYTES: usize = 4 << 20;
+/// How long a hurry lasts, microseconds: what it is about is decided by then, mostly.
+pub const HURRY_LASTS: u64 = 200_000;
 /// Markers in one piece of a scan.
 pub const SCAN_PIECE: usize = 256;
 /// Branches in one inquiry.

@@ -14,12 +14,14 @@
 //! # Reading order
 //!
 //! `contract`, `limits`; the machine, here; `owner` (R-OWNER); `session` and the order of a store's work; `batch` (phase one);
-//! `deliveries` and `watermark` (phase two); `leading` (R-LR); `doubts` (R-ANSWER). `recent`, `setbacks` and `migration` are small helpers.
+//! `deliveries`, `gathering` and `watermark` (phase two); `leading` (R-LR); `doubts` (R-ANSWER). `recent`,
+//! `setbacks` and `migration` are small helpers.
 
 mod batch;
 mod contract;
 mod deliveries;
 mod doubts;
+mod gathering;
 mod leading;
 mod limits;
 mod migration;
@@ -36,6 +38,7 @@ use crate::ids::{Csn, Owner, SessionId, Ticket, Time, Txid};
 use crate::message::{Decided, FromParticipant, Hello, Progress, Settle, ToParticipant, Work};
 use crate::mutation::{Mutation, broken};
 use crate::vote::{Abilities, Kind, Refusal, RefusalKind};
+use gathering::Gathering;
 use migration::Migration;
 use owner::highest_epoch;
 use session::{Phase, Session};
@@ -48,6 +51,8 @@ use std::sync::Arc;
 pub struct Participant {
     kind: Kind,
     abilities: Abilities,
+    /// How long decisions wait for company, microseconds.
+    gather: u64,
     /// The highest owner it has let in, or tried to (R-OWNER).
     owner: Option<Owner>,
     /// The owner before the one whose Hello is not sent yet: R-LOGLOSS evidence that a failed recovery must not swallow.
@@ -117,6 +122,7 @@ impl Participant {
         Participant {
             kind,
             abilities,
+            gather: 0,
             owner: None,
             previous: None,
             session: None,
@@ -124,6 +130,13 @@ impl Participant {
             migrations: VecDeque::new(),
             setbacks: Setbacks::default(),
         }
+    }
+
+    /// The same, of a redo store that gets what is decided when the oldest has waited for so many microseconds, or earlier where many
+    /// wait, somebody is in a hurry, or a condition is to be tested.
+    pub fn gathering(self, time: u64) -> Participant {
+        assert!(time == 0 || self.kind == Kind::Redo, "only a redo can wait");
+        Participant { gather: time, ..self }
     }
 
     /// Takes one event; appends what is to be done to `effects`.
@@ -137,7 +150,7 @@ impl Participant {
             }
             ParticipantEvent::SessionUp(id) => {
                 if self.session.as_ref().is_none_or(|s| s.id < id) {
-                    self.session = Some(Session::new(id));
+                    self.session = Some(Session::new(id, Gathering::new(self.gather)));
                 }
             }
             ParticipantEvent::SessionDown(id) => {
@@ -165,6 +178,11 @@ impl Participant {
             ParticipantEvent::Broken(why) => {
                 self.setbacks.add(now);
                 self.end_session(why, effects);
+            }
+            ParticipantEvent::Hurry => {
+                if let Some(session) = &mut self.session {
+                    session.gathering.hurry(now);
+                }
             }
             ParticipantEvent::Migrate(ticket, script) => self.ask_migration(now, ticket, script, effects),
             ParticipantEvent::Idle => self.work(now, effects),
@@ -233,7 +251,7 @@ impl Participant {
                     session.enqueue(now, kind, leads, work, effects);
                     None
                 }
-                ToParticipant::Commit(decided) => session.deliver(kind, decided, effects),
+                ToParticipant::Commit(decided) => session.deliver(now, kind, decided, effects),
                 ToParticipant::Abort(txid) => session.abort(kind, txid, effects),
                 ToParticipant::Lead(_) if !leads => Some("R-DECIDER: Lead was sent to a store that is no leader".into()),
                 ToParticipant::Lead(markers) if kind == Kind::Preparing => session.lead_each(markers, effects),
@@ -379,6 +397,9 @@ impl Participant {
         self.give_up_migrations(now, effects);
         if let Some(session) = &mut self.session {
             session.inquire(now, effects);
+            if !self.migrations.is_empty() {
+                session.gathering.hurry(now);
+            }
         }
         if self.running.is_some() {
             return;

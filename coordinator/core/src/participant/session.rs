@@ -4,6 +4,7 @@ use super::batch::{Batch, Queued};
 use super::contract::{ParticipantEffect, StoreCommand};
 use super::deliveries::Stuck;
 use super::doubts::Doubts;
+use super::gathering::Gathering;
 use super::limits::{LIST_INTERVAL, SCAN_PIECE};
 use super::owner::supersedes;
 use super::recent::Recent;
@@ -43,6 +44,8 @@ pub(super) struct Session {
     pub(super) reserved: BTreeMap<Csn, Vec<Txid>>,
     /// Decisions for the store.
     pub(super) deliveries: BTreeMap<Csn, Decided>,
+    /// Until when they wait for more.
+    pub(super) gathering: Gathering,
     /// Decisions the store could not apply yet.
     pub(super) stuck: BTreeMap<Csn, Stuck>,
     /// Decisions the store got in this session: a repeat of them is not given to it again. The CSN alone does not tell: one found
@@ -86,7 +89,7 @@ pub(super) enum Phase {
 }
 
 impl Session {
-    pub(super) fn new(id: SessionId) -> Session {
+    pub(super) fn new(id: SessionId, gathering: Gathering) -> Session {
         Session {
             id,
             phase: Phase::Silent,
@@ -101,6 +104,7 @@ impl Session {
             doubts: Doubts::default(),
             reserved: BTreeMap::new(),
             deliveries: BTreeMap::new(),
+            gathering,
             stuck: BTreeMap::new(),
             handed: Recent::default(),
             followed: Csn::ZERO,
@@ -206,6 +210,7 @@ impl Session {
     pub(super) fn next_deadline(&self) -> Option<Time> {
         let stuck = self.stuck.values().filter_map(|s| s.waits.as_ref().map(|(due, _)| *due)).min();
         let tend = if matches!(self.batch, Batch::None) { self.tend_at } else { None };
-        [stuck, tend, self.doubts.next(), self.list_at].into_iter().flatten().min()
+        let gathered = if self.deliveries.is_empty() { None } else { self.gathering.due() };
+        [stuck, gathered, tend, self.doubts.next(), self.list_at].into_iter().flatten().min()
     }
 }

@@ -162,7 +162,8 @@ impl World {
         if actor.machine.is_some() {
             return;
         }
-        actor.machine = Some(Participant::with(actor.store.kind, actor.store.abilities));
+        let gather = if actor.store.kind == Kind::Redo { self.climate.gather } else { 0 };
+        actor.machine = Some(Participant::with(actor.store.kind, actor.store.abilities).gathering(gather));
         let pooler = self.climate.pooler_comes;
         if pooler > 0.0 && !self.calm && self.dice.chance(pooler) {
             let actor = &mut self.actors[i];

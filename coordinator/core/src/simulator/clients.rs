@@ -4,8 +4,8 @@ use super::checker::{Tag, Writes};
 use super::world::{Happening, World};
 use crate::follower::Session;
 use crate::{
-    BranchRequest, Condition, Csn, Event, Kind, Lsn, Operation, ParticipantId, Phase, Position, Refusal, RefusalKind, Reply, Request,
-    RequestKey, Ticket, Time, Token, Txid, Value, Wait,
+    BranchRequest, Condition, Csn, Event, Kind, Lsn, Operation, ParticipantEvent, ParticipantId, Phase, Position, Refusal, RefusalKind,
+    Reply, Request, RequestKey, Ticket, Time, Token, Txid, Value, Wait,
 };
 use std::collections::BTreeMap;
 
@@ -536,5 +536,8 @@ impl World {
         let ticket = self.ticket(Asked::Read { store, token });
         let deadline = self.now.after(self.dice.log_between(1_000, 5_000_000));
         self.send_unreliably(host, Event::AtLeast { ticket, participant: ParticipantId(store as u16), token, deadline });
+        if self.climate.gather > 0 {
+            self.participate(store, ParticipantEvent::Hurry);
+        }
     }
 }

@@ -119,6 +119,8 @@ pub(crate) struct Climate {
     pub backups: Option<u64>,
     /// A log that is taken back into use after a loss gets an identity of its own.
     pub new_identities: bool,
+    /// How long its redo stores let decisions wait for company; 0: not at all.
+    pub gather: u64,
     /// Until when anything goes wrong at all.
     pub faults_until: u64,
     pub config: Config,
@@ -199,6 +201,7 @@ impl Climate {
             unresolved: 0.0,
             backups: None,
             new_identities: false,
+            gather: 0,
             faults_until: dice.between(2, 10) * SECOND,
             abilities: Abilities { leads: dice.chance(0.6), keeps_acked: dice.chance(0.6) },
             begins: rarely(dice, 1.0),
@@ -234,6 +237,12 @@ impl Climate {
     pub(crate) fn forgetting(self, dice: &mut Dice) -> Climate {
         let forgetful = if dice.chance(0.15) { dice.between(1, 10) as f64 / 10.0 } else { 0.0 };
         if self.gentle { self } else { Climate { forgetful, ..self } }
+    }
+
+    /// Drawn apart, too.
+    pub(crate) fn gathering(self, dice: &mut Dice) -> Climate {
+        let gather = if dice.chance(0.2) { dice.log_between(1_000, 200_000) } else { 0 };
+        if self.gentle { self } else { Climate { gather, ..self } }
     }
 
     /// Leaders that are away, are waived, and get the last messages of ended sessions late; clients that ask no more; a low floor.

@@ -83,6 +83,7 @@ switches! {
     Unresolved: unresolved = 0.0;
     Backup: backups = None;
     Forgetful: forgetful = 0.0;
+    Gather: gather = 0;
 }
 
 impl Climate {

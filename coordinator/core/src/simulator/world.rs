@@ -26,6 +26,8 @@ const SWARM: u64 = 0x5_7A12_11AA;
 const LATE: u64 = 0x1900_0000;
 /// The same for clients that forget.
 const FORGETFUL: u64 = 0xF0_26E7;
+/// The same for stores that let decisions wait for company.
+const GATHER: u64 = 0x6A_74E2;
 
 /// Something that happens at a moment.
 #[derive(Debug)]
@@ -163,7 +165,7 @@ pub(super) fn climate_of(dice: &mut Dice, seed: u64, options: &Options) -> Clima
     let mut climate = Climate::draw(dice).widened(&mut Dice::new(!seed));
     if options.scale == Scale::Swarm {
         climate = climate.attended(&mut Dice::new(seed ^ LATE)).forgetting(&mut Dice::new(seed ^ FORGETFUL));
-        climate = climate.swarm(&mut Dice::new(seed ^ SWARM));
+        climate = climate.gathering(&mut Dice::new(seed ^ GATHER)).swarm(&mut Dice::new(seed ^ SWARM));
     }
     options.reduced.apply(&mut climate);
     climate
