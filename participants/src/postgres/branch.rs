@@ -19,10 +19,14 @@ use std::task::{Poll, ready};
 use tokio_postgres::{Client, RowStream, Statement};
 
 /// Takes back what the transaction may have left in the session (`set_config`, a role, session locks, a temporary table that would stand
-/// before another's of its name): behind its end, before another's statements are compiled. `DISCARD ALL` cannot share a message. What guards
-/// the connection outside of transactions is set anew ([`super::connection::Connector::guarded`]).
-pub const RESET: &str = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; SELECT pg_advisory_unlock_all(); \
+/// before another's of its name): behind its end, before another's statements are compiled. `DISCARD ALL` cannot share a message. What
+/// guards the connection outside of transactions is set anew ([`super::connection::Connector::guarded`]).
+pub const RESET: &str = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; SELECT pg_catalog.pg_advisory_unlock_all(); \
     DISCARD TEMP; DISCARD SEQUENCES; CLOSE ALL; UNLISTEN *; SET default_transaction_read_only = on";
+
+/// The same behind PREPARE TRANSACTION, which refuses who has touched temporary objects, made a cursor WITH HOLD, or listened.
+const RESET_PREPARED: &str = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; SELECT pg_catalog.pg_advisory_unlock_all(); \
+    DISCARD SEQUENCES; SET default_transaction_read_only = on";
 
 /// What is the session user's to finish is prepared by the session user.
 const SAME_USER: &str = "RESET SESSION AUTHORIZATION; RESET ROLE";
@@ -290,7 +294,8 @@ fn ending(connection: &Connection, owner: Owner, gid: &Gid) -> String {
     let (place, slot) = (place(gid.txid.position()), connection.slot % SLOTS);
     let (epoch, incarnation) = (owner.epoch.0.cast_signed(), owner.incarnation.cast_signed());
     format!(
-        "{SAME_USER}; {}; EXECUTE lockstep_marker({place}, {slot}, {epoch}, {incarnation}); PREPARE TRANSACTION '{gid}'; {RESET}",
+        "{SAME_USER}; {}; EXECUTE lockstep_marker({place}, {slot}, {epoch}, {incarnation}); PREPARE TRANSACTION '{gid}'; \
+        {RESET_PREPARED}",
         connection.strict()
     )
 }
