@@ -106,6 +106,15 @@ pub async fn run(connection: &mut Connection, operations: &[Operation], limits: 
     Ok(Ran::Prepared(results))
 }
 
+/// Compiles what every branch needs. Left half way, it leaves a connection that is not used again.
+pub async fn compile_ahead(connection: &mut Connection) -> Result<(), Failure> {
+    connection.spoilt = true;
+    connection.compile_own(OWN_STATEMENTS).await?;
+    connection.compile(&[LEAD]).await?;
+    connection.spoilt = false;
+    Ok(())
+}
+
 struct Step<'a> {
     sql: &'a str,
     parameters: &'a [Value],

@@ -330,6 +330,11 @@ pub fn pool_use(name: &'static str, pool: &Pool) -> PoolUse {
     PoolUse { name, limit: max_size, open: size, lent: size.saturating_sub(available), waiting }
 }
 
+/// A connection of the pool, if one can be lent without waiting for another's.
+pub async fn lend_at_once(pool: &Pool) -> Option<Lent> {
+    pool.timeout_get(&Timeouts { wait: Some(Duration::ZERO), ..pool.timeouts() }).await.ok()
+}
+
 /// A connection of the pool, or why there is none.
 pub async fn lend(pool: &Pool) -> Result<Lent, Failure> {
     pool.get().await.map_err(|error| {

@@ -228,7 +228,7 @@ struct Current {
     state: State,
     /// How far the row in the database says that it has followed.
     stored: Csn,
-    /// The branches' own tasks; they end with the session.
+    /// The branches' own tasks, and what goes before them; they end with the session.
     tasks: JoinSet<()>,
     acked_at: Instant,
 }
@@ -299,7 +299,9 @@ impl ResourceManager for Postgres {
         let (session, state, recovered) = taken?;
         let (session, now) = (Arc::new(session), Instant::now());
         self.readers.watch(&session);
-        self.session = Some(Current { session, state, stored: state.acked, tasks: JoinSet::new(), acked_at: now });
+        let (mut tasks, ahead) = (JoinSet::new(), Arc::clone(&session));
+        tasks.spawn_on(async move { ahead.open_ahead().await }, self.runtime().handle());
+        self.session = Some(Current { session, state, stored: state.acked, tasks, acked_at: now });
         Ok(recovered)
     }
 
