@@ -238,7 +238,8 @@ impl Postgres {
     pub fn new(options: PostgresOptions) -> Postgres {
         let options = Arc::new(options);
         let connector = Connector::new(Arc::clone(&options), "lockstep");
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("postgres").enable_all().build();
+        // It moves bytes, and nothing in it waits for long: a second thread would mostly be woken to find that there is nothing to do.
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("postgres").enable_all().build();
         let runtime = runtime.expect("threads can be started");
         let readers = Arc::new(Readers::new(&connector, &options, runtime.handle().clone()));
         Postgres { options, runtime: Some(runtime), connector, session: None, readers, late: None, applications: Applications::default() }
