@@ -19,10 +19,14 @@ use std::task::{Poll, ready};
 use tokio_postgres::{Client, RowStream, Statement};
 
 /// Takes back what the transaction may have left in the session (`set_config`, a role, session locks, a temporary table that would stand
-/// before another's of its name): behind its end, before another's statements are compiled. `DISCARD ALL` cannot share a message. What guards
-/// the connection outside of transactions is set anew ([`super::connection::Connector::guarded`]).
-pub const RESET: &str = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; SELECT pg_advisory_unlock_all(); \
+/// before another's of its name): behind its end, before another's statements are compiled. `DISCARD ALL` cannot share a message. What
+/// guards the connection outside of transactions is set anew ([`super::connection::Connector::guarded`]).
+pub const RESET: &str = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; SELECT pg_catalog.pg_advisory_unlock_all(); \
     DISCARD TEMP; DISCARD SEQUENCES; CLOSE ALL; UNLISTEN *; SET default_transaction_read_only = on";
+
+/// The same behind PREPARE TRANSACTION, which refuses who has touched temporary objects, made a cursor WITH HOLD, or listened.
+const RESET_PREPARED: &str = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; SELECT pg_catalog.pg_advisory_unlock_all(); \
+    DISCARD SEQUENCES; SET default_transaction_read_only = on";
 
 /// What is the session user's to finish is prepared by the session user.
 const SAME_USER: &str = "RESET SESSION AUTHORIZATION; RESET ROLE";
@@ -34,11 +38,10 @@ const XID: &str = "SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalo
 const BEGIN: &str = "BEGIN READ WRITE";
 
 /// Compiled once on a connection. The marker of a branch (R-MARKER): an owner that is not ours is NULL, which the table forbids (R-OWNER).
-/// Nothing is locked: a prepared branch would hold the lock against the next owner. What a Yes rests on: neither a stray end of the
-/// transaction nor a failure before it shows in PREPARE's own answer.
+/// Nothing is locked: a prepared branch would hold the lock against the next owner. It tells its transaction's number.
 pub const OWN_STATEMENTS: &str = "PREPARE lockstep_marker(bigint, integer, integer, bigint) AS INSERT INTO lockstep.branch(place, owner)
-        VALUES ($1, (SELECT slot FROM lockstep.owner WHERE slot = $2 AND epoch = $3 AND incarnation = $4));
-    PREPARE lockstep_look(text) AS SELECT transaction FROM pg_catalog.pg_prepared_xacts WHERE gid = $1";
+        VALUES ($1, (SELECT slot FROM lockstep.owner WHERE slot = $2 AND epoch = $3 AND incarnation = $4))
+        RETURNING pg_catalog.pg_current_xact_id()::pg_catalog.xid";
 
 /// What stands behind a branch's statements.
 pub enum End<'a> {
@@ -54,7 +57,7 @@ pub enum Ran {
     Open(Results),
     /// It wrote nothing; its transaction is open.
     ReadOnly(Results),
-    /// Prepared, and seen so.
+    /// Prepared, with its marker.
     Prepared(Results),
 }
 
@@ -87,18 +90,29 @@ pub async fn run(connection: &mut Connection, operations: &[Operation], limits: 
     let End::Prepare(owner, gid) = end else {
         return played.error.map_or(Ok(Ran::Open(results)), |error| Err(error.into()));
     };
+    let mut ran = None;
     if !sure {
         if let Some(error) = played.error {
             return Err(error.into());
         }
-        if played.value(Part::Xid as usize).is_none() {
+        ran = number(&played);
+        if ran.is_none() {
             return Ok(Ran::ReadOnly(results));
         }
         connection.preparing = true;
         played = script::play(&connection.client, &ending(connection, owner, gid)).await;
     }
-    prepared(connection, gid, played)?;
+    prepared(connection, gid.txid, ran, played)?;
     Ok(Ran::Prepared(results))
+}
+
+/// Compiles what every branch needs. Left half way, it leaves a connection that is not used again.
+pub async fn compile_ahead(connection: &mut Connection) -> Result<(), Failure> {
+    connection.spoilt = true;
+    connection.compile_own(OWN_STATEMENTS).await?;
+    connection.compile(&[LEAD]).await?;
+    connection.spoilt = false;
+    Ok(())
 }
 
 struct Step<'a> {
@@ -283,13 +297,14 @@ fn unfit(error: tokio_postgres::Error) -> Failure {
     }
 }
 
-/// Writes the marker, prepares, looks whether it is so, and leaves the session as it was: one message. [`Part`] names its statements.
+/// Writes the marker, prepares, and leaves the session as it was: one message. [`Part`] names its statements. PREPARE's own answer hides
+/// whether there was a transaction to prepare: that the marker was written right before it tells.
 fn ending(connection: &Connection, owner: Owner, gid: &Gid) -> String {
     let (place, slot) = (place(gid.txid.position()), connection.slot % SLOTS);
     let (epoch, incarnation) = (owner.epoch.0.cast_signed(), owner.incarnation.cast_signed());
     format!(
-        "{SAME_USER}; {}; {XID}; EXECUTE lockstep_marker({place}, {slot}, {epoch}, {incarnation}); PREPARE TRANSACTION '{gid}'; \
-        EXECUTE lockstep_look('{gid}'); {RESET}",
+        "{SAME_USER}; {}; EXECUTE lockstep_marker({place}, {slot}, {epoch}, {incarnation}); PREPARE TRANSACTION '{gid}'; \
+        {RESET_PREPARED}",
         connection.strict()
     )
 }
@@ -299,51 +314,54 @@ enum Part {
     SessionUser,
     Role,
     Strict,
-    Xid,
     Marker,
     Prepare,
-    Look,
     Reset,
 }
 
 impl Part {
     /// The one that failed when so many were done.
     fn behind(done: usize) -> Part {
-        const ALL: [Part; 7] = [Part::SessionUser, Part::Role, Part::Strict, Part::Xid, Part::Marker, Part::Prepare, Part::Look];
+        const ALL: [Part; 5] = [Part::SessionUser, Part::Role, Part::Strict, Part::Marker, Part::Prepare];
         ALL.into_iter().nth(done).unwrap_or(Part::Reset)
     }
 }
 
-/// Whether an [`ending`] prepared the branch. `connection.preparing` stays unless that is certain, either way.
-fn prepared(connection: &mut Connection, gid: &Gid, played: Played) -> Result<(), Failure> {
-    let xid = |statement: usize| played.value(statement).and_then(|xid| xid.parse::<u32>().ok());
-    let (ran, found) = (xid(Part::Xid as usize), xid(Part::Look as usize));
+/// The transaction's number: the marker's, or what [`XID`] found in its place.
+fn number(played: &Played) -> Option<String> {
+    played.value(Part::Marker as usize).map(str::to_owned)
+}
+
+/// Whether an [`ending`] prepared the branch, and the transaction that `ran`, where that is known. `connection.preparing` stays unless it
+/// is certain, either way.
+fn prepared(connection: &mut Connection, txid: Txid, ran: Option<String>, played: Played) -> Result<(), Failure> {
+    let marked = number(&played);
     let reset = played.error.is_none();
     if let Some(error) = played.error {
         connection.note(&error);
         let failure = match Part::behind(played.done) {
-            Part::SessionUser | Part::Role | Part::Strict | Part::Xid => Failure::from(error),
-            Part::Marker => marker_refused(error, gid.txid),
+            Part::SessionUser | Part::Role | Part::Strict => Failure::from(error),
+            Part::Marker => marker_refused(error, txid),
             Part::Prepare => return Err(not_prepared(error)),
-            Part::Look => return Err(error.into()),
-            Part::Reset => return yes(connection, ran, found, reset),
+            Part::Reset => return yes(connection, ran, marked, reset),
         };
         connection.preparing = matches!(failure, Failure::Lost(_));
         return Err(failure);
     }
-    yes(connection, ran, found, reset)
+    yes(connection, ran, marked, reset)
 }
 
-/// What a look found, held against the transaction that ran. (One that wrote nothing has its number from the marker.)
-fn yes(connection: &mut Connection, ran: Option<u32>, found: Option<u32>, reset: bool) -> Result<(), Failure> {
-    match (ran, found) {
+/// What was prepared, held against the transaction that ran.
+fn yes(connection: &mut Connection, ran: Option<String>, marked: Option<String>, reset: bool) -> Result<(), Failure> {
+    match (ran, marked) {
         (_, None) => Err(Failure::refused(
+            RefusalKind::Unavailable,
+            "R-MARKER: the branch's marker was not written: a trigger or a rule on the table lockstep.branch, which must go, prevents it",
+        )),
+        (Some(ran), Some(marked)) if ran != marked => Err(Failure::refused(
             RefusalKind::Invalid,
             "the transaction was ended by one of its statements: it was not prepared (leave transaction control out of functions too)",
         )),
-        (Some(ran), Some(found)) if ran != found => {
-            Err(Failure::refused(RefusalKind::Conflict, "another transaction is prepared under this branch's name"))
-        }
         (_, Some(_)) => {
             connection.preparing = false;
             connection.spoilt = !reset;

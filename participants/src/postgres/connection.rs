@@ -4,7 +4,7 @@ use super::failure::{Failure, is_stale_plan, sentence};
 use super::schema::read_only;
 use super::{PostgresOptions, SslMode, tls};
 use crate::PoolUse;
-use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult, Timeouts};
+use deadpool::managed::{self, Metrics, Object, QueueMode, RecycleError, RecycleResult, Timeouts};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -122,12 +122,13 @@ impl Connector {
         Connector { guarded: true, ..self.clone() }
     }
 
-    /// A pool of at most so many.
+    /// A pool of at most so many. The one that was used last is lent first: its backend has the catalog and the plans at hand.
     pub fn pool(&self, size: usize) -> Pool {
         let timeouts = Timeouts { wait: None, create: Some(self.options.connect_timeout), recycle: None };
         Pool::builder(self.clone())
             .max_size(size.max(1))
             .timeouts(timeouts)
+            .queue_mode(QueueMode::Lifo)
             .runtime(deadpool::Runtime::Tokio1)
             .build()
             .expect("a runtime is given")
@@ -327,6 +328,11 @@ fn millis(duration: Duration) -> u128 {
 pub fn pool_use(name: &'static str, pool: &Pool) -> PoolUse {
     let managed::Status { max_size, size, available, waiting, .. } = pool.status();
     PoolUse { name, limit: max_size, open: size, lent: size.saturating_sub(available), waiting }
+}
+
+/// A connection of the pool, if one can be lent without waiting for another's.
+pub async fn lend_at_once(pool: &Pool) -> Option<Lent> {
+    pool.timeout_get(&Timeouts { wait: Some(Duration::ZERO), ..pool.timeouts() }).await.ok()
 }
 
 /// A connection of the pool, or why there is none.

@@ -229,7 +229,7 @@ struct Current {
     state: State,
     /// How far the row in the database says that it has followed.
     stored: Csn,
-    /// The branches' own tasks; they end with the session.
+    /// The branches' own tasks, and what goes before them; they end with the session.
     tasks: JoinSet<()>,
     acked_at: Instant,
 }
@@ -239,7 +239,8 @@ impl Postgres {
     pub fn new(options: PostgresOptions) -> Postgres {
         let options = Arc::new(options);
         let connector = Connector::new(Arc::clone(&options), "lockstep");
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("postgres").enable_all().build();
+        // It moves bytes, and nothing in it waits for long: a second thread would mostly be woken to find that there is nothing to do.
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("postgres").enable_all().build();
         let runtime = runtime.expect("threads can be started");
         let readers = Arc::new(Readers::new(&connector, &options, runtime.handle().clone()));
         Postgres { options, runtime: Some(runtime), connector, session: None, readers, late: None, applications: Applications::default() }
@@ -300,7 +301,9 @@ impl ResourceManager for Postgres {
         let (session, state, recovered) = taken?;
         let (session, now) = (Arc::new(session), Instant::now());
         self.readers.watch(&session);
-        self.session = Some(Current { session, state, stored: state.acked, tasks: JoinSet::new(), acked_at: now });
+        let (mut tasks, ahead) = (JoinSet::new(), Arc::clone(&session));
+        tasks.spawn_on(async move { ahead.open_ahead().await }, self.runtime().handle());
+        self.session = Some(Current { session, state, stored: state.acked, tasks, acked_at: now });
         Ok(recovered)
     }
 

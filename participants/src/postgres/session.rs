@@ -1,9 +1,9 @@
 //! A session: who leads, and the connections that belong to it.
 
-use super::PostgresOptions;
-use super::connection::{Connector, Lent, Pool, Started, lend};
+use super::connection::{Connector, Lent, Pool, Started, lend, lend_at_once};
 use super::failure::Failure;
 use super::work::UnderWay;
+use super::{PostgresOptions, branch};
 use lockstep_core::gid::Gid;
 use lockstep_core::{CoordId, Owner, ParticipantId, Txid};
 use std::hash::BuildHasher;
@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two looks whether it is gone.
 const LOOK: Duration = Duration::from_millis(10);
+/// How long one connection that is opened ahead may take: others are held back meanwhile.
+const AHEAD: Duration = Duration::from_secs(1);
 
 /// One session's connections. They carry its tag, so that the next session finds and ends their backends.
 pub struct Session {
@@ -61,6 +63,23 @@ impl Session {
         Gid { coord_id: self.owner.coord_id, participant: self.me, txid }
     }
 
+    /// Opens connections for branches before they are needed, one after another, until all are open or a branch comes: it would wait for
+    /// those that are held here. What goes wrong is told to branches.
+    pub async fn open_ahead(&self) {
+        let mut held = Vec::new();
+        while nobody_else(&self.branches, held.len()) {
+            let opened = async {
+                let mut connection = lend_at_once(&self.branches).await?;
+                branch::compile_ahead(&mut connection).await.ok()?;
+                Some(connection)
+            };
+            match tokio::time::timeout(AHEAD, opened).await {
+                Ok(Some(connection)) => held.push(connection),
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+
     /// A connection for phase two.
     pub async fn finisher(&self) -> Result<Lent, Failure> {
         lend(&self.finishers).await
@@ -73,6 +92,12 @@ impl Session {
         connection.client.query(sql, &[&pid, &self.tag]).await?;
         wait_until_gone(&connection, &[pid]).await
     }
+}
+
+/// Whether there is room in the pool, and nobody but who holds these makes use of it.
+fn nobody_else(pool: &Pool, held: usize) -> bool {
+    let status = pool.status();
+    held < status.max_size && status.size == held && status.waiting == 0
 }
 
 /// What the tags of all sessions of this coordinator at this participant begin with. With a nonce it is shorter than the server's 63 bytes.

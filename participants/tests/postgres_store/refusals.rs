@@ -35,8 +35,13 @@ fn each_is_answered_by_what_the_caller_must_do() {
         ("COPY t FROM STDIN", Invalid, "COPY is not allowed"),
         ("", Invalid, "is empty"),
         ("DO $$ BEGIN COMMIT; END $$", Invalid, "invalid transaction termination"),
-        ("DO $$ BEGIN CREATE TEMP TABLE x(i int); END $$", Invalid, "temporary"), // at PREPARE
-        ("DO $$ BEGIN NOTIFY x; END $$", Invalid, "NOTIFY"),                      // at PREPARE
+        // At PREPARE: what is left out behind one that succeeds rests on these.
+        ("DO $$ BEGIN CREATE TEMP TABLE x(i int); END $$", Invalid, "temporary"),
+        ("DO $$ BEGIN BEGIN CREATE TEMP TABLE x(i int); RAISE 'x'; EXCEPTION WHEN OTHERS THEN NULL; END; END $$", Invalid, "temporary"),
+        ("DO $$ BEGIN CREATE DOMAIN pg_temp.x AS int; END $$", Invalid, "temporary"),
+        ("DO $$ BEGIN EXECUTE 'DECLARE x CURSOR WITH HOLD FOR SELECT 1'; END $$", Invalid, "WITH HOLD"),
+        ("DO $$ BEGIN LISTEN x; END $$", Invalid, "LISTEN"),
+        ("DO $$ BEGIN NOTIFY x; END $$", Invalid, "NOTIFY"),
     ] {
         // Behind a write: or else nothing would be prepared.
         let refusal = lab.refusal(vec![sql("UPDATE t SET n = 5"), sql(statement)]);

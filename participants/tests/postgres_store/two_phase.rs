@@ -106,10 +106,7 @@ fn a_begin_that_fails_leaves_nothing() {
     for mode in [PostgresMode::TwoPhase, PostgresMode::DatabaseLed] {
         let url = database();
         psql(&url, "CREATE TABLE item(id integer PRIMARY KEY)");
-        let relay = without_begin(psql(&url, "SHOW port").parse().unwrap());
-        let (_, name) = url.rsplit_once("dbname=").unwrap();
-        let reached = format!("host=127.0.0.1 port={relay} user=postgres dbname={name}");
-        let mut store = Postgres::new(options(&reached, mode));
+        let mut store = Postgres::new(options(&altered(&url, b"BEGIN READ WRITE", b"SELECT 1/0 /***/"), mode));
         store.recover(owner(1), ME).unwrap();
         let decider = if mode == PostgresMode::TwoPhase { Decider::Log } else { Decider::Leader(ME) };
         let work = Work {
@@ -124,10 +121,35 @@ fn a_begin_that_fails_leaves_nothing() {
     }
 }
 
-/// A way to the server on which a branch's BEGIN is something that fails.
-fn without_begin(port: u16) -> u16 {
-    const BEGIN: &[u8] = b"BEGIN READ WRITE";
-    const FAILS: &[u8] = b"SELECT 1/0 /***/";
+/// Nothing that a statement may be ends its transaction. If one did all the same, what stands behind it is not prepared.
+#[test]
+fn a_statement_that_ends_its_transaction_leaves_no_branch() {
+    let mut lab = lab("CREATE TABLE item(id integer PRIMARY KEY)");
+    lab.store = Postgres::new(options(&altered(&lab.url, b"SELECT 'its end'", b"COMMIT /* --- */"), PostgresMode::TwoPhase));
+    lab.store.recover(owner(2), ME).unwrap();
+    let refusal = lab.refusal(vec![sql("INSERT INTO item VALUES (1)"), sql("SELECT 'its end'"), sql("SELECT 1")]);
+    assert!(refusal.message.contains("read-only transaction"), "{refusal:?}");
+    assert_eq!(lab.psql("SELECT count(*) FROM lockstep.branch"), "0");
+}
+
+#[test]
+fn a_branch_without_its_marker_is_not_prepared() {
+    let mut lab = lab(STOCK);
+    lab.psql(
+        "CREATE FUNCTION none() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+        CREATE TRIGGER none BEFORE INSERT ON lockstep.branch FOR EACH ROW EXECUTE FUNCTION none()",
+    );
+    for statement in ["UPDATE stock SET n = 0", "WITH none AS (UPDATE stock SET n = 0 RETURNING n) SELECT n FROM none"] {
+        let refusal = lab.refusal(vec![sql(statement)]);
+        assert!(refusal.message.contains("R-MARKER"), "{refusal:?}");
+    }
+    lab.psql("DROP TRIGGER none ON lockstep.branch");
+    lab.commit(vec![sql("UPDATE stock SET n = 5")]);
+}
+
+/// A way to this database on which other bytes, as many, stand in the place of some.
+fn altered<const N: usize>(url: &str, sought: &'static [u8; N], put: &'static [u8; N]) -> String {
+    let port: u16 = psql(url, "SHOW port").parse().unwrap();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let relay = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
@@ -141,8 +163,8 @@ fn without_begin(port: u16) -> u16 {
                     && n > 0
                 {
                     let sent = &mut bytes[..n];
-                    if let Some(at) = sent.windows(BEGIN.len()).position(|window| window == BEGIN) {
-                        sent[at..at + FAILS.len()].copy_from_slice(FAILS);
+                    if let Some(at) = sent.windows(N).position(|window| window == sought) {
+                        sent[at..at + N].copy_from_slice(put);
                     }
                     if server.write_all(sent).is_err() {
                         return;
@@ -152,5 +174,6 @@ fn without_begin(port: u16) -> u16 {
             });
         }
     });
-    relay
+    let (_, name) = url.rsplit_once("dbname=").unwrap();
+    format!("host=127.0.0.1 port={relay} user=postgres dbname={name}")
 }
