@@ -437,7 +437,12 @@ impl Crowd {
     /// By one search for all documents of a generation; those that were asked for.
     async fn search(&self, keys: &[String], token: Option<&(Op, Token)>, timeout: Duration) -> Result<Vec<SeenDocument>, String> {
         let group = keys[0].split('-').next().unwrap_or_default();
-        let mut search = self.client.search("index", &format!("of:{group}")).limit(1_000).timeout(timeout);
+        // In each index's own language.
+        let query = match self.documents {
+            Documents::Daemon { snapshot: false } => format!(r#"{{"match": {{"of": "{group}"}}}}"#),
+            Documents::Daemon { snapshot: true } | Documents::Remote(_) => format!("of:{group}"),
+        };
+        let mut search = self.client.search("index", &query).limit(1_000).timeout(timeout);
         if let Some((_, token)) = token {
             search = search.at_least(token);
         }

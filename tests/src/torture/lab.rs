@@ -756,11 +756,11 @@ fn configuration(
             let servers = servers.context("real servers are not started")?;
             servers.runs += 1;
             let mode = if schedule.setting == Setting::ServersLed { "database-led" } else { "two-phase" };
-            let mut url = database.context("real servers have a database")?.to_owned();
-            if let Some(proxy) = proxies.get(&Link::Database) {
-                let name = url.rsplit("dbname=").next().unwrap_or_default();
-                url = format!("host=127.0.0.1 port={} user=postgres dbname={name}", proxy.port());
-            }
+            let url = database.context("real servers have a database")?;
+            let name = url.rsplit("dbname=").next().unwrap_or_default();
+            // By its port, so that what is sent there can be told from the rest.
+            let port = proxies.get(&Link::Database).map_or(servers.postgres.port(), Proxy::port);
+            let url = format!("host=127.0.0.1 port={port} user=postgres dbname={name}");
             let search = match proxies.get(&Link::Index) {
                 Some(proxy) => format!("http://127.0.0.1:{}", proxy.port()),
                 None => servers.search.url(),

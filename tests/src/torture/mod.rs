@@ -250,9 +250,7 @@ async fn one(
                 let schedule = match kind {
                     Kind::Histories => histories::schedule(round),
                     Kind::Crashes => crashes::schedule(round),
-                    Kind::Networks | Kind::Simulation | Kind::Steps | Kind::Load | Kind::Disks | Kind::Fuzzing => {
-                        networks::schedule(round)
-                    }
+                    Kind::Networks | Kind::Simulation | Kind::Steps | Kind::Load | Kind::Disks | Kind::Fuzzing => networks::schedule(round),
                 };
                 play(lab, &schedule, tally).await?;
                 tell(tally);
