@@ -136,14 +136,14 @@ fn a_statement_that_ends_its_transaction_leaves_no_branch() {
 fn a_branch_without_its_marker_is_not_prepared() {
     let mut lab = lab(STOCK);
     lab.psql(
-        "CREATE FUNCTION none() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
-        CREATE TRIGGER none BEFORE INSERT ON lockstep.branch FOR EACH ROW EXECUTE FUNCTION none()",
+        "CREATE FUNCTION no_row() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+        CREATE TRIGGER no_row BEFORE INSERT ON lockstep.branch FOR EACH ROW EXECUTE FUNCTION no_row()",
     );
-    for statement in ["UPDATE stock SET n = 0", "WITH none AS (UPDATE stock SET n = 0 RETURNING n) SELECT n FROM none"] {
+    for statement in ["UPDATE stock SET n = 0", "WITH changed AS (UPDATE stock SET n = 0 RETURNING n) SELECT n FROM changed"] {
         let refusal = lab.refusal(vec![sql(statement)]);
         assert!(refusal.message.contains("R-MARKER"), "{refusal:?}");
     }
-    lab.psql("DROP TRIGGER none ON lockstep.branch");
+    lab.psql("DROP TRIGGER no_row ON lockstep.branch");
     lab.commit(vec![sql("UPDATE stock SET n = 5")]);
 }
 
