@@ -430,6 +430,7 @@ fn who_waits_ends_the_gathering() {
     bench.step(ParticipantEvent::Hurry);
     assert_eq!(bench.given().0, 1);
     bench.report(committed(1));
+    bench.tell(ToParticipant::Closed(csn(1)));
     bench.settle();
     bench.tell(ToParticipant::Commit(decided(2, &[tx(2)])));
     assert_eq!(bench.given().0, 1, "what was about to be decided");

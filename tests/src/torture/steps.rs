@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 
 /// Deaths of one run.
 const DEATHS: usize = 10;
-/// How long a step is waited for.
+/// How long a step is waited for, and how much longer one that has not come.
 const STEP_MS: u64 = 300;
+const PATIENCE_MS: u64 = 1_200;
 
 const EMBEDDED: &[Setting] = &[Setting::LogDecided, Setting::DatabaseLed, Setting::SmallFiles, Setting::LowFloor, Setting::Remote];
 const SERVERS: &[Setting] = &[Setting::ServersTwoPhase, Setting::ServersLed];
@@ -96,7 +97,7 @@ pub fn schedule(seed: u64, number: usize, plan: &mut disks::Plan) -> Schedule {
 
 /// The daemon is killed like this.
 pub fn death(when: When, fault: Fault) -> Step {
-    Step::Disk { what: Trouble::Fail { fault, when, ms: STEP_MS, patience_ms: 0, then: Then::GoOn } }
+    Step::Disk { what: Trouble::Fail { fault, when, ms: STEP_MS, patience_ms: PATIENCE_MS, then: Then::GoOn } }
 }
 
 /// Whether it is a run of this kind.
