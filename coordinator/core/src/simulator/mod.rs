@@ -340,7 +340,8 @@ mod tests {
         let mut met = Reached::none();
         std::thread::scope(|threads| {
             let run = |options: Options| {
-                for seed in 0..1_000 {
+                // In the last one a store says that it cannot resolve a branch now, which is seldom.
+                for seed in (0..1_000).chain([4_094]) {
                     check(seed, &options);
                 }
                 reached()
