@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 /// Deaths of one run.
 const DEATHS: usize = 10;
+/// Each of so many messages says something else: those of a takeover, of a vote, of a decision.
+const MESSAGES: u64 = 40;
 /// How long a step is waited for, and how much longer one that has not come.
 const STEP_MS: u64 = 300;
 const PATIENCE_MS: u64 = 1_200;
@@ -72,6 +74,11 @@ pub fn steps(seed: u64, counts: &[(When, Site, u64)]) -> Vec<(When, Fault)> {
     for (when, site, count) in counts {
         for ailment in deaths(site.call) {
             all.extend(disks::at(site, *ailment, *count, &mut random).map(|fault| (*when, fault)));
+        }
+        if site.call == Call::Send {
+            let before =
+                |first| Fault { files: vec![site.file.to_owned()], calls: vec![site.call], ailment: Ailment::Kill, first, count: None };
+            all.extend((1..=(*count).min(MESSAGES)).map(|first| (*when, before(first))));
         }
     }
     disks::new_ones_last(all, &mut random)
