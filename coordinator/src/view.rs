@@ -526,11 +526,15 @@ impl fmt::Display for Cursor {
 }
 
 /// `live:3-17`: the form that `Display` gives.
+/// Bytes of what is none that are shown: more than any has.
+const CURSOR_SHOWN: usize = 64;
+
 impl FromStr for Cursor {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Cursor, String> {
-        let bad = || format!("`{text}` is not where a list ended");
+        // It may be as long as a message.
+        let bad = || format!("`{}` is not where a list ended", &text[..text.floor_char_boundary(CURSOR_SHOWN)]);
         let (part, txid) = text.split_once(':').ok_or_else(bad)?;
         let txid = txid.parse().map_err(|_| bad())?;
         match part {
@@ -801,5 +805,13 @@ mod tests {
         assert_eq!(found(&["aborted"], "", 0), ["two", "one"], "the newest first");
         assert_eq!(found(&["aborted"], "one", 5_000), ["one"]);
         assert!(found(&["aborted"], "one", 5_001).is_empty() && found(&["committed"], "one", 0).is_empty());
+    }
+
+    #[test]
+    fn what_is_no_cursor_is_not_repeated_as_a_whole() {
+        for text in ["x".repeat(1 << 20), "live:".to_owned() + &"ü".repeat(1 << 20)] {
+            let why = text.parse::<Cursor>().err().unwrap_or_default();
+            assert!(why.ends_with("is not where a list ended") && why.len() < 100, "{} bytes", why.len());
+        }
     }
 }
