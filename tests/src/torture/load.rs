@@ -80,7 +80,7 @@ pub async fn run(lab: &mut Lab, seed: u64, time: Duration, tally: &mut Tally, te
     tally.runs += 1;
     tell(tally);
     let left = until.saturating_duration_since(Instant::now()).max(SHORTEST);
-    soak(lab, seed, left, tally).await
+    soak(lab, seed, left, tally, tell).await
 }
 
 /// Ten clients for each transaction that may be open.
@@ -305,7 +305,7 @@ impl Filled {
     }
 }
 
-async fn soak(lab: &mut Lab, seed: u64, time: Duration, tally: &mut Tally) -> anyhow::Result<()> {
+async fn soak(lab: &mut Lab, seed: u64, time: Duration, tally: &mut Tally, tell: impl Fn(&Tally)) -> anyhow::Result<()> {
     let mix = Mix { reads: 30, deletes: 10, based: 10, impatient: 5, refused: 2, keys: 3, pause_ms: 10 };
     let mut schedule = Schedule { seed, setting: Setting::LowFloor, clients: 16, mix, in_memory: false, proxied: true, steps: Vec::new() };
     let (begun, mut samples, mut looks) = (Instant::now(), Vec::new(), 0_u64);
@@ -324,6 +324,8 @@ async fn soak(lab: &mut Lab, seed: u64, time: Duration, tally: &mut Tally) -> an
             while begun.elapsed() < time {
                 tokio::time::sleep(LOOK).await;
                 looks += 1;
+                tally.under_way = format!("soak: {:.1} of {:.1} minutes", begun.elapsed().as_secs_f64() / 60.0, time.as_secs_f64() / 60.0);
+                tell(tally);
                 if let (Some(id), Ok(status)) = (run.daemon_id(), run.status().await) {
                     let (memory, files) = (own_memory(id)?, open_files(id)? as u64);
                     samples.push(Sample { memory, files, log: status.log_bytes, in_doubt_ms: status.oldest_in_doubt_ms });
@@ -353,6 +355,7 @@ async fn soak(lab: &mut Lab, seed: u64, time: Duration, tally: &mut Tally) -> an
             Ok(())
         })
         .await?;
+    tally.under_way.clear();
     schedule.steps = steps;
     // The beginning is another thing: nothing is full yet.
     let samples = samples.split_off(samples.len() / 5);

@@ -133,6 +133,9 @@ pub struct Tally {
     pairs: BTreeSet<(String, String)>,
     /// What else is to be said.
     pub notes: Vec<String>,
+    /// How far a long run is.
+    #[serde(skip)]
+    pub under_way: String,
     /// What clients asked for in all runs.
     #[serde(skip)]
     work: Work,
@@ -313,9 +316,23 @@ async fn again(lab: &mut Lab, schedule: &Schedule, runs: u64, tallies: &mut Vec<
 
 impl Tally {
     fn new(kind: Kind) -> Tally {
-        let (violations, places, notes) = (Vec::new(), BTreeMap::new(), Vec::new());
+        let (violations, places, notes, under_way) = (Vec::new(), BTreeMap::new(), Vec::new(), String::new());
         let (by_fault, pairs, work, observed) = (BTreeMap::new(), BTreeSet::new(), Work::default(), disks::Observed::default());
-        Tally { kind, runs: 0, faults: 0, by_fault, transactions: 0, operations: 0, violations, places, pairs, notes, work, observed }
+        Tally {
+            kind,
+            runs: 0,
+            faults: 0,
+            by_fault,
+            transactions: 0,
+            operations: 0,
+            violations,
+            places,
+            pairs,
+            notes,
+            under_way,
+            work,
+            observed,
+        }
     }
 
     fn add(&mut self, played: &Played) {
@@ -357,7 +374,8 @@ impl Tally {
 
     fn line(&self) -> String {
         let (name, found) = (self.name(), self.violations.len());
-        format!("{name}: {} runs, {} faults, {} transactions, {found} violations", self.runs, self.faults, self.transactions)
+        let line = format!("{name}: {} runs, {} faults, {} transactions, {found} violations", self.runs, self.faults, self.transactions);
+        if self.under_way.is_empty() { line } else { format!("{line}; {}", self.under_way) }
     }
 }
 
