@@ -16,7 +16,12 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Poll, ready};
+use std::time::Duration;
+use tokio::time::timeout;
 use tokio_postgres::{Client, RowStream, Statement};
+
+/// How long a server may take to roll back, which waits for nobody: on a connection that is dead no answer ever comes.
+const ROLL_BACK: Duration = Duration::from_secs(1);
 
 /// Takes back what the transaction may have left in the session (`set_config`, a role, session locks, a temporary table that would stand
 /// before another's of its name): behind its end, before another's statements are compiled. `DISCARD ALL` cannot share a message. What
@@ -414,9 +419,11 @@ fn not_prepared(error: tokio_postgres::Error) -> Failure {
     }
 }
 
-/// Ends the open transaction without effect. A connection that cannot do that is not used again.
-pub async fn roll_back(connection: &mut Connection) {
-    connection.spoilt = connection.client.batch_execute(&format!("ROLLBACK; {RESET}")).await.is_err();
+/// Ends the open transaction without effect; whether the server has answered. A connection that cannot do that is not used again.
+pub async fn roll_back(connection: &mut Connection) -> bool {
+    let answer = timeout(ROLL_BACK, connection.client.batch_execute(&format!("ROLLBACK; {RESET}"))).await;
+    connection.spoilt = !matches!(answer, Ok(Ok(())));
+    answer.is_ok()
 }
 
 /// A transaction's number.

@@ -4,7 +4,7 @@
 //! row, so an outcome below it cannot be written while it is raised. Each connection locks a row of its own (`schema::SLOTS`).
 
 use super::branch::{RESET, marker_refused};
-use super::connection::{Connection, Lent};
+use super::connection::Connection;
 use super::failure::Failure;
 use super::schema::{SLOTS, broken, number, place, position};
 use super::script;
@@ -175,12 +175,6 @@ async fn raise(connection: &Connection, owner: Owner, place: i64) -> Result<(), 
     }
     raised.map_err(broken)
 }
-
-/// Takes transactions that were open for their outcome back.
-pub async fn take_back(mut open: Lent) {
-    super::branch::roll_back(&mut open).await;
-}
-
 fn owner_values(connection: &Connection, owner: Owner) -> (i32, i32, i64) {
     (i32::from(connection.slot % SLOTS), owner.epoch.0.cast_signed(), owner.incarnation.cast_signed())
 }

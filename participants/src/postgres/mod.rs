@@ -56,7 +56,7 @@ use tokio_postgres::SimpleQueryMessage;
 use work::Open;
 
 /// How long the server may take over a step of our own; then the connection is not trusted any more, and a new session begins.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A PostgreSQL database.
 pub struct Postgres {
@@ -385,7 +385,7 @@ impl ResourceManager for Postgres {
             (open, voted.into_iter().filter(|txid| txid.decider != Decider::Leader(me)).collect::<Vec<_>>())
         };
         runtime.block_on(bounded(async {
-            futures_util::future::join_all(open.into_iter().map(work::take_back)).await;
+            futures_util::future::join_all(open.into_iter().map(|open| work::take_back(&current.session, open))).await;
             two_phase::roll_back(&current.session, &prepared, options.finishers).await.map_err(Failure::broken)
         }))?;
         Ok(())
@@ -402,7 +402,7 @@ impl ResourceManager for Postgres {
             (led, if alone { Vec::new() } else { under_way.open.drain().map(|(_, open)| open).collect() })
         };
         let outcomes = runtime.block_on(async {
-            let taken_back = futures_util::future::join_all(open.into_iter().map(work::take_back));
+            let taken_back = futures_util::future::join_all(open.into_iter().map(|open| work::take_back(&session, open)));
             let led = futures_util::future::join_all(led.into_iter().map(|(marker, open)| work::lead(&session, marker, open, patience)));
             futures_util::future::join(taken_back, led).await.1
         });

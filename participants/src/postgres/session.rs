@@ -31,6 +31,7 @@ pub struct Session {
     pub finishers: Pool,
     /// At which server it has begun.
     pub started: Arc<Started>,
+    connector: Connector,
     under_way: Mutex<UnderWay>,
 }
 
@@ -49,6 +50,7 @@ impl Session {
             branches: connector.guarded().pool(options.pool_size),
             finishers: connector.pool(options.finishers),
             started,
+            connector,
             under_way: Mutex::default(),
         }
     }
@@ -85,9 +87,10 @@ impl Session {
         lend(&self.finishers).await
     }
 
-    /// Ends this session's own backend, and waits until it is gone: nothing that was sent on it can happen any more.
+    /// Ends this session's own backend, and waits until it is gone: nothing that was sent on it can happen any more. On a connection of its
+    /// own: those that are there may be as dead as the one that this is about.
     pub async fn end_backend(&self, pid: i32) -> Result<(), Failure> {
-        let connection = self.finisher().await?;
+        let connection = self.connector.connect().await.map_err(Failure::Lost)?;
         let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND application_name = $2";
         connection.client.query(sql, &[&pid, &self.tag]).await?;
         wait_until_gone(&connection, &[pid]).await

@@ -113,7 +113,7 @@ pub async fn live(
         }
     };
     if let Some(open) = leftover {
-        take_back(open).await;
+        take_back(&session, open).await;
     }
     let prepared = match vote {
         Ok(vote) => return Ok(Some(vote)),
@@ -125,7 +125,13 @@ pub async fn live(
     Ok(None)
 }
 
-async fn run(session: &Session, options: &PostgresOptions, applications: &Applications, work: &Work, stop: &Stop) -> Result<Voted, String> {
+async fn run(
+    session: &Arc<Session>,
+    options: &PostgresOptions,
+    applications: &Applications,
+    work: &Work,
+    stop: &Stop,
+) -> Result<Voted, String> {
     let deadline = Instant::now() + Duration::from_micros(work.timeout);
     let failed = |left: Left| match left {
         Left::Late => {
@@ -168,11 +174,11 @@ async fn run(session: &Session, options: &PostgresOptions, applications: &Applic
         Ok(Ok(Ran::Prepared(results))) => return Ok(Vote::Prepared(results).into()),
         Ok(Ok(Ran::Open(results))) => return Ok(Voted { vote: Vote::Ready(results), open: Some(Open::Ours(connection)) }),
         Ok(Ok(Ran::ReadOnly(results))) => {
-            branch::roll_back(&mut connection).await;
+            roll_back(session, connection).await;
             return Ok(Vote::ReadOnly(results).into());
         }
         Ok(Err(failure)) if !connection.preparing => {
-            branch::roll_back(&mut connection).await;
+            roll_back(session, connection).await;
             return no(failure);
         }
         Ok(Err(failure)) => failure,
@@ -222,12 +228,25 @@ async fn enlisted(session: &Session, txid: Txid, xid: u64) -> Result<(), Failure
 }
 
 /// Ends what is open without effect.
-pub async fn take_back(open: Open) {
+pub async fn take_back(session: &Arc<Session>, open: Open) {
     match open {
-        Open::Ours(connection) => marker::take_back(connection).await,
+        Open::Ours(connection) => roll_back(session, connection).await,
         // Its application is told by the end of its attendance, and ends it.
         Open::Applications(own) => drop(own),
     }
+}
+
+/// Rolls back. Where the server does not answer, the backend is ended, so that it holds no locks; nobody waits for that.
+async fn roll_back(session: &Arc<Session>, mut connection: Lent) {
+    if branch::roll_back(&mut connection).await {
+        return;
+    }
+    let (session, pid) = (Arc::clone(session), connection.pid);
+    drop(connection);
+    tokio::spawn(async move {
+        // One that stays is ended by the next session.
+        let _ = timeout(PATIENCE, session.end_backend(pid)).await;
+    });
 }
 
 /// Commits what is open, with its marker. An answer that was lost is looked for at the marker: an 'A' in its place decides (R-LR).

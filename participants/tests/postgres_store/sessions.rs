@@ -1,10 +1,14 @@
 //! Sessions: whose the database is, and what the end of a backend, a session or a server leaves behind.
 
-use crate::lab::{Lab, ME, coordinator, csn, lab, lab_in, led, marker, options, owner, sql};
+use crate::lab::{Lab, ME, coordinator, csn, lab, lab_in, lab_with, led, marker, options, owner, sql};
 use crate::postgres::{Cluster, database, psql, shared};
 use lockstep_core::{CoordId, Owner, ParticipantId, RefusalKind, Settle, Vote};
 use lockstep_participants::postgres::{Password, Postgres, PostgresMode, SslMode};
 use lockstep_participants::{Led, ResourceManager, StoreError};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 const STOCK: &str = "CREATE TABLE stock(id integer PRIMARY KEY, n integer NOT NULL); INSERT INTO stock VALUES (1, 10), (2, 10)";
@@ -392,4 +396,51 @@ impl Guard {
             Err(error) => error.as_db_error().map_or_else(|| error.to_string(), |db| db.message().to_owned()),
         }
     }
+}
+
+/// A way to this database, how many connections came on it, and how many of the first ones pass nothing on any more, and stay open.
+fn falling_silent(url: &str) -> (String, Arc<AtomicUsize>, Arc<AtomicUsize>) {
+    let port: u16 = psql(url, "SHOW port").parse().unwrap();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let relay = listener.local_addr().unwrap().port();
+    let (came, silent) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+    let (counted, hushed) = (Arc::clone(&came), Arc::clone(&silent));
+    std::thread::spawn(move || {
+        for (number, client) in listener.incoming().flatten().enumerate() {
+            let server = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+            counted.store(number + 1, Ordering::SeqCst);
+            let ways = [(client.try_clone().unwrap(), server.try_clone().unwrap()), (server, client)];
+            for (mut from, mut to) in ways {
+                let silent = Arc::clone(&hushed);
+                std::thread::spawn(move || {
+                    let mut bytes = vec![0; 1 << 16];
+                    while let Ok(n) = from.read(&mut bytes)
+                        && n > 0
+                    {
+                        if number >= silent.load(Ordering::SeqCst) && to.write_all(&bytes[..n]).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+        }
+    });
+    let (_, name) = url.rsplit_once("dbname=").unwrap();
+    (format!("host=127.0.0.1 port={relay} user=postgres dbname={name}"), came, silent)
+}
+
+/// What is taken back on a connection that is dead without a word holds nobody up, and leaves no lock.
+#[test]
+fn an_open_branch_whose_connection_is_dead_holds_nobody_up() {
+    let url = database();
+    let (way, came, silent) = falling_silent(&url);
+    let mut options = options(&way, PostgresMode::DatabaseLed);
+    options.pool_size = 1;
+    let mut lab = lab_with(&url, options, STOCK);
+    let (txid, vote) = lab.yes(vec![sql("UPDATE stock SET n = 0")]);
+    assert!(matches!(vote, Vote::Ready(_)), "{vote:?}");
+    silent.store(came.load(Ordering::SeqCst), Ordering::SeqCst);
+    lab.store.abort(&[txid]).unwrap();
+    lab.commit(vec![sql("UPDATE stock SET n = n + 5 WHERE id = 1")]);
+    assert_eq!(n(&lab, 1), "15");
 }
