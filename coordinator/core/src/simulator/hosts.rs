@@ -21,6 +21,8 @@ pub(super) struct Host {
     pub(super) tick_at: Option<Time>,
     /// When it was started last.
     started: Time,
+    /// Whether the log said then that its loss is accepted. That may be put back under one that has a successor.
+    loss_accepted: bool,
     /// What has arrived since it was paused.
     pub(super) paused: Option<Vec<Happening>>,
     /// Stopped for good.
@@ -42,6 +44,7 @@ impl Host {
             life: 0,
             tick_at: None,
             started: Time(0),
+            loss_accepted: false,
             paused: None,
             gone: false,
             connecting: vec![false; participants],
@@ -81,7 +84,7 @@ impl World {
         }
         self.checker.started(host, self.disks[log].entries());
         self.hosts[host].machine = Some(machine);
-        self.hosts[host].started = self.now;
+        (self.hosts[host].started, self.hosts[host].loss_accepted) = (self.now, self.disks[log].loss_accepted());
         self.effects = effects;
         self.look(host);
         self.carry_out(host);
@@ -450,7 +453,7 @@ impl World {
         let log = self.hosts[host].disk;
         let Some(tag) = self.checker.tag_of(log, *txid).filter(|tag| self.checker.was_decided(*tag)) else { return };
         let Some(machine) = &self.hosts[host].machine else { return };
-        if self.disks[log].loss_accepted() || !older(*txid, machine) {
+        if self.hosts[host].loss_accepted || !older(*txid, machine) {
             return;
         }
         let waits = self.climate.config.loss_strict || self.now < self.hosts[host].started.after(self.climate.config.loss_wait);

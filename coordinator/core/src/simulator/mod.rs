@@ -438,6 +438,12 @@ mod tests {
         }
     }
 
+    /// A coordinator whose log's loss is accepted wakes up, and the log was put back to before that under its successor.
+    #[test]
+    fn a_loss_stays_accepted_for_who_has_read_it() {
+        check(1_034_069, &Options::default());
+    }
+
     /// A leader is put back, found out and refused; an operator ends the branches that only it could tell about.
     #[test]
     fn in_doubt_for_good() {
