@@ -83,7 +83,8 @@ async fn the_index_refuses_one_document() -> anyhow::Result<()> {
         Shift::begins("The index refuses one document", "Somebody has changed the mapping of the index while transactions were under way.");
     let url = shared().database();
     psql(&url, workload::TABLES);
-    let configuration = database(&url, "two-phase") + &search(&node.url(), "items");
+    // Two documents are two commits of the index.
+    let configuration = database(&url, "two-phase") + &search(&node.url(), "items") + "gather_ms = 0\n";
     let folder = tempfile::tempdir()?;
     let mut daemon = Daemon::start(launch(folder.path(), Some("store.index.before_commit:2:pause"), &configuration)?).await?;
     let client = workload::connect(&daemon.url()).await?;

@@ -258,7 +258,10 @@ impl Life {
     async fn relaunch_the_dead(&mut self) -> anyhow::Result<()> {
         let launch = launch(self.folder.path(), None, &self.configuration)?;
         let daemon = &mut self.running.as_mut().expect("it has begun").daemon;
-        ensure!(daemon.wait_until_dead(REACHED).await?.is_some(), "the place was never reached");
+        // One that died early has not been started again.
+        if daemon.id().is_some() {
+            ensure!(daemon.wait_until_dead(REACHED).await?.is_some(), "the place was never reached");
+        }
         daemon.relaunch(launch).await
     }
 
