@@ -223,7 +223,8 @@ impl FromStr for Txid {
                 None => (text, None),
             };
             let (epoch, n) = number.split_once('-')?;
-            Some(Txid { epoch: epoch.parse().ok()?, n: n.parse().ok()?, leader })
+            let (epoch, n): (u32, u64) = (epoch.parse().ok()?, n.parse().ok()?);
+            (epoch < 1 << 24 && n < 1 << Csn::N_BITS).then_some(Txid { epoch, n, leader })
         };
         parse().ok_or_else(|| format!("`{text}` is no transaction id: expected EPOCH-N or EPOCH-N@pID, for example 3-17"))
     }
@@ -259,6 +260,9 @@ mod tests {
         }
         for text in ["", "3", "3.x", "16777216.0", "0.549755813888"] {
             assert!(text.parse::<Csn>().is_err(), "{text}");
+        }
+        for text in ["", "3", "3-x", "16777216-0", "0-549755813888", "80000123-171357@p3", "3-17@p"] {
+            assert!(text.parse::<Txid>().is_err(), "{text}");
         }
         let led = Txid { epoch: 3, n: 17, leader: Some(0) };
         assert_eq!(Txid::from(v1::TransactionId::from(led)), led);

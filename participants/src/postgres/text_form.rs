@@ -57,7 +57,10 @@ fn inside(ty: &Type, raw: &[u8], depth: usize) -> Result<String, Failed> {
         Type::NUMERIC => numeric(from)?,
         Type::DATE => date(from.i32()?),
         Type::TIME => time_of_day(from.i64()?),
-        Type::TIMETZ => format!("{}{}", time_of_day(from.i64()?), zone(-from.i32()?)),
+        Type::TIMETZ => {
+            let time = time_of_day(from.i64()?);
+            format!("{time}{}", zone(from.i32()?.checked_neg().ok_or("no time zone is that far away")?))
+        }
         Type::TIMESTAMP => timestamp(from.i64()?, ""),
         Type::TIMESTAMPTZ => timestamp(from.i64()?, "+00"),
         Type::INTERVAL => interval(from.i64()?, from.i32()?, from.i32()?),
@@ -470,6 +473,13 @@ mod tests {
     fn a_small_record_does_not_become_a_huge_text() {
         assert_eq!(of(&Type::RECORD, &nested(1, b"a b")).unwrap(), "(\"a b\")");
         assert!(of(&Type::RECORD, &nested(40, b"\"")).unwrap_err().to_string().contains("bytes as text"));
+    }
+
+    #[test]
+    fn no_time_zone_is_too_far_away() {
+        let at = |zone: i32| [0_i64.to_be_bytes().to_vec(), zone.to_be_bytes().to_vec()].concat();
+        assert_eq!(of(&Type::TIMETZ, &at(-7_200)).unwrap(), "00:00:00+02");
+        assert!(of(&Type::TIMETZ, &at(i32::MIN)).is_err());
     }
 
     #[test]
