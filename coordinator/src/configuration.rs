@@ -549,9 +549,9 @@ fn without_passwords(sentence: &str) -> String {
     let ends = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '`');
     let hidden = |word: &str| {
         let Some((before, host)) = word.rsplit_once('@') else { return word.to_string() };
-        let (scheme, who) = before.split_once("://").map_or(("", before), |(scheme, who)| (&before[..scheme.len() + 3], who));
-        match who.split_once(':') {
-            Some((user, password)) => format!("{scheme}{user}:{}@{host}", "*".repeat(password.chars().count())),
+        // All behind the first colon that is no scheme's: of two addresses run together both have one.
+        match before.match_indices(':').find(|(at, _)| !before[*at..].starts_with("://")) {
+            Some((at, _)) => format!("{}:{}@{host}", &before[..at], "*".repeat(before[at + 1..].chars().count())),
             None => word.to_string(),
         }
     };
@@ -1176,6 +1176,8 @@ mod tests {
             let error = refused(text);
             assert!(!error.contains("hunter2") && error.contains("u:*******@"), "{error}");
         }
+        // Two addresses that a slip has run together.
+        assert!(!refused("[traces]u:hunter2@1ttp://u:hunter2@h").contains("hunter2"));
         let error = Source { set: vec!["postgresql://u:hunter2@h/db".into()], ..Source::default() }.apply("").unwrap_err();
         assert_eq!(error.0, "--set postgresql://u:*******@h/db: expected KEY=VALUE");
     }
