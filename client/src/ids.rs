@@ -204,12 +204,18 @@ impl FromStr for Csn {
 
     fn from_str(text: &str) -> Result<Csn, String> {
         let parse = || {
-            let (epoch, n) = text.split_once('.')?;
-            let (epoch, n): (u64, u64) = (epoch.parse().ok()?, n.parse().ok()?);
-            (epoch < 1 << 24 && n < 1 << Csn::N_BITS).then_some(Csn(epoch << Csn::N_BITS | n))
+            let (epoch, n) = numbered(text, '.')?;
+            Some(Csn(u64::from(epoch) << Csn::N_BITS | n))
         };
         parse().ok_or_else(|| format!("`{text}` is no CSN: expected EPOCH.N, for example 3.17"))
     }
+}
+
+/// A start and a number inside it, as far as those go.
+fn numbered(text: &str, between: char) -> Option<(u32, u64)> {
+    let (epoch, n) = text.split_once(between)?;
+    let (epoch, n): (u32, u64) = (epoch.parse().ok()?, n.parse().ok()?);
+    (epoch < 1 << 24 && n < 1 << Csn::N_BITS).then_some((epoch, n))
 }
 
 /// `3-17` or `3-17@p2`: the form that `Display` gives.
@@ -222,9 +228,8 @@ impl FromStr for Txid {
                 Some((number, leader)) => (number, Some(leader.parse::<u16>().ok()?.into())),
                 None => (text, None),
             };
-            let (epoch, n) = number.split_once('-')?;
-            let (epoch, n): (u32, u64) = (epoch.parse().ok()?, n.parse().ok()?);
-            (epoch < 1 << 24 && n < 1 << Csn::N_BITS).then_some(Txid { epoch, n, leader })
+            let (epoch, n) = numbered(number, '-')?;
+            Some(Txid { epoch, n, leader })
         };
         parse().ok_or_else(|| format!("`{text}` is no transaction id: expected EPOCH-N or EPOCH-N@pID, for example 3-17"))
     }

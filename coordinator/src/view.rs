@@ -525,10 +525,10 @@ impl fmt::Display for Cursor {
     }
 }
 
-/// `live:3-17`: the form that `Display` gives.
 /// Bytes of what is none that are shown: more than any has.
 const CURSOR_SHOWN: usize = 64;
 
+/// `live:3-17`: the form that `Display` gives.
 impl FromStr for Cursor {
     type Err = String;
 

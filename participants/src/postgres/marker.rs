@@ -175,6 +175,7 @@ async fn raise(connection: &Connection, owner: Owner, place: i64) -> Result<(), 
     }
     raised.map_err(broken)
 }
+
 fn owner_values(connection: &Connection, owner: Owner) -> (i32, i32, i64) {
     (i32::from(connection.slot % SLOTS), owner.epoch.0.cast_signed(), owner.incarnation.cast_signed())
 }
