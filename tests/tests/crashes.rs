@@ -127,15 +127,21 @@ async fn the_daemon_dies_at_random_moments_again_and_again() -> anyhow::Result<(
     mended(&daemon, &client, &told).await
 }
 
+/// A daemon that has worked and was stopped, its client, and what that was told.
+async fn stopped(folder: &Path, configuration: Option<&str>) -> anyhow::Result<(Daemon, Client, Vec<Told>)> {
+    let mut daemon = Daemon::start(launch(folder, None, configuration)?).await?;
+    let client = workload::connect(&daemon.url()).await?;
+    workload::prepare(&client).await?;
+    let told = workload::run(&client, "before", Size { transactions: 2, ..SIZE }).await?;
+    daemon.stop().await?;
+    Ok((daemon, client, told))
+}
+
 /// One life: dies at the place, comes back, and everything is held against both stores.
 async fn die_at(failpoint: &str, configuration: Option<&str>) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
     let run = async {
-        let mut daemon = Daemon::start(launch(folder.path(), None, configuration)?).await?;
-        let client = workload::connect(&daemon.url()).await?;
-        workload::prepare(&client).await?;
-        let mut told = workload::run(&client, "before", Size { transactions: 2, ..SIZE }).await?;
-        daemon.stop().await?;
+        let (mut daemon, client, mut told) = stopped(folder.path(), configuration).await?;
 
         let listens = daemon.relaunch(launch(folder.path(), Some(failpoint), configuration)?).await;
         let enough = Arc::new(AtomicBool::new(false));
@@ -159,11 +165,7 @@ async fn die_migrating(store: &str, script: &str, is_there: bool, configuration:
     let failpoint = format!("store.{store}.{}_migrate:1:kill", if is_there { "after" } else { "before" });
     let folder = tempfile::tempdir()?;
     let run = async {
-        let mut daemon = Daemon::start(launch(folder.path(), None, configuration)?).await?;
-        let client = workload::connect(&daemon.url()).await?;
-        workload::prepare(&client).await?;
-        let mut told = workload::run(&client, "before", Size { transactions: 2, ..SIZE }).await?;
-        daemon.stop().await?;
+        let (mut daemon, _, mut told) = stopped(folder.path(), configuration).await?;
 
         daemon.relaunch(launch(folder.path(), Some(&failpoint), configuration)?).await?;
         daemon.wait_until_ready().await?;

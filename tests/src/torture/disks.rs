@@ -806,27 +806,56 @@ pub async fn run(
     tell: impl Fn(&Tally),
 ) -> anyhow::Result<()> {
     let until = Instant::now() + time;
-    let mut plan = Vec::new();
-    for (number, setting) in SETTINGS.iter().enumerate() {
-        let schedule = counting(seed.wrapping_add(number as u64), *setting);
-        let played = lab.play(&schedule).await?;
+    let counted = counted(lab, seed, SETTINGS, tally, &tell).await?;
+    let mut plan: Plan = counted.iter().map(|(setting, counts)| (*setting, faults(seed, counts))).collect();
+    first(lab, seed, faults, until, tally, &tell).await?;
+    tally.notes.push(format!("faults planned: {}", sizes(&plan)));
+    along(lab, seed, until, most, |seed, number| schedule(seed, number, &mut plan), tally, &tell).await
+}
+
+/// What there is to fail, by a run without faults of each setting.
+pub(super) async fn counted(
+    lab: &mut Lab,
+    seed: u64,
+    settings: &[Setting],
+    tally: &mut Tally,
+    tell: &impl Fn(&Tally),
+) -> anyhow::Result<Vec<(Setting, Vec<(When, Site, u64)>)>> {
+    let mut counted = Vec::new();
+    for (number, setting) in settings.iter().enumerate() {
+        let played = lab.play(&counting(seed.wrapping_add(number as u64), *setting)).await?;
         ensure!(played.findings.is_empty(), "a run without faults fails: {:?}", played.findings);
-        plan.push((*setting, faults(seed, &played.observed.counts)));
         tally.add(&played);
         tell(tally);
+        counted.push((*setting, played.observed.counts));
     }
-    first(lab, seed, faults, until, tally, &tell).await?;
-    let counts: Vec<String> = plan.iter().map(|(setting, faults)| format!("{} with {setting:?}", faults.len())).collect();
-    tally.notes.push(format!("faults planned: {}", counts.join(", ")));
+    Ok(counted)
+}
+
+/// Plays what the schedules say, from this seed on, until the time is over or something was found.
+pub(super) async fn along(
+    lab: &mut Lab,
+    seed: u64,
+    until: Instant,
+    most: Option<u64>,
+    mut schedules: impl FnMut(u64, usize) -> Schedule,
+    tally: &mut Tally,
+    tell: &impl Fn(&Tally),
+) -> anyhow::Result<()> {
     for number in 0..most.unwrap_or(u64::MAX) {
         if Instant::now() > until || !tally.violations.is_empty() {
             break;
         }
-        let schedule = schedule(seed.wrapping_add(number), number as usize, &mut plan);
-        play(lab, &schedule, tally).await?;
+        play(lab, &schedules(seed.wrapping_add(number), number as usize), tally).await?;
         tell(tally);
     }
     Ok(())
+}
+
+/// How much is left of a plan.
+pub(super) fn sizes(plan: &Plan) -> String {
+    let sizes: Vec<String> = plan.iter().map(|(setting, faults)| format!("{} with {setting:?}", faults.len())).collect();
+    sizes.join(", ")
 }
 
 /// What can happen in runs in which this was counted.

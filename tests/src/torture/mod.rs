@@ -264,7 +264,7 @@ async fn one(
             Ok(())
         }
         Kind::Steps => {
-            let tried = steps::run(lab, Round { seed, number: 0, servers: arguments.servers }, share, arguments.runs, tally, tell).await;
+            let tried = steps::run(lab, seed, arguments.servers, share, arguments.runs, tally, tell).await;
             tally.notes.push(disks::reached(&tally.observed));
             tried
         }

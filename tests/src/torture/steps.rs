@@ -2,16 +2,14 @@
 //! participant or a client. What it does between two of them dies with it, so there is no other moment to die at: of the decision log, of the
 //! engine, and of each store inside the daemon, SQLite, Tantivy and the adapters of PostgreSQL and OpenSearch.
 
+use super::Tally;
 use super::disks::{self, Then, Trouble, When};
 use super::lab::Lab;
 use super::schedule::{Schedule, Setting, Step};
-use super::{Round, Tally, play};
 use crate::disk_faults::{Ailment, Call, Fault, Site};
-use anyhow::ensure;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// Deaths of one run.
@@ -25,45 +23,28 @@ const PATIENCE_MS: u64 = 1_200;
 const EMBEDDED: &[Setting] = &[Setting::LogDecided, Setting::DatabaseLed, Setting::SmallFiles, Setting::LowFloor, Setting::Remote];
 const SERVERS: &[Setting] = &[Setting::ServersTwoPhase, Setting::ServersLed];
 
-/// First counts, then dies in first starts, then goes along every step; then draws. `round.number` is not looked at.
+/// First counts, then dies in first starts, then goes along every step; then draws.
 pub async fn run(
     lab: &mut Lab,
-    round: Round,
+    seed: u64,
+    servers: bool,
     time: Duration,
     most: Option<u64>,
     tally: &mut Tally,
     tell: impl Fn(&Tally),
 ) -> anyhow::Result<()> {
     let until = Instant::now() + time;
-    let settings = if round.servers { SERVERS } else { EMBEDDED };
-    let (mut plan, mut sites) = (Vec::new(), BTreeSet::new());
-    for (number, setting) in settings.iter().enumerate() {
-        let counting = disks::counting(round.seed.wrapping_add(number as u64), *setting);
-        let played = lab.play(&counting).await?;
-        ensure!(played.findings.is_empty(), "a run without faults fails: {:?}", played.findings);
-        sites.extend(played.observed.counts.iter().map(|(_, site, _)| *site).filter(|site| !deaths(site.call).is_empty()));
-        plan.push((*setting, steps(round.seed, &played.observed.counts)));
-        tally.add(&played);
-        tell(tally);
+    let counted = disks::counted(lab, seed, if servers { SERVERS } else { EMBEDDED }, tally, &tell).await?;
+    let mut plan: disks::Plan = counted.iter().map(|(setting, counts)| (*setting, steps(seed, counts))).collect();
+    tally.observed.sites = counted.iter().flat_map(|(_, counts)| counts).map(|(_, site, _)| *site).collect();
+    if !servers {
+        disks::first(lab, seed, steps, until, tally, &tell).await?;
     }
+    tally.notes.push(format!("deaths planned: {}", disks::sizes(&plan)));
+    disks::along(lab, seed, until, most, |seed, number| schedule(seed, number, &mut plan), tally, &tell).await?;
     // What is only passed over is no place to die at.
-    tally.observed.sites = sites;
-    if !round.servers {
-        disks::first(lab, round.seed, steps, until, tally, &tell).await?;
-    }
-    let counts: Vec<String> = plan.iter().map(|(setting, steps)| format!("{} with {setting:?}", steps.len())).collect();
-    tally.notes.push(format!("deaths planned: {}", counts.join(", ")));
-    for number in 0..most.unwrap_or(u64::MAX) {
-        if Instant::now() > until || !tally.violations.is_empty() {
-            break;
-        }
-        let schedule = schedule(round.seed.wrapping_add(number), number as usize, &mut plan);
-        play(lab, &schedule, tally).await?;
-        tell(tally);
-    }
     tally.observed.sites.retain(|site| !deaths(site.call).is_empty());
-    let left: Vec<String> = plan.iter().map(|(setting, steps)| format!("{} with {setting:?}", steps.len())).collect();
-    tally.notes.push(format!("of these not come to yet: {}", left.join(", ")));
+    tally.notes.push(format!("of these not come to yet: {}", disks::sizes(&plan)));
     Ok(())
 }
 
