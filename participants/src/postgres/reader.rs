@@ -1,14 +1,15 @@
 //! Queries beside the transactions, on connections of their own.
 
-use super::connection::{Connector, Pool, lend, pool_use};
+use super::connection::{Connector, Lent, Pool, lend, pool_use};
 use super::failure::Failure;
 use super::session::Session;
 use super::{Limits, PostgresOptions, branch, examination, statement};
 use crate::{Finding, PoolUse, ReadLimits, Reader, StoreError};
 use lockstep_core::{Refusal, RefusalKind, StatementResult, Value};
 use std::sync::{Arc, Mutex, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
+use tokio::time::{timeout, timeout_at};
 
 /// What `pg_stat_activity` shows of them: they belong to no session.
 const NAME: &str = "lockstep reader";
@@ -41,26 +42,43 @@ impl Readers {
 
     async fn run(&self, sql: &str, parameters: &[Value], limits: ReadLimits) -> Result<StatementResult, Failure> {
         statement::check(sql, self.options.limits.statement_bytes)?;
-        let pool = self.pool.as_ref().map_err(|why| Failure::Lost(why.clone()))?;
-        let mut connection = lend(pool).await?;
-        if self.session().is_some_and(|session| !session.started.has(&connection)) {
-            connection.spoilt = true;
-            return Err(Failure::Lost(
-                "a connection to read has reached another server than the transactions have, or it was started anew".into(),
-            ));
-        }
-        let begin = format!(
-            "BEGIN READ ONLY; SET LOCAL statement_timeout = {}; SET LOCAL idle_in_transaction_session_timeout = {}",
-            limits.timeout.as_millis().max(1),
-            limits.timeout.as_millis().max(1) * 2
-        );
-        // Until it is rolled back: a query that is given up half way leaves a connection that nobody else can use.
-        connection.spoilt = true;
-        connection.client.batch_execute(&begin).await?;
+        let mut connection = self.begin(limits.timeout).await?;
         let own = Limits { rows: limits.rows, ..self.options.limits };
         let result = branch::query(&mut connection, sql, parameters, limits.offset, &own).await;
         branch::roll_back(&mut connection).await;
         result
+    }
+
+    /// A connection whose transaction only reads, for so long. One that was lent before may be dead, without a word: it is waited for half
+    /// of the time, and then none of those that lie there are trusted any more.
+    async fn begin(&self, time: Duration) -> Result<Lent, Failure> {
+        let pool = self.pool.as_ref().map_err(|why| Failure::Lost(why.clone()))?;
+        let connection = lend(pool).await?;
+        if Lent::metrics(&connection).recycle_count == 0 {
+            return self.begin_on(connection, time).await;
+        }
+        match timeout(time / 2, self.begin_on(connection, time)).await {
+            Ok(begun) => begun,
+            Err(_) => {
+                pool.retain(|_, _| false);
+                self.begin_on(lend(pool).await?, time).await
+            }
+        }
+    }
+
+    async fn begin_on(&self, mut connection: Lent, time: Duration) -> Result<Lent, Failure> {
+        // Until it is rolled back: a query that is given up half way leaves a connection that nobody else can use.
+        connection.spoilt = true;
+        if self.session().is_some_and(|session| !session.started.has(&connection)) {
+            return Err(Failure::Lost(
+                "a connection to read has reached another server than the transactions have, or it was started anew".into(),
+            ));
+        }
+        let time = time.as_millis().max(1);
+        let begin =
+            format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {time}; SET LOCAL idle_in_transaction_session_timeout = {}", time * 2);
+        connection.client.batch_execute(&begin).await?;
+        Ok(connection)
     }
 }
 
@@ -68,7 +86,7 @@ impl Reader for Readers {
     fn query(&self, sql: &str, parameters: &[Value], limits: ReadLimits) -> Result<StatementResult, StoreError> {
         let deadline = Instant::now() + limits.timeout;
         let late = || StoreError::Timeout(format!("the query took longer than {:?}", limits.timeout));
-        let result = self.runtime.block_on(async { tokio::time::timeout_at(deadline.into(), self.run(sql, parameters, limits)).await });
+        let result = self.runtime.block_on(async { timeout_at(deadline.into(), self.run(sql, parameters, limits)).await });
         match result {
             Err(_) => Err(late()),
             Ok(Ok(result)) => Ok(result),

@@ -1,10 +1,10 @@
 //! Sessions: whose the database is, and what the end of a backend, a session or a server leaves behind.
 
-use crate::lab::{Lab, ME, coordinator, csn, lab, lab_in, lab_with, led, marker, options, owner, sql};
+use crate::lab::{ALL, Lab, ME, coordinator, csn, lab, lab_in, lab_with, led, marker, options, owner, sql};
 use crate::postgres::{Cluster, database, psql, shared};
 use lockstep_core::{CoordId, Owner, ParticipantId, RefusalKind, Settle, Vote};
 use lockstep_participants::postgres::{Password, Postgres, PostgresMode, SslMode};
-use lockstep_participants::{Led, ResourceManager, StoreError};
+use lockstep_participants::{Led, ReadLimits, ResourceManager, StoreError};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -443,4 +443,20 @@ fn an_open_branch_whose_connection_is_dead_holds_nobody_up() {
     lab.store.abort(&[txid]).unwrap();
     lab.commit(vec![sql("UPDATE stock SET n = n + 5 WHERE id = 1")]);
     assert_eq!(n(&lab, 1), "15");
+}
+
+/// A read that finds its connection dead without a word goes to a new one, within its time; so do those behind it.
+#[test]
+fn a_read_whose_connection_is_dead_goes_to_a_new_one() {
+    let url = database();
+    let (way, came, silent) = falling_silent(&url);
+    let lab = lab_with(&url, options(&way, PostgresMode::DatabaseLed), STOCK);
+    let reader = lab.store.reader();
+    let read = || reader.query("SELECT n FROM stock WHERE id = 1", &[], ReadLimits { timeout: Duration::from_secs(6), ..ALL });
+    let at_once: Vec<_> = std::thread::scope(|scope| [(); 3].map(|()| scope.spawn(read)).map(|read| read.join().unwrap())).into();
+    assert!(at_once.iter().all(Result::is_ok), "{at_once:?}");
+    silent.store(came.load(Ordering::SeqCst), Ordering::SeqCst);
+    for _ in 0..3 {
+        read().unwrap();
+    }
 }
