@@ -88,8 +88,9 @@ impl Session {
     }
 
     /// Ends this session's own backend, and waits until it is gone: nothing that was sent on it can happen any more. On a connection of its
-    /// own: those that are there may be as dead as the one that this is about.
+    /// own: those that are there may be as dead as the one that this is about, and what is asked next is not asked on them either.
     pub async fn end_backend(&self, pid: i32) -> Result<(), Failure> {
+        self.finishers.retain(|_, _| false);
         let connection = self.connector.connect().await.map_err(Failure::Lost)?;
         let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = $1 AND application_name = $2";
         connection.client.query(sql, &[&pid, &self.tag]).await?;

@@ -2,7 +2,7 @@
 
 use crate::lab::{ALL, Lab, ME, coordinator, csn, lab, lab_in, lab_with, led, marker, options, owner, sql};
 use crate::postgres::{Cluster, database, psql, shared};
-use lockstep_core::{CoordId, Owner, ParticipantId, RefusalKind, Settle, Vote};
+use lockstep_core::{CoordId, Owner, ParticipantId, RefusalKind, Settle, Vote, Work};
 use lockstep_participants::postgres::{Password, Postgres, PostgresMode, SslMode};
 use lockstep_participants::{Led, ReadLimits, ResourceManager, StoreError};
 use std::io::{Read, Write};
@@ -443,6 +443,25 @@ fn an_open_branch_whose_connection_is_dead_holds_nobody_up() {
     lab.store.abort(&[txid]).unwrap();
     lab.commit(vec![sql("UPDATE stock SET n = n + 5 WHERE id = 1")]);
     assert_eq!(n(&lab, 1), "15");
+}
+
+/// What became of a branch whose connection is dead is found out on a new one: those for phase two may be as dead.
+#[test]
+fn what_became_of_a_branch_is_asked_on_a_connection_that_lives() {
+    let url = database();
+    let (way, came, silent) = falling_silent(&url);
+    let mut options = options(&way, PostgresMode::TwoPhase);
+    options.pool_size = 1;
+    let mut lab = lab_with(&url, options, STOCK);
+    // The same statement again: it is compiled already, so that PREPARE is sent.
+    lab.commit(vec![sql("UPDATE stock SET n = n - 5")]);
+    silent.store(came.load(Ordering::SeqCst), Ordering::SeqCst);
+    let work = Work { timeout: 1_000_000, ..lab.work(vec![sql("UPDATE stock SET n = n - 5")]) };
+    match &lab.store.prepare(&[work]).unwrap().votes[..] {
+        [(_, Vote::No(refusal))] => assert_eq!(refusal.kind, RefusalKind::Timeout, "{refusal:?}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!((lab.prepared(), n(&lab, 1)), (String::new(), "5".to_owned()));
 }
 
 /// A read that finds its connection dead without a word goes to a new one, within its time; so do those behind it.
