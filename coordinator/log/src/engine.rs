@@ -7,6 +7,8 @@
 //!   every page of chunks, and should a blob appear all the same it is synced with the rest;
 //! - an interrupted start leaves `snap.*.generating`, which the next start takes for a snapshot: deleted under the log's own lock. A first one
 //!   may leave half of its settings;
+//! - a start wipes segments that hold nothing any more, and from then on finds the rest by its snapshot alone, whose name it does not
+//!   force: the snapshot is made in a copy before, and put in place durably ([`rehearse`]);
 //! - dropping it after an error would write and sync once more, and panic if that fails: it is leaked instead (R-FSYNC);
 //! - its batches (`apply_batch`) keep it from freeing segments as fast as it fills them: with 400 records a batch the file grew by all
 //!   that was written. So changes go in one by one;
@@ -38,6 +40,12 @@ pub const SEGMENT: usize = 2 << 20;
 /// to the end, so a force falls between its moving a page and its overwriting the segment that the page was in, even if it writes eight
 /// times as much.
 const UNFORCED_MAX: usize = 512 << 10;
+/// What the names of its snapshots begin with …
+const SNAPSHOT: &str = "snap.";
+/// … and end with, as long as they are being written.
+const HALF: &str = ".generating";
+/// Where a start is rehearsed, in the log's folder.
+const REHEARSAL: &str = "rehearsal";
 /// How long the remains of a log that this process dropped may keep sled's lock.
 const REMAINS: Duration = Duration::from_secs(10);
 
@@ -64,12 +72,11 @@ impl Engine {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(io("open")(error)),
         }
-        let config = sled::Config::new()
-            .path(folder)
-            .segment_size(SEGMENT)
-            .cache_capacity(cache)
-            .use_compression(false)
-            .flush_every_ms(flush_every_ms);
+        if let Err(error) = rehearse(folder, cache) {
+            // It guards against a loss of power in this very start only.
+            tracing::warn!(folder = %folder.display(), %error, "the log's engine starts without a snapshot made before");
+        }
+        let config = settings(folder, cache).flush_every_ms(flush_every_ms);
         let db = caught(folder, || open_after_remains(&config).map_err(|error| recovery::engine(folder, "open", error)))?;
         // Dropped on a disk that fails it would write once more, and panic.
         let db = ManuallyDrop::new(db);
@@ -167,6 +174,10 @@ impl Engine {
     }
 }
 
+fn settings(folder: &Path, cache: u64) -> sled::Config {
+    sled::Config::new().path(folder).segment_size(SEGMENT).cache_capacity(cache).use_compression(false)
+}
+
 /// What a change costs sled, about: every tenth rewrites its page of up to 16 values, and pages that shrink are merged with their
 /// neighbours.
 fn cost(value: Option<&[u8]>) -> usize {
@@ -203,6 +214,55 @@ fn read_through(file: File) -> io::Result<()> {
     io::copy(&mut BufReader::with_capacity(1 << 20, file), &mut io::sink()).map(drop)
 }
 
+/// Makes the snapshot of a start in a copy, and puts it in place durably: then the start itself writes none, and can do without whatever it
+/// wipes.
+pub fn rehearse(folder: &Path, cache: u64) -> io::Result<()> {
+    let copy = folder.join(REHEARSAL);
+    remove_folder(&copy)?;
+    // The only segment of a file is never wiped.
+    if !std::fs::metadata(folder.join("db")).is_ok_and(|file| file.len() > SEGMENT as u64) {
+        return Ok(());
+    }
+    let done = rehearse_in(&copy, folder, cache);
+    // Whatever came of it: the copy takes room.
+    remove_folder(&copy)?;
+    done
+}
+
+fn rehearse_in(copy: &Path, folder: &Path, cache: u64) -> io::Result<()> {
+    let before = snapshots(folder)?;
+    std::fs::create_dir(copy)?;
+    for name in before.iter().map(String::as_str).chain(["conf", "db"]) {
+        std::fs::write(copy.join(name), std::fs::read(folder.join(name))?)?;
+    }
+    let config = settings(copy, cache).flush_every_ms(None);
+    let opened = catch_unwind(AssertUnwindSafe(|| open_after_remains(&config).map(drop)));
+    opened.unwrap_or_else(|_| Err(sled::Error::ReportableBug("it panicked".into()))).map_err(io::Error::other)?;
+    let Some(newest) = snapshots(copy)?.pop().filter(|newest| !before.contains(newest)) else { return Ok(()) };
+    let half = folder.join(format!("{newest}{HALF}"));
+    std::fs::write(&half, std::fs::read(copy.join(&newest))?)?;
+    sync(&half)?;
+    std::fs::rename(half, folder.join(newest))?;
+    sync(folder)?;
+    before.iter().try_for_each(|older| std::fs::remove_file(folder.join(older)))
+}
+
+/// The names of sled's snapshots in this folder, the newest last.
+fn snapshots(folder: &Path) -> io::Result<Vec<String>> {
+    let names = std::fs::read_dir(folder)?.map(|file| Ok(file?.file_name().to_string_lossy().into_owned()));
+    let mut names = names.collect::<io::Result<Vec<_>>>()?;
+    names.retain(|name| name.starts_with(SNAPSHOT));
+    names.sort_unstable();
+    Ok(names)
+}
+
+fn remove_folder(folder: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
 fn sync(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
@@ -228,7 +288,7 @@ fn delete_half_snapshots(folder: &Path) -> io::Result<()> {
         let file = file?;
         let name = file.file_name();
         let name = name.to_string_lossy();
-        if name.starts_with("snap.") && name.ends_with(".generating") {
+        if name.starts_with(SNAPSHOT) && name.ends_with(HALF) {
             std::fs::remove_file(file.path())?;
         }
     }
