@@ -76,6 +76,7 @@ impl Engine {
             // It guards against a loss of power in this very start only.
             tracing::warn!(folder = %folder.display(), %error, "the log's engine starts without a snapshot made before");
         }
+        delete_half_snapshots(folder).map_err(io("clean"))?;
         let config = settings(folder, cache).flush_every_ms(flush_every_ms);
         let db = caught(folder, || open_after_remains(&config).map_err(|error| recovery::engine(folder, "open", error)))?;
         // Dropped on a disk that fails it would write once more, and panic.
