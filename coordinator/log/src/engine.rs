@@ -239,13 +239,17 @@ fn rehearse_in(copy: &Path, folder: &Path, cache: u64) -> io::Result<()> {
     let config = settings(copy, cache).flush_every_ms(None);
     let opened = catch_unwind(AssertUnwindSafe(|| open_after_remains(&config).map(drop)));
     opened.unwrap_or_else(|_| Err(sled::Error::ReportableBug("it panicked".into()))).map_err(io::Error::other)?;
-    let Some(newest) = snapshots(copy)?.pop().filter(|newest| !before.contains(newest)) else { return Ok(()) };
-    let half = folder.join(format!("{newest}{HALF}"));
-    std::fs::write(&half, std::fs::read(copy.join(&newest))?)?;
-    sync(&half)?;
-    std::fs::rename(half, folder.join(newest))?;
+    let newest = snapshots(copy)?.pop().filter(|newest| !before.contains(newest));
+    if let Some(newest) = &newest {
+        let half = folder.join(format!("{newest}{HALF}"));
+        std::fs::write(&half, std::fs::read(copy.join(newest))?)?;
+        sync(&half)?;
+        std::fs::rename(half, folder.join(newest))?;
+    }
+    // Of one that is there a start that died may not have forced the name.
     sync(folder)?;
-    before.iter().try_for_each(|older| std::fs::remove_file(folder.join(older)))
+    let superseded = if newest.is_some() { before } else { Vec::new() };
+    superseded.iter().try_for_each(|older| std::fs::remove_file(folder.join(older)))
 }
 
 /// The names of sled's snapshots in this folder, the newest last.
