@@ -289,13 +289,6 @@ fn delete_early_settings(folder: &Path) -> io::Result<()> {
 }
 
 fn delete_half_snapshots(folder: &Path) -> io::Result<()> {
-    for file in std::fs::read_dir(folder)? {
-        let file = file?;
-        let name = file.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with(SNAPSHOT) && name.ends_with(HALF) {
-            std::fs::remove_file(file.path())?;
-        }
-    }
-    Ok(())
+    let names = snapshots(folder)?;
+    names.iter().filter(|name| name.ends_with(HALF)).try_for_each(|half| std::fs::remove_file(folder.join(half)))
 }
