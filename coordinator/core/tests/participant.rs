@@ -507,7 +507,7 @@ fn a_leader_commits_the_open_batch_or_nothing() {
     assert!(matches!(&bench.sent[..], [FromParticipant::NotLed(txids, _)] if *txids == [led(8, ME)]), "it is not open any more");
 }
 
-/// A leader that runs transactions beside each other: each has an outcome of its own, and nothing waits for another's.
+/// A leader that runs transactions beside each other: nothing waits for another's outcome.
 #[test]
 fn votes_that_come_late_are_outcomes_of_their_own() {
     let mut bench = Bench::open(Kind::Leader);
@@ -522,9 +522,9 @@ fn votes_that_come_late_are_outcomes_of_their_own() {
     bench.tell(ToParticipant::Abort(c));
     assert_eq!(bench.work(), Some(StoreCommand::Abort(vec![c])), "one that still runs is the store's to stop");
     bench.report(StoreReport::Aborted);
-    let late = |votes| ParticipantEvent::Votes(Ballot { votes, ..Ballot::default() });
-    bench.step(late(vec![(b, Vote::Ready([].into()))]));
-    bench.step(late(vec![(a, Vote::Ready([].into())), (c, Vote::Ready([].into()))]));
+    bench.step(late(&[b]));
+    bench.step(late(&[a]));
+    bench.step(late(&[c]));
     let ballots: Vec<usize> = bench.sent.iter().map(|m| if let FromParticipant::Ballot(b) = m { b.votes.len() } else { 0 }).collect();
     assert_eq!((ballots, bench.voted()), (vec![1, 1], vec![b, a]), "each by itself; the aborted one's is dropped");
     bench.tell(ToParticipant::Lead(vec![marker(b, 1)]));
@@ -536,6 +536,53 @@ fn votes_that_come_late_are_outcomes_of_their_own() {
     bench.sent.clear();
     bench.tell(ToParticipant::Lead(vec![marker(d, 3)]));
     assert!(matches!(&bench.sent[..], [FromParticipant::NotLed(txids, _)] if *txids == [d]), "it has not voted");
+}
+
+/// A leader whose ballots are of transactions that share a local transaction: they have one outcome, beside others.
+#[test]
+fn those_that_share_a_local_transaction_are_led_or_taken_back_together() {
+    let mut bench = Bench::open(Kind::Leader);
+    let [a, b, c, d, e] = [1, 2, 3, 4, 5].map(|n| led(n, ME));
+    bench.prepare(&[a, b, c, d, e]);
+    bench.batch();
+    bench.vote(vec![]);
+    bench.step(late(&[a, b]));
+    bench.step(late(&[c, d]));
+    let ballots: Vec<usize> = bench.sent.iter().map(|m| if let FromParticipant::Ballot(b) = m { b.votes.len() } else { 0 }).collect();
+    assert_eq!((ballots, bench.voted()), (vec![2, 2], vec![a, b, c, d]));
+    bench.tell(ToParticipant::Abort(a));
+    bench.tell(ToParticipant::Lead(vec![marker(c, 1), marker(d, 2)]));
+    assert!(matches!(bench.work(), Some(StoreCommand::Abort(txids)) if txids == [b, a]), "what ran on top of it, too");
+    bench.report(StoreReport::Aborted);
+    assert!(matches!(bench.work(), Some(StoreCommand::Lead(markers)) if markers.len() == 2));
+    bench.report(StoreReport::LedEach(vec![(c, Ok(())), (d, Ok(()))]));
+    assert_eq!(bench.sent, [FromParticipant::Led(vec![c, d])]);
+    assert_eq!(bench.batch(), [b], "it runs again");
+    bench.vote(vec![]);
+    bench.tell(ToParticipant::Abort(b));
+    bench.sent.clear();
+    bench.step(late(&[b, e]));
+    assert_eq!(bench.sent, [], "nobody has seen a vote of it");
+    assert!(matches!(bench.work(), Some(StoreCommand::Abort(txids)) if txids == [b, e]));
+    bench.report(StoreReport::Aborted);
+    assert_eq!(bench.batch(), [e]);
+}
+
+#[test]
+fn a_local_transaction_is_not_led_in_part() {
+    let mut bench = Bench::open(Kind::Leader);
+    let [a, b] = [1, 2].map(|n| led(n, ME));
+    bench.prepare(&[a, b]);
+    bench.batch();
+    bench.vote(vec![]);
+    bench.step(late(&[a, b]));
+    bench.tell(ToParticipant::Lead(vec![marker(a, 1)]));
+    assert_eq!(bench.ended.len(), 1, "R-LR");
+}
+
+fn late(txids: &[Txid]) -> ParticipantEvent {
+    let votes = txids.iter().map(|txid| (*txid, Vote::Ready([].into()))).collect();
+    ParticipantEvent::Votes(Ballot { votes, ..Ballot::default() })
 }
 
 #[test]

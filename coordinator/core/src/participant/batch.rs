@@ -141,7 +141,7 @@ impl Session {
     pub(super) fn prepared(&mut self, now: Time, kind: Kind, work: Arc<[Work]>, mut ballot: Ballot, effects: &mut Vec<ParticipantEffect>) {
         let Batch::Running { aborted } = std::mem::replace(&mut self.batch, Batch::None) else { panic!("votes for no batch") };
         if ballot.votes.is_empty() && matches!(kind, Kind::Preparing | Kind::Leader) {
-            self.working.extend(work.iter().map(|w| w.txid).filter(|txid| !aborted.contains(txid)));
+            self.working.extend(work.iter().filter(|w| !aborted.contains(&w.txid)).map(|w| (w.txid, w.clone())));
             self.aborts.extend(aborted);
             return;
         }
@@ -192,18 +192,20 @@ impl Session {
         self.send(FromParticipant::Ballot(ballot), effects);
     }
 
-    /// Votes of transactions that ran beside each other. Each goes by itself: at a leader each is decided by itself too. One that was
-    /// aborted meanwhile, or belongs to an older session, is the store's to take back.
+    /// Votes of transactions that ran beside each other. At a preparing store each goes by itself; at a leader those of one ballot share
+    /// an open local transaction. One that was aborted meanwhile, or belongs to an older session, is the store's to take back.
     pub(super) fn late_votes(&mut self, now: Time, kind: Kind, ballot: Ballot, effects: &mut Vec<ParticipantEffect>) {
+        if kind == Kind::Leader {
+            return self.group_voted(ballot, effects);
+        }
         for (txid, vote) in ballot.votes {
-            if !self.working.remove(&txid) {
+            if self.working.remove(&txid).is_none() {
                 continue;
             }
             match (kind, &vote) {
                 (_, Vote::No(_) | Vote::ReadOnly(_)) => {}
                 (Kind::Preparing, Vote::Prepared(_)) if !self.decides(txid) => self.doubts.insert(now, txid),
                 (Kind::Preparing, Vote::Ready(_)) if self.decides(txid) => drop(self.voted.insert(txid)),
-                (Kind::Leader, Vote::Ready(_)) => drop(self.ready.insert(txid)),
                 (kind, vote) => panic!("a {kind:?} store voted {vote:?} later"),
             }
             self.send(FromParticipant::Ballot(Ballot { votes: vec![(txid, vote)], ..Ballot::default() }), effects);
@@ -234,7 +236,8 @@ impl Session {
                     withheld.retain(|(t, _)| *t != txid);
                 }
                 self.cancel_queued(txid);
-                let at_work = (self.working.remove(&txid) || self.ready.remove(&txid)) && !broken(Mutation::AbortMissesWorking);
+                let at_work = self.working.remove(&txid).is_some() || self.take_back_group(txid);
+                let at_work = at_work && !broken(Mutation::AbortMissesWorking);
                 let known = match kind {
                     _ if at_work => true,
                     // Also what this session knows nothing of: an application may have prepared it.

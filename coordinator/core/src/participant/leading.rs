@@ -4,9 +4,22 @@ use super::batch::{Batch, same_transactions};
 use super::contract::ParticipantEffect;
 use super::session::{Phase, Session};
 use crate::ids::{Decider, Txid};
-use crate::message::FromParticipant;
+use crate::message::{FromParticipant, Work};
 use crate::record::Marker;
-use crate::vote::{Refusal, RefusalKind};
+use crate::vote::{Ballot, Refusal, RefusalKind, Vote};
+
+/// Transactions that share a local transaction that is open at a leader, beside others: led together, or taken back together.
+#[derive(Debug)]
+pub(super) struct OpenGroup {
+    /// Those that voted Ready, in the order run.
+    work: Vec<Work>,
+}
+
+impl OpenGroup {
+    fn holds(&self, txid: Txid) -> bool {
+        self.work.iter().any(|work| work.txid == txid)
+    }
+}
 
 impl Session {
     /// R-DECIDER: whether this store is the one that decides it.
@@ -17,11 +30,54 @@ impl Session {
         }
     }
 
-    /// R-LR: the open batch, exactly, or not at all.
+    /// The votes of those that share a local transaction at a leader, beside others. If one of them was aborted meanwhile, so is that local
+    /// transaction: nobody has seen a vote of it, and the others run again.
+    pub(super) fn group_voted(&mut self, ballot: Ballot, effects: &mut Vec<ParticipantEffect>) {
+        let (mut open, mut votes, mut one_is_gone) = (Vec::new(), Vec::new(), false);
+        let together = ballot.votes.len() > 1;
+        for (txid, vote) in ballot.votes {
+            match (self.working.remove(&txid), &vote) {
+                (Some(work), Vote::Ready(_)) => {
+                    open.push(work);
+                    votes.push((txid, vote));
+                }
+                (Some(_), Vote::No(_)) => votes.push((txid, vote)),
+                // What shares may have read what is not decided yet: it is led with it.
+                (Some(_), Vote::ReadOnly(_)) if !together => votes.push((txid, vote)),
+                (Some(_), vote) => panic!("a leader voted {vote:?} later"),
+                (None, vote) => one_is_gone |= matches!(vote, Vote::Ready(_)),
+            }
+        }
+        if one_is_gone {
+            votes.retain(|(_, vote)| !matches!(vote, Vote::Ready(_)));
+            self.aborts.extend(open.iter().map(|work| work.txid));
+            self.run_again(open.iter());
+        } else if !open.is_empty() {
+            self.groups.push(OpenGroup { work: open });
+        }
+        if !votes.is_empty() {
+            self.send(FromParticipant::Ballot(Ballot { votes, ..Ballot::default() }), effects);
+        }
+    }
+
+    /// Whether this one waits to be led, beside others. Those that share its local transaction are taken back with it, and run again.
+    pub(super) fn take_back_group(&mut self, txid: Txid) -> bool {
+        let Some(at) = self.groups.iter().position(|group| group.holds(txid)) else { return false };
+        let group = self.groups.swap_remove(at);
+        let others = || group.work.iter().filter(|work| work.txid != txid);
+        self.aborts.extend(others().map(|work| work.txid));
+        self.run_again(others());
+        true
+    }
+
+    /// R-LR: the open batch, or those that share an open local transaction beside others, exactly, or not at all.
     pub(super) fn lead(&mut self, markers: Vec<Marker>, effects: &mut Vec<ParticipantEffect>) -> Option<String> {
         let txids: Vec<Txid> = markers.iter().map(|m| m.entry.txid).collect();
-        if txids.iter().all(|txid| self.ready.contains(txid)) {
-            txids.iter().for_each(|txid| assert!(self.ready.remove(txid), "just found"));
+        if let Some(at) = self.groups.iter().position(|group| txids.iter().any(|txid| group.holds(*txid))) {
+            let group = self.groups.swap_remove(at);
+            if !group.work.iter().map(|work| work.txid).eq(txids) {
+                return Some("R-LR: Lead names other transactions than those that share the local transaction".into());
+            }
             self.lead.get_or_insert_default().extend(markers);
             return None;
         }

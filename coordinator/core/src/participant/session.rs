@@ -5,16 +5,17 @@ use super::contract::{ParticipantEffect, StoreCommand};
 use super::deliveries::Stuck;
 use super::doubts::Doubts;
 use super::gathering::Gathering;
+use super::leading::OpenGroup;
 use super::limits::{LIST_INTERVAL, SCAN_PIECE};
 use super::owner::supersedes;
 use super::recent::Recent;
 use super::{Command, Next};
 use crate::ids::{Csn, Owner, ParticipantId, Position, SessionId, Time, Txid};
-use crate::message::{Decided, FromParticipant, Progress, Settle};
+use crate::message::{Decided, FromParticipant, Progress, Settle, Work};
 use crate::mutation::{Mutation, broken};
 use crate::record::Marker;
 use crate::vote::Kind;
-use rustc_hash::FxHashSet;
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::{BTreeMap, VecDeque};
 
 /// What lives as long as a session.
@@ -33,9 +34,9 @@ pub(super) struct Session {
     /// The batch that runs or, at a serial executor or leader, waits for its outcome.
     pub(super) batch: Batch,
     /// Transactions that run at the store beside each other; their votes are still to come.
-    pub(super) working: FxHashSet<Txid>,
-    /// Transactions that ran so at a leader, voted Ready, and wait each for its own outcome.
-    pub(super) ready: FxHashSet<Txid>,
+    pub(super) working: FxHashMap<Txid, Work>,
+    /// Transactions that ran so at a leader, voted Ready, and wait for their outcome.
+    pub(super) groups: Vec<OpenGroup>,
     /// Redo votes, and a preparing store's votes to lead, whose outcome is not known.
     pub(super) voted: FxHashSet<Txid>,
     /// Prepared branches whose outcome is not known.
@@ -98,8 +99,8 @@ impl Session {
             last_batch: 0,
             cancelled: FxHashSet::default(),
             batch: Batch::None,
-            working: FxHashSet::default(),
-            ready: FxHashSet::default(),
+            working: FxHashMap::default(),
+            groups: Vec::new(),
             voted: FxHashSet::default(),
             doubts: Doubts::default(),
             reserved: BTreeMap::new(),
@@ -198,7 +199,7 @@ impl Session {
     pub(super) fn at_rest(&self) -> bool {
         matches!(self.batch, Batch::None)
             && self.working.is_empty()
-            && self.ready.is_empty()
+            && self.groups.is_empty()
             && self.lead.is_none()
             && (self.voted.is_empty() || broken(Mutation::MigratesOverVotes))
             && self.doubts.by_txid.is_empty()

@@ -7,8 +7,8 @@ use super::store::{Beside, Odds, Store};
 use super::world::{Happening, World};
 use crate::mutation::{Mutation, broken};
 use crate::{
-    Ballot, Event, FromParticipant, Kind, Participant, ParticipantEffect, ParticipantEvent, ParticipantId, SessionId, StoreCommand,
-    StoreReport, Time, ToParticipant, Txid,
+    Event, FromParticipant, Kind, Participant, ParticipantEffect, ParticipantEvent, ParticipantId, SessionId, StoreCommand, StoreReport,
+    Time, ToParticipant, Txid,
 };
 
 /// So often a transaction looks for a lock before its wait is over.
@@ -337,10 +337,9 @@ impl World {
         match self.actors[i].store.run_beside(txid, tries < LOCK_TRIES, odds, &mut self.dice) {
             Beside::Gone => {}
             Beside::Waits => self.run_later(i, txid, tries + 1),
-            Beside::Voted(vote) => {
-                self.transcript.line(|| format!("             s{i}: {txid} {vote:?}"));
+            Beside::Voted(ballot) => {
+                self.transcript.line(|| format!("             s{i}: {:?}", ballot.votes));
                 let heard = self.dice.between(1, 2 * self.climate.network);
-                let ballot = Ballot { votes: vec![(txid, vote)], ..Ballot::default() };
                 self.after(heard, Happening::Votes { at: i, life, ballot });
             }
         }

@@ -509,7 +509,7 @@ impl SmallWorld {
             Beside::Gone => {}
             // Until the store has done something else.
             Beside::Waits => seat.waiting.push_back(txid),
-            Beside::Voted(vote) => seat.votes.push_back(Ballot { votes: vec![(txid, vote)], ..Ballot::default() }),
+            Beside::Voted(ballot) => seat.votes.push_back(ballot),
         }
     }
 

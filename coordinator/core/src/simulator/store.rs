@@ -99,8 +99,8 @@ pub(crate) struct Store {
     beside: bool,
     /// Those that run so.
     running: BTreeMap<Txid, Work>,
-    /// Transactions that have run by themselves and wait to be led, with their locks.
-    ready: BTreeMap<Txid, Branch>,
+    /// Those that have run and wait to be led, with their locks: by themselves or, at a leader, several in one local transaction.
+    ready: Vec<Vec<Branch>>,
     pub abilities: Abilities,
     redos: Vec<Rc<Redo>>,
     /// A leader behind a pooler: backends of ended sessions cannot be ended.
@@ -126,8 +126,8 @@ pub(crate) enum Beside {
     Gone,
     /// For a lock.
     Waits,
-    /// It is there.
-    Voted(Vote),
+    /// It is there, and with it those that share its local transaction.
+    Voted(Ballot),
 }
 
 /// Odds of one call.
@@ -163,7 +163,7 @@ impl Store {
             open: None,
             beside: beside && matches!(kind, Kind::Preparing | Kind::Leader),
             running: BTreeMap::new(),
-            ready: BTreeMap::new(),
+            ready: Vec::new(),
             abilities: if kind == Kind::Preparing { abilities } else { Abilities::default() },
             redos: Vec::new(),
             pooled: pooled && kind == Kind::Leader,
@@ -231,11 +231,15 @@ impl Store {
     pub(crate) fn leave_behind(&mut self, command: &StoreCommand) -> usize {
         match command {
             StoreCommand::Lead(markers) if self.pooled && self.beside => {
-                for marker in markers {
-                    let branches = self.ready.remove(&marker.entry.txid).into_iter().collect();
-                    self.ghosts.push(Ghost { owner: self.live.owner, branches, markers: vec![marker.clone()] });
+                let mut rest = &markers[..];
+                let mut messages = 0;
+                while !rest.is_empty() {
+                    let branches = self.take_ready(rest);
+                    let (own, others) = rest.split_at(branches.len());
+                    self.ghosts.push(Ghost { owner: self.live.owner, branches, markers: own.to_vec() });
+                    (rest, messages) = (others, messages + 1);
                 }
-                markers.len()
+                messages
             }
             StoreCommand::Lead(markers) if self.pooled => {
                 let Some(open) = self.open.take() else { return 0 };
@@ -310,8 +314,8 @@ impl Store {
                 self.voted.retain(|branch| !txids.contains(&branch.txid));
                 for txid in txids {
                     self.running.remove(txid);
-                    self.ready.remove(txid);
                 }
+                self.ready.retain(|branches| !branches.iter().any(|branch| txids.contains(&branch.txid)));
                 if self.kind == Kind::Preparing {
                     for txid in txids {
                         self.live.prepared.remove(txid);
@@ -329,8 +333,16 @@ impl Store {
                 StoreReport::Acked
             }
             StoreCommand::Lead(markers) if self.kind == Kind::Preparing || self.beside => {
-                let outcomes = markers.iter().map(|marker| (marker.entry.txid, self.lead_one(marker, odds, dice, checker)));
-                StoreReport::LedEach(outcomes.collect())
+                let mut rest = &markers[..];
+                let mut outcomes = Vec::new();
+                while !rest.is_empty() {
+                    let branches = self.take_ready(rest);
+                    let (own, others) = rest.split_at(branches.len());
+                    let led = self.lead_beside(&branches, own, odds, dice, checker);
+                    outcomes.extend(own.iter().map(|marker| (marker.entry.txid, led.clone())));
+                    rest = others;
+                }
+                StoreReport::LedEach(outcomes)
             }
             StoreCommand::Lead(markers) => StoreReport::Led(self.lead(markers, checker)),
             StoreCommand::Settle(_) | StoreCommand::Scan { .. } if self.untold() => match command {
@@ -479,7 +491,8 @@ impl Store {
         Ballot { votes, group_redo }
     }
 
-    /// One of those that run beside each other gets on: it has its locks, or waits for them, as long as it has patience.
+    /// One of those that run beside each other gets on: it has its locks, or waits for them, as long as it has patience. At a leader
+    /// others that need not wait may share its local transaction.
     pub(crate) fn run_beside(&mut self, txid: Txid, patient: bool, odds: Odds, dice: &mut Dice) -> Beside {
         let Some(work) = self.running.get(&txid).cloned() else { return Beside::Gone };
         let enlisted = crate::transaction::is_enlisted(&work.operations);
@@ -488,27 +501,56 @@ impl Store {
         if waits && broken(Mutation::LockWaitHoldsUp) {
             // The one worker that would be told to commit the lock's holder is the one that waits.
             self.running.remove(&txid);
-            return Beside::Voted(Vote::No(Refusal::new(RefusalKind::Timeout, "waited for the row's lock")));
+            return Beside::Voted(alone(txid, Vote::No(Refusal::new(RefusalKind::Timeout, "waited for the row's lock"))));
         }
         if waits && patient && !broken(Mutation::NoLocks) {
             return Beside::Waits;
         }
         self.running.remove(&txid);
+        if self.kind == Kind::Leader {
+            return Beside::Voted(self.run_together(work, odds, dice));
+        }
         let mut state = self.live.clone();
         let vote = self.vote(&work, &mut state, &mut Vec::new(), odds, dice);
-        if self.kind == Kind::Preparing {
-            self.live = state;
-            if !broken(Mutation::YesBeforeForce) {
-                self.sync();
-            }
+        self.live = state;
+        if !broken(Mutation::YesBeforeForce) {
+            self.sync();
         }
-        Beside::Voted(vote)
+        Beside::Voted(alone(txid, vote))
+    }
+
+    /// Every second one that writes takes those along that do, and need not wait.
+    fn run_together(&mut self, first: Work, odds: Odds, dice: &mut Dice) -> Ballot {
+        let mut together = vec![first];
+        if together[0].txid.n % 2 == 0 && read_work(&together[0]).is_some() {
+            let joins = |work: &Work| read_work(work).is_some_and(|branch| !self.held(&branch));
+            let others: Vec<Txid> = self.running.values().filter(|work| joins(work)).map(|work| work.txid).collect();
+            together.extend(others.iter().filter_map(|txid| self.running.remove(txid)));
+        }
+        let (mut state, mut ran, mut votes) = (self.live.clone(), Vec::new(), Vec::new());
+        for work in together {
+            votes.push((work.txid, self.vote(&work, &mut state, &mut ran, odds, dice)));
+        }
+        if !ran.is_empty() {
+            self.ready.push(ran);
+        }
+        Ballot { votes, ..Ballot::default() }
+    }
+
+    /// What waits to be led by the first of these markers, and by those behind it.
+    fn take_ready(&mut self, markers: &[Marker]) -> Vec<Branch> {
+        let first = markers[0].entry.txid;
+        let at = self.ready.iter().position(|branches| branches[0].txid == first).expect("Lead comes to an open transaction");
+        let branches = self.ready.swap_remove(at);
+        let marked = markers.iter().map(|marker| marker.entry.txid).take(branches.len());
+        assert!(branches.iter().map(|branch| branch.txid).eq(marked), "R-LR: the markers are those of the local transaction");
+        branches
     }
 
     /// Whether one that waits to be led, or a backend that was left behind, has a lock that this one needs.
     fn held(&self, branch: &Branch) -> bool {
         let ghosts = self.ghosts.iter().flat_map(|ghost| &ghost.branches);
-        let mut held = self.ready.values().chain(ghosts).flat_map(|other| &other.writes);
+        let mut held = self.ready.iter().flatten().chain(ghosts).flat_map(|other| &other.writes);
         held.any(|(key, _)| branch.writes.iter().any(|(own, _)| own == key))
     }
 
@@ -528,7 +570,7 @@ impl Store {
                     return no(RefusalKind::Conflict, "the row is locked");
                 }
                 if work.txid.decider == Decider::Leader(ParticipantId(self.index as u16)) {
-                    self.ready.insert(work.txid, branch);
+                    self.ready.push(vec![branch]);
                     return Vote::Ready([].into());
                 }
                 state.prepared.insert(work.txid, Rc::new(PreparedBranch(branch)));
@@ -557,10 +599,6 @@ impl Store {
             Kind::Leader => {
                 if self.held(&branch) {
                     return no(RefusalKind::Conflict, "the row is locked");
-                }
-                if self.beside {
-                    self.ready.insert(work.txid, branch);
-                    return Vote::Ready([].into());
                 }
                 state.run(&branch);
                 ran.push(branch);
@@ -768,22 +806,19 @@ impl Store {
         self.sync();
     }
 
-    /// One local transaction: marker, and commit. Now and then the database refuses it, for certain.
-    fn lead_one(&mut self, marker: &Marker, odds: Odds, dice: &mut Dice, checker: &mut Checker) -> Result<(), Refusal> {
-        let txid = marker.entry.txid;
-        let branch = self.ready.remove(&txid).expect("Lead comes to an open transaction");
-        let mut keys = self.live.markers.values().flatten().map(|m| &m.entry.key).chain(self.live.aborted_keys.keys());
-        let settled =
-            self.live.markers.contains_key(&txid) || keys.any(|key| *key == marker.entry.key) || txid.position() < self.live.floor;
-        if settled || dice.chance(odds.refuses) {
+    /// One local transaction: markers, and commit. Now and then the database refuses it, for certain.
+    fn lead_beside(
+        &mut self,
+        branches: &[Branch],
+        markers: &[Marker],
+        odds: Odds,
+        dice: &mut Dice,
+        checker: &mut Checker,
+    ) -> Result<(), Refusal> {
+        if self.refuses(markers) || dice.chance(odds.refuses) {
             return Err(Refusal::new(RefusalKind::Conflict, "its outcome is settled already"));
         }
-        self.live.markers.insert(txid, Some(Rc::new(marker.clone())));
-        self.has_led(marker);
-        checker.decided(LEADERS, &marker.entry);
-        self.live.run(&branch);
-        checker.applied(self.index, branch.tag, &self.live);
-        self.sync();
+        self.write_markers(branches, markers, checker);
         Ok(())
     }
 
@@ -863,6 +898,10 @@ impl State {
         self.history.push(Rc::new(Applied { tag: branch.tag, txid: branch.txid, keys }));
         self.chain = (self.chain ^ (branch.tag.0 + 1)).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(17);
     }
+}
+
+fn alone(txid: Txid, vote: Vote) -> Ballot {
+    Ballot { votes: vec![(txid, vote)], ..Ballot::default() }
 }
 
 fn read_work(work: &Work) -> Option<Branch> {
