@@ -50,8 +50,9 @@ pub trait ResourceManager: Send {
     }
 
     /// Where a store that runs transactions beside each other may hand over votes that [`ResourceManager::prepare`] left out, from any
-    /// thread, each once. Such a store is asked for further batches meanwhile, is told of aborts of transactions that still run (it takes
-    /// them back, and gives no vote on them), and as a leader commits each transaction by itself.
+    /// thread, each once. Such a store is asked for further batches meanwhile, and is told of aborts of transactions that still run (it takes
+    /// them back, and gives no vote on them). As a leader it hands over, in one ballot, the votes of those that share a local transaction:
+    /// Ready, all of them, readers too. They are led together, exactly, or taken back together: an abort of one is one of all.
     fn vote_later(&mut self, late: LateVotes) {
         let _ = late;
     }

@@ -23,6 +23,10 @@ use tokio_postgres::{Client, RowStream, Statement};
 /// How long a server may take to roll back, which waits for nobody: on a connection that is dead no answer ever comes.
 const ROLL_BACK: Duration = Duration::from_secs(1);
 
+/// Behind the last of them. The marker may wait for a lock as long as any.
+const BEHIND: &str =
+    "RELEASE SAVEPOINT lockstep; RESET SESSION AUTHORIZATION; RESET ROLE; SET CONSTRAINTS ALL IMMEDIATE; RESET lock_timeout";
+
 /// Takes back what the transaction may have left in the session (`set_config`, a role, session locks, a temporary table that would stand
 /// before another's of its name): behind its end, before another's statements are compiled. `DISCARD ALL` cannot share a message. What
 /// guards the connection outside of transactions is set anew ([`super::connection::Connector::guarded`]).
@@ -41,6 +45,15 @@ const XID: &str = "SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalo
 
 /// A connection's transactions only read unless this begins them: see [`super::connection::Connector::guarded`].
 const BEGIN: &str = "BEGIN READ WRITE";
+
+/// The same of a local transaction that several share: a lock that is not free soon is none of the others' business. Each has a
+/// subtransaction, so that rows tell them apart (`xmin`).
+const BEGIN_SHARED: &str = "BEGIN READ WRITE; SAVEPOINT lockstep; SET LOCAL lock_timeout = 50";
+
+/// Between two that share a local transaction: what the first has deferred is checked, and what it may have left in the session is taken
+/// back ([`RESET`]). First of all it fails where there is no transaction: then nothing of it is begun, and the connection stays guarded.
+const BETWEEN: &str = "RELEASE SAVEPOINT lockstep; SET CONSTRAINTS ALL IMMEDIATE; RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; \
+    DISCARD TEMP; DISCARD SEQUENCES; CLOSE ALL; SAVEPOINT lockstep; SET LOCAL lock_timeout = 50";
 
 /// Compiled once on a connection. The marker of a branch (R-MARKER): an owner that is not ours is NULL, which the table forbids (R-OWNER).
 /// Nothing is locked: a prepared branch would hold the lock against the next owner. It tells its transaction's number.
@@ -70,7 +83,7 @@ pub enum Ran {
 /// them, else in two. Whatever fails, the transaction is left open, for [`roll_back`], unless `connection.preparing` says that it may be
 /// prepared, or become so.
 pub async fn run(connection: &mut Connection, operations: &[Operation], limits: &Limits, end: End<'_>) -> Result<Ran, Failure> {
-    let steps = operations.iter().map(|operation| step(operation, limits)).collect::<Result<Vec<_>, _>>()?;
+    let steps = steps(operations, limits)?;
     let mut texts: Vec<&str> = steps.iter().map(|step| step.sql).collect();
     texts.extend(matches!(end, End::Open).then_some(LEAD));
     if let End::Prepare(..) = end {
@@ -88,10 +101,10 @@ pub async fn run(connection: &mut Connection, operations: &[Operation], limits: 
         End::Prepare(..) => format!("{SAME_USER}; {}; {XID}", connection.strict()),
     };
     connection.preparing = sure && matches!(end, End::Prepare(..));
-    let (results, mut played) = fly(connection, &steps, limits, &script).await;
+    let (results, mut played) = fly(connection, std::slice::from_ref(&steps), limits, &script).await;
     // A failed transaction refuses the script's first statement: the rest is not begun.
     connection.preparing &= !matches!(&played.error, Some(error) if played.done == 0 && error.code().is_some());
-    let results = results?;
+    let results = results?.remove(0);
     let End::Prepare(owner, gid) = end else {
         return played.error.map_or(Ok(Ran::Open(results)), |error| Err(error.into()));
     };
@@ -109,6 +122,21 @@ pub async fn run(connection: &mut Connection, operations: &[Operation], limits: 
     }
     prepared(connection, gid.txid, ran, played)?;
     Ok(Ran::Prepared(results))
+}
+
+/// Runs several, one behind the other, in one local transaction, in one flight, and leaves it open to be led: what they returned. Whatever
+/// fails, of any of them, all are to be rolled back.
+pub async fn run_together(connection: &mut Connection, members: &[&[Operation]], limits: &Limits) -> Result<Vec<Results>, Failure> {
+    let members = members.iter().map(|operations| steps(operations, limits)).collect::<Result<Vec<_>, Failure>>()?;
+    let mut texts: Vec<&str> = members.iter().flatten().map(|step| step.sql).collect();
+    texts.push(LEAD);
+    connection.compile(&texts).await?;
+    members.iter().flatten().try_for_each(|step| takes(connection.cached(step.sql).expect("just compiled"), step.parameters))?;
+    connection.spoilt = true;
+    let script = format!("{BEHIND}; {}", connection.strict());
+    let (results, played) = fly(connection, &members, limits, &script).await;
+    let results = results?;
+    played.error.map_or(Ok(results), |error| Err(error.into()))
 }
 
 /// Compiles what every branch needs. Left half way, it leaves a connection that is not used again.
@@ -130,6 +158,10 @@ impl Step<'_> {
     fn expects_nothing(&self) -> bool {
         self.expect_rows.is_none()
     }
+}
+
+fn steps<'a>(operations: &'a [Operation], limits: &Limits) -> Result<Vec<Step<'a>>, Failure> {
+    operations.iter().map(|operation| step(operation, limits)).collect()
 }
 
 fn step<'a>(operation: &'a Operation, limits: &Limits) -> Result<Step<'a>, Failure> {
@@ -170,17 +202,32 @@ impl From<Failure> for Failed {
     }
 }
 
-/// All of it is sent before any of it is answered; what stands behind a statement that failed fails too, and the first tells why.
-async fn fly(connection: &mut Connection, steps: &[Step<'_>], limits: &Limits, script: &str) -> (Result<Results, Failure>, Played) {
+/// All of it is sent before any of it is answered; what stands behind a statement that failed fails too, and the first tells why. Gives
+/// back what each of those that share the transaction returned.
+async fn fly(
+    connection: &mut Connection,
+    members: &[Vec<Step<'_>>],
+    limits: &Limits,
+    script: &str,
+) -> (Result<Vec<Results>, Failure>, Played) {
     let client = &connection.client;
-    let room = Room { rows: AtomicUsize::new(limits.rows), bytes: AtomicUsize::new(limits.result_bytes), limits };
     let compiled = |sql| connection.cached(sql).expect("just compiled");
-    let begin = client.batch_execute(BEGIN);
-    let statements = in_order(steps.iter().map(|step| execute(client, compiled(step.sql), step, &room)).collect());
-    let (begin, statements, played) = join3(begin, statements, script::play(client, script)).await;
-    let results = begin.map_err(Failed::from).and_then(|()| statements.into_iter().collect::<Result<Vec<_>, Failed>>());
+    let rooms: Vec<Room<'_>> = members.iter().map(|_| Room::new(limits)).collect();
+    let mut messages: Vec<Message<'_>> = Vec::new();
+    for (at, (steps, room)) in members.iter().zip(&rooms).enumerate() {
+        if at > 0 {
+            messages.push(Box::pin(async { Ok(client.batch_execute(BETWEEN).await.map(|()| None)?) }));
+        }
+        for step in steps {
+            messages.push(Box::pin(async move { execute(client, compiled(step.sql), step, room).await.map(Some) }));
+        }
+    }
+    let begin = client.batch_execute(if members.len() > 1 { BEGIN_SHARED } else { BEGIN });
+    let (begin, answers, played) = join3(begin, in_order(messages), script::play(client, script)).await;
+    let results = begin.map_err(Failed::from).and_then(|()| answers.into_iter().collect::<Result<Vec<_>, Failed>>());
     match results {
-        Ok(results) => (Ok(results.into()), played),
+        // Between two members stands an answer without a result.
+        Ok(answers) => (Ok(answers.split(Option::is_none).map(|own| own.iter().flatten().cloned().collect()).collect()), played),
         Err(Failed::Own(failure)) => (Err(failure), played),
         Err(Failed::Driver(error)) => {
             connection.note(&error);
@@ -189,9 +236,12 @@ async fn fly(connection: &mut Connection, steps: &[Step<'_>], limits: &Limits, s
     }
 }
 
+/// One message, and what came of it: a statement's result, or nothing that is told on.
+type Message<'a> = Pin<Box<dyn Future<Output = Result<Option<StatementResult>, Failed>> + Send + 'a>>;
+
 /// All of them, begun in this order, and answered in it. (`join_all` begins more than 30 in an order that it does not promise.)
-async fn in_order<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
-    let mut futures: Vec<MaybeDone<Pin<Box<F>>>> = futures.into_iter().map(|future| maybe_done(Box::pin(future))).collect();
+async fn in_order(messages: Vec<Message<'_>>) -> Vec<Result<Option<StatementResult>, Failed>> {
+    let mut futures: Vec<MaybeDone<Message<'_>>> = messages.into_iter().map(maybe_done).collect();
     let mut done = 0;
     let mut begun = false;
     poll_fn(|context| {
@@ -253,6 +303,10 @@ struct Room<'a> {
 }
 
 impl Room<'_> {
+    fn new(limits: &Limits) -> Room<'_> {
+        Room { rows: AtomicUsize::new(limits.rows), bytes: AtomicUsize::new(limits.result_bytes), limits }
+    }
+
     fn take(&self, bytes: usize) -> Result<(), Failure> {
         let refuse = |message| Err(Failure::refused(RefusalKind::Invalid, message));
         let less = |left: &AtomicUsize, by| left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(by));
@@ -274,7 +328,7 @@ pub async fn query(
     offset: usize,
     limits: &Limits,
 ) -> Result<StatementResult, Failure> {
-    let room = Room { rows: AtomicUsize::new(limits.rows), bytes: AtomicUsize::new(limits.result_bytes), limits };
+    let room = Room::new(limits);
     connection.compile(&[sql]).await?;
     let compiled = connection.cached(sql).expect("just compiled").clone();
     takes(&compiled, parameters)?;
@@ -393,7 +447,7 @@ pub async fn prepared_as(connection: &Connection, gid: &Gid) -> Result<Option<Pr
     Ok(row.map(|row| PreparedAs { xid: row.get::<_, Xid>(0).0, owner: row.get(1), ours: row.get(2) }))
 }
 
-/// Why the marker was not written.
+/// Why the marker of this transaction, or of those that share its local transaction, was not written.
 pub fn marker_refused(error: tokio_postgres::Error, txid: Txid) -> Failure {
     match error.code().map(|state| state.code()) {
         Some("23502") => Failure::refused(

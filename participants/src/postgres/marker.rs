@@ -18,9 +18,11 @@ use tokio_postgres::types::ToSql;
 /// Rows that are forgotten in one local transaction, at most: far from a statement's time-out.
 const SLICE: u64 = 10_000;
 
-/// A 'C' marker; inside the transaction that it decides.
+/// 'C' markers; inside the local transaction that they decide.
 pub const LEAD: &str = "INSERT INTO lockstep.marker(place, key, attempt, began, csn, marker, owner)
-    VALUES ($1, $2, $3, $1, $4, $5, (SELECT slot FROM lockstep.owner WHERE slot = $6 AND epoch = $7 AND incarnation = $8 AND floor <= $1 FOR SHARE))";
+    SELECT place, key, attempt, place, csn, marker, (SELECT slot FROM lockstep.owner
+        WHERE slot = $6 AND epoch = $7 AND incarnation = $8 AND floor <= $9 FOR SHARE)
+    FROM unnest($1::int8[], $2::bytea[], $3::int8[], $4::int8[], $5::bytea[]) AS m(place, key, attempt, csn, marker)";
 
 /// An 'A' marker, where nothing stands. It waits for a 'C' that is under way.
 const SETTLE: &str = "INSERT INTO lockstep.marker(place, key, attempt, began, owner)
@@ -28,6 +30,7 @@ const SETTLE: &str = "INSERT INTO lockstep.marker(place, key, attempt, began, ow
     ON CONFLICT DO NOTHING";
 
 /// What became of one commit.
+#[derive(Clone)]
 pub enum Outcome {
     /// Durable.
     Committed,
@@ -37,15 +40,18 @@ pub enum Outcome {
     Unknown(String),
 }
 
-/// Writes the marker and commits, in one flight: decides. The transaction is over on this connection, whatever the outcome. Behind its
-/// statements it was made to wait for a force, whatever they had set.
-pub async fn lead(connection: &mut Connection, owner: Owner, marker: &Marker) -> Outcome {
+/// Writes the markers of those that share the local transaction and commits, in one flight: decides. The transaction is over on this
+/// connection, whatever the outcome. Behind its statements it was made to wait for a force, whatever they had set.
+pub async fn lead(connection: &mut Connection, owner: Owner, markers: &[Marker]) -> Outcome {
     let client = &connection.client;
-    let (place, csn) = (place(marker.entry.txid.position()), number(marker.entry.csn));
-    let (key, attempt) = (&*marker.entry.key.key, i64::from(marker.entry.key.attempt));
-    let bytes = postcard::to_stdvec(marker).expect("a marker can always be encoded");
-    let (slot, epoch, incarnation) = owner_values(connection, owner);
-    let values: [&(dyn ToSql + Sync); 8] = [&place, &key, &attempt, &csn, &bytes, &slot, &epoch, &incarnation];
+    let first = markers.iter().map(|marker| marker.entry.txid).min_by_key(|txid| txid.position()).expect("somebody is led");
+    let places: Vec<i64> = markers.iter().map(|marker| place(marker.entry.txid.position())).collect();
+    let keys: Vec<&[u8]> = markers.iter().map(|marker| &*marker.entry.key.key).collect();
+    let attempts: Vec<i64> = markers.iter().map(|marker| i64::from(marker.entry.key.attempt)).collect();
+    let csns: Vec<i64> = markers.iter().map(|marker| number(marker.entry.csn)).collect();
+    let bytes: Vec<_> = markers.iter().map(|marker| postcard::to_stdvec(marker).expect("a marker can always be encoded")).collect();
+    let (lowest, (slot, epoch, incarnation)) = (place(first.position()), owner_values(connection, owner));
+    let values: [&(dyn ToSql + Sync); 9] = [&places, &keys, &attempts, &csns, &bytes, &slot, &epoch, &incarnation, &lowest];
     let compiled = connection.cached(LEAD).expect("compiled before the branch ran");
     let marked = client.execute_raw(compiled, values);
     let (marked, committed) = join(marked, script::play(client, &format!("COMMIT; {RESET}"))).await;
@@ -53,7 +59,7 @@ pub async fn lead(connection: &mut Connection, owner: Owner, marker: &Marker) ->
     errors.for_each(|error| connection.note(error));
     let whole = committed.error.is_none();
     // In a failed transaction COMMIT rolls back, and says nothing of it.
-    match marked.map_err(|error| marker_refused(error, marker.entry.txid)) {
+    match marked.map_err(|error| marker_refused(error, first)) {
         Err(Failure::Refused(refusal)) => {
             connection.spoilt = !whole;
             return Outcome::RolledBack(refusal);

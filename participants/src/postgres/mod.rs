@@ -3,6 +3,7 @@
 //! ```text
 //! mod         the store: its options, its calls       connection   how connections are made, tagged, lent
 //! work        a branch's life, beside others          tls          rustls
+//! shared      several in one local transaction        turns        who runs next, and with whom
 //! branch      statements, marker, PREPARE             session      one session's connections
 //! two_phase   COMMIT PREPARED, evidence               takeover     how a session begins
 //! marker      outcomes decided here (R-LR)            schema       our tables
@@ -24,12 +25,14 @@ mod reader;
 mod schema;
 mod script;
 mod session;
+mod shared;
 #[doc(hidden)]
 pub mod statement;
 mod takeover;
 #[doc(hidden)]
 pub mod text_form;
 mod tls;
+mod turns;
 mod two_phase;
 mod values;
 mod work;
@@ -39,8 +42,8 @@ use crate::{Committed, LateVotes, Led, Reader, Recovered, ResourceManager, Store
 use connection::Connector;
 use failure::{Failure, sentence};
 use lockstep_core::{
-    Abilities, Ballot, Csn, Decided, Decider, Kind, Marker, MarkerEvidence, Owner, ParticipantId, Position, Progress, Refusal, RefusalKind,
-    Settle, Txid, Vote, Work,
+    Abilities, Ballot, Csn, Decided, Decider, Kind, Marker, MarkerEvidence, Operation, Owner, ParticipantId, Position, Progress, Refusal,
+    RefusalKind, Settle, Txid, Vote, Work,
 };
 use marker::Outcome;
 use reader::Readers;
@@ -51,9 +54,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
-use tokio::task::JoinSet;
 use tokio_postgres::SimpleQueryMessage;
-use work::Open;
+use work::{Local, Site};
 
 /// How long the server may take over a step of our own; then the connection is not trusted any more, and a new session begins.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -229,9 +231,13 @@ struct Current {
     state: State,
     /// How far the row in the database says that it has followed.
     stored: Csn,
-    /// The branches' own tasks, and what goes before them; they end with the session.
-    tasks: JoinSet<()>,
     acked_at: Instant,
+}
+
+impl Drop for Current {
+    fn drop(&mut self) {
+        self.session.end();
+    }
 }
 
 impl Postgres {
@@ -301,9 +307,9 @@ impl ResourceManager for Postgres {
         let (session, state, recovered) = taken?;
         let (session, now) = (Arc::new(session), Instant::now());
         self.readers.watch(&session);
-        let (mut tasks, ahead) = (JoinSet::new(), Arc::clone(&session));
-        tasks.spawn_on(async move { ahead.open_ahead().await }, self.runtime().handle());
-        self.session = Some(Current { session, state, stored: state.acked, tasks, acked_at: now });
+        let ahead = Arc::clone(&session);
+        session.spawn(async move { ahead.open_ahead().await });
+        self.session = Some(Current { session, state, stored: state.acked, acked_at: now });
         Ok(recovered)
     }
 
@@ -325,28 +331,30 @@ impl ResourceManager for Postgres {
 
     fn prepare(&mut self, batch: &[Work]) -> Result<Ballot, StoreError> {
         let (options, late, applications) = (Arc::clone(&self.options), self.late.clone(), self.applications.clone());
-        let (runtime, _, current) = self.current()?;
-        while current.tasks.try_join_next().is_some() {}
+        let (_, _, current) = self.current()?;
+        let session = Arc::clone(&current.session);
+        let site = Site { session: Arc::clone(&session), options, applications };
+        if let Some(late) = late {
+            for work in batch.iter().cloned() {
+                let takes_turns =
+                    site.options.mode == PostgresMode::DatabaseLed && !matches!(work.operations[..], [Operation::Enlisted { .. }]);
+                let branch = session.under_way().enter(work);
+                match takes_turns {
+                    true => session.turns().enter(branch),
+                    false => session.spawn(shared::run_alone(site.clone(), late.clone(), branch)),
+                }
+            }
+            shared::set_off(&site, &late);
+            return Ok(Ballot::default());
+        }
         let (sender, receiver) = std::sync::mpsc::channel();
         for work in batch.iter().cloned() {
-            let (txid, stop) = (work.txid, current.session.under_way().enter(work.txid));
-            let life = work::live(Arc::clone(&current.session), Arc::clone(&options), applications.clone(), work, stop);
-            let (late, sender) = (late.clone(), sender.clone());
-            let task = async move {
-                let vote = life.await;
-                match late {
-                    Some(late) => match vote {
-                        Ok(Some(vote)) => late(Ok(Ballot { votes: vec![(txid, vote)], ..Ballot::default() })),
-                        Ok(None) => {}
-                        Err(why) => late(Err(why)),
-                    },
-                    None => drop(sender.send((txid, vote))),
-                }
-            };
-            current.tasks.spawn_on(task, runtime.handle());
-        }
-        if late.is_some() {
-            return Ok(Ballot::default());
+            let (txid, branch) = (work.txid, session.under_way().enter(work));
+            let (site, sender) = (site.clone(), sender.clone());
+            session.spawn(async move {
+                let vote = work::live(&site, branch, None).await;
+                drop(sender.send((txid, vote)));
+            });
         }
         drop(sender);
         let mut votes: HashMap<Txid, Result<Option<Vote>, String>> = receiver.iter().collect();
@@ -381,11 +389,11 @@ impl ResourceManager for Postgres {
         let (open, prepared) = {
             let mut under_way = current.session.under_way();
             let voted: Vec<Txid> = txids.iter().copied().filter(|txid| !under_way.stop(*txid)).collect();
-            let open: Vec<Open> = voted.iter().filter_map(|txid| under_way.open.remove(txid)).collect();
+            let open: Vec<Local> = voted.iter().filter_map(|txid| under_way.take(*txid)).collect();
             (open, voted.into_iter().filter(|txid| txid.decider != Decider::Leader(me)).collect::<Vec<_>>())
         };
         runtime.block_on(bounded(async {
-            futures_util::future::join_all(open.into_iter().map(|open| work::take_back(&current.session, open))).await;
+            futures_util::future::join_all(open.into_iter().map(|local| work::take_back(&current.session, local.open))).await;
             two_phase::roll_back(&current.session, &prepared, options.finishers).await.map_err(Failure::broken)
         }))?;
         Ok(())
@@ -395,20 +403,31 @@ impl ResourceManager for Postgres {
         let alone = self.late.is_some() || self.options.mode == PostgresMode::TwoPhase;
         let (runtime, options, current) = self.current()?;
         let (session, patience) = (Arc::clone(&current.session), options.lock_timeout);
-        let (led, open) = {
+        let (led, rest) = {
             let mut under_way = session.under_way();
-            let led: Vec<_> = markers.iter().map(|marker| (marker, under_way.open.remove(&marker.entry.txid))).collect();
+            let mut led = Vec::new();
+            let mut left = markers;
+            while let Some(first) = left.first() {
+                let local = under_way.take(first.entry.txid);
+                let (own, others) = left.split_at(local.as_ref().map_or(1, |local| local.txids.len()).min(left.len()));
+                if let Some(Local { txids, .. }) = &local {
+                    let named = own.iter().map(|marker| marker.entry.txid);
+                    assert!(named.eq(txids.iter().copied()), "R-LR: the markers are of those that share a local transaction: {txids:?}");
+                }
+                led.push((own, local.map(|local| local.open)));
+                left = others;
+            }
             // Of a batch that is led together, those that are not among these were refused elsewhere.
-            (led, if alone { Vec::new() } else { under_way.open.drain().map(|(_, open)| open).collect() })
+            (led, if alone { Vec::new() } else { under_way.take_all() })
         };
         let outcomes = runtime.block_on(async {
-            let taken_back = futures_util::future::join_all(open.into_iter().map(|open| work::take_back(&session, open)));
-            let led = futures_util::future::join_all(led.into_iter().map(|(marker, open)| work::lead(&session, marker, open, patience)));
+            let taken_back = futures_util::future::join_all(rest.into_iter().map(|local| work::take_back(&session, local.open)));
+            let led = futures_util::future::join_all(led.into_iter().map(|(own, open)| work::lead(&session, own, open, patience)));
             futures_util::future::join(taken_back, led).await.1
         });
         let mut each = Vec::with_capacity(markers.len());
         let mut broken = None;
-        for (marker, outcome) in markers.iter().zip(outcomes) {
+        for (marker, outcome) in markers.iter().zip(outcomes.into_iter().flatten()) {
             match outcome {
                 Outcome::Committed => each.push((marker.entry.txid, Ok(()))),
                 Outcome::RolledBack(refusal) => each.push((marker.entry.txid, Err(refusal))),

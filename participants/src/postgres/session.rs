@@ -2,6 +2,7 @@
 
 use super::connection::{Connector, Lent, Pool, Started, lend, lend_at_once};
 use super::failure::Failure;
+use super::turns::Turns;
 use super::work::UnderWay;
 use super::{PostgresOptions, branch};
 use lockstep_core::gid::Gid;
@@ -9,6 +10,8 @@ use lockstep_core::{CoordId, Owner, ParticipantId, Txid};
 use std::hash::BuildHasher;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
 
 /// How long a backend that was told to end may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -33,10 +36,14 @@ pub struct Session {
     pub started: Arc<Started>,
     connector: Connector,
     under_way: Mutex<UnderWay>,
+    turns: Mutex<Turns>,
+    /// Branches' own tasks, and what goes before them; `None`: the session has ended.
+    tasks: Mutex<Option<JoinSet<()>>>,
+    runtime: Handle,
 }
 
 impl Session {
-    /// No connection is open yet.
+    /// No connection is open yet. Within the runtime that its tasks are to run on.
     pub fn new(connector: &Connector, options: &PostgresOptions, owner: Owner, me: ParticipantId) -> Session {
         // Drawn afresh: two sessions of one owner are told apart too.
         let nonce = std::hash::RandomState::new().hash_one(Instant::now()) as u32;
@@ -52,12 +59,34 @@ impl Session {
             started,
             connector,
             under_way: Mutex::default(),
+            turns: Mutex::new(Turns::new(options.pool_size)),
+            tasks: Mutex::new(Some(JoinSet::new())),
+            runtime: Handle::current(),
         }
     }
 
     /// What is under way in it. Never held across an await.
     pub fn under_way(&self) -> MutexGuard<'_, UnderWay> {
         self.under_way.lock().expect("no holder panics")
+    }
+
+    /// Who runs next, where it decides. Never held across an await.
+    pub fn turns(&self) -> MutexGuard<'_, Turns> {
+        self.turns.lock().expect("no holder panics")
+    }
+
+    /// Begins a task that ends with the session.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        if let Some(tasks) = &mut *self.tasks.lock().expect("no holder panics") {
+            while tasks.try_join_next().is_some() {}
+            tasks.spawn_on(task, &self.runtime);
+        }
+    }
+
+    /// Ends its tasks, and begins no more.
+    pub fn end(&self) {
+        let tasks = self.tasks.lock().expect("no holder panics").take();
+        drop(tasks);
     }
 
     /// The name of a branch here.

@@ -51,6 +51,12 @@ pub fn writes(sql: &str) -> bool {
     ["INSERT", "UPDATE", "DELETE", "MERGE"].contains(&word.as_str())
 }
 
+/// Whether a statement reads and writes rows and does nothing else by itself, by its first word.
+pub fn touches_rows_only(sql: &str) -> bool {
+    let word = first_word(sql).to_ascii_uppercase();
+    ["SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "WITH", "VALUES", "TABLE"].contains(&word.as_str())
+}
+
 /// The first word behind blanks, comments and opening parentheses.
 fn first_word(sql: &str) -> &str {
     let mut rest = sql;

@@ -39,13 +39,37 @@ impl From<Vote> for Voted {
     }
 }
 
+/// A local transaction that is open, and of whom.
+pub struct Local {
+    /// In the order run.
+    pub txids: Vec<Txid>,
+    pub open: Open,
+}
+
+/// A branch whose Prepare has come.
+pub struct Begun {
+    pub work: Work,
+    pub stop: Arc<Stop>,
+    pub since: Instant,
+    /// When its time is up.
+    pub deadline: Instant,
+}
+
+/// Where branches run, and who takes their votes.
+#[derive(Clone)]
+pub struct Site {
+    pub session: Arc<Session>,
+    pub options: Arc<PostgresOptions>,
+    pub applications: Applications,
+}
+
 /// Branches between their Prepare and their outcome, for the worker's thread and the branches' own tasks.
 #[derive(Default)]
 pub struct UnderWay {
     /// Those that have not voted yet.
     running: HashMap<Txid, Arc<Stop>>,
     /// Those that voted Ready and stay open until their outcome.
-    pub open: HashMap<Txid, Open>,
+    open: Vec<Local>,
 }
 
 /// How a running branch is told that it was aborted.
@@ -57,8 +81,10 @@ pub struct Stop {
 
 impl UnderWay {
     /// A branch begins.
-    pub fn enter(&mut self, txid: Txid) -> Arc<Stop> {
-        Arc::clone(self.running.entry(txid).or_default())
+    pub fn enter(&mut self, work: Work) -> Begun {
+        let stop = Arc::clone(self.running.entry(work.txid).or_default());
+        let since = Instant::now();
+        Begun { stop, since, deadline: since + Duration::from_micros(work.timeout), work }
     }
 
     /// Tells a branch to stop, if it still runs; it takes back itself what it did.
@@ -67,6 +93,39 @@ impl UnderWay {
         stop.told.store(true, Ordering::Relaxed);
         stop.wake.notify_one();
         true
+    }
+
+    /// A branch has ended without anything left of it.
+    pub fn leave(&mut self, txid: Txid) {
+        self.running.remove(&txid);
+    }
+
+    /// These have voted Ready, unless one of them was told to stop: then what they hold open is given back.
+    pub fn hold(&mut self, branches: &[Begun], open: Open) -> Result<(), Open> {
+        if branches.iter().any(|branch| branch.stop.is_told()) {
+            return Err(open);
+        }
+        let txids: Vec<Txid> = branches.iter().map(|branch| branch.work.txid).collect();
+        txids.iter().for_each(|txid| drop(self.running.remove(txid)));
+        self.open.push(Local { txids, open });
+        Ok(())
+    }
+
+    /// Takes the local transaction of this one, with all that share it.
+    pub fn take(&mut self, txid: Txid) -> Option<Local> {
+        let at = self.open.iter().position(|local| local.txids.contains(&txid))?;
+        Some(self.open.swap_remove(at))
+    }
+
+    /// Takes all that are open.
+    pub fn take_all(&mut self) -> Vec<Local> {
+        std::mem::take(&mut self.open)
+    }
+}
+
+impl Stop {
+    pub fn is_told(&self) -> bool {
+        self.told.load(Ordering::Relaxed)
     }
 }
 
@@ -78,7 +137,7 @@ enum Left {
 
 /// Waits for a step, but not past the deadline, and not once the branch is told to stop.
 async fn within<T>(deadline: Instant, stop: &Stop, step: impl Future<Output = T>) -> Result<T, Left> {
-    if stop.told.load(Ordering::Relaxed) {
+    if stop.is_told() {
         return Err(Left::Stopped);
     }
     tokio::select! {
@@ -88,51 +147,39 @@ async fn within<T>(deadline: Instant, stop: &Stop, step: impl Future<Output = T>
     }
 }
 
-/// Runs a branch up to its vote, and enters what became of it. No vote if it was told to stop: then nothing of it is left. An error: what
-/// became of it cannot be found out now.
-pub async fn live(
-    session: Arc<Session>,
-    options: Arc<PostgresOptions>,
-    applications: Applications,
-    work: Work,
-    stop: Arc<Stop>,
-) -> Result<Option<Vote>, String> {
-    let txid = work.txid;
-    let voted = run(&session, &options, &applications, &work, &stop).await?;
-    let (vote, leftover) = {
+/// Runs a branch up to its vote, on this connection if it needs one of ours, and enters what became of it. No vote if it was told to stop:
+/// then nothing of it is left. An error: what became of it cannot be found out now.
+pub async fn live(site: &Site, branch: Begun, connection: Option<Lent>) -> Result<Option<Vote>, String> {
+    let (session, txid) = (&site.session, branch.work.txid);
+    let Voted { vote, open } = run(site, &branch, connection).await?;
+    let leftover = {
         let mut under_way = session.under_way();
-        under_way.running.remove(&txid);
-        let stopped = stop.told.load(Ordering::Relaxed);
-        let Voted { vote, open } = voted;
-        match (stopped, &vote, open) {
-            (true, _, open) => (Err(matches!(vote, Vote::Prepared(_))), open),
-            (false, _, open) => {
-                under_way.open.extend(open.map(|open| (txid, open)));
-                (Ok(vote), None)
-            }
+        let (stopped, leftover) = match open {
+            None => (branch.stop.is_told(), None),
+            Some(open) => match under_way.hold(std::slice::from_ref(&branch), open) {
+                Ok(()) => (false, None),
+                Err(open) => (true, Some(open)),
+            },
+        };
+        under_way.leave(txid);
+        if !stopped {
+            return Ok(Some(vote));
         }
+        leftover
     };
     if let Some(open) = leftover {
-        take_back(&session, open).await;
+        take_back(session, open).await;
     }
-    let prepared = match vote {
-        Ok(vote) => return Ok(Some(vote)),
-        Err(prepared) => prepared,
-    };
-    if prepared {
-        Box::pin(two_phase::roll_back(&session, &[txid], 1)).await.map_err(|failure| failure.refusal().message)?;
+    if let Vote::Prepared(_) = vote {
+        Box::pin(two_phase::roll_back(session, &[txid], 1)).await.map_err(|failure| failure.refusal().message)?;
     }
     Ok(None)
 }
 
-async fn run(
-    session: &Arc<Session>,
-    options: &PostgresOptions,
-    applications: &Applications,
-    work: &Work,
-    stop: &Stop,
-) -> Result<Voted, String> {
-    let deadline = Instant::now() + Duration::from_micros(work.timeout);
+async fn run(site: &Site, branch: &Begun, connection: Option<Lent>) -> Result<Voted, String> {
+    let Site { session, options, applications } = site;
+    let Begun { work, stop, deadline, .. } = branch;
+    let deadline = *deadline;
     let failed = |left: Left| match left {
         Left::Late => {
             Failure::refused(RefusalKind::Timeout, format!("the transaction took longer at the database than its {} µs", work.timeout))
@@ -155,16 +202,19 @@ async fn run(
             Err(_) => Err("the server does not answer whether an enlisted branch is prepared".into()),
         };
     }
-    let mut connection = match within(deadline, stop, lend(&session.branches)).await {
+    let lent = async {
+        match connection {
+            Some(connection) => Ok(connection),
+            None => lend(&session.branches).await,
+        }
+    };
+    let mut connection = match within(deadline, stop, lent).await {
         Ok(Ok(connection)) => connection,
         // The session ends: the next one looks at what is there.
         Ok(Err(failure)) if session.started.is_another() => return Err(failure.refusal().message),
         Ok(Err(failure)) => return no(failure),
         Err(Left::Late) => {
-            return no(Failure::refused(
-                RefusalKind::Busy,
-                format!("all {} connections of the store are busy (pool_size)", options.pool_size),
-            ));
+            return no(all_busy(options));
         }
         Err(left) => return no(failed(left)),
     };
@@ -202,6 +252,11 @@ async fn run(
     }
 }
 
+/// Why a branch whose time is up has not begun to run.
+pub fn all_busy(options: &PostgresOptions) -> Failure {
+    Failure::refused(RefusalKind::Busy, format!("all {} connections of the store are busy (pool_size)", options.pool_size))
+}
+
 /// Looks whether an application's own branch is what it says. What stands under its name otherwise is rolled back.
 async fn enlisted(session: &Session, txid: Txid, xid: u64) -> Result<(), Failure> {
     let gid = session.gid(txid);
@@ -237,7 +292,7 @@ pub async fn take_back(session: &Arc<Session>, open: Open) {
 }
 
 /// Rolls back. Where the server does not answer, the backend is ended, so that it holds no locks; nobody waits for that.
-async fn roll_back(session: &Arc<Session>, mut connection: Lent) {
+pub async fn roll_back(session: &Arc<Session>, mut connection: Lent) {
     if branch::roll_back(&mut connection).await {
         return;
     }
@@ -249,35 +304,42 @@ async fn roll_back(session: &Arc<Session>, mut connection: Lent) {
     });
 }
 
-/// Commits what is open, with its marker. An answer that was lost is looked for at the marker: an 'A' in its place decides (R-LR).
-/// `patience`: how long an application may take.
-pub async fn lead(session: &Session, marker: &Marker, open: Option<Open>, patience: Duration) -> Outcome {
+/// Commits what these hold open together, with their markers. An answer that was lost is looked for at the markers: an 'A' in a marker's
+/// place decides (R-LR). `patience`: how long an application may take.
+pub async fn lead(session: &Session, markers: &[Marker], open: Option<Open>, patience: Duration) -> Vec<Outcome> {
+    let all = |outcome: Outcome| vec![outcome; markers.len()];
     let mut connection = match open {
-        None => return Outcome::RolledBack(not_open()),
+        None => return all(Outcome::RolledBack(not_open())),
         Some(Open::Ours(connection)) => connection,
         Some(Open::Applications(own)) => {
-            return match timeout(PATIENCE, Box::pin(own::lead(session, marker, own, patience))).await {
-                Ok(outcome) => outcome,
-                Err(_) => Outcome::Unknown("the server does not answer".into()),
+            return match timeout(PATIENCE, Box::pin(own::lead(session, &markers[0], own, patience))).await {
+                Ok(outcome) => all(outcome),
+                Err(_) => all(Outcome::Unknown("the server does not answer".into())),
             };
         }
     };
-    let why = match timeout(PATIENCE, marker::lead(&mut connection, session.owner, marker)).await {
+    let why = match timeout(PATIENCE, marker::lead(&mut connection, session.owner, markers)).await {
         Ok(Outcome::Unknown(why)) => why,
-        Ok(known) => return known,
+        Ok(known) => return all(known),
         Err(_) => "the server does not answer".into(),
     };
     let pid = connection.pid;
     drop(connection);
-    let txid = marker.entry.txid;
     let settled = Box::pin(async {
         session.end_backend(pid).await?;
-        marker::settle(session, &Settle::Txid(txid)).await.map_err(|error| Failure::Lost(error.to_string()))
+        let mut outcomes = Vec::with_capacity(markers.len());
+        for marker in markers {
+            let found = marker::settle(session, &Settle::Txid(marker.entry.txid)).await;
+            outcomes.push(match found.map_err(|error| Failure::Lost(error.to_string()))? {
+                Some(_) => Outcome::Committed,
+                None => Outcome::RolledBack(lockstep_core::Refusal::new(RefusalKind::Unavailable, why.clone())),
+            });
+        }
+        Ok(outcomes)
     });
     match timeout(PATIENCE, settled).await {
-        Ok(Ok(Some(_))) => Outcome::Committed,
-        Ok(Ok(None)) => Outcome::RolledBack(lockstep_core::Refusal::new(RefusalKind::Unavailable, why)),
-        Ok(Err(error)) => Outcome::Unknown(format!("{why}; {}", error.refusal().message)),
-        Err(_) => Outcome::Unknown(why),
+        Ok(Ok(outcomes)) => outcomes,
+        Ok(Err(error)) => all(Outcome::Unknown(format!("{why}; {}", Failure::refusal(error).message))),
+        Err(_) => all(Outcome::Unknown(why)),
     }
 }

@@ -9,6 +9,7 @@ mod lab;
 mod refusals;
 mod servers;
 mod sessions;
+mod shared;
 mod two_phase;
 mod values;
 mod working;

@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 const STOCK: &str = "CREATE TABLE stock(id integer PRIMARY KEY, n integer NOT NULL); INSERT INTO stock VALUES (1, 10), (2, 10)";
-const BACKENDS: &str = "FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'lockstep:%'";
+pub const BACKENDS: &str = "FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'lockstep:%'";
 
 /// Looks until it is so.
-fn wait_for(url: &str, question: &str) {
+pub fn wait_for(url: &str, question: &str) {
     let until = Instant::now() + Duration::from_secs(30);
     while psql(url, question) != "t" {
         assert!(Instant::now() < until, "never: {question}");
@@ -367,13 +367,13 @@ fn however_much_lies_below_the_floor_it_goes() {
 }
 
 /// A connection of somebody else's.
-struct Guard {
+pub struct Guard {
     runtime: tokio::runtime::Runtime,
     client: tokio_postgres::Client,
 }
 
 impl Guard {
-    fn new(url: &str, first: &str) -> Guard {
+    pub fn new(url: &str, first: &str) -> Guard {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let client = runtime.block_on(async {
             let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
@@ -385,7 +385,7 @@ impl Guard {
         guard
     }
 
-    fn run(&mut self, script: &str) {
+    pub fn run(&mut self, script: &str) {
         self.runtime.block_on(self.client.batch_execute(script)).unwrap();
     }
 

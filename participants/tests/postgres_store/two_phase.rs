@@ -148,7 +148,7 @@ fn a_branch_without_its_marker_is_not_prepared() {
 }
 
 /// A way to this database on which other bytes, as many, stand in the place of some.
-fn altered<const N: usize>(url: &str, sought: &'static [u8; N], put: &'static [u8; N]) -> String {
+pub fn altered<const N: usize>(url: &str, sought: &'static [u8; N], put: &'static [u8; N]) -> String {
     let port: u16 = psql(url, "SHOW port").parse().unwrap();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let relay = listener.local_addr().unwrap().port();

@@ -2,7 +2,7 @@
 
 use crate::lab::{ME, csn, lab_in, led, marker, options, owner, sql};
 use crate::postgres::database;
-use lockstep_core::{Decided, Decider, Epoch, FromParticipant, SessionId, Starts, ToParticipant, Txid, Vote, Work};
+use lockstep_core::{Decided, Decider, Epoch, FromParticipant, Operation, SessionId, Starts, ToParticipant, Txid, Vote, Work};
 use lockstep_participants::postgres::{Postgres, PostgresMode};
 use lockstep_participants::{FromWorker, Worker, WorkerHandle};
 use std::sync::mpsc::{Receiver, channel};
@@ -12,13 +12,13 @@ const STOCK: &str = "CREATE TABLE stock(id integer PRIMARY KEY, n integer NOT NU
 const PATIENCE: Duration = Duration::from_secs(60);
 const SESSION: SessionId = SessionId(1);
 
-struct Bench {
+pub struct Bench {
     worker: WorkerHandle,
     outbox: Receiver<FromWorker>,
 }
 
 impl Bench {
-    fn open(store: Postgres) -> Bench {
+    pub fn open(store: Postgres) -> Bench {
         let bench = Bench::spawn(store);
         assert!(matches!(bench.next(), FromParticipant::Hello(_)));
         bench.send(ToParticipant::Open);
@@ -39,7 +39,7 @@ impl Bench {
         bench
     }
 
-    fn send(&self, message: ToParticipant) {
+    pub fn send(&self, message: ToParticipant) {
         self.worker.send(SESSION, vec![message]);
     }
 
@@ -48,7 +48,7 @@ impl Bench {
     }
 
     /// What it says next, beside progress.
-    fn next(&self) -> FromParticipant {
+    pub fn next(&self) -> FromParticipant {
         loop {
             match self.said() {
                 FromWorker::Message(SESSION, FromParticipant::Progress(_)) => {}
@@ -58,11 +58,18 @@ impl Bench {
         }
     }
 
-    fn prepare(&self, txid: Txid, statement: &str) {
-        self.send(ToParticipant::Prepare(Work { txid, operations: [sql(statement)].into(), timeout: 50_000_000, trace: None }));
+    pub fn prepare(&self, txid: Txid, statement: &str) {
+        self.run(vec![(txid, vec![sql(statement)])]);
     }
 
-    fn vote(&self) -> (Txid, Vote) {
+    /// All of them come at once.
+    pub fn run(&self, transactions: Vec<(Txid, Vec<Operation>)>) {
+        let work =
+            |(txid, operations): (Txid, Vec<Operation>)| Work { txid, operations: operations.into(), timeout: 50_000_000, trace: None };
+        self.worker.send(SESSION, transactions.into_iter().map(|transaction| ToParticipant::Prepare(work(transaction))).collect());
+    }
+
+    pub fn vote(&self) -> (Txid, Vote) {
         match self.next() {
             FromParticipant::Ballot(mut ballot) if ballot.votes.len() == 1 => ballot.votes.remove(0),
             other => panic!("expected one vote, not {other:?}"),
@@ -70,7 +77,7 @@ impl Bench {
     }
 }
 
-fn tx(n: u64, decider: Decider) -> Txid {
+pub fn tx(n: u64, decider: Decider) -> Txid {
     Txid { epoch: Epoch(1), n, decider }
 }
 

@@ -1,0 +1,240 @@
+//! Transactions that share a local transaction at a leader: each is as if it had one of its own.
+
+use crate::lab::{ME, lab_with, marker, options, sql};
+use crate::postgres::{database, psql};
+use crate::sessions::{BACKENDS, Guard, wait_for};
+use crate::two_phase::altered;
+use crate::working::{Bench, tx};
+use lockstep_core::{Decider, FromParticipant, Operation, RefusalKind, ToParticipant, Txid, Vote};
+use lockstep_participants::postgres::PostgresMode;
+
+const STOCK: &str = "CREATE TABLE stock(id integer PRIMARY KEY, n integer NOT NULL CHECK (n >= 0),
+    changed xid8 NOT NULL DEFAULT pg_current_xact_id()); INSERT INTO stock VALUES (1, 10), (2, 10), (3, 10), (4, 10)";
+
+/// With one connection, so that those that come at once share it.
+struct Shop {
+    url: String,
+    bench: Bench,
+}
+
+fn shop(schema: &str) -> Shop {
+    let url = database();
+    let store = lab_with(&url, with_connections(&url, 1), schema).store;
+    Shop { url, bench: Bench::open(store) }
+}
+
+fn with_connections(url: &str, n: usize) -> lockstep_participants::postgres::PostgresOptions {
+    let mut options = options(url, PostgresMode::DatabaseLed);
+    options.pool_size = n;
+    options
+}
+
+impl Shop {
+    fn run<const N: usize>(&self, transactions: [(u64, &str); N]) {
+        self.bench.run(transactions.map(|(n, statement)| (led(n), vec![sql(statement)])).into());
+    }
+
+    /// Votes by transaction until these have voted, and how many of the Yes votes came together at most.
+    fn votes(&self, of: &[u64]) -> (Vec<Vote>, usize) {
+        let mut votes: Vec<(Txid, Vote)> = Vec::new();
+        let mut together = 0;
+        while votes.len() < of.len() {
+            match self.bench.next() {
+                FromParticipant::Ballot(ballot) => {
+                    together = together.max(ballot.votes.iter().filter(|(_, vote)| matches!(vote, Vote::Ready(_))).count());
+                    if let [_, _, ..] = ballot.votes[..] {
+                        self.lead(&ballot.votes.iter().map(|(txid, _)| txid.n).collect::<Vec<_>>());
+                    } else if let [(txid, Vote::Ready(_))] = ballot.votes[..] {
+                        self.lead(&[txid.n]);
+                    }
+                    votes.extend(ballot.votes);
+                }
+                FromParticipant::Led(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        let vote = |n: &u64| votes.iter().find(|(txid, _)| txid.n == *n).expect("it has voted").1.clone();
+        (of.iter().map(vote).collect(), together)
+    }
+
+    fn lead(&self, of: &[u64]) {
+        self.bench.send(ToParticipant::Lead(of.iter().map(|n| marker(led(*n))).collect()));
+    }
+
+    /// What was led so far is there.
+    fn settled(&self, n: u64) {
+        self.bench.send(ToParticipant::Settle(lockstep_core::Settle::Txid(led(n))));
+        while !matches!(self.bench.next(), FromParticipant::Settled(..)) {}
+    }
+
+    fn psql(&self, script: &str) -> String {
+        psql(&self.url, script)
+    }
+}
+
+fn led(n: u64) -> Txid {
+    tx(n, Decider::Leader(ME))
+}
+
+fn yes(vote: &Vote) -> bool {
+    matches!(vote, Vote::Ready(_))
+}
+
+const TAKE_ONE: [(u64, &str); 3] = [
+    (1, "UPDATE stock SET n = n - 1, changed = DEFAULT WHERE id IN (1, 2)"),
+    (2, "UPDATE stock SET n = n - 1, changed = DEFAULT WHERE id IN (2, 3)"),
+    (3, "UPDATE stock SET n = n - 1, changed = DEFAULT WHERE id IN (3, 4)"),
+];
+
+#[test]
+fn those_that_come_at_once_are_committed_together_each_with_its_marker() {
+    let shop = shop(STOCK);
+    shop.run(TAKE_ONE);
+    let (votes, together) = shop.votes(&[1, 2, 3]);
+    assert!(votes.iter().all(yes) && together == 3, "{votes:?}, {together}");
+    shop.settled(3);
+    assert_eq!(shop.psql("SELECT string_agg(n::text, ',' ORDER BY id) FROM stock"), "9,8,8,9");
+    assert_eq!(shop.psql("SELECT count(DISTINCT changed) FROM stock"), "1", "one local transaction");
+    assert_eq!(shop.psql("SELECT count(DISTINCT xmin::text) FROM stock"), "3", "which rows tell apart");
+    assert_eq!(shop.psql("SELECT count(*) FROM lockstep.marker WHERE csn IS NOT NULL"), "3");
+}
+
+#[test]
+fn one_that_fails_fails_alone() {
+    let bad = [
+        ("UPDATE stock SET n = -1 WHERE id = 1", RefusalKind::Constraint),
+        ("SELECT 1/0", RefusalKind::Invalid),
+        ("SELECT nothing", RefusalKind::Invalid),
+        ("COMMIT", RefusalKind::Invalid),
+        ("SELECT $1::integer", RefusalKind::Invalid),
+    ];
+    for place in 0..3 {
+        for (statement, kind) in bad {
+            let shop = shop(STOCK);
+            let mut transactions = TAKE_ONE;
+            transactions[place].1 = statement;
+            shop.run(transactions);
+            let (votes, _) = shop.votes(&[1, 2, 3]);
+            for (at, vote) in votes.iter().enumerate() {
+                match vote {
+                    Vote::No(refusal) => assert!(at == place && refusal.kind == kind, "{statement} at {place}: {refusal:?}"),
+                    vote => assert!(at != place && yes(vote), "{statement} at {place}: {vote:?}"),
+                }
+            }
+            shop.settled(3);
+            assert_eq!(shop.psql("SELECT sum(n) FROM stock"), "36", "{statement} at {place}");
+        }
+    }
+}
+
+/// What a transaction leaves in the session, or has put off, is none of the next one's business.
+#[test]
+fn one_leaves_nothing_to_the_next() {
+    let shop = shop(&format!(
+        "{STOCK}; CREATE TABLE note(t text); CREATE ROLE {ROLE}; GRANT {ROLE} TO CURRENT_USER; CREATE SEQUENCE s;
+        CREATE TABLE child(id integer REFERENCES stock(id) DEFERRABLE INITIALLY DEFERRED)",
+        ROLE = ROLE
+    ));
+    let note = "INSERT INTO note SELECT concat_ws(',', current_user = session_user, current_setting('my.tenant', true), \
+        current_setting('search_path') LIKE '%public%', (SELECT count(*) FROM pg_class WHERE relname = 'account' AND relpersistence = 't'))";
+    let leavings = format!(
+        "SELECT set_config('my.tenant', 'ann', true), set_config('search_path', 'pg_temp', true), set_config('role', '{ROLE}', true)"
+    );
+    for first in [leavings.as_str(), "SELECT 1 AS n INTO TEMP account"] {
+        shop.run([(1, first), (2, note), (3, note)].map(|(n, statement)| (n + next(&shop), statement)));
+        let from = next(&shop);
+        let (votes, together) = shop.votes(&[from + 1, from + 2, from + 3]);
+        assert!(votes.iter().all(yes) && together == 3, "{votes:?}, {together}");
+        shop.settled(from + 3);
+    }
+    assert_eq!(shop.psql("SELECT DISTINCT t FROM note"), "t,,t,0");
+    let from = next(&shop);
+    // What the first has put off is looked at before the second makes it good.
+    shop.run([
+        (from + 1, "INSERT INTO child VALUES (7)"),
+        (from + 2, "INSERT INTO stock VALUES (7, 1)"),
+        (from + 3, "SELECT nextval('s')"),
+    ]);
+    let (votes, _) = shop.votes(&[from + 1, from + 2, from + 3]);
+    assert!(!yes(&votes[0]) && yes(&votes[1]) && yes(&votes[2]), "{votes:?}");
+    let from = from + 3;
+    shop.run([(from + 1, "SELECT nextval('s')"), (from + 2, "SELECT currval('s')"), (from + 3, "SELECT 1")]);
+    let (votes, _) = shop.votes(&[from + 1, from + 2, from + 3]);
+    assert!(yes(&votes[0]) && !yes(&votes[1]) && yes(&votes[2]), "{votes:?}");
+    shop.settled(from + 3);
+    shop.psql(&format!("DROP ROLE {ROLE}"));
+}
+
+const ROLE: &str = "lockstep_shared_role";
+
+/// How many transactions have been led.
+fn next(shop: &Shop) -> u64 {
+    shop.psql("SELECT coalesce(max(place) - (1::bigint << 39), 0) FROM lockstep.marker").parse().unwrap()
+}
+
+/// One of them is aborted: nothing of it stays, and the others run again.
+#[test]
+fn what_shares_with_one_that_is_aborted_runs_again() {
+    let shop = shop(STOCK);
+    shop.run(TAKE_ONE);
+    assert!(matches!(shop.bench.next(), FromParticipant::Ballot(ballot) if ballot.votes.len() == 3));
+    shop.bench.send(ToParticipant::Abort(led(2)));
+    let (votes, together) = shop.votes(&[1, 3]);
+    assert!(votes.iter().all(yes) && together == 2, "{votes:?}, {together}");
+    shop.settled(3);
+    assert_eq!(shop.psql("SELECT string_agg(n::text, ',' ORDER BY id) FROM stock"), "9,9,9,9");
+    assert_eq!(shop.psql("SELECT count(*) FROM lockstep.marker"), "2");
+}
+
+/// One waits for a lock that somebody else has: the others do not wait for that.
+#[test]
+fn a_lock_that_one_waits_for_holds_up_only_that_one() {
+    let url = database();
+    let store = lab_with(&url, with_connections(&url, 2), STOCK).store;
+    let shop = Shop { bench: Bench::open(store), url };
+    let mut holder = Guard::new(&shop.url, "BEGIN; UPDATE stock SET n = 5 WHERE id = 4");
+    let take_one = |n: u64| (led(n), vec![sql(&format!("UPDATE stock SET n = n - 1 WHERE id = {}", n + 1))]);
+    shop.bench.run((1..4).map(take_one).collect());
+    let (votes, _) = shop.votes(&[1, 2]);
+    assert!(votes.iter().all(yes), "{votes:?}");
+    holder.run("COMMIT");
+    let (votes, _) = shop.votes(&[3]);
+    assert!(votes.iter().all(yes), "{votes:?}");
+    shop.settled(3);
+    assert_eq!(shop.psql("SELECT string_agg(n::text, ',' ORDER BY id) FROM stock"), "10,9,9,4");
+}
+
+/// The backend ends while it commits them: whether it did is not guessed, but settled, of each.
+#[test]
+fn a_lost_answer_is_settled_of_each() {
+    let shop = shop(STOCK);
+    shop.run(TAKE_ONE);
+    assert!(matches!(shop.bench.next(), FromParticipant::Ballot(ballot) if ballot.votes.len() == 3));
+    let mut guard = Guard::new(&shop.url, "BEGIN; LOCK TABLE lockstep.marker IN SHARE MODE");
+    shop.lead(&[1, 2, 3]);
+    wait_for(&shop.url, &format!("SELECT count(*) = 1 {BACKENDS} AND wait_event_type = 'Lock'"));
+    shop.psql(&format!("SELECT pg_terminate_backend(pid) {BACKENDS} AND wait_event_type = 'Lock'"));
+    guard.run("COMMIT");
+    let mut not_led: Vec<u64> = Vec::new();
+    while not_led.len() < 3 {
+        match shop.bench.next() {
+            FromParticipant::NotLed(txids, _) => not_led.extend(txids.iter().map(|txid| txid.n)),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(shop.psql("SELECT sum(n), (SELECT count(*) FROM lockstep.marker WHERE csn IS NULL) FROM stock"), "40|3");
+}
+
+/// As [`crate::two_phase`] has it for one.
+#[test]
+fn a_begin_that_fails_leaves_nothing() {
+    let url = database();
+    psql(&url, "CREATE TABLE item(id integer PRIMARY KEY)");
+    let way = altered(&url, b"BEGIN READ WRITE; SAVEPOINT lockstep", b"SELECT 1/0; SELECT /***********/ 1/0");
+    let store = lab_with(&way, with_connections(&way, 1), "SELECT 1").store;
+    let shop = Shop { bench: Bench::open(store), url };
+    let insert = |n: u64| (led(n), vec![sql(&format!("INSERT INTO item VALUES ({n})"))] as Vec<Operation>);
+    shop.bench.run((1..4).map(insert).collect());
+    assert!(matches!(shop.bench.next(), FromParticipant::Ballot(ballot) if ballot.votes.len() == 1), "each runs again by itself");
+    assert_eq!(shop.psql("SELECT count(*) FROM item"), "0");
+}
