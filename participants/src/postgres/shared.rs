@@ -37,9 +37,14 @@ async fn run_what_waits(site: Site, late: LateVotes) {
             Ok(connection) => connection,
             Err(failure) => return refuse_what_waits(&site, &late, failure),
         };
-        let mut next = site.session.turns().next(Instant::now());
+        let next = site.session.turns().next(Instant::now());
+        if next.is_empty() {
+            return;
+        }
+        let (stopped, mut next): (Vec<Begun>, Vec<Begun>) = next.into_iter().partition(|branch| branch.stop.is_told());
+        stopped.iter().for_each(|branch| site.session.under_way().leave(branch.work.txid));
         match (next.len(), next.pop()) {
-            (_, None) => return,
+            (_, None) => {}
             (1, Some(branch)) => run_one(&site, &late, connection, branch).await,
             (_, Some(last)) => {
                 next.push(last);

@@ -27,6 +27,8 @@ pub struct Turns {
     /// Tasks that run, one behind the other, what waits.
     runners: usize,
     runners_max: usize,
+    /// When one was last added because somebody had waited long.
+    helped: Option<Instant>,
     /// Whether a task looks after those that wait long.
     watched: bool,
     /// What one takes by itself, the way to the server included: the least of late.
@@ -47,6 +49,7 @@ impl Turns {
             waiting: VecDeque::new(),
             runners: 0,
             runners_max,
+            helped: None,
             watched: false,
             flight: Duration::MAX / 2,
             cost: COST,
@@ -62,7 +65,11 @@ impl Turns {
 
     /// Whether another runner is to begin: it counts as begun.
     pub fn wants_runner(&mut self, now: Instant) -> bool {
-        let wanted = !self.waiting.is_empty() && self.runners < self.runners_wanted(now);
+        let helps = self.stalled(now) && self.runners < self.runners_max && self.helped.is_none_or(|at| now >= at + STALLED);
+        let wanted = !self.waiting.is_empty() && (self.runners < self.runners_wanted() || helps);
+        if wanted && helps {
+            self.helped = Some(now);
+        }
         self.runners += usize::from(wanted);
         wanted
     }
@@ -86,7 +93,7 @@ impl Turns {
     /// Those that a runner is to run next, together; none: it ends.
     pub fn next(&mut self, now: Instant) -> Vec<Begun> {
         let mut next: Vec<Begun> = Vec::new();
-        if self.runners <= self.runners_wanted(now) {
+        if self.runners <= self.runners_wanted() || self.stalled(now) {
             let (most, mut bytes) = (self.size(), 0);
             while let Some(first) = self.waiting.front() {
                 let (more, shares) = (size_of(&first.work), shares(&first.work));
@@ -143,12 +150,12 @@ impl Turns {
     }
 
     /// As many transactions run at once as there are connections, however many share one; two of which one commits while the other runs.
-    fn runners_wanted(&self, now: Instant) -> usize {
-        let stalled = self.waiting.front().is_some_and(|first| now >= first.since + STALLED);
-        match stalled {
-            true => self.runners_max,
-            false => (self.runners_max / self.size()).max(2).min(self.runners_max),
-        }
+    fn runners_wanted(&self) -> usize {
+        (self.runners_max / self.size()).max(2).min(self.runners_max)
+    }
+
+    fn stalled(&self, now: Instant) -> bool {
+        self.waiting.front().is_some_and(|first| now >= first.since + STALLED)
     }
 }
 
@@ -257,7 +264,8 @@ mod tests {
         turns.enter(waiting(1, "INSERT", now));
         turns.runners = 2;
         assert!(!turns.wants_runner(now));
-        assert!(turns.wants_runner(now + STALLED) && turns.wants_runner(now + STALLED) && !turns.wants_runner(now + STALLED));
+        assert!(turns.wants_runner(now + STALLED) && !turns.wants_runner(now + STALLED), "one more");
+        assert!(turns.wants_runner(now + 2 * STALLED) && !turns.wants_runner(now + 3 * STALLED), "as many as there are connections");
         assert!(turns.wants_watch() && !turns.wants_watch());
         assert_eq!(turns.overdue(now).expect("one waits").len(), 0);
         assert_eq!(numbers(&turns.overdue(now + Duration::from_secs(1)).expect("one waited")), [1]);
