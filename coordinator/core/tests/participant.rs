@@ -568,6 +568,32 @@ fn those_that_share_a_local_transaction_are_led_or_taken_back_together() {
     assert_eq!(bench.batch(), [e]);
 }
 
+/// The same while the store takes others.
+#[test]
+fn an_abort_reaches_what_is_open_while_the_store_takes_a_batch() {
+    let mut bench = Bench::open(Kind::Leader);
+    let [a, b, c, d] = [1, 2, 3, 4].map(|n| led(n, ME));
+    bench.prepare(&[a, b]);
+    bench.batch();
+    bench.vote(vec![]);
+    bench.step(late(&[a, b]));
+    bench.prepare(&[c]);
+    bench.batch();
+    bench.tell(ToParticipant::Abort(a));
+    bench.vote(vec![]);
+    assert!(matches!(bench.work(), Some(StoreCommand::Abort(txids)) if txids == [b, a]));
+    bench.report(StoreReport::Aborted);
+    assert_eq!(bench.batch(), [b], "it runs again");
+    bench.vote(vec![]);
+    bench.prepare(&[d]);
+    bench.batch();
+    bench.tell(ToParticipant::Abort(c));
+    bench.vote(vec![]);
+    bench.sent.clear();
+    bench.step(late(&[c]));
+    assert_eq!(bench.sent, [], "it was aborted while it ran");
+}
+
 #[test]
 fn a_local_transaction_is_not_led_in_part() {
     let mut bench = Bench::open(Kind::Leader);

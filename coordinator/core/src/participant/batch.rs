@@ -223,6 +223,13 @@ impl Session {
             return Some(format!("I2: Abort for {txid}, which was decided as CSN {}", decided.csn));
         }
         self.reserved.retain(|_, txids| !txids.contains(&txid));
+        // Also while the store takes a batch that it is none of.
+        if self.working.remove(&txid).is_some() || self.take_back_group(txid) {
+            if !broken(Mutation::AbortMissesWorking) {
+                self.aborts.push(txid);
+            }
+            return None;
+        }
         match &mut self.batch {
             Batch::Running { aborted } => {
                 if !broken(Mutation::AbortMissesRunning) {
@@ -236,10 +243,7 @@ impl Session {
                     withheld.retain(|(t, _)| *t != txid);
                 }
                 self.cancel_queued(txid);
-                let at_work = self.working.remove(&txid).is_some() || self.take_back_group(txid);
-                let at_work = at_work && !broken(Mutation::AbortMissesWorking);
                 let known = match kind {
-                    _ if at_work => true,
                     // Also what this session knows nothing of: an application may have prepared it.
                     Kind::Preparing => {
                         self.doubts.remove(txid);
