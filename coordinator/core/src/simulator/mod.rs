@@ -466,6 +466,12 @@ mod tests {
         }
     }
 
+    /// One that shares a leader's local transaction is aborted while the store takes others.
+    #[test]
+    fn an_abort_beside_a_batch_that_runs() {
+        check(500_407, &Options::default());
+    }
+
     /// A store is connected again while the order that removes it is on its way to the disk.
     #[test]
     fn a_removed_store_is_not_let_in() {
