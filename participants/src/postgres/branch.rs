@@ -23,10 +23,6 @@ use tokio_postgres::{Client, RowStream, Statement};
 /// How long a server may take to roll back, which waits for nobody: on a connection that is dead no answer ever comes.
 const ROLL_BACK: Duration = Duration::from_secs(1);
 
-/// Behind the last of them. The marker may wait for a lock as long as any.
-const BEHIND: &str =
-    "RELEASE SAVEPOINT lockstep; RESET SESSION AUTHORIZATION; RESET ROLE; SET CONSTRAINTS ALL IMMEDIATE; RESET lock_timeout";
-
 /// Takes back what the transaction may have left in the session (`set_config`, a role, session locks, a temporary table that would stand
 /// before another's of its name): behind its end, before another's statements are compiled. `DISCARD ALL` cannot share a message. What
 /// guards the connection outside of transactions is set anew ([`super::connection::Connector::guarded`]).
@@ -54,6 +50,10 @@ const BEGIN_SHARED: &str = "BEGIN READ WRITE; SAVEPOINT lockstep; SET LOCAL lock
 /// back ([`RESET`]). First of all it fails where there is no transaction: then nothing of it is begun, and the connection stays guarded.
 const BETWEEN: &str = "RELEASE SAVEPOINT lockstep; SET CONSTRAINTS ALL IMMEDIATE; RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; \
     DISCARD TEMP; DISCARD SEQUENCES; CLOSE ALL; SAVEPOINT lockstep; SET LOCAL lock_timeout = 50";
+
+/// Behind the last of those that share one. The marker may wait for a lock as long as any.
+const BEHIND: &str =
+    "RELEASE SAVEPOINT lockstep; RESET SESSION AUTHORIZATION; RESET ROLE; SET CONSTRAINTS ALL IMMEDIATE; RESET lock_timeout";
 
 /// Compiled once on a connection. The marker of a branch (R-MARKER): an owner that is not ours is NULL, which the table forbids (R-OWNER).
 /// Nothing is locked: a prepared branch would hold the lock against the next owner. It tells its transaction's number.

@@ -55,7 +55,7 @@ pub struct Begun {
     pub deadline: Instant,
 }
 
-/// Where branches run, and who takes their votes.
+/// Where branches run.
 #[derive(Clone)]
 pub struct Site {
     pub session: Arc<Session>,
@@ -292,7 +292,7 @@ pub async fn take_back(session: &Arc<Session>, open: Open) {
 }
 
 /// Rolls back. Where the server does not answer, the backend is ended, so that it holds no locks; nobody waits for that.
-pub async fn roll_back(session: &Arc<Session>, mut connection: Lent) {
+async fn roll_back(session: &Arc<Session>, mut connection: Lent) {
     if branch::roll_back(&mut connection).await {
         return;
     }
