@@ -6,7 +6,7 @@ use lockstep_core::{
     SessionId, Starts, Ticket, ToParticipant, Txid, Vote, Work,
 };
 use lockstep_participants::{
-    Committed, FromWorker, LateVotes, Reader, Recovered, ResourceManager, StoreError, Tended, Validator, Worker, WorkerHandle,
+    Committed, FromWorker, LateReports, Reader, Recovered, ResourceManager, StoreError, Tended, Validator, Worker, WorkerHandle,
 };
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
@@ -22,7 +22,7 @@ struct Index {
     gate: Option<Receiver<()>>,
     breaks_at_commit: bool,
     /// Votes given later go there.
-    late: Option<LateVotes>,
+    late: Option<LateReports>,
     /// When it is recovered again, what was at work before ends with an error.
     ends_late: bool,
     /// So often it does not answer whose it is.
@@ -76,7 +76,7 @@ impl ResourceManager for Index {
         })
     }
 
-    fn vote_later(&mut self, late: LateVotes) {
+    fn report_later(&mut self, late: LateReports) {
         self.late = Some(late);
     }
 

@@ -244,15 +244,16 @@ impl Connector {
 }
 
 impl managed::Manager for Connector {
-    type Type = Connection;
+    /// Lent ones are handed on often.
+    type Type = Box<Connection>;
     type Error = String;
 
-    async fn create(&self) -> Result<Connection, String> {
+    async fn create(&self) -> Result<Box<Connection>, String> {
         // Seldom needed, and large: every branch's future would have room for it.
-        Box::pin(self.connect()).await
+        Box::pin(self.connect()).await.map(Box::new)
     }
 
-    async fn recycle(&self, connection: &mut Connection, _: &Metrics) -> RecycleResult<String> {
+    async fn recycle(&self, connection: &mut Box<Connection>, _: &Metrics) -> RecycleResult<String> {
         match connection.spoilt || connection.preparing || connection.stale || connection.client.is_closed() {
             true => Err(RecycleError::message("it is closed or spoilt")),
             false => Ok(()),

@@ -2,6 +2,7 @@
 
 use super::connection::{Connector, Lent, Pool, Started, lend, lend_at_once};
 use super::failure::Failure;
+use super::finishing::Finishing;
 use super::turns::Turns;
 use super::work::UnderWay;
 use super::{PostgresOptions, branch};
@@ -37,6 +38,7 @@ pub struct Session {
     connector: Connector,
     under_way: Mutex<UnderWay>,
     turns: Mutex<Turns>,
+    finishing: Mutex<Finishing>,
     /// Branches' own tasks, and what goes before them; `None`: the session has ended.
     tasks: Mutex<Option<JoinSet<()>>>,
     runtime: Handle,
@@ -60,6 +62,7 @@ impl Session {
             connector,
             under_way: Mutex::default(),
             turns: Mutex::new(Turns::new(options.pool_size)),
+            finishing: Mutex::default(),
             tasks: Mutex::new(Some(JoinSet::new())),
             runtime: Handle::current(),
         }
@@ -73,6 +76,11 @@ impl Session {
     /// Who runs next, where it decides. Never held across an await.
     pub fn turns(&self) -> MutexGuard<'_, Turns> {
         self.turns.lock().expect("no holder panics")
+    }
+
+    /// What waits to be finished. Never held across an await.
+    pub fn finishing(&self) -> MutexGuard<'_, Finishing> {
+        self.finishing.lock().expect("no holder panics")
     }
 
     /// Begins a task that ends with the session.
