@@ -79,6 +79,15 @@ pub struct StatementResult {
 }
 
 impl Value {
+    /// What it says, bytes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Value::Null | Value::Integer(_) | Value::Real(_) | Value::Boolean(_) => 8,
+            Value::Text(text) => text.len(),
+            Value::Blob(bytes) => bytes.len(),
+        }
+    }
+
     /// What it takes in memory, bytes.
     pub fn memory(&self) -> usize {
         let beside = match self {
@@ -112,6 +121,16 @@ pub struct KeyWrite {
 }
 
 impl Operation {
+    /// What it says, bytes: statement and parameters, or key and document.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Operation::Statement { sql, parameters, .. } => sql.len() + parameters.iter().map(Value::bytes).sum::<usize>(),
+            Operation::Put { key, document, .. } => key.len() + document.len(),
+            Operation::Delete { key, .. } => key.len(),
+            Operation::Enlisted { .. } => 8,
+        }
+    }
+
     /// The document key this writes, if it writes a document.
     pub fn key(&self) -> Option<&str> {
         match self {

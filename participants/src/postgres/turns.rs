@@ -3,7 +3,7 @@
 
 use super::statement;
 use super::work::Begun;
-use lockstep_core::{Operation, Value, Work};
+use lockstep_core::{Operation, Work};
 use std::collections::VecDeque;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -96,7 +96,7 @@ impl Turns {
         if self.runners <= self.runners_wanted() || self.stalled(now) {
             let (most, mut bytes) = (self.size(), 0);
             while let Some(first) = self.waiting.front() {
-                let (more, shares) = (size_of(&first.work), shares(&first.work));
+                let (more, shares) = (first.work.operations.iter().map(Operation::bytes).sum::<usize>(), shares(&first.work));
                 if next.len() == most || (!next.is_empty() && (bytes + more > SHARE_BYTES || !shares)) {
                     break;
                 }
@@ -165,19 +165,6 @@ fn shares(work: &Work) -> bool {
         Operation::Statement { sql, .. } => statement::touches_rows_only(sql),
         Operation::Enlisted { .. } | Operation::Put { .. } | Operation::Delete { .. } => false,
     })
-}
-
-fn size_of(work: &Work) -> usize {
-    let of_value = |value: &Value| match value {
-        Value::Null | Value::Integer(_) | Value::Real(_) | Value::Boolean(_) => 8,
-        Value::Text(text) => text.len(),
-        Value::Blob(bytes) => bytes.len(),
-    };
-    let of_operation = |operation: &Operation| match operation {
-        Operation::Statement { sql, parameters, .. } => sql.len() + parameters.iter().map(of_value).sum::<usize>(),
-        Operation::Enlisted { .. } | Operation::Put { .. } | Operation::Delete { .. } => 8,
-    };
-    work.operations.iter().map(of_operation).sum()
 }
 
 #[cfg(test)]

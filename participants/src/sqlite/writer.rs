@@ -576,7 +576,7 @@ pub struct Room {
 
 impl Room {
     fn take(&mut self, row: &[Value]) -> Result<(), Failure> {
-        let size: usize = row.iter().map(size_of_value).sum();
+        let size: usize = row.iter().map(Value::bytes).sum();
         let Limits { rows, result_bytes, .. } = self.limits;
         self.rows = self
             .rows
@@ -590,14 +590,6 @@ impl Room {
 }
 
 /// A NULL is not free: a result of nothing else takes memory too.
-fn size_of_value(value: &Value) -> usize {
-    match value {
-        Value::Null | Value::Boolean(_) | Value::Integer(_) | Value::Real(_) => 8,
-        Value::Text(text) => text.len(),
-        Value::Blob(bytes) => bytes.len(),
-    }
-}
-
 fn value_of(value: ValueRef<'_>, column: &str) -> Result<Value, Failure> {
     Ok(match value {
         ValueRef::Null => Value::Null,

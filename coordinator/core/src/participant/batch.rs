@@ -7,7 +7,7 @@ use super::{Command, Next};
 use crate::ids::{Decider, Time, Txid};
 use crate::message::{FromParticipant, Work};
 use crate::mutation::{Mutation, broken};
-use crate::operation::{Operation, Value};
+use crate::operation::Operation;
 use crate::transaction::is_enlisted;
 use crate::vote::{Ballot, Kind, Refusal, RefusalKind, Vote};
 use rustc_hash::FxHashSet;
@@ -107,7 +107,7 @@ impl Session {
                 continue;
             }
             work.timeout -= waited;
-            bytes += work.operations.iter().map(size_of_operation).sum::<usize>();
+            bytes += work.operations.iter().map(Operation::bytes).sum::<usize>();
             batch.push(work);
             if alone {
                 break; // R-SERIAL: nothing runs on top of what another database decides
@@ -331,20 +331,6 @@ fn fits(kind: Kind, leads: bool, ours: bool) -> bool {
 
 pub(super) fn same_transactions(a: &[Txid], b: &[Txid]) -> bool {
     a == b || (a.len() == b.len() && a.iter().all(|t| b.contains(t)))
-}
-
-fn size_of_operation(operation: &Operation) -> usize {
-    let size_of_value = |value: &Value| match value {
-        Value::Null | Value::Integer(_) | Value::Real(_) | Value::Boolean(_) => 8,
-        Value::Text(text) => text.len(),
-        Value::Blob(bytes) => bytes.len(),
-    };
-    match operation {
-        Operation::Statement { sql, parameters, .. } => sql.len() + parameters.iter().map(size_of_value).sum::<usize>(),
-        Operation::Put { key, document, .. } => key.len() + document.len(),
-        Operation::Delete { key, .. } => key.len(),
-        Operation::Enlisted { .. } => 8,
-    }
 }
 
 #[cfg(test)]
