@@ -154,8 +154,8 @@ pub type LateReports = Arc<dyn Fn(Result<Late, String>) + Send + Sync>;
 pub enum Late {
     /// Votes that [`ResourceManager::prepare`] has left out.
     Votes(Ballot),
-    /// What became of a decision of which [`ResourceManager::commit`] has said nothing.
-    Finished(Finished),
+    /// What became of decisions of which [`ResourceManager::commit`] has said nothing.
+    Finished(Vec<Finished>),
 }
 
 /// What a store holds when a session opens.

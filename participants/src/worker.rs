@@ -191,7 +191,7 @@ impl Worker {
                 }
             }
             ToWorker::Late(_, Ok(Late::Votes(ballot))) => self.step(ParticipantEvent::Votes(ballot)),
-            ToWorker::Late(_, Ok(Late::Finished(finished))) => self.step(ParticipantEvent::Finished(finished)),
+            ToWorker::Late(_, Ok(Late::Finished(all))) => all.into_iter().for_each(|one| self.step(ParticipantEvent::Finished(one))),
             // What went wrong before the store was recovered is mended by that.
             ToWorker::Late(since, Err(why)) if since < self.shared.recoveries.load(Ordering::SeqCst) => {
                 tracing::debug!(%why, "an error from before the store was recovered");

@@ -1,6 +1,5 @@
 //! What is decided is finished beside the store's thread: it waits for one of a few connections, which finish several in a flight.
 
-use super::failure::Failure;
 use super::session::Session;
 use super::two_phase;
 use crate::{Late, LateReports};
@@ -50,15 +49,11 @@ async fn finish_what_waits(session: Arc<Session>, late: LateReports, most: usize
         let finished = async {
             let connection = session.finisher().await?;
             let flight = session.finishing().next(most);
-            let each = flight.iter().map(async |decided| {
-                late(Ok(Late::Finished(two_phase::finish(&session, &connection, decided).await?)));
-                Ok::<(), Failure>(())
-            });
-            try_join_all(each).await.map(|each| !each.is_empty())
+            try_join_all(flight.iter().map(|decided| two_phase::finish(&session, &connection, decided))).await
         };
         match timeout(super::PATIENCE, finished).await {
-            Ok(Ok(true)) => {}
-            Ok(Ok(false)) => return,
+            Ok(Ok(finished)) if finished.is_empty() => return,
+            Ok(Ok(finished)) => late(Ok(Late::Finished(finished))),
             // Its session ends, and the next one looks at what is there.
             Ok(Err(failure)) => return late(Err(failure.refusal().message)),
             Err(_) => return late(Err(format!("PostgreSQL did not answer within {:?}", super::PATIENCE))),

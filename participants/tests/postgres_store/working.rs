@@ -1,10 +1,13 @@
 //! The store behind its worker: votes come when they are there, and nothing waits for another's.
 
 use crate::lab::{ME, csn, lab_in, led, marker, options, owner, sql};
-use crate::postgres::database;
+use crate::postgres::{Cluster, database, psql};
+use crate::sessions::wait_for;
 use lockstep_core::{Decided, Decider, Epoch, FromParticipant, Operation, SessionId, Starts, ToParticipant, Txid, Vote, Work};
 use lockstep_participants::postgres::{Postgres, PostgresMode};
 use lockstep_participants::{FromWorker, Worker, WorkerHandle};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
@@ -106,6 +109,37 @@ fn a_branch_waits_for_a_lock_and_holds_up_nothing() {
         }
         other => panic!("{other:?}"),
     }
+}
+
+/// Where a standby is to confirm each commit and is away, what is decided waits for it, and nobody else: the database answers others.
+#[test]
+fn a_commit_that_waits_for_a_standby_holds_up_no_votes() {
+    let cluster = Cluster::start(&["max_prepared_transactions=10"]);
+    let url = cluster.database();
+    let waits = |n: usize| wait_for(&url, &format!("SELECT count(*) = {n} FROM pg_stat_activity WHERE wait_event = 'SyncRep'"));
+    let bench = Bench::open(lab_in(&url, PostgresMode::TwoPhase, &format!("{STOCK}; CREATE TABLE probe(n integer)")).store);
+    let [decided, reads] = [1, 2].map(|n| tx(n, Decider::Log));
+    bench.prepare(decided, "UPDATE stock SET n = n - 1");
+    assert!(matches!(bench.vote(), (txid, Vote::Prepared(_)) if txid == decided));
+    cluster.psql("postgres", "ALTER SYSTEM SET synchronous_standby_names = 'away'");
+    cluster.psql("postgres", "SELECT pg_reload_conf()");
+    // The server takes that in some time: from then on another's commit waits, too.
+    let over = Arc::<AtomicBool>::default();
+    let (probe, ends) = (url.clone(), Arc::clone(&over));
+    std::thread::spawn(move || {
+        while !ends.load(Ordering::SeqCst) {
+            psql(&probe, "INSERT INTO probe VALUES (1)");
+        }
+    });
+    waits(1);
+    bench.send(ToParticipant::Commit(Decided { csn: csn(1), txids: vec![decided], redo: bytes::Bytes::new(), trace: None }));
+    waits(2);
+    bench.prepare(reads, "SELECT 1");
+    assert!(matches!(bench.vote(), (txid, Vote::ReadOnly(_)) if txid == reads), "it is not held up");
+    over.store(true, Ordering::SeqCst);
+    cluster.psql("postgres", "ALTER SYSTEM RESET synchronous_standby_names");
+    cluster.psql("postgres", "SELECT pg_reload_conf()");
+    assert_eq!(bench.next(), FromParticipant::Committed(decided));
 }
 
 /// The same at a leader, and a transaction that is aborted while it waits is taken back.
