@@ -4,7 +4,7 @@ use crate::failpoints::hit;
 use lockstep_core::{
     Abilities, Ballot, Csn, Decided, Kind, Marker, MarkerEvidence, Operation, Owner, ParticipantId, Position, Settle, Txid, Vote, Work,
 };
-use lockstep_participants::{Committed, Late, LateReports, Led, Reader, Recovered, ResourceManager, StoreError, Tended, Validator};
+use lockstep_participants::{Committed, LateVotes, Led, Reader, Recovered, ResourceManager, StoreError, Tended, Validator};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,14 +65,11 @@ impl ResourceManager for FragileStore {
         Some(Arc::new(FragileValidator { name: self.name.clone(), validator }))
     }
 
-    fn report_later(&mut self, late: LateReports) {
-        let (vote, commit) = (format!("store.{}.before_late_vote", self.name), format!("store.{}.after_late_commit", self.name));
-        self.store.report_later(Arc::new(move |report| {
-            hit(match report {
-                Ok(Late::Finished(_)) => &commit,
-                Ok(Late::Votes(_)) | Err(_) => &vote,
-            });
-            late(report);
+    fn vote_later(&mut self, late: LateVotes) {
+        let place = format!("store.{}.before_late_vote", self.name);
+        self.store.vote_later(Arc::new(move |votes| {
+            hit(&place);
+            late(votes);
         }));
     }
 

@@ -2,7 +2,7 @@
 
 use crate::meters::{Called, Meters};
 use lockstep_core::{Abilities, Ballot, Csn, Decided, Kind, Marker, MarkerEvidence, Owner, ParticipantId, Position, Settle, Txid, Work};
-use lockstep_participants::{Committed, LateReports, Led, Reader, Recovered, ResourceManager, StoreError, Tended, Validator};
+use lockstep_participants::{Committed, LateVotes, Led, Reader, Recovered, ResourceManager, StoreError, Tended, Validator};
 use prometheus_client::metrics::histogram::Histogram;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -68,8 +68,8 @@ impl ResourceManager for MeasuredStore {
         self.store.validator()
     }
 
-    fn report_later(&mut self, late: LateReports) {
-        self.store.report_later(late);
+    fn vote_later(&mut self, late: LateVotes) {
+        self.store.vote_later(late);
     }
 
     fn commit(&mut self, decided: &[Decided], closed: Csn) -> Result<Committed, StoreError> {

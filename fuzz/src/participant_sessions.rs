@@ -4,10 +4,9 @@ use crate::input::{below, bytes, number, one, seldom};
 use arbitrary::Unstructured;
 use bytes::Bytes;
 use lockstep_core::{
-    Abilities, Ballot, BranchRedo, CommitEntry, CoordId, Csn, Decided, Decider, EntryPayload, Epoch, Finished, FromParticipant, KeyWrite,
-    Kind, Marker, MarkerEvidence, Operation, Owner, Participant, ParticipantEffect, ParticipantEvent, ParticipantId, Position, Progress,
-    Refusal, RefusalKind, RequestKey, Results, SessionId, Settle, Starts, StoreCommand, StoreReport, Ticket, Time, ToParticipant, Txid,
-    Vote, Work,
+    Abilities, Ballot, BranchRedo, CommitEntry, CoordId, Csn, Decided, Decider, EntryPayload, Epoch, FromParticipant, KeyWrite, Kind,
+    Marker, MarkerEvidence, Operation, Owner, Participant, ParticipantEffect, ParticipantEvent, ParticipantId, Position, Progress, Refusal,
+    RefusalKind, RequestKey, Results, SessionId, Settle, Starts, StoreCommand, StoreReport, Ticket, Time, ToParticipant, Txid, Vote, Work,
 };
 use lockstep_proto::v1;
 use lockstepd::service::participant_messages as wire;
@@ -50,21 +49,6 @@ struct Store {
     progress: Progress,
     prepared: Vec<Txid>,
     markers: Vec<Marker>,
-    /// What it finishes beside other commands.
-    finishing: Vec<Decided>,
-}
-
-impl Store {
-    fn finish(&mut self, decided: &Decided) -> Finished {
-        let (mut done, mut not_prepared) = (Vec::new(), Vec::new());
-        for txid in &decided.txids {
-            match self.prepared.iter().position(|prepared| prepared == txid) {
-                Some(at) => done.push(self.prepared.remove(at)),
-                None => not_prepared.push((*txid, MarkerEvidence::Unknowable)),
-            }
-        }
-        Finished { csn: decided.csn, done, not_prepared, stuck: None }
-    }
 }
 
 impl Play {
@@ -187,15 +171,6 @@ impl Play {
 
     /// The store has done what it was told.
     fn report(&mut self, input: &mut Unstructured) {
-        if !self.store.finishing.is_empty() && seldom(input, 2) {
-            let decided = self.store.finishing.remove(0);
-            let stuck = seldom(input, 6).then(|| "not now".into());
-            let finished = match stuck.is_some() {
-                true => Finished { csn: decided.csn, stuck, ..Finished::default() },
-                false => self.store.finish(&decided),
-            };
-            self.event(ParticipantEvent::Finished(finished));
-        }
         let Some(command) = self.command.take() else { return };
         if seldom(input, 12) {
             return self.event(ParticipantEvent::Store(StoreReport::Broken("the disk".into())));
@@ -204,7 +179,6 @@ impl Play {
         let report = match command {
             StoreCommand::Recover { owner, .. } => {
                 store.owner = Some(owner);
-                store.finishing.clear();
                 StoreReport::Recovered {
                     progress: store.progress,
                     highest: store.progress.applied,
@@ -231,14 +205,17 @@ impl Play {
             }
             StoreCommand::Commit { decided, closed } => {
                 let (mut done, mut not_prepared, mut stuck) = (Vec::new(), Vec::new(), Vec::new());
-                let later = self.kind == Kind::Preparing && seldom(input, 2);
                 for decided in decided.iter() {
-                    if later {
-                        store.finishing.push(decided.clone());
-                    } else if self.kind == Kind::Preparing {
-                        let finished = store.finish(decided);
-                        done.extend(finished.done);
-                        not_prepared.extend(finished.not_prepared);
+                    if self.kind == Kind::Preparing {
+                        for txid in &decided.txids {
+                            match store.prepared.iter().position(|prepared| prepared == txid) {
+                                Some(at) => {
+                                    store.prepared.remove(at);
+                                    done.push(*txid);
+                                }
+                                None => not_prepared.push((*txid, MarkerEvidence::Unknowable)),
+                            }
+                        }
                     } else if self.kind == Kind::Redo && seldom(input, 6) {
                         stuck.push((decided.csn, "not now".into()));
                     }

@@ -1,7 +1,7 @@
 //! What every store must be able to do.
 
 use lockstep_core::{
-    Abilities, Ballot, Csn, Decided, Finished, Kind, Marker, MarkerEvidence, Operation, Owner, ParticipantId, Position, Progress, Settle,
+    Abilities, Ballot, Csn, Decided, Kind, Marker, MarkerEvidence, Operation, Owner, ParticipantId, Position, Progress, Settle,
     StatementResult, Txid, Value, Vote, Work,
 };
 use std::path::Path;
@@ -53,16 +53,13 @@ pub trait ResourceManager: Send {
     /// thread, each once. Such a store is asked for further batches meanwhile, and is told of aborts of transactions that still run (it takes
     /// them back, and gives no vote on them). As a leader it hands over, in one ballot, the votes of those that share a local transaction:
     /// Ready, all of them, readers too. They are led together, exactly, or taken back together: an abort of one is one of all.
-    ///
-    /// A preparing store may finish so what [`ResourceManager::commit`] is given, too: it answers nothing of it, and hands over what became
-    /// of each. `recover` ends what is still being finished.
-    fn report_later(&mut self, late: LateReports) {
+    fn vote_later(&mut self, late: LateVotes) {
         let _ = late;
     }
 
     /// Phase two. In CSN order as far as known; a repeat is harmless. `closed`: no outcome at or below it is open, so a watermark may
     /// go up to there (R-WATERMARK). A serial executor commits its open group here if the decision is of that group, and applies the
-    /// redo otherwise. A preparing store says of each what became of it, or of none, and then later ([`ResourceManager::report_later`]).
+    /// redo otherwise.
     fn commit(&mut self, decided: &[Decided], closed: Csn) -> Result<Committed, StoreError>;
 
     /// Forgets the branches, also those that applications have prepared; unknown ones are ignored. At a serial executor or leader: rolls back the whole open batch.
@@ -146,17 +143,8 @@ pub trait Validator: Send + Sync {
     fn validate(&self, operations: &[Operation]) -> Option<Vote>;
 }
 
-/// Takes what comes late, or why the store's state in memory can't be trusted any more.
-pub type LateReports = Arc<dyn Fn(Result<Late, String>) + Send + Sync>;
-
-/// What a store says beside its thread.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Late {
-    /// Votes that [`ResourceManager::prepare`] has left out.
-    Votes(Ballot),
-    /// What became of decisions of which [`ResourceManager::commit`] has said nothing.
-    Finished(Vec<Finished>),
-}
+/// Takes votes that come late, or why the store's state in memory can't be trusted any more.
+pub type LateVotes = Arc<dyn Fn(Result<Ballot, String>) + Send + Sync>;
 
 /// What a store holds when a session opens.
 #[derive(Clone, Debug, PartialEq)]

@@ -4,7 +4,7 @@
 //! The loop: take everything that has arrived, let the machine choose the store's next command, carry it out, send what came of it.
 //! While the store works the inbox fills; that is what makes the next batch.
 
-use crate::resource_manager::{Committed, Late, Led, Reader, Recovered, ResourceManager, StoreError, Tended, Validator};
+use crate::resource_manager::{Committed, Led, Reader, Recovered, ResourceManager, StoreError, Tended, Validator};
 use lockstep_core::{
     Ballot, FromParticipant, Kind, Participant, ParticipantEffect, ParticipantEvent, Refusal, RefusalKind, SessionId, Settle, StoreCommand,
     StoreReport, Ticket, Time, ToParticipant, Txid, Vote, Work,
@@ -23,7 +23,7 @@ enum ToWorker {
     Messages(SessionId, Vec<ToParticipant>),
     Migrate(Ticket, Arc<str>),
     /// Of the recovery of this number.
-    Late(u64, Result<Late, String>),
+    Votes(u64, Result<Ballot, String>),
     /// [`Shared::hurry`] is set.
     Hurry,
     Stop,
@@ -108,7 +108,7 @@ impl Worker {
         let (sender, inbox) = channel();
         let shared = Arc::new(Shared::default());
         let (late, since) = (sender.clone(), shared.clone());
-        store.report_later(Arc::new(move |report| drop(late.send(ToWorker::Late(since.recoveries.load(Ordering::SeqCst), report)))));
+        store.vote_later(Arc::new(move |votes| drop(late.send(ToWorker::Votes(since.recoveries.load(Ordering::SeqCst), votes)))));
         let gate = Arc::new(Gate::default());
         gate.open(store.validator());
         let mut worker = Worker {
@@ -190,13 +190,12 @@ impl Worker {
                     self.step(ParticipantEvent::Message(session, message));
                 }
             }
-            ToWorker::Late(_, Ok(Late::Votes(ballot))) => self.step(ParticipantEvent::Votes(ballot)),
-            ToWorker::Late(_, Ok(Late::Finished(all))) => all.into_iter().for_each(|one| self.step(ParticipantEvent::Finished(one))),
+            ToWorker::Votes(_, Ok(ballot)) => self.step(ParticipantEvent::Votes(ballot)),
             // What went wrong before the store was recovered is mended by that.
-            ToWorker::Late(since, Err(why)) if since < self.shared.recoveries.load(Ordering::SeqCst) => {
+            ToWorker::Votes(since, Err(why)) if since < self.shared.recoveries.load(Ordering::SeqCst) => {
                 tracing::debug!(%why, "an error from before the store was recovered");
             }
-            ToWorker::Late(_, Err(why)) => self.step(ParticipantEvent::Broken(why)),
+            ToWorker::Votes(_, Err(why)) => self.step(ParticipantEvent::Broken(why)),
             ToWorker::Hurry => {
                 self.shared.hurry.store(false, Ordering::SeqCst);
                 self.step(ParticipantEvent::Hurry);

@@ -6,7 +6,7 @@ use lockstep_core::{
     SessionId, Starts, Ticket, ToParticipant, Txid, Vote, Work,
 };
 use lockstep_participants::{
-    Committed, FromWorker, LateReports, Reader, Recovered, ResourceManager, StoreError, Tended, Validator, Worker, WorkerHandle,
+    Committed, FromWorker, LateVotes, Reader, Recovered, ResourceManager, StoreError, Tended, Validator, Worker, WorkerHandle,
 };
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
@@ -22,7 +22,7 @@ struct Index {
     gate: Option<Receiver<()>>,
     breaks_at_commit: bool,
     /// Votes given later go there.
-    late: Option<LateReports>,
+    late: Option<LateVotes>,
     /// When it is recovered again, what was at work before ends with an error.
     ends_late: bool,
     /// So often it does not answer whose it is.
@@ -76,7 +76,7 @@ impl ResourceManager for Index {
         })
     }
 
-    fn report_later(&mut self, late: LateReports) {
+    fn vote_later(&mut self, late: LateVotes) {
         self.late = Some(late);
     }
 

@@ -70,7 +70,7 @@ pub use ids::{CoordId, Csn, Decider, Epoch, LogId, Lsn, Owner, ParticipantId, Po
 pub use message::{Decided, FromParticipant, Hello, MarkerEvidence, Progress, Settle, Starts, ToParticipant, Work};
 pub use operation::{Condition, KeyWrite, Operation, Results, StatementResult, Value};
 pub use operator::{ByHand, Order};
-pub use participant::{Finished, Participant, ParticipantEffect, ParticipantEvent, StoreCommand, StoreReport};
+pub use participant::{Participant, ParticipantEffect, ParticipantEvent, StoreCommand, StoreReport};
 pub use record::{
     AdminAction, Audit, BranchRedo, CommitEntry, CommitGroup, Damage, DamageKind, Entry, EntryPayload, GroupRedo, Marker, Payload, Record,
 };

@@ -79,7 +79,7 @@ pub struct StatementResult {
 }
 
 impl Value {
-    /// What it says, bytes.
+    /// What it says, bytes. A NULL is not free: a result of nothing else takes memory too.
     pub fn bytes(&self) -> usize {
         match self {
             Value::Null | Value::Integer(_) | Value::Real(_) | Value::Boolean(_) => 8,

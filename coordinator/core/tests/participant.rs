@@ -1,10 +1,9 @@
 //! The branch's side, rule by rule.
 
 use lockstep_core::{
-    Abilities, Ballot, CommitEntry, Condition, CoordId, Csn, Decided, Decider, EntryPayload, Epoch, Finished, FromParticipant, Kind,
-    Marker, Operation, Owner, Participant, ParticipantEffect, ParticipantEvent, ParticipantId, Progress, Refusal, RefusalKind, RequestKey,
+    Abilities, Ballot, CommitEntry, Condition, CoordId, Csn, Decided, Decider, EntryPayload, Epoch, FromParticipant, Kind, Marker,
+    Operation, Owner, Participant, ParticipantEffect, ParticipantEvent, ParticipantId, Progress, Refusal, RefusalKind, RequestKey,
     SessionId, Starts, StoreCommand, StoreReport, Ticket, Time, ToParticipant, Txid, Vote, Work,
-    participant::{INQUIRY_INTERVAL, LIST_INTERVAL, RETRY_INTERVAL},
 };
 
 const ME: ParticipantId = ParticipantId(1);
@@ -822,113 +821,4 @@ fn how_far_it_was_acked_is_written_down_and_then_said() {
     bench.work();
     bench.report(StoreReport::Committed { progress: Progress::default(), done: vec![tx(1)], not_prepared: vec![], stuck: vec![] });
     assert_eq!(bench.sent, [FromParticipant::Committed(tx(1))], "a preparing store has no watermark but that row");
-}
-
-/// A preparing store that finishes what is decided beside other commands.
-struct Finishing(Bench);
-
-impl Finishing {
-    /// The branch of this number is prepared and decided, and the store is at it.
-    fn of(n: u64) -> Finishing {
-        let mut bench = Bench::open(Kind::Preparing);
-        bench.settle();
-        bench.prepare(&[tx(n)]);
-        bench.batch();
-        bench.vote(vec![(tx(n), Vote::Prepared([].into()))]);
-        bench.voted();
-        bench.tell(ToParticipant::Commit(decided(n, &[tx(n)])));
-        let mut finishing = Finishing(bench);
-        finishing.hands_over();
-        finishing
-    }
-
-    /// The store is given what is decided, and answers nothing.
-    fn hands_over(&mut self) {
-        assert!(matches!(self.0.work(), Some(StoreCommand::Commit { .. })));
-        self.0.report(StoreReport::Committed { progress: Progress::default(), done: vec![], not_prepared: vec![], stuck: vec![] });
-        assert_eq!(self.0.sent, [], "nothing is known of it yet");
-    }
-
-    fn done(&mut self, n: u64) {
-        self.0.step(ParticipantEvent::Finished(Finished { csn: csn(n), done: vec![tx(n)], ..Finished::default() }));
-    }
-}
-
-#[test]
-fn what_is_decided_is_finished_beside_other_commands() {
-    let mut store = Finishing::of(1);
-    store.0.prepare(&[tx(2)]);
-    assert_eq!(store.0.batch(), [tx(2)], "it holds up nobody");
-    store.0.vote(vec![(tx(2), Vote::Prepared([].into()))]);
-    store.0.voted();
-    store.0.tell(ToParticipant::Commit(decided(1, &[tx(1)])));
-    assert!(!matches!(store.0.work(), Some(StoreCommand::Commit { .. })), "a repeat is not given to it again");
-    store.done(1);
-    assert_eq!(store.0.sent, [FromParticipant::Committed(tx(1))]);
-    store.0.sent.clear();
-    store.done(1);
-    assert_eq!(store.0.sent, [], "it is told once");
-}
-
-#[test]
-fn what_cannot_be_finished_yet_is_tried_again() {
-    let mut store = Finishing::of(1);
-    let stuck = Finished { csn: csn(1), stuck: Some("the disk is full".into()), ..Finished::default() };
-    store.0.step(ParticipantEvent::Finished(stuck.clone()));
-    assert_eq!(store.0.sent, [FromParticipant::Stuck(csn(1), "the disk is full".into())]);
-    store.0.settle();
-    store.0.now = store.0.now.after(RETRY_INTERVAL.0);
-    store.hands_over();
-    store.done(1);
-    assert_eq!(store.0.sent, [FromParticipant::Committed(tx(1))]);
-}
-
-#[test]
-fn an_operator_and_a_migration_wait_for_what_is_being_finished() {
-    let mut store = Finishing::of(1);
-    store.0.tell(ToParticipant::Resolve { txid: tx(1), commit: true });
-    store.0.step(ParticipantEvent::Migrate(Ticket(1), "CREATE TABLE t()".into()));
-    store.0.settle();
-    store.done(1);
-    assert!(matches!(store.0.work(), Some(StoreCommand::Resolve { .. })));
-    store.0.report(StoreReport::Resolved);
-    let mut next = store.0.work();
-    while let Some(StoreCommand::Tend(_)) = next {
-        store.0.report(StoreReport::Tended { progress: Progress::default(), next: None });
-        next = store.0.work();
-    }
-    assert!(matches!(next, Some(StoreCommand::Migrate(..))), "{next:?}");
-}
-
-#[test]
-fn what_is_being_finished_is_in_doubt_no_more() {
-    let mut store = Finishing::of(1);
-    store.0.now = store.0.now.after(LIST_INTERVAL);
-    assert_eq!(store.0.work(), Some(StoreCommand::List));
-    store.0.report(StoreReport::Listed(Some(vec![tx(1)])));
-    store.0.now = store.0.now.after(INQUIRY_INTERVAL.1);
-    store.0.step(ParticipantEvent::Idle);
-    assert!(!store.0.sent.iter().any(|message| matches!(message, FromParticipant::Inquiry(_))), "{:?}", store.0.sent);
-}
-
-#[test]
-fn what_is_given_up_or_of_an_older_session_is_nobodys_news() {
-    let mut store = Finishing::of(1);
-    store.0.tell(ToParticipant::Skip(decided(1, &[tx(1)])));
-    store.0.sent.clear();
-    store.done(1);
-    assert_eq!(store.0.sent, []);
-    let mut store = Finishing::of(2);
-    store.0.welcome(owner(4, 7));
-    store.0.recovered(Csn::ZERO, vec![]);
-    store.0.sent.clear();
-    store.done(2);
-    assert_eq!(store.0.sent, []);
-}
-
-#[test]
-fn an_abort_of_what_is_being_finished_breaks_the_first_promise() {
-    let mut store = Finishing::of(1);
-    store.0.tell(ToParticipant::Abort(tx(1)));
-    assert!(store.0.ended[0].contains("I2"), "{:?}", store.0.ended);
 }

@@ -58,6 +58,8 @@ pub struct Connector {
     slots: Arc<AtomicU16>,
     /// What runs outside of the transactions that it begins may not write.
     guarded: bool,
+    /// The server ends no statement that takes long.
+    untimed: bool,
     /// When the session's server was started, µs since 1970.
     started: Option<Arc<Started>>,
 }
@@ -103,7 +105,15 @@ impl Connector {
             SslMode::Disable => None,
             SslMode::Prefer | SslMode::Require | SslMode::VerifyFull => Some(tls::connector(&options)?),
         };
-        Ok(Connector { options, tls, application_name: application_name.into(), slots: Arc::default(), guarded: false, started: None })
+        Ok(Connector {
+            options,
+            tls,
+            application_name: application_name.into(),
+            slots: Arc::default(),
+            guarded: false,
+            untimed: false,
+            started: None,
+        })
     }
 
     /// The same, under another name.
@@ -120,6 +130,12 @@ impl Connector {
     /// committed by itself.
     pub fn guarded(&self) -> Connector {
         Connector { guarded: true, ..self.clone() }
+    }
+
+    /// The same, without a time-out at the server: COMMIT PREPARED waits for a standby within its statement, and a time-out there would end
+    /// that wait and call it a success.
+    pub fn untimed(&self) -> Connector {
+        Connector { untimed: true, ..self.clone() }
     }
 
     /// A pool of at most so many. The one that was used last is lent first: its backend has the catalog and the plans at hand.
@@ -222,9 +238,10 @@ impl Connector {
     fn settings(&self) -> String {
         let given = self.options.server.get_options().unwrap_or_default();
         let PostgresOptions { statement_timeout, lock_timeout, .. } = &*self.options;
+        let statement_timeout = if self.untimed { Duration::ZERO } else { *statement_timeout };
         format!(
             "{given} -c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout=0 -c client_encoding=UTF8",
-            millis(*statement_timeout),
+            millis(statement_timeout),
             millis(*lock_timeout)
         )
     }

@@ -5,12 +5,12 @@
 //! work        a branch's life, beside others          tls          rustls
 //! shared      several in one local transaction        turns        who runs next, and with whom
 //! branch      statements, marker, PREPARE             session      one session's connections
-//! two_phase   COMMIT PREPARED, evidence               finishing    the same, beside the store's thread
-//! marker      outcomes decided here (R-LR)            takeover     how a session begins
-//! own         an application's own connection         schema       our tables
+//! two_phase   COMMIT PREPARED, evidence               takeover     how a session begins
+//! marker      outcomes decided here (R-LR)            schema       our tables
 //! values      parameters and results                  failure      what SQLSTATEs mean
 //! text_form   results that are told as text           examination  whether the server can keep the promise
 //! statement   what a statement may be                 reader       queries beside the transactions
+//! own         transactions on an application's own connection
 //! ```
 //!
 //! The store may be away when the daemon starts: nothing here connects before a session begins or a query comes.
@@ -19,7 +19,6 @@ mod branch;
 mod connection;
 mod examination;
 mod failure;
-mod finishing;
 mod marker;
 mod own;
 mod reader;
@@ -39,12 +38,12 @@ mod values;
 mod work;
 
 use crate::applications::Applications;
-use crate::{Committed, LateReports, Led, Reader, Recovered, ResourceManager, StoreError, Tended};
+use crate::{Committed, LateVotes, Led, Reader, Recovered, ResourceManager, StoreError, Tended};
 use connection::Connector;
 use failure::{Failure, sentence};
 use lockstep_core::{
-    Abilities, Ballot, Csn, Decided, Decider, Finished, Kind, Marker, MarkerEvidence, Operation, Owner, ParticipantId, Position, Progress,
-    Refusal, RefusalKind, Settle, Txid, Vote, Work,
+    Abilities, Ballot, Csn, Decided, Decider, Kind, Marker, MarkerEvidence, Operation, Owner, ParticipantId, Position, Progress, Refusal,
+    RefusalKind, Settle, Txid, Vote, Work,
 };
 use marker::Outcome;
 use reader::Readers;
@@ -71,7 +70,7 @@ pub struct Postgres {
     session: Option<Current>,
     readers: Arc<Readers>,
     /// Who takes votes when they are there; without it `prepare` waits for them.
-    late: Option<LateReports>,
+    late: Option<LateVotes>,
     applications: Applications,
 }
 
@@ -326,7 +325,7 @@ impl ResourceManager for Postgres {
         (self.options.mode == PostgresMode::DatabaseLed).then(|| self.applications.clone())
     }
 
-    fn report_later(&mut self, late: LateReports) {
+    fn vote_later(&mut self, late: LateVotes) {
         self.late = Some(late);
     }
 
@@ -371,28 +370,17 @@ impl ResourceManager for Postgres {
     }
 
     fn commit(&mut self, decided: &[Decided], _closed: Csn) -> Result<Committed, StoreError> {
-        let late = self.late.clone();
         let (runtime, options, current) = self.current()?;
         let progress = Progress { applied: current.stored, durable: current.stored };
         if decided.is_empty() {
             return Ok(Committed { progress, ..Committed::default() });
         }
+        let finished = runtime
+            .block_on(bounded(async { two_phase::commit(&current.session, decided, options.finishers).await.map_err(Failure::broken) }))?;
         let by_log = decided.iter().filter(|decided| decided.is_by_log());
         let highest = by_log.map(|decided| decided.csn).max().unwrap_or_default();
         current.state.highest = current.state.highest.max(highest);
-        let mut committed = Committed { progress, ..Committed::default() };
-        if let Some(late) = late {
-            finishing::set_off(&current.session, &late, decided, options.finishers);
-            return Ok(committed);
-        }
-        let finished = runtime
-            .block_on(bounded(async { two_phase::commit(&current.session, decided, options.finishers).await.map_err(Failure::broken) }))?;
-        for Finished { csn, done, not_prepared, stuck } in finished {
-            committed.done.extend(done);
-            committed.not_prepared.extend(not_prepared);
-            committed.stuck.extend(stuck.map(|why| (csn, why)));
-        }
-        Ok(committed)
+        Ok(Committed { progress, done: finished.done, not_prepared: finished.not_prepared, stuck: finished.stuck })
     }
 
     fn abort(&mut self, txids: &[Txid]) -> Result<(), StoreError> {

@@ -2,7 +2,6 @@
 
 use super::connection::{Connector, Lent, Pool, Started, lend, lend_at_once};
 use super::failure::Failure;
-use super::finishing::Finishing;
 use super::turns::Turns;
 use super::work::UnderWay;
 use super::{PostgresOptions, branch};
@@ -38,7 +37,6 @@ pub struct Session {
     connector: Connector,
     under_way: Mutex<UnderWay>,
     turns: Mutex<Turns>,
-    finishing: Mutex<Finishing>,
     /// Branches' own tasks, and what goes before them; `None`: the session has ended.
     tasks: Mutex<Option<JoinSet<()>>>,
     runtime: Handle,
@@ -57,12 +55,11 @@ impl Session {
             me,
             tag,
             branches: connector.guarded().pool(options.pool_size),
-            finishers: connector.pool(options.finishers),
+            finishers: connector.untimed().pool(options.finishers),
             started,
             connector,
             under_way: Mutex::default(),
             turns: Mutex::new(Turns::new(options.pool_size)),
-            finishing: Mutex::default(),
             tasks: Mutex::new(Some(JoinSet::new())),
             runtime: Handle::current(),
         }
@@ -76,11 +73,6 @@ impl Session {
     /// Who runs next, where it decides. Never held across an await.
     pub fn turns(&self) -> MutexGuard<'_, Turns> {
         self.turns.lock().expect("no holder panics")
-    }
-
-    /// What waits to be finished. Never held across an await.
-    pub fn finishing(&self) -> MutexGuard<'_, Finishing> {
-        self.finishing.lock().expect("no holder panics")
     }
 
     /// Begins a task that ends with the session.

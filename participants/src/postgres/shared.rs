@@ -6,7 +6,7 @@ use super::connection::{Lent, lend};
 use super::failure::Failure;
 use super::turns::STALLED;
 use super::work::{self, Begun, Open, Site};
-use crate::{Late, LateReports};
+use crate::LateVotes;
 use lockstep_core::{Ballot, Operation, Txid, Vote};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 const PATIENCE: Duration = Duration::from_millis(250);
 
 /// Those that wait for their turn at this site are run, as many beside each other as it has room for. They vote when they are there.
-pub fn set_off(site: &Site, late: &LateReports) {
+pub fn set_off(site: &Site, late: &LateVotes) {
     let now = Instant::now();
     while site.session.turns().wants_runner(now) {
         site.session.spawn(run_what_waits(site.clone(), late.clone()));
@@ -26,12 +26,12 @@ pub fn set_off(site: &Site, late: &LateReports) {
 }
 
 /// One that shares its local transaction with nobody, on a connection that it waits for.
-pub async fn run_alone(site: Site, late: LateReports, branch: Begun) {
+pub async fn run_alone(site: Site, late: LateVotes, branch: Begun) {
     let txid = branch.work.txid;
     hand_over(&late, txid, work::live(&site, branch, None).await);
 }
 
-async fn run_what_waits(site: Site, late: LateReports) {
+async fn run_what_waits(site: Site, late: LateVotes) {
     loop {
         let connection = match lend(&site.session.branches).await {
             Ok(connection) => connection,
@@ -54,7 +54,7 @@ async fn run_what_waits(site: Site, late: LateReports) {
     }
 }
 
-async fn run_one(site: &Site, late: &LateReports, connection: Lent, branch: Begun) {
+async fn run_one(site: &Site, late: &LateVotes, connection: Lent, branch: Begun) {
     let (began, txid) = (Instant::now(), branch.work.txid);
     let vote = work::live(site, branch, Some(connection)).await;
     if let Ok(Some(Vote::Ready(_))) = vote {
@@ -63,7 +63,7 @@ async fn run_one(site: &Site, late: &LateReports, connection: Lent, branch: Begu
     hand_over(late, txid, vote);
 }
 
-async fn run_together(site: &Site, late: &LateReports, mut connection: Lent, branches: Vec<Begun>) {
+async fn run_together(site: &Site, late: &LateVotes, mut connection: Lent, branches: Vec<Begun>) {
     let Site { session, options, .. } = site;
     let (began, many) = (Instant::now(), branches.len());
     let deadline = branches.iter().map(|branch| branch.deadline).min().expect("several run").min(began + PATIENCE);
@@ -76,7 +76,7 @@ async fn run_together(site: &Site, late: &LateReports, mut connection: Lent, bra
             match held {
                 Ok(()) => {
                     let votes = branches.iter().zip(results).map(|(branch, results)| (branch.work.txid, Vote::Ready(results)));
-                    return late(Ok(Late::Votes(Ballot { votes: votes.collect(), ..Ballot::default() })));
+                    return late(Ok(Ballot { votes: votes.collect(), ..Ballot::default() }));
                 }
                 // One was aborted while they ran.
                 Err(open) => open,
@@ -100,7 +100,7 @@ async fn run_together(site: &Site, late: &LateReports, mut connection: Lent, bra
 }
 
 /// Looks after those that wait long, as long as anybody waits.
-async fn watch(site: Site, late: LateReports) {
+async fn watch(site: Site, late: LateVotes) {
     loop {
         tokio::time::sleep(STALLED).await;
         let Some(overdue) = site.session.turns().overdue(Instant::now()) else { return };
@@ -109,7 +109,7 @@ async fn watch(site: Site, late: LateReports) {
     }
 }
 
-fn refuse_what_waits(site: &Site, late: &LateReports, failure: Failure) {
+fn refuse_what_waits(site: &Site, late: &LateVotes, failure: Failure) {
     let waited = site.session.turns().give_up();
     // The session ends: the next one looks at what is there.
     if site.session.started.is_another() {
@@ -120,16 +120,16 @@ fn refuse_what_waits(site: &Site, late: &LateReports, failure: Failure) {
 }
 
 /// One that has not begun to run.
-fn refuse(site: &Site, late: &LateReports, branch: Begun, failure: Failure) {
+fn refuse(site: &Site, late: &LateVotes, branch: Begun, failure: Failure) {
     let txid = branch.work.txid;
     site.session.under_way().leave(txid);
     let vote = (!branch.stop.is_told()).then(|| Vote::No(failure.refusal()));
     hand_over(late, txid, Ok(vote));
 }
 
-fn hand_over(late: &LateReports, txid: Txid, vote: Result<Option<Vote>, String>) {
+fn hand_over(late: &LateVotes, txid: Txid, vote: Result<Option<Vote>, String>) {
     match vote {
-        Ok(Some(vote)) => late(Ok(Late::Votes(Ballot { votes: vec![(txid, vote)], ..Ballot::default() }))),
+        Ok(Some(vote)) => late(Ok(Ballot { votes: vec![(txid, vote)], ..Ballot::default() })),
         Ok(None) => {}
         Err(why) => late(Err(why)),
     }

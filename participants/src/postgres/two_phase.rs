@@ -5,10 +5,18 @@ use super::failure::{Failure, sentence};
 use super::schema::{broken, place, position};
 use super::session::Session;
 use crate::StoreError;
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use lockstep_core::gid::Gid;
-use lockstep_core::{Decided, Finished, MarkerEvidence, Txid};
+use lockstep_core::{Csn, Decided, MarkerEvidence, Txid};
 use std::collections::HashSet;
+
+/// What phase two did.
+#[derive(Default)]
+pub struct Finished {
+    pub done: Vec<Txid>,
+    pub not_prepared: Vec<(Txid, MarkerEvidence)>,
+    pub stuck: Vec<(Csn, String)>,
+}
 
 enum Answer {
     Done,
@@ -19,27 +27,21 @@ enum Answer {
 }
 
 /// Commits decided branches: each alone in its message, in flights on several connections, so that the server's forces overlap.
-pub async fn commit(session: &Session, decided: &[Decided], finishers: usize) -> Result<Vec<Finished>, Failure> {
-    let flights = in_flights(decided, finishers).map(async |flight| {
-        let connection = session.finisher().await?;
-        try_join_all(flight.iter().map(|decided| finish(session, &connection, decided))).await
-    });
-    Ok(try_join_all(flights).await?.into_iter().flatten().collect())
-}
-
-/// Commits the branches of one decision.
-pub async fn finish(session: &Session, connection: &Connection, decided: &Decided) -> Result<Finished, Failure> {
-    let mut finished = Finished { csn: decided.csn, ..Finished::default() };
+pub async fn commit(session: &Session, decided: &[Decided], finishers: usize) -> Result<Finished, Failure> {
+    let all: Vec<(Csn, Txid)> = decided.iter().flat_map(|d| d.txids.iter().map(|txid| (d.csn, *txid))).collect();
+    let answers = finish(session, &all.iter().map(|(_, txid)| *txid).collect::<Vec<_>>(), true, finishers).await?;
+    let mut finished = Finished::default();
     let mut unknown = Vec::new();
-    for &txid in &decided.txids {
-        match finish_one(connection, session.gid(txid), true).await? {
+    for ((csn, txid), answer) in all.into_iter().zip(answers) {
+        match answer {
             Answer::Done => finished.done.push(txid),
             Answer::Unknown => unknown.push(txid),
-            Answer::Stuck(why) => finished.stuck = Some(why),
+            Answer::Stuck(why) => finished.stuck.push((csn, why)),
         }
     }
     if !unknown.is_empty() {
-        finished.not_prepared = evidence(connection, &unknown).await?;
+        let connection = session.finisher().await?;
+        finished.not_prepared = evidence(&connection, &unknown).await?;
     }
     Ok(finished)
 }
@@ -47,21 +49,23 @@ pub async fn finish(session: &Session, connection: &Connection, decided: &Decide
 /// Rolls branches back; unknown ones are none. One that cannot be, now (another user has prepared it, say), is listed again, and asked
 /// about: it holds up nothing but itself.
 pub async fn roll_back(session: &Session, txids: &[Txid], finishers: usize) -> Result<(), Failure> {
-    let flights = in_flights(txids, finishers).map(async |flight| {
-        let connection = session.finisher().await?;
-        for answer in try_join_all(flight.iter().map(|txid| finish_one(&connection, session.gid(*txid), false))).await? {
-            if let Answer::Stuck(why) = answer {
-                tracing::warn!(%why, "a branch stays prepared: it cannot be rolled back");
-            }
+    for answer in finish(session, txids, false, finishers).await? {
+        if let Answer::Stuck(why) = answer {
+            tracing::warn!(%why, "a branch stays prepared: it cannot be rolled back");
         }
-        Ok(())
-    });
-    try_join_all(flights).await.map(|_| ())
+    }
+    Ok(())
 }
 
-/// A share for each connection.
-fn in_flights<T>(all: &[T], connections: usize) -> std::slice::Chunks<'_, T> {
-    all.chunks(all.len().div_ceil(connections.max(1)).max(1))
+async fn finish(session: &Session, txids: &[Txid], commit: bool, finishers: usize) -> Result<Vec<Answer>, Failure> {
+    let lanes = finishers.clamp(1, txids.len().max(1));
+    let flights = txids.chunks(txids.len().div_ceil(lanes).max(1)).map(|txids| async move {
+        let connection = session.finisher().await?;
+        let answers = join_all(txids.iter().map(|txid| finish_one(&connection, session.gid(*txid), commit))).await;
+        answers.into_iter().collect::<Result<Vec<_>, Failure>>()
+    });
+    let answers = join_all(flights).await.into_iter().collect::<Result<Vec<_>, Failure>>()?;
+    Ok(answers.into_iter().flatten().collect())
 }
 
 async fn finish_one(connection: &Connection, gid: Gid, commit: bool) -> Result<Answer, Failure> {

@@ -589,7 +589,6 @@ impl Room {
     }
 }
 
-/// A NULL is not free: a result of nothing else takes memory too.
 fn value_of(value: ValueRef<'_>, column: &str) -> Result<Value, Failure> {
     Ok(match value {
         ValueRef::Null => Value::Null,

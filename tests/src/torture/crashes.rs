@@ -58,7 +58,6 @@ pub const PLACES: &[(&str, Passed)] = &[
     ("store.db.before_late_vote", Passed::Preparing),
     ("store.db.before_commit", Passed::Always),
     ("store.db.after_commit", Passed::Always),
-    ("store.db.after_late_commit", Passed::Preparing),
     ("store.db.before_abort", Passed::Preparing),
     ("store.db.after_abort", Passed::Preparing),
     ("store.db.before_lead", Passed::Leading),

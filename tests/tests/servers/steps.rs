@@ -43,8 +43,6 @@ const TWO_PHASE: &[Place] = &[
     ("store.db.before_commit", 1),
     ("store.db.after_commit", 1),
     ("store.db.after_commit", 9),
-    ("store.db.after_late_commit", 1),
-    ("store.db.after_late_commit", 9),
     ("store.db.before_abort", 1),
     ("store.db.after_abort", 1),
     ("store.db.before_prepared", 1),
@@ -103,7 +101,6 @@ const AT_THE_DATABASE: &[(&str, Place)] = &[
     ("two-phase", ("log.after_force", 4)),
     ("two-phase", ("store.db.before_commit", 3)),
     ("two-phase", ("store.db.after_commit", 3)),
-    ("two-phase", ("store.db.after_late_commit", 3)),
     ("two-phase", ("store.db.before_abort", 1)),
     ("two-phase", ("store.db.before_prepared", 1)),
     ("two-phase", ("store.db.before_acked", 1)),
@@ -120,7 +117,7 @@ const AT_THE_DATABASE: &[(&str, Place)] = &[
 const SERVER_OF_ROWS_DIES: &[(&str, Place)] = &[
     ("two-phase", ("store.db.before_late_vote", 3)),
     ("two-phase", ("log.after_force", 4)),
-    ("two-phase", ("store.db.after_late_commit", 3)),
+    ("two-phase", ("store.db.after_commit", 3)),
     ("database-led", ("store.db.before_lead", 3)),
     ("database-led", ("store.db.after_lead", 3)),
 ];

@@ -219,7 +219,7 @@ impl Session {
 
     pub(super) fn abort(&mut self, kind: Kind, txid: Txid, effects: &mut Vec<ParticipantEffect>) -> Option<String> {
         let waiting = self.stuck.values().filter_map(|s| s.waits.as_ref().map(|(_, decided)| decided));
-        if let Some(decided) = self.deliveries.values().chain(self.finishing.values()).chain(waiting).find(|d| d.txids.contains(&txid)) {
+        if let Some(decided) = self.deliveries.values().chain(waiting).find(|d| d.txids.contains(&txid)) {
             return Some(format!("I2: Abort for {txid}, which was decided as CSN {}", decided.csn));
         }
         self.reserved.retain(|_, txids| !txids.contains(&txid));

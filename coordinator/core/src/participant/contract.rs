@@ -23,8 +23,6 @@ pub enum ParticipantEvent {
     Store(StoreReport),
     /// Votes that the store left out of its answer to a Prepare, because the transactions were still at work beside each other.
     Votes(Ballot),
-    /// What became of a decision that a preparing store left out of its answer to a Commit, because it was still at it beside other work.
-    Finished(Finished),
     /// The store found by itself that what it holds in memory can't be trusted, it must recover.
     Broken(String),
     /// The schema is to be changed, when no transaction is under way; answered by [`ParticipantEffect::Migrated`].
@@ -99,19 +97,6 @@ pub enum StoreCommand {
     Migrate(Ticket, Arc<str>),
 }
 
-/// What phase two did with one decision at a preparing store.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Finished {
-    /// Which.
-    pub csn: Csn,
-    /// Durable here.
-    pub done: Vec<Txid>,
-    /// Not prepared here.
-    pub not_prepared: Vec<(Txid, MarkerEvidence)>,
-    /// Why the rest cannot be finished yet.
-    pub stuck: Option<String>,
-}
-
 /// What the store did with its command.
 #[derive(Clone, PartialEq, Debug)]
 pub enum StoreReport {
@@ -132,8 +117,7 @@ pub enum StoreReport {
     },
     /// After [`StoreCommand::Prepare`]: a vote for each transaction of the batch.
     Prepared(Ballot),
-    /// After [`StoreCommand::Commit`]. A preparing store that says nothing of any of them finishes them beside other work, and tells each
-    /// ([`ParticipantEvent::Finished`]).
+    /// After [`StoreCommand::Commit`].
     Committed {
         /// How far it has followed.
         progress: Progress,

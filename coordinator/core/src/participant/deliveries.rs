@@ -1,12 +1,12 @@
 //! Phase two: what is decided goes to the store, in CSN order; what it cannot take yet is tried again.
 
 use super::batch::{Batch, same_transactions};
-use super::contract::{Finished, ParticipantEffect, StoreCommand};
-use super::limits::{COMMIT_BYTES, COMMIT_MAX, FINISHING_MAX, RETRY_INTERVAL};
+use super::contract::{ParticipantEffect, StoreCommand};
+use super::limits::{COMMIT_BYTES, COMMIT_MAX, RETRY_INTERVAL};
 use super::session::{Phase, Session};
 use super::{Command, Next};
-use crate::ids::{Csn, Time, Txid};
-use crate::message::{Decided, FromParticipant, MarkerEvidence, Progress};
+use crate::ids::{Csn, Time};
+use crate::message::{Decided, FromParticipant, Progress};
 use crate::mutation::{Mutation, broken};
 use crate::vote::Kind;
 use std::sync::Arc;
@@ -70,10 +70,7 @@ impl Session {
     }
 
     pub(super) fn knows(&self, csn: Csn) -> bool {
-        self.deliveries.contains_key(&csn)
-            || self.finishing.contains_key(&csn)
-            || self.stuck.contains_key(&csn)
-            || self.handed.contains(csn)
+        self.deliveries.contains_key(&csn) || self.stuck.contains_key(&csn) || self.handed.contains(csn)
     }
 
     /// Everything decided that the store can take now, in CSN order. A serial executor takes nothing on top of what is open below it,
@@ -86,7 +83,7 @@ impl Session {
                 due = true;
             }
         }
-        if !due || self.finishing.len() >= FINISHING_MAX {
+        if !due {
             return None;
         }
         let barrier = match kind {
@@ -146,7 +143,8 @@ impl Session {
                 self.close_batch(stuck.is_empty(), effects);
             }
             if stuck.iter().any(|(c, _)| *c == csn) {
-                self.try_again(now, decided.clone());
+                let interval = self.stuck.get(&csn).map_or(RETRY_INTERVAL.0, |s| (s.interval * 2).min(RETRY_INTERVAL.1));
+                self.stuck.insert(csn, Stuck { waits: Some((now.after(interval), decided.clone())), interval });
                 continue;
             }
             self.stuck.remove(&csn);
@@ -164,50 +162,10 @@ impl Session {
         self.advance(progress, repeated && kind != Kind::Preparing, effects);
     }
 
-    /// The store finishes these beside other work.
-    pub(super) fn finishes_later(&mut self, decided: &[Decided]) {
-        self.finishing.extend(decided.iter().map(|decided| (decided.csn, decided.clone())));
-    }
-
-    /// One of an older session, or that was given up, is nobody's news: recovery found what became of it.
-    pub(super) fn finished(&mut self, now: Time, finished: Finished, effects: &mut Vec<ParticipantEffect>) {
-        let Finished { csn, done, not_prepared, stuck } = finished;
-        let Some(decided) = self.finishing.remove(&csn) else { return };
-        let stuck: Vec<_> = stuck.into_iter().map(|why| (csn, why)).collect();
-        match stuck.is_empty() {
-            true => drop(self.stuck.remove(&csn)),
-            false => self.try_again(now, decided),
-        }
-        self.untended = true;
-        self.tell(done, not_prepared, stuck, effects);
-    }
-
-    /// What became of branches that were to be committed.
-    pub(super) fn tell(
-        &self,
-        done: Vec<Txid>,
-        not_prepared: Vec<(Txid, MarkerEvidence)>,
-        stuck: Vec<(Csn, String)>,
-        effects: &mut Vec<ParticipantEffect>,
-    ) {
-        let acks = done.into_iter().map(FromParticipant::Committed);
-        let misses = not_prepared.into_iter().map(|(txid, evidence)| FromParticipant::NotPrepared(txid, evidence));
-        let troubles = stuck.into_iter().map(|(csn, why)| FromParticipant::Stuck(csn, why));
-        acks.chain(misses).chain(troubles).for_each(|message| self.send(message, effects));
-    }
-
-    /// It waits for longer each time.
-    fn try_again(&mut self, now: Time, decided: Decided) {
-        let csn = decided.csn;
-        let interval = self.stuck.get(&csn).map_or(RETRY_INTERVAL.0, |s| (s.interval * 2).min(RETRY_INTERVAL.1));
-        self.stuck.insert(csn, Stuck { waits: Some((now.after(interval), decided)), interval });
-    }
-
     /// R-SKIP: it counts as applied.
     pub(super) fn skip(&mut self, decided: Decided, effects: &mut Vec<ParticipantEffect>) {
         self.reserved.remove(&decided.csn);
         self.deliveries.remove(&decided.csn);
-        self.finishing.remove(&decided.csn);
         self.stuck.remove(&decided.csn);
         for txid in &decided.txids {
             self.voted.remove(txid);
@@ -220,9 +178,4 @@ impl Session {
     pub(super) fn first_waiting(&self) -> Option<Csn> {
         self.stuck.iter().find(|(_, stuck)| stuck.waits.is_some()).map(|(csn, _)| *csn)
     }
-}
-
-/// Whether one of these decisions is about this transaction.
-pub(super) fn names<'a>(mut decided: impl Iterator<Item = &'a Decided>, txid: Txid) -> bool {
-    decided.any(|decided| decided.txids.contains(&txid))
 }

@@ -1,7 +1,6 @@
 //! Prepared branches whose outcome is not known: each is asked about, later and later, for ever (R-ANSWER).
 
 use super::contract::ParticipantEffect;
-use super::deliveries::names;
 use super::limits::{INQUIRY_INTERVAL, INQUIRY_MAX, LIST_INTERVAL};
 use super::session::Session;
 use crate::ids::{Time, Txid};
@@ -57,7 +56,7 @@ impl Session {
         let Some(prepared) = prepared else { return };
         self.list_at = Some(now.after(LIST_INTERVAL));
         for txid in prepared {
-            let leaving = self.aborts.contains(&txid) || names(self.deliveries.values().chain(self.finishing.values()), txid);
+            let leaving = self.aborts.contains(&txid) || self.deliveries.values().any(|decided| decided.txids.contains(&txid));
             if !leaving && !self.doubts.by_txid.contains_key(&txid) {
                 self.doubts.insert(now, txid);
             }

@@ -12,8 +12,6 @@ pub const QUEUE_MAX: usize = 65_536;
 pub const CANCELLED_MAX: usize = 2 * QUEUE_MAX;
 /// Transactions that run at the store beside each other; more wait here.
 pub const WORKING_MAX: usize = 1_024;
-/// Decisions that a store is told of while it finishes others beside them; more wait here.
-pub const FINISHING_MAX: usize = 4_096;
 /// Decisions in one Commit of the store.
 pub const COMMIT_MAX: usize = 4_096;
 /// Bytes of redos in one Commit of the store, unless a single redo is larger.

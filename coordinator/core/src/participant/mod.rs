@@ -31,7 +31,7 @@ mod session;
 mod setbacks;
 mod watermark;
 
-pub use contract::{Finished, ParticipantEffect, ParticipantEvent, StoreCommand, StoreReport};
+pub use contract::{ParticipantEffect, ParticipantEvent, StoreCommand, StoreReport};
 pub use limits::*;
 
 use crate::ids::{Csn, Owner, SessionId, Ticket, Time, Txid};
@@ -173,11 +173,6 @@ impl Participant {
             ParticipantEvent::Votes(ballot) => {
                 if let Some(session) = &mut self.session {
                     session.late_votes(now, self.kind, ballot, effects);
-                }
-            }
-            ParticipantEvent::Finished(finished) => {
-                if let Some(session) = &mut self.session {
-                    session.finished(now, finished, effects);
                 }
             }
             ParticipantEvent::Broken(why) => {
@@ -347,11 +342,11 @@ impl Participant {
             (Command::Prepare(work), StoreReport::Prepared(ballot)) => session.prepared(now, self.kind, work, ballot, effects),
             (Command::Commit { decided, closed }, StoreReport::Committed { progress, done, not_prepared, stuck }) => {
                 session.given = session.given.max(closed);
-                if self.kind == Kind::Preparing && done.is_empty() && not_prepared.is_empty() && stuck.is_empty() {
-                    return session.finishes_later(&decided);
-                }
                 session.committed(now, self.kind, &decided, progress, &stuck, effects);
-                session.tell(done, not_prepared, stuck, effects);
+                let acks = done.into_iter().map(FromParticipant::Committed);
+                let misses = not_prepared.into_iter().map(|(txid, evidence)| FromParticipant::NotPrepared(txid, evidence));
+                let troubles = stuck.into_iter().map(|(csn, why)| FromParticipant::Stuck(csn, why));
+                effects.extend(acks.chain(misses).chain(troubles).map(|m| ParticipantEffect::Send(of, m)));
             }
             (Command::Abort, StoreReport::Aborted) | (Command::Floor, StoreReport::Floored) => {}
             (Command::Lead(txids), StoreReport::Led(result)) => {

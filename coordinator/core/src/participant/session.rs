@@ -2,7 +2,7 @@
 
 use super::batch::{Batch, Queued};
 use super::contract::{ParticipantEffect, StoreCommand};
-use super::deliveries::{Stuck, names};
+use super::deliveries::Stuck;
 use super::doubts::Doubts;
 use super::gathering::Gathering;
 use super::leading::OpenGroup;
@@ -45,8 +45,6 @@ pub(super) struct Session {
     pub(super) reserved: BTreeMap<Csn, Vec<Txid>>,
     /// Decisions for the store.
     pub(super) deliveries: BTreeMap<Csn, Decided>,
-    /// Decisions that a preparing store finishes beside other work.
-    pub(super) finishing: BTreeMap<Csn, Decided>,
     /// Until when they wait for more.
     pub(super) gathering: Gathering,
     /// Decisions the store could not apply yet.
@@ -107,7 +105,6 @@ impl Session {
             doubts: Doubts::default(),
             reserved: BTreeMap::new(),
             deliveries: BTreeMap::new(),
-            finishing: BTreeMap::new(),
             gathering,
             stuck: BTreeMap::new(),
             handed: Recent::default(),
@@ -179,8 +176,7 @@ impl Session {
         if let Some(above) = self.scan.take() {
             return Some((StoreCommand::Scan { above, limit: SCAN_PIECE }, Command::Scan));
         }
-        // What is being finished is not finished otherwise at the same time.
-        if let Some((txid, commit)) = self.resolves.pop_front_if(|(txid, _)| !names(self.finishing.values(), *txid)) {
+        if let Some((txid, commit)) = self.resolves.pop_front() {
             return Some((StoreCommand::Resolve { txid, commit }, Command::Resolve { txid, commit }));
         }
         if let Some(csn) = self.acked.take_if(|csn| *csn > self.progress.durable) {
@@ -209,7 +205,6 @@ impl Session {
             && self.doubts.by_txid.is_empty()
             && self.reserved.is_empty()
             && self.deliveries.is_empty()
-            && self.finishing.is_empty()
             && self.stuck.is_empty()
     }
 

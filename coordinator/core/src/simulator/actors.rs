@@ -7,8 +7,8 @@ use super::store::{Beside, Odds, Store};
 use super::world::{Happening, World};
 use crate::mutation::{Mutation, broken};
 use crate::{
-    Csn, Event, FromParticipant, Kind, Participant, ParticipantEffect, ParticipantEvent, ParticipantId, SessionId, StoreCommand,
-    StoreReport, Time, ToParticipant, Txid,
+    Event, FromParticipant, Kind, Participant, ParticipantEffect, ParticipantEvent, ParticipantId, SessionId, StoreCommand, StoreReport,
+    Time, ToParticipant, Txid,
 };
 
 /// So often a transaction looks for a lock before its wait is over.
@@ -320,34 +320,12 @@ impl World {
         {
             batch.iter().for_each(|work| self.run_later(i, work.txid, 0));
         }
-        if let (StoreReport::Committed { .. }, StoreCommand::Commit { decided, .. }) = (&report, &command)
-            && self.actors[i].store.finishes_later
-            && self.actors[i].store.kind == Kind::Preparing
-        {
-            for decided in decided.iter() {
-                let time = self.dice.between(1, 4 * self.climate.stores[i]);
-                self.after(time, Happening::Finishes { at: i, life, csn: decided.csn });
-            }
-        }
         self.participate(i, ParticipantEvent::Store(report));
     }
 
     fn run_later(&mut self, i: usize, txid: Txid, tries: u32) {
         let time = self.dice.between(1, 2 * self.climate.stores[i]);
         self.after(time, Happening::Runs { at: i, life: self.actors[i].life, txid, tries });
-    }
-
-    /// The machine hears of it a little later.
-    pub(super) fn finish_beside(&mut self, i: usize, life: u64, csn: Csn) {
-        if self.actors[i].life != life {
-            return;
-        }
-        let odds = self.odds();
-        if let Some(finished) = self.actors[i].store.finish(csn, odds, &mut self.dice, &mut self.checker) {
-            self.transcript.line(|| format!("             s{i}: {finished:?}"));
-            let heard = self.dice.between(1, 2 * self.climate.network);
-            self.after(heard, Happening::Finished { at: i, life, finished });
-        }
     }
 
     /// The machine hears of the vote a little later than it is given.

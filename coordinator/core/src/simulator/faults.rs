@@ -61,8 +61,6 @@ pub(crate) struct Climate {
     /// Its preparing stores and leaders run transactions beside each other, and vote on each when it is there: one that waits for a lock
     /// holds nobody up.
     pub beside: bool,
-    /// Its preparing stores finish what is decided beside other commands.
-    pub finishes_later: bool,
     pub conditions: f64,
     pub deletes: f64,
     pub reads: f64,
@@ -171,7 +169,6 @@ impl Climate {
             outage: dice.log_between(1_000, 2 * SECOND),
             long_outage: rarely(dice, 0.3),
             beside: false,
-            finishes_later: false,
             conditions: rarely(dice, 0.8),
             deletes: rarely(dice, 0.5),
             reads: rarely(dice, 0.5),
@@ -240,11 +237,6 @@ impl Climate {
     pub(crate) fn forgetting(self, dice: &mut Dice) -> Climate {
         let forgetful = if dice.chance(0.15) { dice.between(1, 10) as f64 / 10.0 } else { 0.0 };
         if self.gentle { self } else { Climate { forgetful, ..self } }
-    }
-
-    /// Drawn apart, too.
-    pub(crate) fn finishing(self, dice: &mut Dice) -> Climate {
-        Climate { finishes_later: dice.chance(0.3), ..self }
     }
 
     /// Drawn apart, too.

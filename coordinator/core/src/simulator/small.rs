@@ -32,8 +32,6 @@ pub(super) enum Step {
     Runs(usize),
     /// Its vote is heard.
     Votes(usize),
-    /// The first of what a store finishes beside other commands is done.
-    Finishes(usize),
     Client(usize),
     /// What an ended session, or an unanswered request, has left behind arrives.
     LeftBehind(usize),
@@ -74,8 +72,6 @@ pub(super) struct Setup {
     pub pooled: bool,
     /// Databases run transactions beside each other.
     pub beside: bool,
-    /// Preparing stores finish what is decided beside other commands.
-    pub finishes_later: bool,
     /// Preparing stores keep how far they are acked.
     pub keeps_acked: bool,
 }
@@ -89,7 +85,6 @@ impl Setup {
             outcomes_max: 10_000,
             pooled: false,
             beside: false,
-            finishes_later: false,
             keeps_acked: false,
         }
     }
@@ -159,7 +154,6 @@ impl SmallWorld {
             let abilities = Abilities { keeps_acked: setup.keeps_acked && *kind == Kind::Preparing, ..Abilities::default() };
             let mut store = Store::with(i, *kind, abilities, setup.pooled, setup.beside);
             store.calm = true;
-            store.finishes_later = setup.finishes_later;
             let mut machine = Participant::with(*kind, abilities);
             machine.step(Time(0), ParticipantEvent::Owner(None), &mut Vec::new());
             let (there, back) = (VecDeque::new(), VecDeque::new());
@@ -222,9 +216,6 @@ impl SmallWorld {
             if !seat.votes.is_empty() {
                 steps.push(Step::Votes(i));
             }
-            if seat.store.first_to_finish().is_some() {
-                steps.push(Step::Finishes(i));
-            }
             if !seat.back.is_empty() {
                 steps.push(Step::Back(i));
             }
@@ -279,11 +270,6 @@ impl SmallWorld {
             Step::Votes(i) => {
                 let Some(ballot) = self.seats[i].votes.pop_front() else { return };
                 self.participate(i, ParticipantEvent::Votes(ballot));
-            }
-            Step::Finishes(i) => {
-                let Some(first) = self.seats[i].store.first_to_finish() else { return };
-                let finished = self.seats[i].store.finish(first, Odds::NONE, &mut self.dice, &mut self.checker);
-                self.participate(i, ParticipantEvent::Finished(finished.expect("it is the first")));
             }
             Step::Client(i) => self.ask(i),
             Step::LeftBehind(i) => self.seats[i].store.arrives_late(&mut self.checker),

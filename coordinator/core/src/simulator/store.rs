@@ -4,7 +4,7 @@ use super::checker::{Checker, LEADERS, Tag};
 use super::dice::Dice;
 use super::faults::Climate;
 use crate::mutation::{Mutation, broken};
-use crate::participant::{Finished, StoreCommand, StoreReport};
+use crate::participant::{StoreCommand, StoreReport};
 use crate::vote::{Kind, Refusal, RefusalKind};
 use crate::{
     Abilities, Ballot, Condition, Csn, Decided, Decider, Epoch, Marker, MarkerEvidence, Operation, Owner, ParticipantId, Position,
@@ -99,10 +99,6 @@ pub(crate) struct Store {
     beside: bool,
     /// Those that run so.
     running: BTreeMap<Txid, Work>,
-    /// A preparing store finishes what is decided beside other commands.
-    pub finishes_later: bool,
-    /// What it finishes so.
-    finishing: BTreeMap<Csn, Decided>,
     /// Those that have run and wait to be led, with their locks: by themselves or, at a leader, several in one local transaction.
     ready: Vec<Vec<Branch>>,
     pub abilities: Abilities,
@@ -150,7 +146,7 @@ impl Odds {
 impl Store {
     pub(crate) fn new(index: usize, kind: Kind, climate: &Climate) -> Store {
         let (abilities, pooled, beside) = (climate.abilities, climate.pooled, climate.beside);
-        Store { finishes_later: climate.finishes_later, ..Store::with(index, kind, abilities, pooled, beside) }
+        Store::with(index, kind, abilities, pooled, beside)
     }
 
     pub(crate) fn with(index: usize, kind: Kind, abilities: Abilities, pooled: bool, beside: bool) -> Store {
@@ -167,8 +163,6 @@ impl Store {
             open: None,
             beside: beside && matches!(kind, Kind::Preparing | Kind::Leader),
             running: BTreeMap::new(),
-            finishes_later: false,
-            finishing: BTreeMap::new(),
             ready: Vec::new(),
             abilities: if kind == Kind::Preparing { abilities } else { Abilities::default() },
             redos: Vec::new(),
@@ -200,7 +194,6 @@ impl Store {
         self.voted.clear();
         self.ready.clear();
         self.running.clear();
-        self.finishing.clear();
         let watermark = self.live.watermark;
         self.unsynced.insert(0, std::mem::take(&mut self.durable));
         self.durable = self.unsynced.swap_remove(survivor);
@@ -212,7 +205,7 @@ impl Store {
     }
 
     pub(crate) fn idle(&self) -> bool {
-        let at_work = self.open.is_some() || !self.ready.is_empty() || !self.running.is_empty() || !self.finishing.is_empty();
+        let at_work = self.open.is_some() || !self.ready.is_empty() || !self.running.is_empty();
         !at_work && self.durable.prepared.is_empty() && self.ghosts.is_empty()
     }
 
@@ -429,7 +422,6 @@ impl Store {
         if !broken(Mutation::KeepsWorking) {
             self.ready.clear();
             self.running.clear();
-            self.finishing.clear();
             self.open = None;
         }
         self.voted.clear();
@@ -638,31 +630,7 @@ impl Store {
         self.redos[number as usize].clone()
     }
 
-    /// The first of what it finishes beside other commands.
-    pub(crate) fn first_to_finish(&self) -> Option<Csn> {
-        self.finishing.keys().next().copied()
-    }
-
-    /// What it finishes beside other commands gets on; `None`: a crash, or a new session, has ended that.
-    pub(crate) fn finish(&mut self, csn: Csn, odds: Odds, dice: &mut Dice, checker: &mut Checker) -> Option<Finished> {
-        let decided = self.finishing.remove(&csn)?;
-        match self.commit_now(&[decided], csn, odds, dice, checker) {
-            StoreReport::Committed { done, not_prepared, stuck, .. } => {
-                Some(Finished { csn, done, not_prepared, stuck: stuck.into_iter().next().map(|(_, why)| why) })
-            }
-            report => panic!("a Commit is answered with {report:?}"),
-        }
-    }
-
     fn commit(&mut self, decided: &[Decided], closed: Csn, odds: Odds, dice: &mut Dice, checker: &mut Checker) -> StoreReport {
-        if self.kind == Kind::Preparing && self.finishes_later {
-            self.finishing.extend(decided.iter().map(|decided| (decided.csn, decided.clone())));
-            return StoreReport::Committed { progress: self.progress(), done: Vec::new(), not_prepared: Vec::new(), stuck: Vec::new() };
-        }
-        self.commit_now(decided, closed, odds, dice, checker)
-    }
-
-    fn commit_now(&mut self, decided: &[Decided], closed: Csn, odds: Odds, dice: &mut Dice, checker: &mut Checker) -> StoreReport {
         let (mut done, mut not_prepared, mut stuck) = (Vec::new(), Vec::new(), Vec::<(Csn, String)>::new());
         for decision in decided {
             if !self.calm && dice.chance(odds.stuck) || (self.kind == Kind::Serial && !stuck.is_empty()) {

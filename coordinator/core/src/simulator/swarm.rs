@@ -54,7 +54,6 @@ switches! {
     Begin: begins = 0.0;
     Enlist: enlists = 0.0;
     Beside: beside = false;
-    FinishesLater: finishes_later = false;
     Uncovered: uncovered = 0.0;
     Condition: conditions = 0.0;
     Delete: deletes = 0.0;

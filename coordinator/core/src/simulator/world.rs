@@ -12,8 +12,8 @@ use super::store::Store;
 use super::{Options, Reduced, Scale, Summary, Transcript};
 use crate::follower::{Follower, Scan, Session};
 use crate::{
-    Ballot, Csn, Effect, Event, Finished, FromParticipant, Kind, Lsn, ParticipantEffect, ParticipantEvent, Phase, Reply, SessionId,
-    StoreCommand, Ticket, Time, ToParticipant, Txid,
+    Ballot, Effect, Event, FromParticipant, Kind, Lsn, ParticipantEffect, ParticipantEvent, Phase, Reply, SessionId, StoreCommand, Ticket,
+    Time, ToParticipant, Txid,
 };
 
 /// After the faults have stopped everything must come to rest in this time (I5).
@@ -28,8 +28,6 @@ const LATE: u64 = 0x1900_0000;
 const FORGETFUL: u64 = 0xF0_26E7;
 /// The same for stores that let decisions wait for company.
 const GATHER: u64 = 0x6A_74E2;
-/// The same for stores that finish what is decided beside other commands.
-const FINISHING: u64 = 0xF1_415B;
 
 /// Something that happens at a moment.
 #[derive(Debug)]
@@ -95,17 +93,6 @@ pub(super) enum Happening {
         at: usize,
         life: u64,
         ballot: Ballot,
-    },
-    /// What is decided is finished beside other commands of a store.
-    Finishes {
-        at: usize,
-        life: u64,
-        csn: Csn,
-    },
-    Finished {
-        at: usize,
-        life: u64,
-        finished: Finished,
     },
     LeftBehind(usize),
     BackUpStore(usize),
@@ -178,8 +165,7 @@ pub(super) fn climate_of(dice: &mut Dice, seed: u64, options: &Options) -> Clima
     let mut climate = Climate::draw(dice).widened(&mut Dice::new(!seed));
     if options.scale == Scale::Swarm {
         climate = climate.attended(&mut Dice::new(seed ^ LATE)).forgetting(&mut Dice::new(seed ^ FORGETFUL));
-        climate = climate.finishing(&mut Dice::new(seed ^ FINISHING)).gathering(&mut Dice::new(seed ^ GATHER));
-        climate = climate.swarm(&mut Dice::new(seed ^ SWARM));
+        climate = climate.gathering(&mut Dice::new(seed ^ GATHER)).swarm(&mut Dice::new(seed ^ SWARM));
     }
     options.reduced.apply(&mut climate);
     climate
@@ -380,12 +366,6 @@ impl World {
             Happening::Votes { at, life, ballot } => {
                 if self.actors[at].life == life {
                     self.participate(at, ParticipantEvent::Votes(ballot));
-                }
-            }
-            Happening::Finishes { at, life, csn } => self.finish_beside(at, life, csn),
-            Happening::Finished { at, life, finished } => {
-                if self.actors[at].life == life {
-                    self.participate(at, ParticipantEvent::Finished(finished));
                 }
             }
             Happening::LeftBehind(i) => self.actors[i].store.arrives_late(&mut self.checker),
