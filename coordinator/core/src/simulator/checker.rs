@@ -416,14 +416,18 @@ impl Checker {
         self.retired.contains(&log_id.0)
     }
 
-    /// A copy of a log begins a life of its own.
-    pub(crate) fn log_cloned(&mut self, from: usize, to: usize) {
+    /// A copy of a log begins a life of its own. `lives`: its original is up; if not, no store follows that until it is again. What was told
+    /// before is both's.
+    pub(crate) fn log_cloned(&mut self, from: usize, to: usize, lives: bool) {
         (self.cloned, self.two_logs) = (true, true);
-        self.followed = BTreeSet::from([from]);
+        self.followed = lives.then_some(from).into_iter().collect();
         self.lose_undecided();
         for asked in &mut self.asked {
             if let Some(&(_, csn)) = asked.decided.iter().find(|(by, _)| *by == from) {
                 asked.decided.push((to, csn));
+            }
+            if let Some(told) = asked.told_by(from) {
+                asked.tell(to, told);
             }
         }
         let removed: Vec<_> = self.removed.iter().filter(|(by, _)| *by == from).map(|(_, store)| (to, *store)).collect();

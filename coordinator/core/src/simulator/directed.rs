@@ -752,7 +752,7 @@ pub(super) const SCHEDULES: &[Schedule] = &[
             w.hold(Step::Connect(0));
             w.until("the first start serves", |w| w.serving())?;
             let copy = w.disk.copy();
-            w.checker.log_cloned(0, 1);
+            w.checker.log_cloned(0, 1, true);
             w.die()?;
             w.release(Step::Connect(0));
             w.until("the original's second start is followed", |w| w.is_open(0))?;

@@ -240,7 +240,7 @@ impl World {
                 let mut copy = self.disks[0].copy();
                 (copy.appender, copy.examined) = (second, copy.last());
                 self.disks.push(copy);
-                self.checker.log_cloned(0, 1);
+                self.checker.log_cloned(0, 1, self.hosts[0].machine.is_some());
                 self.hosts.push(Host::new(1, self.actors.len()));
                 self.after(1, Happening::StartCoordinator(second));
                 let found_out = self.dice.log_between(100_000, 5_000_000);

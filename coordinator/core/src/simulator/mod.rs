@@ -472,6 +472,12 @@ mod tests {
         check(500_407, &Options::default());
     }
 
+    /// A copy of a log begins to live while its original is down, which then tells its clients something before any store follows it.
+    #[test]
+    fn a_copy_whose_original_is_down() {
+        check(1_122_180, &Options::default());
+    }
+
     /// A store is connected again while the order that removes it is on its way to the disk.
     #[test]
     fn a_removed_store_is_not_let_in() {
