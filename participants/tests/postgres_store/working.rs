@@ -111,36 +111,83 @@ fn a_branch_waits_for_a_lock_and_holds_up_nothing() {
     }
 }
 
+/// A server whose commits are to be confirmed by a standby.
+struct Confirmed {
+    cluster: Cluster,
+    url: String,
+    back: Arc<AtomicBool>,
+}
+
+impl Confirmed {
+    fn start() -> Confirmed {
+        let cluster = Cluster::start(&["max_prepared_transactions=10"]);
+        Confirmed { url: cluster.database(), cluster, back: Arc::default() }
+    }
+
+    fn bench(&self, mode: PostgresMode) -> Bench {
+        let mut options = options(&self.url, mode);
+        options.statement_timeout = Duration::from_secs(1);
+        Bench::open(lab_with(&self.url, options, &format!("{STOCK}; CREATE TABLE probe(n integer)")).store)
+    }
+
+    /// The server takes that in some time: from then on another's commit waits, too.
+    fn standby_is_away(&self) {
+        self.cluster.psql("postgres", "ALTER SYSTEM SET synchronous_standby_names = 'away'");
+        self.cluster.psql("postgres", "SELECT pg_reload_conf()");
+        let (url, back) = (self.url.clone(), Arc::clone(&self.back));
+        std::thread::spawn(move || {
+            while !back.load(Ordering::SeqCst) {
+                psql(&url, "INSERT INTO probe VALUES (1)");
+            }
+        });
+        self.waits("application_name = 'psql'");
+    }
+
+    /// Until such a backend waits for the standby.
+    fn waits(&self, which: &str) {
+        wait_for(&self.url, &format!("SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND {which}"));
+    }
+
+    fn standby_is_back(&self) {
+        self.back.store(true, Ordering::SeqCst);
+        self.cluster.psql("postgres", "ALTER SYSTEM RESET synchronous_standby_names");
+        self.cluster.psql("postgres", "SELECT pg_reload_conf()");
+    }
+}
+
+const OURS: &str = "application_name LIKE 'lockstep:%'";
+
 /// Where a standby is to confirm each commit and is away, none is said to be done before it has, however long a statement may run.
 #[test]
 fn a_commit_waits_for_a_standby_longer_than_a_statement_may_run() {
-    let cluster = Cluster::start(&["max_prepared_transactions=10"]);
-    let url = cluster.database();
-    let waiting =
-        |what: &str| wait_for(&url, &format!("SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND {what}"));
-    let mut options = options(&url, PostgresMode::TwoPhase);
-    options.statement_timeout = Duration::from_secs(1);
-    let bench = Bench::open(lab_with(&url, options, &format!("{STOCK}; CREATE TABLE probe(n integer)")).store);
+    let server = Confirmed::start();
+    let bench = server.bench(PostgresMode::TwoPhase);
     let decided = tx(1, Decider::Log);
     bench.prepare(decided, "UPDATE stock SET n = n - 1");
     assert!(matches!(bench.vote(), (txid, Vote::Prepared(_)) if txid == decided));
-    cluster.psql("postgres", "ALTER SYSTEM SET synchronous_standby_names = 'away'");
-    cluster.psql("postgres", "SELECT pg_reload_conf()");
-    // The server takes that in some time: from then on another's commit waits, too.
-    let over = Arc::<AtomicBool>::default();
-    let (probe, ends) = (url.clone(), Arc::clone(&over));
-    std::thread::spawn(move || {
-        while !ends.load(Ordering::SeqCst) {
-            psql(&probe, "INSERT INTO probe VALUES (1)");
-        }
-    });
-    waiting("application_name = 'psql'");
+    server.standby_is_away();
     bench.send(ToParticipant::Commit(Decided { csn: csn(1), txids: vec![decided], redo: bytes::Bytes::new(), trace: None }));
-    waiting("application_name LIKE 'lockstep:%' AND clock_timestamp() > query_start + interval '3 seconds'");
-    over.store(true, Ordering::SeqCst);
-    cluster.psql("postgres", "ALTER SYSTEM RESET synchronous_standby_names");
-    cluster.psql("postgres", "SELECT pg_reload_conf()");
+    server.waits(&format!("{OURS} AND clock_timestamp() > query_start + interval '3 seconds'"));
+    server.standby_is_back();
     assert_eq!(bench.next(), FromParticipant::Committed(decided));
+}
+
+/// Nor is one whose answer was lost meanwhile: its marker shows, and who looks for that waits for the standby, too.
+#[test]
+fn a_led_commit_whose_answer_was_lost_waits_for_a_standby() {
+    let server = Confirmed::start();
+    let bench = server.bench(PostgresMode::DatabaseLed);
+    let txid = tx(1, Decider::Leader(ME));
+    bench.prepare(txid, "UPDATE stock SET n = n - 1");
+    assert!(matches!(bench.vote(), (voted, Vote::Ready(_)) if voted == txid));
+    server.standby_is_away();
+    bench.send(ToParticipant::Lead(vec![marker(txid)]));
+    let leads = format!("{OURS} AND query LIKE 'COMMIT%'");
+    server.waits(&leads);
+    psql(&server.url, &format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {leads}"));
+    server.waits(&format!("{OURS} AND query LIKE 'INSERT INTO lockstep.marker%'"));
+    server.standby_is_back();
+    assert_eq!(bench.next(), FromParticipant::Led(vec![txid]));
 }
 
 /// The same at a leader, and a transaction that is aborted while it waits is taken back.
