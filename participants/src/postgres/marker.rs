@@ -15,7 +15,7 @@ use lockstep_core::{Csn, Marker, Owner, Position, Refusal, RefusalKind, Settle};
 use tokio_postgres::SimpleQueryMessage::CommandComplete;
 use tokio_postgres::types::ToSql;
 
-/// Rows that are forgotten in one local transaction, at most: far from a statement's time-out.
+/// Rows that are forgotten in one local transaction, at most: far from what a step of our own may take.
 const SLICE: u64 = 10_000;
 
 /// 'C' markers; inside the local transaction that they decide.

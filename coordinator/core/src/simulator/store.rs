@@ -231,15 +231,10 @@ impl Store {
     pub(crate) fn leave_behind(&mut self, command: &StoreCommand) -> usize {
         match command {
             StoreCommand::Lead(markers) if self.pooled && self.beside => {
-                let mut rest = &markers[..];
-                let mut messages = 0;
-                while !rest.is_empty() {
-                    let branches = self.take_ready(rest);
-                    let (own, others) = rest.split_at(branches.len());
-                    self.ghosts.push(Ghost { owner: self.live.owner, branches, markers: own.to_vec() });
-                    (rest, messages) = (others, messages + 1);
-                }
-                messages
+                let (owner, before) = (self.live.owner, self.ghosts.len());
+                let led = self.take_ready(markers).into_iter();
+                self.ghosts.extend(led.map(|(branches, own)| Ghost { owner, branches, markers: own.to_vec() }));
+                self.ghosts.len() - before
             }
             StoreCommand::Lead(markers) if self.pooled => {
                 let Some(open) = self.open.take() else { return 0 };
@@ -333,14 +328,10 @@ impl Store {
                 StoreReport::Acked
             }
             StoreCommand::Lead(markers) if self.kind == Kind::Preparing || self.beside => {
-                let mut rest = &markers[..];
                 let mut outcomes = Vec::new();
-                while !rest.is_empty() {
-                    let branches = self.take_ready(rest);
-                    let (own, others) = rest.split_at(branches.len());
+                for (branches, own) in self.take_ready(markers) {
                     let led = self.lead_beside(&branches, own, odds, dice, checker);
                     outcomes.extend(own.iter().map(|marker| (marker.entry.txid, led.clone())));
-                    rest = others;
                 }
                 StoreReport::LedEach(outcomes)
             }
@@ -537,14 +528,21 @@ impl Store {
         Ballot { votes, ..Ballot::default() }
     }
 
-    /// What waits to be led by the first of these markers, and by those behind it.
-    fn take_ready(&mut self, markers: &[Marker]) -> Vec<Branch> {
-        let first = markers[0].entry.txid;
-        let at = self.ready.iter().position(|branches| branches[0].txid == first).expect("Lead comes to an open transaction");
-        let branches = self.ready.swap_remove(at);
-        let marked = markers.iter().map(|marker| marker.entry.txid).take(branches.len());
-        assert!(branches.iter().map(|branch| branch.txid).eq(marked), "R-LR: the markers are those of the local transaction");
-        branches
+    /// The local transactions that wait to be led by these markers, each with its own.
+    fn take_ready<'a>(&mut self, markers: &'a [Marker]) -> Vec<(Vec<Branch>, &'a [Marker])> {
+        let mut taken = Vec::new();
+        let mut rest = markers;
+        while let Some(first) = rest.first() {
+            let begins = |branches: &Vec<Branch>| branches[0].txid == first.entry.txid;
+            let at = self.ready.iter().position(begins).expect("Lead comes to an open transaction");
+            let branches = self.ready.swap_remove(at);
+            let (own, others) = rest.split_at(branches.len().min(rest.len()));
+            let marked = own.iter().map(|marker| marker.entry.txid);
+            assert!(branches.iter().map(|branch| branch.txid).eq(marked), "R-LR: the markers are those of the local transaction");
+            taken.push((branches, own));
+            rest = others;
+        }
+        taken
     }
 
     /// Whether one that waits to be led, or a backend that was left behind, has a lock that this one needs.
