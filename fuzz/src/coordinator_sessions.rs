@@ -101,7 +101,7 @@ impl Play {
         let actors = STORES.map(|(name, kind)| {
             let role = if kind == Kind::Redo { Role::Index } else { Role::Database };
             config.participants.push(ParticipantConfig { name: name.into(), kind, role, standalone: name == "notes" });
-            let abilities = Abilities { leads: able && name == "pg", keeps_acked: able && name == "pg" };
+            let abilities = Abilities { leads: able && name == "pg", keeps_acked: able && name == "pg", shares: able && name == "pg" };
             Actor {
                 kind,
                 abilities,
@@ -448,7 +448,11 @@ impl Play {
                 floor: lockstep_core::Position { epoch: self.csn(input).epoch(), n: self.csn(input).n() },
                 exclusive: input.arbitrary().unwrap_or(false),
                 highest_epoch: self.csn(input).epoch(),
-                abilities: Abilities { leads: input.arbitrary().unwrap_or(false), keeps_acked: input.arbitrary().unwrap_or(false) },
+                abilities: Abilities {
+                    leads: input.arbitrary().unwrap_or(false),
+                    keeps_acked: input.arbitrary().unwrap_or(false),
+                    shares: input.arbitrary().unwrap_or(false),
+                },
             }),
             1 => FromParticipant::Refused(self.owner(input)),
             2..=4 => {

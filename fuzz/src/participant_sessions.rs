@@ -55,7 +55,7 @@ impl Play {
     fn new(input: &mut Unstructured) -> Play {
         let kind = *one(input, &[Kind::Preparing, Kind::Redo, Kind::Serial, Kind::Leader]);
         let able = kind == Kind::Preparing && input.ratio(1, 2).unwrap_or(false);
-        let abilities = Abilities { leads: able, keeps_acked: able };
+        let abilities = Abilities { leads: able, keeps_acked: able, shares: able };
         let mut play = Play {
             machine: Participant::with(kind, abilities),
             kind,

@@ -310,7 +310,11 @@ impl<'a> Run<'a> {
                 operations.extend(self.subject.refused());
             }
             if !operations.is_empty() {
-                batch.push((Work { txid, operations: operations.into(), timeout: 10_000_000, trace: None }, writes, refused));
+                batch.push((
+                    Work { txid, operations: operations.into(), timeout: 10_000_000, trace: None, shares: false },
+                    writes,
+                    refused,
+                ));
             }
         }
         let works: Vec<Work> = batch.iter().map(|(work, ..)| work.clone()).collect();
@@ -655,7 +659,7 @@ impl<'a> Run<'a> {
         self.outcomes.insert(late, None);
         self.next += 1;
         let writes = vec![(0, Some(self.next))];
-        let work = Work { txid: late, operations: self.operations(&writes[0]).into(), timeout: 10_000_000, trace: None };
+        let work = Work { txid: late, operations: self.operations(&writes[0]).into(), timeout: 10_000_000, trace: None, shares: false };
         let ballot = self.store().prepare(&[work]).expect("prepare");
         self.log(|| format!("{late} was settled ({what:?}) and is prepared after that: {:?}", ballot.votes));
         if let Vote::Ready(_) = ballot.votes[0].1 {

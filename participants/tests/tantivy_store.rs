@@ -47,7 +47,7 @@ impl Fixture {
 
     fn vote(&mut self, operations: Vec<Operation>) -> Vote {
         self.next += 1;
-        let work = Work { txid: txid(self.next), operations: operations.into(), timeout: 1_000_000, trace: None };
+        let work = Work { txid: txid(self.next), operations: operations.into(), timeout: 1_000_000, trace: None, shares: false };
         let Ballot { mut votes, .. } = self.store().prepare(&[work]).unwrap();
         votes.pop().unwrap().1
     }
@@ -804,7 +804,7 @@ fn speed() {
     let operations =
         |n| vec![put(&format!("k{}", n % 20_000), &format!(r#"{{"title":"film {n}","year":{},"plot":"{text}"}}"#, 1900 + n % 100))];
     let works: Vec<_> =
-        (1..=N).map(|n| Work { txid: txid(n), operations: operations(n).into(), timeout: 1_000_000, trace: None }).collect();
+        (1..=N).map(|n| Work { txid: txid(n), operations: operations(n).into(), timeout: 1_000_000, trace: None, shares: false }).collect();
     let begin = std::time::Instant::now();
     let ballots: Vec<_> = works.chunks(32).map(|batch| t.store().prepare(batch).unwrap()).collect();
     println!("prepare: {:.2} µs a document of {} bytes", begin.elapsed().as_secs_f64() * 1e6 / N as f64, text.len() + 40);
@@ -832,7 +832,13 @@ fn speed() {
     println!("tend: {:.1} ms a commit of 3,200 documents", tending.as_secs_f64() * 1e3 / (commits + 1) as f64);
     let condition = Condition::Csn(csn(N));
     let works: Vec<_> = (0..10_000)
-        .map(|n| Work { txid: txid(n), operations: vec![put_if(&format!("k{}", n % 20_000), condition)].into(), timeout: 1, trace: None })
+        .map(|n| Work {
+            txid: txid(n),
+            operations: vec![put_if(&format!("k{}", n % 20_000), condition)].into(),
+            timeout: 1,
+            trace: None,
+            shares: false,
+        })
         .collect();
     let begin = std::time::Instant::now();
     works.chunks(32).for_each(|batch| drop(t.store().prepare(batch).unwrap()));

@@ -189,7 +189,7 @@ fn tx(n: u64) -> Txid {
 }
 
 fn prepare(n: u64) -> ToParticipant {
-    ToParticipant::Prepare(Work { txid: tx(n), operations: [].into(), timeout: 60_000_000, trace: None })
+    ToParticipant::Prepare(Work { txid: tx(n), operations: [].into(), timeout: 60_000_000, trace: None, shares: false })
 }
 
 fn commit(n: u64) -> ToParticipant {
@@ -279,7 +279,13 @@ fn a_migration_waits_for_the_outcome_of_votes_given_beside_the_store() {
     let calls = Arc::default();
     let mut bench = Bench::new(Index { calls: Arc::clone(&calls), ..Index::default() });
     bench.open();
-    let work = |n, operations: Vec<Operation>| Work { txid: tx(n), operations: operations.into(), timeout: 60_000_000, trace: None };
+    let work = |n, operations: Vec<Operation>| Work {
+        txid: tx(n),
+        operations: operations.into(),
+        timeout: 60_000_000,
+        trace: None,
+        shares: false,
+    };
     let document = || vec![Operation::Put { key: "k".into(), document: "{}".into(), condition: None }];
     let statement = || vec![Operation::Statement { sql: "SELECT 1".into(), parameters: vec![], expect_rows: None }];
     assert!(matches!(bench.worker.vote(bench.session, &work(1, document())), Some(Vote::Redo(..))));

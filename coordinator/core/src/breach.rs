@@ -98,6 +98,10 @@ impl Coordinator {
         if let Some((txid, _)) = awaited.clone().find(|(txid, vote)| !vote_fits(vote, kind, txid.decider == Decider::Leader(participant))) {
             return Some(format!("its vote on {txid} is not one of a {kind:?} participant"));
         }
+        let alone = |txid: &Txid| kind == Kind::Preparing && !self.may_share(&self.transactions[txid], participant);
+        if let Some((txid, _)) = awaited.clone().find(|(txid, vote)| matches!(vote, Vote::InGroup(_)) && alone(txid)) {
+            return Some(format!("it votes on {txid} as one of several, which it was not told it may be (R-SHARED)"));
+        }
         let led = awaited.any(|(txid, vote)| matches!(vote, Vote::InGroup(_)) && txid.decider != Decider::Log);
         let batch = ballot.votes.iter().filter(|(_, vote)| matches!(vote, Vote::InGroup(_))).count();
         (led && batch > 1 && !broken(Mutation::LedSharesBatch)).then(|| "a led transaction shares a batch with others (R-SERIAL)".into())
@@ -178,7 +182,7 @@ fn vote_fits(vote: &Vote, kind: Kind, leads: bool) -> bool {
         Vote::ReadOnly(_) | Vote::No(_) => true,
         Vote::Prepared(_) => kind == Kind::Preparing && !leads,
         Vote::Redo(..) => kind == Kind::Redo,
-        Vote::InGroup(_) => kind == Kind::Serial,
+        Vote::InGroup(_) => kind == Kind::Serial || (kind == Kind::Preparing && !leads),
         Vote::Ready(_) => kind == Kind::Leader || (kind == Kind::Preparing && leads),
     }
 }

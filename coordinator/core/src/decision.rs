@@ -36,24 +36,24 @@ impl Decision {
         kind == Kind::Preparing && self.lsn.is_none() && !broken(Mutation::RowStandsForLed)
     }
 
-    /// What one participant is told: of one entry, or of the whole group.
-    pub fn told(&self, participant: ParticipantId, entry: Option<usize>) -> Decided {
+    /// Whether the branches at this preparing store are one.
+    pub fn shares_branch(&self, participant: ParticipantId) -> bool {
+        self.payload.groups.iter().any(|group| group.participant == participant) && !broken(Mutation::SharedApart)
+    }
+
+    /// What one participant is told under this CSN: of one entry, or of the whole group.
+    pub fn told(&self, participant: ParticipantId, csn: Csn, entry: Option<usize>) -> Decided {
         match entry {
             Some(i) => {
                 let redo = self.payload.entries[i].redos.iter().find(|redo| redo.participant == participant);
                 let redo = redo.map(|redo| redo.redo.clone()).unwrap_or_default();
-                Decided { csn: self.entries[i].csn, txids: vec![self.entries[i].txid], redo, trace: None }
+                Decided { csn, txids: vec![self.entries[i].txid], redo, trace: None }
             }
             None => {
                 let here: Vec<_> = self.entries.iter().filter(|entry| entry.branches.contains(&participant)).collect();
                 let group = self.payload.groups.iter().find(|group| group.participant == participant);
                 let redo = group.map(|group| group.redo.clone()).unwrap_or_default();
-                Decided {
-                    csn: here.last().expect("the group has a branch there").csn,
-                    txids: here.iter().map(|e| e.txid).collect(),
-                    redo,
-                    trace: None,
-                }
+                Decided { csn, txids: here.iter().map(|entry| entry.txid).collect(), redo, trace: None }
             }
         }
     }

@@ -39,7 +39,8 @@ pub struct Follower {
     pub noted: Noted,
     /// How far the log says it had followed, durably (`Record::Acked`).
     pub acked: Csn,
-    /// Decisions that concern it and are not durable there, by CSN; of a serial executor, one for each group, by its last CSN.
+    /// Decisions that concern it and are not durable there, by CSN; of a serial executor, one for each group, by its last CSN; one for those
+    /// that share a branch, by their first CSN: nothing is acked up to the last before all are.
     pub items: BTreeMap<Csn, Item>,
     /// The first item that may not be applied yet.
     pub first_unapplied: Csn,
@@ -297,6 +298,19 @@ impl Follower {
     /// The oldest decision that it has not applied.
     pub fn oldest_unapplied(&self) -> Option<(Csn, &Item)> {
         self.items.range(self.first_unapplied..).find(|(_, item)| !item.applied).map(|(csn, item)| (*csn, item))
+    }
+
+    /// Under which CSN it owes what has this one, and how far that is.
+    pub fn item_of(&self, csn: Csn) -> Option<(Csn, &Item)> {
+        let found = match self.kind {
+            Kind::Serial => self.items.range(csn..).next(),
+            Kind::Preparing => {
+                let before = self.items.range(..=csn).next_back();
+                before.filter(|(at, item)| **at == csn || (item.entry.is_none() && csn <= item.decision))
+            }
+            Kind::Redo | Kind::Leader => self.items.get_key_value(&csn),
+        };
+        found.map(|(csn, item)| (*csn, item))
     }
 
     /// Up to where nothing is missing there.

@@ -73,7 +73,7 @@ impl Coordinator {
     pub(crate) fn deliver(&mut self, now: Time, participant: ParticipantId, csn: Csn, fx: &mut Vec<Effect>) {
         let item = self.follower(participant).items.get(&csn).expect("what is delivered is owed");
         let decision = &self.decisions[&item.decision];
-        let mut told = decision.told(participant, item.entry);
+        let mut told = decision.told(participant, csn, item.entry);
         if let [txid] = told.txids[..] {
             let recovered = (told.csn.epoch() < self.owner.epoch).then_some(self.owner.epoch);
             told.trace = decision.context(txid).map(|context| context.within(context.commit_span(txid, participant, recovered)));

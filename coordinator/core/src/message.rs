@@ -69,9 +69,9 @@ pub enum FromParticipant {
     Refused(Owner),
     /// Phase one's votes.
     Ballot(Ballot),
-    /// Phase two is durable here for this transaction (kinds that ack one by one).
+    /// Phase two is durable here for this transaction (kinds that ack one by one); the first of those that share a branch stands for all.
     Committed(Txid),
-    /// A Commit came for a branch that is not prepared here; the marker table says why (R-MARKER).
+    /// A Commit came for a branch that is not prepared here; the marker table says why (R-MARKER). The first stands for all that share it.
     NotPrepared(Txid, MarkerEvidence),
     /// Phase two by watermark: everything up to `applied` can be read here, everything up to `durable` survives power loss here.
     Progress(Progress),
@@ -129,14 +129,17 @@ pub struct Work {
     pub timeout: u64,
     /// Its trace, within the span of this Prepare.
     pub trace: Option<TraceContext>,
+    /// Everybody else has voted Yes: it may be one branch with others of which that is said, and they are decided together. Only told to a
+    /// preparing store that can do so ([`Abilities::shares`]).
+    pub shares: bool,
 }
 
 /// A decision as one participant is told it.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Decided {
-    /// The CSN; of a serial executor's group, the last one.
+    /// The CSN; of a serial executor's group, the last one; of those that share a branch, the first one.
     pub csn: Csn,
-    /// The transaction; of a serial executor's group, all that have a branch here, in CSN order.
+    /// The transaction; of a serial executor's group, and of those that share a branch, all that have a part here, in CSN order.
     pub txids: Vec<Txid>,
     /// What to apply; empty for preparing participants.
     pub redo: Bytes,

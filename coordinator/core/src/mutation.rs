@@ -53,6 +53,9 @@ mutations! {
     PreparesAgain, "R-ONEPREP", "a branch's Prepare is delivered a second time, later, maybe in another session";
     BatchOutOfOrder, "R-SERIAL", "the CSNs of a batch are taken against the order in which it ran";
     RestOfBatchStays, "R-SERIAL", "one of a batch is taken back, and the votes of the others stand";
+    SharedApart, "R-SHARED", "those that share a branch are told of their outcome one by one";
+    SharesEarly, "R-SHARED", "a preparing store is told that a transaction may share a branch before everybody else has voted";
+    RestOfBranchStays, "R-SHARED", "one of those that share a branch is aborted, and the votes of the others stand";
     LedSharesBatch, "R-SERIAL", "a led transaction shares a batch with others";
     VoteOutlivesSession, "R-REDO", "a redo vote holds after its session has ended";
     NoHandover, "R-REDO", "a new session does not learn of what is still being decided";

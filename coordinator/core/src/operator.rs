@@ -280,7 +280,7 @@ impl Coordinator {
         fx: &mut Vec<Effect>,
     ) {
         let item = &self.follower(participant).items[&csn];
-        let mut txids = self.decisions[&item.decision].told(participant, item.entry).txids;
+        let mut txids = self.decisions[&item.decision].told(participant, csn, item.entry).txids;
         let last = txids.pop().expect("a decision has transactions");
         for txid in txids {
             self.record_damage(now, participant, txid, DamageKind::Skipped, Some(operator.into()), reason.into(), None, fx);
@@ -298,7 +298,7 @@ impl Coordinator {
         let Some(item) = self.follower(participant).items.get(&csn) else {
             return self.reply(ticket, Reply::Done(format!("recorded as damage, but `{name}` has applied it meanwhile")), fx);
         };
-        let told = self.decisions[&item.decision].told(participant, item.entry);
+        let told = self.decisions[&item.decision].told(participant, csn, item.entry);
         let named: Vec<_> = told.txids.iter().map(|txid| txid.to_string()).collect();
         self.send(participant, ToParticipant::Skip(told), fx);
         self.applied(now, participant, csn, fx);

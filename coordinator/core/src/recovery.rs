@@ -295,9 +295,8 @@ impl Coordinator {
     fn owes(&self, participant: ParticipantId, csn: Csn) -> bool {
         let follower = self.follower(participant);
         match follower.kind {
-            Kind::Serial => follower.items.range(csn..).next().is_some(),
-            Kind::Preparing | Kind::Redo => follower.items.contains_key(&csn),
             Kind::Leader => false,
+            Kind::Serial | Kind::Preparing | Kind::Redo => follower.item_of(csn).is_some(),
         }
     }
 
@@ -305,6 +304,7 @@ impl Coordinator {
     pub(crate) fn put_items(&mut self, now: Time, decision: &Decision, ended: &FxHashSet<Txid>) -> usize {
         let key = decision.key();
         let mut places: Vec<(ParticipantId, Csn, Option<usize>)> = Vec::new();
+        let mut applied = FxHashSet::default();
         for (i, entry) in decision.entries.iter().enumerate() {
             for &participant in &entry.branches {
                 match self.follower(participant).kind {
@@ -314,12 +314,17 @@ impl Coordinator {
                         Some(place) => place.1 = entry.csn,
                         None => places.push((participant, entry.csn, None)),
                     },
-                    Kind::Preparing if ended.contains(&entry.txid) => {}
-                    Kind::Preparing | Kind::Redo => places.push((participant, entry.csn, Some(i))),
+                    // It is applied everywhere, and with it those that it shares a branch with.
+                    Kind::Preparing if ended.contains(&entry.txid) => drop(applied.insert(participant)),
+                    Kind::Preparing if !decision.shares_branch(participant) => places.push((participant, entry.csn, Some(i))),
+                    Kind::Preparing if places.iter().any(|(p, _, item)| *p == participant && item.is_none()) => {}
+                    Kind::Preparing => places.push((participant, entry.csn, None)),
+                    Kind::Redo => places.push((participant, entry.csn, Some(i))),
                     Kind::Leader => {}
                 }
             }
         }
+        places.retain(|(participant, _, item)| item.is_some() || !applied.contains(participant));
         let backoff = self.config.resend.0;
         // R-SKIP: for ever, whoever tells of it once more.
         places.retain(|(participant, csn, _)| !self.skipped.contains(&(*participant, *csn)));

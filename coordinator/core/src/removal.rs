@@ -16,8 +16,8 @@ pub(crate) const REMOVED: &str = "an operator has removed it: take it out of the
 impl Coordinator {
     /// Decided transactions that it is owed: removing it gives them up.
     pub fn owed_to(&self, participant: ParticipantId) -> Vec<Txid> {
-        let items = self.follower(participant).items.values().filter(|item| !item.applied);
-        items.flat_map(|item| self.decisions[&item.decision].told(participant, item.entry).txids).collect()
+        let items = self.follower(participant).items.iter().filter(|(_, item)| !item.applied);
+        items.flat_map(|(csn, item)| self.decisions[&item.decision].told(participant, *csn, item.entry).txids).collect()
     }
 
     /// Nothing may be in doubt that only it can tell, or that it takes part in.

@@ -10,7 +10,7 @@ use crate::operator::{ByHand, Order};
 use crate::outcomes::Fate;
 use crate::record::{Damage, DamageKind, Record};
 use crate::removal::REMOVED;
-use crate::transaction::{Branch, BranchState, State};
+use crate::transaction::{Branch, BranchState, State, Transaction};
 use crate::vote::{Kind, Refusal, RefusalKind};
 use std::cmp::Ordering;
 
@@ -497,22 +497,35 @@ impl Coordinator {
         fx: &mut Vec<Effect>,
     ) {
         let late = self.late(txid).is_some();
-        match evidence {
-            MarkerEvidence::Committed => {}
-            _ if broken(Mutation::NoSuchBranchIsSuccess) => {}
+        let found = match evidence {
+            MarkerEvidence::Committed => None,
+            _ if broken(Mutation::NoSuchBranchIsSuccess) => None,
             MarkerEvidence::RolledBack | MarkerEvidence::Unknowable if self.outcome(txid) != Some(true) => return,
             MarkerEvidence::RolledBack => {
-                let reason = "the branch was rolled back by hand before its commit arrived";
-                self.record_found(now, participant, txid, DamageKind::RolledBackByHand, None, reason.into(), fx);
+                Some((DamageKind::RolledBackByHand, "the branch was rolled back by hand before its commit arrived"))
             }
             // A repeated Commit finds nothing after the ack of the first: no harm.
-            MarkerEvidence::Unknowable if !late && !self.is_following(participant, txid) => {}
+            MarkerEvidence::Unknowable if !late && !self.is_following(participant, txid) => None,
             MarkerEvidence::Unknowable => {
-                let reason = "the branch is not prepared any more, and its store cannot tell what became of it";
-                self.record_found(now, participant, txid, DamageKind::Hazard, None, reason.into(), fx);
+                Some((DamageKind::Hazard, "the branch is not prepared any more, and its store cannot tell what became of it"))
+            }
+        };
+        if let Some((kind, reason)) = found {
+            for txid in self.sharing(participant, txid) {
+                self.record_found(now, participant, txid, kind, None, reason.into(), fx);
             }
         }
         self.committed(now, participant, txid, fx);
+    }
+
+    /// Those whose branch at this store is one with that of this transaction: itself at least.
+    fn sharing(&self, participant: ParticipantId, txid: Txid) -> Vec<Txid> {
+        let csn = self.transactions.get(&txid).and_then(Transaction::csn);
+        let item = csn.and_then(|csn| self.follower(participant).item_of(csn));
+        match item {
+            Some((_, item)) => self.decisions[&item.decision].covered(participant, item.entry).map(|(_, entry)| entry.txid).collect(),
+            None => vec![txid],
+        }
     }
 
     /// If the decision is known (committed: true) and is not what was done by hand somewhere, that is damage (PROTOCOL §9).

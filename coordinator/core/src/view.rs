@@ -206,13 +206,7 @@ impl Coordinator {
 
     /// Under which CSN a participant owes this transaction, and how far that is.
     pub fn owed_item(&self, participant: ParticipantId, csn: Csn) -> Option<(Csn, &Item)> {
-        let follower = self.follower(participant);
-        let found = match follower.kind {
-            // Its item stands under the last CSN of the group.
-            Kind::Serial => follower.items.range(csn..).next(),
-            Kind::Preparing | Kind::Redo | Kind::Leader => follower.items.get_key_value(&csn),
-        };
-        found.map(|(csn, item)| (*csn, item))
+        self.follower(participant).item_of(csn)
     }
 
     /// Prepared branches that cannot be answered yet: who holds them, and of which transaction.

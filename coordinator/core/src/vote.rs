@@ -32,6 +32,9 @@ pub struct Abilities {
     /// It keeps a row that says up to which CSN its branches are acked, as [`crate::ToParticipant::Acked`] tells it, and reports that row
     /// as its progress (R-STORELOSS).
     pub keeps_acked: bool,
+    /// It may prepare several transactions as one branch, of those that it is told may share ([`crate::Work::shares`]), and votes
+    /// [`Vote::InGroup`] on them.
+    pub shares: bool,
 }
 
 /// One participant's answer to one Prepare.
@@ -41,7 +44,8 @@ pub enum Vote {
     Prepared(Results),
     /// Yes: checked, cannot fail, and this is all I need to apply it; keep it for me.
     Redo(Bytes, Results),
-    /// Yes, from the serial executor: it ran; the redo is the group's ([`Ballot::group_redo`]).
+    /// Yes, decided with all others of the ballot that vote so, or not at all. From the serial executor: it ran; the redo is the group's
+    /// ([`Ballot::group_redo`]). From a preparing store: they are one branch, prepared under the name of the first of them.
     InGroup(Results),
     /// Yes, from a leader, or from a preparing store that leads what touches it alone: all statements have run; give me the CSN and I commit.
     Ready(Results),

@@ -101,7 +101,8 @@ impl Coordinator {
         if !asked(Kind::Preparing) {
             // What an application has prepared holds its locks already: it is looked at before another database waits for its own.
             let first = idle(Kind::Preparing).find(|branch| branch.enlisted()).or_else(|| idle(Kind::Preparing).next());
-            ask.extend(first.map(|branch| branch.participant));
+            let next = first.map(|branch| branch.participant);
+            ask.extend(next.filter(|next| !self.may_share_soon(transaction, *next)));
         }
         if !ask.is_empty() {
             return Next::Ask(ask);
@@ -120,13 +121,34 @@ impl Coordinator {
         Next::Decide
     }
 
+    /// R-SHARED: whether this branch may be one with others' at its store: everybody else has voted Yes, so nothing but the store's own vote
+    /// is still to come.
+    pub(crate) fn may_share(&self, transaction: &Transaction, participant: ParticipantId) -> bool {
+        let follower = self.follower(participant);
+        let voted = |branch: &Branch| matches!(branch.state, BranchState::Voted(..)) || broken(Mutation::SharesEarly);
+        let last = transaction.branches.iter().all(|branch| branch.participant == participant || voted(branch));
+        let able = follower.kind == Kind::Preparing && follower.abilities.shares && follower.role == Role::Database;
+        able && last && transaction.txid.decider == Decider::Log
+    }
+
+    /// Whether only redo votes, which nobody waits for long, are missing for that.
+    fn may_share_soon(&self, transaction: &Transaction, participant: ParticipantId) -> bool {
+        let redo = |branch: &&Branch| self.follower(branch.participant).kind == Kind::Redo;
+        let voted = |branch: &Branch| matches!(branch.state, BranchState::Voted(..));
+        let mut others = transaction.branches.iter().filter(|branch| branch.participant != participant && !voted(branch)).peekable();
+        let able = self.follower(participant).abilities.shares && self.follower(participant).kind == Kind::Preparing;
+        able && others.peek().is_some() && others.all(|branch| redo(&branch))
+    }
+
     fn ask(&mut self, now: Time, txid: Txid, participant: ParticipantId, fx: &mut Vec<Effect>) {
         let Some(session) = self.follower(participant).open_session() else {
             let sentence = format!("store `{}` has become unavailable", self.follower(participant).name);
             return self.abort(now, txid, Some(participant), Refusal::new(RefusalKind::Unavailable, sentence), fx);
         };
         let timeout = self.config.prepare_timeout;
-        let Some(transaction) = self.transactions.get_mut(&txid) else { return };
+        let Some(transaction) = self.transactions.get(&txid) else { return };
+        let shares = self.may_share(transaction, participant);
+        let transaction = self.transactions.get_mut(&txid).expect("just found");
         let left = transaction.timer.map_or(timeout, |deadline| deadline.0.saturating_sub(now.0));
         let branch = transaction.branch_mut(participant).expect("only branches are asked");
         assert_eq!(branch.state, BranchState::Idle, "R-ONEPREP: a second Prepare for {txid}");
@@ -134,14 +156,14 @@ impl Coordinator {
         let within = |context: TraceContext| context.within(context.prepare_span(txid, participant));
         let trace = transaction.trace.map(|traced| within(traced.context));
         let branch = transaction.branch(participant).expect("just found");
-        let work = Work { txid, operations: branch.operations.clone(), timeout: timeout.min(left), trace };
+        let work = Work { txid, operations: branch.operations.clone(), timeout: timeout.min(left), trace, shares };
         fx.push(Effect::Send(participant, session, ToParticipant::Prepare(work)));
     }
 
     pub(crate) fn ballot(&mut self, now: Time, participant: ParticipantId, session: SessionId, ballot: Ballot, fx: &mut Vec<Effect>) {
-        // A preparing store runs every transaction by itself.
+        // What a preparing store leads it leads by itself.
         let together = self.follower(participant).kind != Kind::Preparing;
-        let in_batch = |vote: &Vote| together && matches!(vote, Vote::InGroup(_) | Vote::Ready(_));
+        let in_batch = |vote: &Vote| matches!(vote, Vote::InGroup(_)) || (together && matches!(vote, Vote::Ready(_)));
         for (txid, bytes) in self.too_large(participant, session, &ballot) {
             let sentence =
                 format!("its redos and results have {bytes} bytes: a record of the log takes at most {TRANSACTION_RECORD_BYTES} of one");
@@ -151,9 +173,10 @@ impl Coordinator {
             let sentence = "too much is to be committed at once: the other transactions of its batch fill the log's record";
             self.abort(now, txid, Some(participant), Refusal::new(RefusalKind::Busy, sentence), fx);
         }
-        // R-SERIAL: one of the open batch was aborted meanwhile; its Abort is on its way, and the others run again.
-        let taken_back = !broken(Mutation::RestOfBatchStays)
-            && ballot.votes.iter().any(|(txid, vote)| in_batch(vote) && !self.awaits(*txid, participant, session));
+        // R-SERIAL, R-SHARED: one of them was aborted meanwhile; its Abort is on its way, and the others run again.
+        let stays = if together { Mutation::RestOfBatchStays } else { Mutation::RestOfBranchStays };
+        let taken_back =
+            !broken(stays) && ballot.votes.iter().any(|(txid, vote)| in_batch(vote) && !self.awaits(*txid, participant, session));
         let (mut batch, mut ready, mut others) = (Vec::new(), Vec::new(), Vec::new());
         for (txid, vote) in ballot.votes {
             if !self.awaits(txid, participant, session) || (taken_back && in_batch(&vote)) {
@@ -219,7 +242,7 @@ impl Coordinator {
         branch.is_some_and(|branch| branch.state == BranchState::Asked(session))
     }
 
-    /// The votes of a batch that ran in one open local transaction: decided together, in the order run (R-SERIAL).
+    /// The votes of those that ran in one local transaction, open (R-SERIAL) or prepared (R-SHARED): decided together, in the order run.
     fn batch_voted(&mut self, now: Time, participant: ParticipantId, batch: Vec<Txid>, redo: bytes::Bytes, fx: &mut Vec<Effect>) {
         let Some(&first) = batch.first() else { return };
         match (self.follower(participant).kind, first.decider) {

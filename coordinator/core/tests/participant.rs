@@ -154,7 +154,7 @@ fn csn(n: u64) -> Csn {
 
 fn work(txid: Txid) -> Work {
     let operation = Operation::Delete { key: "k".into(), condition: None };
-    Work { txid, operations: [operation].into(), timeout: 5_000_000, trace: None }
+    Work { txid, operations: [operation].into(), timeout: 5_000_000, trace: None, shares: false }
 }
 
 fn decided(n: u64, txids: &[Txid]) -> Decided {
@@ -611,6 +611,54 @@ fn late(txids: &[Txid]) -> ParticipantEvent {
     ParticipantEvent::Votes(Ballot { votes, ..Ballot::default() })
 }
 
+/// A preparing store whose ballot is of transactions that share a branch: they have one outcome, beside others.
+#[test]
+fn those_that_share_a_branch_are_committed_or_taken_back_together() {
+    let mut bench = Bench::open(Kind::Preparing);
+    let [a, b, c, d, e] = [1, 2, 3, 4, 5].map(tx);
+    let together = |txids: &[Txid]| {
+        let votes = txids.iter().map(|txid| (*txid, Vote::InGroup([].into()))).collect();
+        ParticipantEvent::Votes(Ballot { votes, ..Ballot::default() })
+    };
+    for txid in [a, b, c, d, e] {
+        bench.tell(ToParticipant::Prepare(Work { shares: true, ..work(txid) }));
+    }
+    bench.batch();
+    bench.vote(vec![]);
+    bench.step(together(&[a, b, c]));
+    bench.step(together(&[d, e]));
+    let ballots: Vec<usize> = bench.sent.iter().map(|m| if let FromParticipant::Ballot(b) = m { b.votes.len() } else { 0 }).collect();
+    assert_eq!(ballots, [3, 2]);
+    bench.tell(ToParticipant::Resolve { txid: d, commit: true });
+    assert_eq!(bench.work(), None, "its outcome is on its way");
+    bench.tell(ToParticipant::Abort(b));
+    bench.tell(ToParticipant::Commit(decided(1, &[d, e])));
+    assert!(matches!(bench.work(), Some(StoreCommand::Abort(txids)) if txids == [a, c, b]), "with it what shares its branch");
+    bench.report(StoreReport::Aborted);
+    assert!(matches!(bench.work(), Some(StoreCommand::Commit { decided, .. }) if decided[0].txids == [d, e]));
+    let progress = Progress::default();
+    bench.report(StoreReport::Committed { progress, done: vec![d], not_prepared: vec![], stuck: vec![] });
+    assert_eq!(bench.sent.last(), Some(&FromParticipant::Committed(d)), "the first stands for all");
+    assert_eq!(bench.batch(), [a, c], "they run again");
+    bench.vote(vec![]);
+    bench.tell(ToParticipant::Abort(a));
+    bench.sent.clear();
+    bench.step(together(&[a, c]));
+    assert_eq!(bench.sent, [], "nobody has seen a vote of it");
+    assert!(matches!(bench.work(), Some(StoreCommand::Abort(txids)) if txids == [a, c]));
+}
+
+#[test]
+#[should_panic(expected = "R-SHARED")]
+fn what_may_not_share_a_branch_does_not() {
+    let mut bench = Bench::open(Kind::Preparing);
+    bench.prepare(&[tx(1), tx(2)]);
+    bench.batch();
+    bench.vote(vec![]);
+    let votes = [1, 2].map(|n| (tx(n), Vote::InGroup([].into()))).into();
+    bench.step(ParticipantEvent::Votes(Ballot { votes, ..Ballot::default() }));
+}
+
 #[test]
 fn a_prepared_branch_that_votes_late_is_asked_about_and_aborted() {
     let mut bench = Bench::open(Kind::Preparing);
@@ -753,7 +801,7 @@ impl Bench {
     /// A preparing store that can do everything, in an open session of epoch 3.
     fn able() -> Bench {
         let mut bench = Bench::new(Kind::Preparing, None);
-        bench.machine = Participant::with(Kind::Preparing, Abilities { leads: true, keeps_acked: true });
+        bench.machine = Participant::with(Kind::Preparing, Abilities { leads: true, keeps_acked: true, shares: false });
         bench.step(ParticipantEvent::Owner(None));
         bench.welcome(owner(3, 7));
         bench.recovered(csn(1), vec![]);

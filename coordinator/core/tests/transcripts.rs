@@ -20,7 +20,7 @@ const LED: &[(&str, Kind)] = &[("bank", Kind::Leader), ("index", Kind::Redo)];
 const LED_FOR_ALL: &[(&str, Kind)] = &[("bank", Kind::Leader), ("pg", Kind::Preparing), ("other", Kind::Preparing), ("index", Kind::Redo)];
 
 /// What a preparing store may be able to do beside that.
-const ABLE: Abilities = Abilities { leads: true, keeps_acked: true };
+const ABLE: Abilities = Abilities { leads: true, keeps_acked: true, shares: false };
 
 const PG: ParticipantId = ParticipantId(0);
 const INDEX: ParticipantId = ParticipantId(1);

@@ -180,7 +180,7 @@ fn hello(wire: v1::Hello) -> Result<Hello, Malformed> {
         exclusive: wire.exclusive,
         highest_epoch: epoch(wire.highest_epoch).map_err(|what| format!("hello.highest_epoch{what}"))?,
         abilities: match kind(wire.kind)? {
-            Kind::Preparing => Abilities { leads: wire.leads, keeps_acked: wire.keeps_acked },
+            Kind::Preparing => Abilities { leads: wire.leads, keeps_acked: wire.keeps_acked, shares: wire.shares },
             Kind::Redo | Kind::Serial | Kind::Leader => Abilities::default(),
         },
     })
@@ -200,6 +200,7 @@ fn hello_out(hello: &Hello) -> v1::Hello {
         highest_epoch: hello.highest_epoch.0,
         leads: hello.abilities.leads,
         keeps_acked: hello.abilities.keeps_acked,
+        shares: hello.abilities.shares,
     }
 }
 
@@ -260,6 +261,7 @@ fn work(wire: v1::Work) -> Result<Work, Malformed> {
         operations: all(wire.operations, operation)?.into(),
         timeout: wire.timeout_us,
         trace: TraceContext::parse(&wire.traceparent),
+        shares: wire.shares,
     })
 }
 
@@ -269,6 +271,7 @@ fn work_out(work: &Work) -> v1::Work {
         operations: work.operations.iter().map(operation_out).collect(),
         timeout_us: work.timeout,
         traceparent: traceparent(work.trace),
+        shares: work.shares,
     }
 }
 
@@ -530,7 +533,13 @@ mod tests {
             },
             ToParticipant::Reserve(decided.clone()),
             ToParticipant::Open,
-            ToParticipant::Prepare(Work { txid: TXID, operations: operations.into(), timeout: 5, trace: TraceContext::parse(TRACEPARENT) }),
+            ToParticipant::Prepare(Work {
+                txid: TXID,
+                operations: operations.into(),
+                timeout: 5,
+                trace: TraceContext::parse(TRACEPARENT),
+                shares: true,
+            }),
             ToParticipant::Commit(decided.clone()),
             ToParticipant::Abort(TXID),
             ToParticipant::Lead(vec![a_marker()]),

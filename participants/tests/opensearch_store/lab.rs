@@ -115,7 +115,7 @@ impl Lab {
     pub fn vote(&mut self, operations: Vec<Operation>) -> Vote {
         self.next += 1;
         let txid = Txid { epoch: Epoch(self.epoch), n: self.next, decider: Decider::Log };
-        let work = Work { txid, operations: operations.into(), timeout: 30_000_000, trace: None };
+        let work = Work { txid, operations: operations.into(), timeout: 30_000_000, trace: None, shares: false };
         self.store.prepare(&[work]).unwrap().votes.remove(0).1
     }
 

@@ -147,6 +147,7 @@ fn an_index_that_is_gone_or_rolled_over_is_noticed() {
         operations: vec![put("k", "{}")].into(),
         timeout: 1_000_000,
         trace: None,
+        shares: false,
     }]);
     assert!(matches!(&work, Err(StoreError::Broken(why)) if why.contains("points at")), "{work:?}");
     lab.ok("POST", "/_aliases", &format!(r#"{{"actions":[{{"add":{{"index":"{index}","alias":"{alias}"}}}}]}}"#));
@@ -230,7 +231,13 @@ fn an_index_follows_one_coordinator() {
 
 fn lab_redo(store: &mut OpenSearch) -> bytes::Bytes {
     let txid = lockstep_core::Txid { epoch: lockstep_core::Epoch(4), n: 1, decider: lockstep_core::Decider::Log };
-    let work = lockstep_core::Work { txid, operations: vec![put("k", r#"{"late":true}"#)].into(), timeout: 30_000_000, trace: None };
+    let work = lockstep_core::Work {
+        txid,
+        operations: vec![put("k", r#"{"late":true}"#)].into(),
+        timeout: 30_000_000,
+        trace: None,
+        shares: false,
+    };
     match store.prepare(&[work]).unwrap().votes.remove(0).1 {
         lockstep_core::Vote::Redo(redo, _) => redo,
         vote => panic!("{vote:?}"),
@@ -389,7 +396,8 @@ fn a_document_that_cannot_be_read_now_is_not_taken_for_missing() {
 
     proxy.answer("_mget", BUSY);
     let operations = [put_if("k", "{}", Condition::Absent)].into();
-    let work = Work { txid: Txid { epoch: Epoch(1), n: 90, decider: Decider::Log }, operations, timeout: 30_000_000, trace: None };
+    let work =
+        Work { txid: Txid { epoch: Epoch(1), n: 90, decider: Decider::Log }, operations, timeout: 30_000_000, trace: None, shares: false };
     assert!(matches!(lab.store.prepare(&[work]), Err(StoreError::Timeout(why)) if why.contains("the queue is full")));
     assert_eq!(lab.refusal(vec![put_if("k", "{}", Condition::Absent)]).kind, RefusalKind::Condition);
 

@@ -45,7 +45,7 @@ pub fn text(value: &str) -> Value {
 }
 
 pub fn work(n: u64, operations: Vec<Operation>) -> Work {
-    Work { txid: txid(n), operations: operations.into(), timeout: 20_000_000, trace: None }
+    Work { txid: txid(n), operations: operations.into(), timeout: 20_000_000, trace: None, shares: false }
 }
 
 /// A store with this schema, opened and recovered.

@@ -39,7 +39,7 @@ fn measure(size: u64) {
                 n += 1;
                 let parameters = vec![Value::Integer(rng.random_range(0..ROWS)), Value::Text(format!("{n:0100}"))];
                 let operation = Operation::Statement { sql: sql.into(), parameters, expect_rows: None };
-                Work { txid: txid(n), operations: crate::lab::shared(vec![operation]), timeout: 5_000_000, trace: None }
+                Work { txid: txid(n), operations: crate::lab::shared(vec![operation]), timeout: 5_000_000, trace: None, shares: false }
             })
             .collect();
         let start = Instant::now();

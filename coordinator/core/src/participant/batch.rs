@@ -192,11 +192,12 @@ impl Session {
         self.send(FromParticipant::Ballot(ballot), effects);
     }
 
-    /// Votes of transactions that ran beside each other. At a preparing store each goes by itself; at a leader those of one ballot share
-    /// an open local transaction. One that was aborted meanwhile, or belongs to an older session, is the store's to take back.
+    /// Votes of transactions that ran beside each other. At a preparing store each goes by itself, or those of one ballot share a branch; at
+    /// a leader they share an open local transaction. One that was aborted meanwhile, or belongs to an older session, is the store's to take
+    /// back.
     pub(super) fn late_votes(&mut self, now: Time, kind: Kind, ballot: Ballot, effects: &mut Vec<ParticipantEffect>) {
-        if kind == Kind::Leader {
-            return self.group_voted(ballot, effects);
+        if kind == Kind::Leader || ballot.votes.iter().any(|(_, vote)| matches!(vote, Vote::InGroup(_))) {
+            return self.group_voted(now, kind, ballot, effects);
         }
         for (txid, vote) in ballot.votes {
             if self.working.remove(&txid).is_none() {
@@ -343,7 +344,7 @@ mod tests {
     fn what_was_aborted_is_remembered_as_long_as_it_waits() {
         let txid = |n| Txid { epoch: Epoch(1), n, decider: Decider::Log };
         let mut session = Session::new(SessionId(1), Gathering::new(0));
-        let work = Work { txid: txid(0), operations: [].into(), timeout: 1_000, trace: None };
+        let work = Work { txid: txid(0), operations: [].into(), timeout: 1_000, trace: None, shares: false };
         session.queue.push_back(Queued { work, received: Time(0) });
         for n in 0..3 * CANCELLED_MAX as u64 {
             session.cancel_queued(txid(n));
@@ -358,7 +359,7 @@ mod tests {
         let with = |waiting: u64, last: usize| {
             let mut session = Session::new(SessionId(1), Gathering::new(0));
             session.last_batch = last;
-            let work = |n| Work { txid: txid(n), operations: [].into(), timeout: 1_000, trace: None };
+            let work = |n| Work { txid: txid(n), operations: [].into(), timeout: 1_000, trace: None, shares: false };
             session.queue.extend((0..waiting).map(|n| Queued { work: work(n), received: Time(0) }));
             session
         };

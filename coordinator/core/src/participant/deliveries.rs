@@ -39,6 +39,7 @@ impl Session {
                 for &txid in &decided.txids {
                     self.doubts.remove(txid);
                 }
+                self.group_decided(&decided.txids);
             }
             Kind::Redo => {
                 for txid in &decided.txids {

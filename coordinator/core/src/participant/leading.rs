@@ -1,17 +1,18 @@
-//! R-LR at the store: its own commit decides.
+//! R-LR at the store: its own commit decides. Those that share a local transaction there, or a prepared branch (R-SHARED).
 
 use super::batch::{Batch, same_transactions};
 use super::contract::ParticipantEffect;
 use super::session::{Phase, Session};
-use crate::ids::{Decider, Txid};
+use crate::ids::{Decider, Time, Txid};
 use crate::message::{FromParticipant, Work};
 use crate::record::Marker;
-use crate::vote::{Ballot, Refusal, RefusalKind, Vote};
+use crate::vote::{Ballot, Kind, Refusal, RefusalKind, Vote};
 
-/// Transactions that share a local transaction that is open at a leader, beside others: led together, or taken back together.
+/// Transactions that share a local transaction that is open at a leader, beside others: led together, or taken back together. At a preparing
+/// store those that share a branch: decided together.
 #[derive(Debug)]
 pub(super) struct OpenGroup {
-    /// Those that voted Ready, in the order run.
+    /// Those that voted Yes, in the order run.
     work: Vec<Work>,
 }
 
@@ -30,29 +31,38 @@ impl Session {
         }
     }
 
-    /// The votes of those that share a local transaction at a leader, beside others. If one of them was aborted meanwhile, so is that local
-    /// transaction: nobody has seen a vote of it, and the others run again.
-    pub(super) fn group_voted(&mut self, ballot: Ballot, effects: &mut Vec<ParticipantEffect>) {
+    /// The votes of those that share a local transaction at a leader, beside others, or a branch at a preparing store. If one of them was
+    /// aborted meanwhile, so is what they share: nobody has seen a vote of it, and the others run again.
+    pub(super) fn group_voted(&mut self, now: Time, kind: Kind, ballot: Ballot, effects: &mut Vec<ParticipantEffect>) {
         let (mut open, mut votes, mut one_is_gone) = (Vec::new(), Vec::new(), false);
         let together = ballot.votes.len() > 1;
+        let shares = |vote: &Vote| match kind {
+            Kind::Preparing => matches!(vote, Vote::InGroup(_)),
+            Kind::Leader | Kind::Redo | Kind::Serial => matches!(vote, Vote::Ready(_)),
+        };
         for (txid, vote) in ballot.votes {
             match (self.working.remove(&txid), &vote) {
-                (Some(work), Vote::Ready(_)) => {
+                (Some(work), vote_given) if shares(vote_given) => {
+                    assert!(kind == Kind::Leader || work.shares, "R-SHARED: {txid} shares a branch, and was not to");
                     open.push(work);
                     votes.push((txid, vote));
                 }
                 (Some(_), Vote::No(_)) => votes.push((txid, vote)),
-                // What shares may have read what is not decided yet: it is led with it.
+                // What shares may have read what is not decided yet: it is decided with it.
                 (Some(_), Vote::ReadOnly(_)) if !together => votes.push((txid, vote)),
-                (Some(_), vote) => panic!("a leader voted {vote:?} later"),
-                (None, vote) => one_is_gone |= matches!(vote, Vote::Ready(_)),
+                (Some(_), vote) => panic!("a {kind:?} store voted {vote:?} later"),
+                (None, vote) => one_is_gone |= shares(vote),
             }
         }
         if one_is_gone {
-            votes.retain(|(_, vote)| !matches!(vote, Vote::Ready(_)));
+            votes.retain(|(_, vote)| !shares(vote));
             self.aborts.extend(open.iter().map(|work| work.txid));
             self.run_again(open.iter());
-        } else if !open.is_empty() {
+        } else if let Some(first) = open.first() {
+            if kind == Kind::Preparing {
+                // That is its name (R-ANSWER).
+                self.doubts.insert(now, first.txid);
+            }
             self.groups.push(OpenGroup { work: open });
         }
         if !votes.is_empty() {
@@ -60,14 +70,26 @@ impl Session {
         }
     }
 
-    /// Whether this one waits to be led, beside others. Those that share its local transaction are taken back with it, and run again.
+    /// Whether this one waits for its outcome with others. Those that share its local transaction, or its branch, are taken back with it, and
+    /// run again.
     pub(super) fn take_back_group(&mut self, txid: Txid) -> bool {
         let Some(at) = self.groups.iter().position(|group| group.holds(txid)) else { return false };
         let group = self.groups.swap_remove(at);
+        self.doubts.remove(group.work[0].txid);
         let others = || group.work.iter().filter(|work| work.txid != txid);
         self.aborts.extend(others().map(|work| work.txid));
         self.run_again(others());
         true
+    }
+
+    /// What shares a branch with others, and these with it, is decided.
+    pub(super) fn group_decided(&mut self, txids: &[Txid]) {
+        self.groups.retain(|group| !txids.iter().any(|txid| group.holds(*txid)));
+    }
+
+    /// Whether it is prepared as one branch with others, and not decided.
+    pub(super) fn is_shared(&self, txid: Txid) -> bool {
+        self.groups.iter().any(|group| group.holds(txid))
     }
 
     /// R-LR: the open batch, or those that share an open local transaction beside others, exactly, or not at all.

@@ -233,7 +233,7 @@ impl Participant {
 
     fn receive(&mut self, now: Time, message: ToParticipant, effects: &mut Vec<ParticipantEffect>) {
         let session = self.session.as_mut().expect("checked by the caller");
-        let (kind, Abilities { leads, keeps_acked }) = (self.kind, self.abilities);
+        let (kind, Abilities { leads, keeps_acked, .. }) = (self.kind, self.abilities);
         let leads = leads || kind == Kind::Leader;
         let broken_rule = match (session.phase, message) {
             (_, ToParticipant::Close) => {
@@ -271,6 +271,8 @@ impl Participant {
                     session.floor = session.floor.max(Some(below));
                     None
                 }
+                // Its outcome is on its way: nobody else's vote is to come.
+                ToParticipant::Resolve { txid, .. } if kind == Kind::Preparing && session.is_shared(txid) => None,
                 ToParticipant::Resolve { txid, commit } if kind == Kind::Preparing => {
                     session.resolves.push_back((txid, commit));
                     None

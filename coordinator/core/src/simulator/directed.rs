@@ -7,7 +7,7 @@ use super::quiet_panics;
 use super::small::{STEPS_MAX, Setup, SmallWorld, Step, Write, name_of};
 use crate::follower::Noted;
 use crate::mutation::{Mutation, take_away_both};
-use crate::{AdminAction, Condition, Coordinator, Csn, Kind, ParticipantId, StoreCommand, ToParticipant, Txid, Wait};
+use crate::{AdminAction, Condition, Coordinator, Csn, FromParticipant, Kind, ParticipantId, StoreCommand, ToParticipant, Txid, Wait};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// One schedule.
@@ -934,6 +934,26 @@ pub(super) const SCHEDULES: &[Schedule] = &[
         },
     },
     Schedule {
+        name: "one of those that share a branch is aborted while their votes are on their way",
+        misses: &[Mutation::RestOfBranchStays],
+        misses_both: None,
+        setup: || Setup::some_that_share([1, 2, 1]),
+        way: |w| {
+            w.hold(Step::Runs(0));
+            w.until("all run", |w| w.seats[0].running.len() == 3)?;
+            w.release(Step::Runs(0));
+            w.hold(Step::Back(0));
+            w.until("they have voted together", |w| w.seats[0].back.iter().any(shared))?;
+            w.end_session(1);
+            w.hold(Step::There(0));
+            w.release(Step::Back(0));
+            w.until("their votes are heard", |w| w.seats[0].back.is_empty())?;
+            w.release(Step::There(0));
+            w.drain()?;
+            w.rest()
+        },
+    },
+    Schedule {
         name: "a preparing store is acked past what its waived leader has decided",
         misses: &[Mutation::RowStandsForLed],
         misses_both: None,
@@ -960,6 +980,10 @@ pub(super) const SCHEDULES: &[Schedule] = &[
         },
     },
 ];
+
+fn shared(message: &FromParticipant) -> bool {
+    matches!(message, FromParticipant::Ballot(ballot) if ballot.votes.len() > 1)
+}
 
 fn led_over_serial() -> Setup {
     Setup::new(&[Kind::Leader, Kind::Serial], vec![vec![Write::of(0, "a"), Write::of(1, "b")], vec![Write::of(1, "b")]])

@@ -203,7 +203,7 @@ impl Climate {
             new_identities: false,
             gather: 0,
             faults_until: dice.between(2, 10) * SECOND,
-            abilities: Abilities { leads: dice.chance(0.6), keeps_acked: dice.chance(0.6) },
+            abilities: Abilities { leads: dice.chance(0.6), keeps_acked: dice.chance(0.6), shares: false },
             begins: rarely(dice, 1.0),
             enlists: rarely(dice, 1.0),
             kinds,
@@ -219,11 +219,13 @@ impl Climate {
         let restored = dice.chance(0.12) && !self.gentle;
         let backup = restored.then(|| dice.log_between(50_000, SECOND));
         let climate = Climate { beside, databases_restored: restored, store_backup: backup.or(self.store_backup), ..self };
-        match dice.below(16) {
+        let climate = match dice.below(16) {
             0 | 1 if !climate.gentle => climate.led(dice),
             2 if !climate.gentle => climate.lost(dice),
             _ => climate,
-        }
+        };
+        let shares = climate.beside && dice.chance(0.6);
+        Climate { abilities: Abilities { shares, ..climate.abilities }, ..climate }
     }
 
     /// Drawn apart, too: what was thought of late.

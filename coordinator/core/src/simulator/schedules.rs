@@ -15,8 +15,8 @@ struct Run {
 }
 
 /// One schedule: plain, but for these departures.
-fn run(kinds: &[Kind], departures: &[(usize, Step)]) -> Run {
-    let mut world = SmallWorld::new(&Setup::two_on_one_row(kinds));
+fn run(setup: &Setup, departures: &[(usize, Step)]) -> Run {
+    let mut world = SmallWorld::new(setup);
     let mut enabled = Vec::new();
     let mut next = departures.iter().peekable();
     while !world.at_rest() || next.peek().is_some() {
@@ -41,12 +41,12 @@ fn run(kinds: &[Kind], departures: &[(usize, Step)]) -> Run {
 type Found = Option<(Vec<(usize, Step)>, String)>;
 
 /// Every schedule with one departure, and with a crash of the coordinator after it if `crash` says so; and how many there are.
-fn every_schedule(kinds: &[Kind], crash: bool) -> (usize, Found) {
+fn every_schedule(setup: &Setup, crash: bool) -> (usize, Found) {
     let mut count = 0;
     let mut open = vec![Vec::new()];
     while let Some(departures) = open.pop() {
         count += 1;
-        let run = match catch_unwind(AssertUnwindSafe(|| run(kinds, &departures))) {
+        let run = match catch_unwind(AssertUnwindSafe(|| run(setup, &departures))) {
             Ok(run) => run,
             Err(panic) => {
                 let what = panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "a panic".into());
@@ -69,11 +69,11 @@ fn every_schedule(kinds: &[Kind], crash: bool) -> (usize, Found) {
     (count, None)
 }
 
-fn explore(mutation: Mutation, kinds: &[Kind], crash: bool) -> (usize, Found) {
+fn explore(mutation: Mutation, setup: &Setup, crash: bool) -> (usize, Found) {
     quiet_panics();
     take_away(mutation);
     SIMULATING.set(true);
-    let found = every_schedule(kinds, crash);
+    let found = every_schedule(setup, crash);
     SIMULATING.set(false);
     take_away(Mutation::None);
     found
@@ -83,7 +83,7 @@ fn explore(mutation: Mutation, kinds: &[Kind], crash: bool) -> (usize, Found) {
 #[test]
 fn every_schedule_holds() {
     for kinds in [[Kind::Preparing, Kind::Redo], [Kind::Leader, Kind::Redo]] {
-        let (count, found) = explore(Mutation::None, &kinds, true);
+        let (count, found) = explore(Mutation::None, &Setup::two_on_one_row(&kinds), true);
         assert!(found.is_none(), "{kinds:?}, schedule {count}: {found:?}");
         assert!(count > 1_000, "{kinds:?}: only {count} schedules");
     }
@@ -92,9 +92,23 @@ fn every_schedule_holds() {
 #[test]
 fn every_single_departure_holds() {
     for kinds in [[Kind::Serial, Kind::Redo], [Kind::Preparing, Kind::Preparing], [Kind::Serial, Kind::Preparing]] {
-        let (count, found) = explore(Mutation::None, &kinds, false);
+        let (count, found) = explore(Mutation::None, &Setup::two_on_one_row(&kinds), false);
         assert!(found.is_none(), "{kinds:?}, schedule {count}: {found:?}");
     }
+}
+
+/// Three transactions, of which two share a branch.
+#[test]
+fn every_schedule_of_those_that_share_holds() {
+    let setup = Setup::some_that_share([2, 1, 1]);
+    let (count, found) = explore(Mutation::None, &setup, true);
+    assert!(found.is_none(), "schedule {count}: {found:?}");
+    assert!(count > 1_000, "only {count} schedules");
+    let mut plain = SmallWorld::new(&setup);
+    while !plain.at_rest() {
+        plain.take(plain.enabled().first().copied().unwrap_or(Step::Wait));
+    }
+    assert_eq!(plain.seats[0].store.shared, 1, "no branch is shared");
 }
 
 /// One departure is enough for these.
@@ -102,7 +116,7 @@ fn every_single_departure_holds() {
 fn the_first_rules_are_needed() {
     use Mutation::{DecidingAborts, InProgressAborts, PresumesBeforeReplay, YesBeforeForce};
     for mutation in [DecidingAborts, InProgressAborts, PresumesBeforeReplay, YesBeforeForce] {
-        let (count, found) = explore(mutation, &[Kind::Preparing, Kind::Redo], false);
+        let (count, found) = explore(mutation, &Setup::two_on_one_row(&[Kind::Preparing, Kind::Redo]), false);
         assert!(found.is_some(), "{mutation:?} goes unnoticed in {count} schedules");
     }
 }

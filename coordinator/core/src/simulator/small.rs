@@ -74,6 +74,8 @@ pub(super) struct Setup {
     pub beside: bool,
     /// Preparing stores keep how far they are acked.
     pub keeps_acked: bool,
+    /// Of those that they run beside each other several may share a branch.
+    pub shares: bool,
 }
 
 impl Setup {
@@ -86,6 +88,7 @@ impl Setup {
             pooled: false,
             beside: false,
             keeps_acked: false,
+            shares: false,
         }
     }
 
@@ -93,6 +96,13 @@ impl Setup {
     pub(super) fn two_on_one_row(kinds: &[Kind]) -> Setup {
         let everywhere: Vec<_> = (0..kinds.len()).map(|store| Write::of(store, "k")).collect();
         Setup::new(kinds, vec![everywhere.clone(), everywhere])
+    }
+
+    /// Three clients that are not in each other's way, each with a row and a document at one of these indices. The second one's transaction
+    /// takes along what waits with it.
+    pub(super) fn some_that_share(indices: [usize; 3]) -> Setup {
+        let requests = ["a", "b", "c"].into_iter().zip(indices).map(|(key, index)| vec![Write::of(0, key), Write::of(index, key)]);
+        Setup { shares: true, ..Setup::new(&[Kind::Preparing, Kind::Redo, Kind::Redo], requests.collect()) }
     }
 }
 
@@ -105,7 +115,7 @@ pub(super) struct Seat {
     pub back: VecDeque<FromParticipant>,
     pub command: Option<StoreCommand>,
     /// Those that run beside each other, and those of them that wait for a lock.
-    running: VecDeque<Txid>,
+    pub running: VecDeque<Txid>,
     waiting: VecDeque<Txid>,
     votes: VecDeque<Ballot>,
 }
@@ -122,6 +132,8 @@ pub(super) struct SmallWorld {
     pub now: Time,
     config: Config,
     wait: Wait,
+    /// The clients go first in the plain order, and then the last of the stores.
+    sharing: bool,
     pub machine: Option<Coordinator>,
     pub disk: Disk,
     /// Which log it is, and which process writes it.
@@ -151,8 +163,11 @@ impl SmallWorld {
             standalone: false,
         });
         let seat = |(i, kind): (usize, &Kind)| {
-            let abilities = Abilities { keeps_acked: setup.keeps_acked && *kind == Kind::Preparing, ..Abilities::default() };
-            let mut store = Store::with(i, *kind, abilities, setup.pooled, setup.beside);
+            let abilities = match kind {
+                Kind::Preparing => Abilities { leads: false, keeps_acked: setup.keeps_acked, shares: setup.shares },
+                Kind::Redo | Kind::Serial | Kind::Leader => Abilities::default(),
+            };
+            let mut store = Store::with(i, *kind, abilities, setup.pooled, setup.beside || setup.shares);
             store.calm = true;
             let mut machine = Participant::with(*kind, abilities);
             machine.step(Time(0), ParticipantEvent::Owner(None), &mut Vec::new());
@@ -170,6 +185,7 @@ impl SmallWorld {
             now: Time(0),
             config: Config { participants: participants.collect(), ..config },
             wait: setup.wait,
+            sharing: setup.shares,
             machine: None,
             disk: Disk::default(),
             log: 0,
@@ -200,7 +216,11 @@ impl SmallWorld {
         if self.forcing {
             steps.push(Step::Force);
         }
-        for (i, seat) in self.seats.iter().enumerate() {
+        let mut seats: Vec<_> = self.seats.iter().enumerate().collect();
+        if self.sharing {
+            seats.reverse();
+        }
+        for (i, seat) in seats {
             if seat.session.is_none() {
                 steps.push(Step::Connect(i));
             }
@@ -224,6 +244,9 @@ impl SmallWorld {
         if *machine.phase() == Phase::Serving && open {
             let silent = |i: &usize| !self.clients[*i].asked && !self.clients[*i].answered;
             steps.extend((0..self.clients.len()).filter(silent).map(Step::Client));
+            if self.sharing {
+                steps.sort_by_key(|step| !matches!(step, Step::Client(_)));
+            }
         }
         steps.extend((0..self.seats.len()).filter(|i| self.seats[*i].store.has_left_behind()).map(Step::LeftBehind));
         steps

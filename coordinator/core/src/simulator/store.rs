@@ -5,6 +5,7 @@ use super::dice::Dice;
 use super::faults::Climate;
 use crate::mutation::{Mutation, broken};
 use crate::participant::{StoreCommand, StoreReport};
+use crate::transaction::is_enlisted;
 use crate::vote::{Kind, Refusal, RefusalKind};
 use crate::{
     Abilities, Ballot, Condition, Csn, Decided, Decider, Epoch, Marker, MarkerEvidence, Operation, Owner, ParticipantId, Position,
@@ -68,8 +69,9 @@ pub(crate) struct State {
     foreign: BTreeSet<Txid>,
 }
 
+/// One transaction, or several that share it: it has the name of the first.
 #[derive(Debug)]
-pub(crate) struct PreparedBranch(Branch);
+pub(crate) struct PreparedBranch(Vec<Branch>);
 
 #[derive(Debug)]
 struct OpenBatch {
@@ -101,6 +103,10 @@ pub(crate) struct Store {
     running: BTreeMap<Txid, Work>,
     /// Those that have run and wait to be led, with their locks: by themselves or, at a leader, several in one local transaction.
     ready: Vec<Vec<Branch>>,
+    /// Those that share a prepared branch, by its name: this session's.
+    sharing: BTreeMap<Txid, Vec<Txid>>,
+    /// How many such there were.
+    pub shared: usize,
     pub abilities: Abilities,
     redos: Vec<Rc<Redo>>,
     /// A leader behind a pooler: backends of ended sessions cannot be ended.
@@ -164,6 +170,8 @@ impl Store {
             beside: beside && matches!(kind, Kind::Preparing | Kind::Leader),
             running: BTreeMap::new(),
             ready: Vec::new(),
+            sharing: BTreeMap::new(),
+            shared: 0,
             abilities: if kind == Kind::Preparing { abilities } else { Abilities::default() },
             redos: Vec::new(),
             pooled: pooled && kind == Kind::Leader,
@@ -194,6 +202,7 @@ impl Store {
         self.voted.clear();
         self.ready.clear();
         self.running.clear();
+        self.sharing.clear();
         let watermark = self.live.watermark;
         self.unsynced.insert(0, std::mem::take(&mut self.durable));
         self.durable = self.unsynced.swap_remove(survivor);
@@ -312,6 +321,8 @@ impl Store {
                 }
                 self.ready.retain(|branches| !branches.iter().any(|branch| txids.contains(&branch.txid)));
                 if self.kind == Kind::Preparing {
+                    let shared = self.sharing.extract_if(.., |_, sharing| sharing.iter().any(|txid| txids.contains(txid)));
+                    shared.for_each(|(name, _)| drop(self.live.prepared.remove(&name)));
                     for txid in txids {
                         self.live.prepared.remove(txid);
                         if self.live.foreign.contains(txid) {
@@ -415,6 +426,7 @@ impl Store {
             self.running.clear();
             self.open = None;
         }
+        self.sharing.clear();
         self.voted.clear();
         if self.kind == Kind::Redo && dice.chance(0.5) {
             self.live = self.durable.clone(); // the writer was dropped
@@ -458,6 +470,10 @@ impl Store {
         let mut state = self.live.clone();
         let base = state.chain;
         for work in batch {
+            if self.kind == Kind::Preparing {
+                // Each by itself.
+                ran.clear();
+            }
             votes.push((work.txid, self.vote(work, &mut state, &mut ran, odds, dice)));
         }
         let mut group_redo = Bytes::new();
@@ -486,8 +502,7 @@ impl Store {
     /// others that need not wait may share its local transaction.
     pub(crate) fn run_beside(&mut self, txid: Txid, patient: bool, odds: Odds, dice: &mut Dice) -> Beside {
         let Some(work) = self.running.get(&txid).cloned() else { return Beside::Gone };
-        let enlisted = crate::transaction::is_enlisted(&work.operations);
-        let branch = if enlisted { None } else { read_work(&work) };
+        let branch = if is_enlisted(&work.operations) { None } else { read_work(&work) };
         let waits = branch.is_some_and(|branch| self.live.locked(&branch) || self.held(&branch));
         if waits && broken(Mutation::LockWaitHoldsUp) {
             // The one worker that would be told to commit the lock's holder is the one that waits.
@@ -498,7 +513,7 @@ impl Store {
             return Beside::Waits;
         }
         self.running.remove(&txid);
-        if self.kind == Kind::Leader {
+        if self.kind == Kind::Leader || work.shares {
             return Beside::Voted(self.run_together(work, odds, dice));
         }
         let mut state = self.live.clone();
@@ -513,8 +528,10 @@ impl Store {
     /// Every second one that writes takes those along that do, and need not wait.
     fn run_together(&mut self, first: Work, odds: Odds, dice: &mut Dice) -> Ballot {
         let mut together = vec![first];
-        if together[0].txid.n % 2 == 0 && read_work(&together[0]).is_some() {
-            let joins = |work: &Work| read_work(work).is_some_and(|branch| !self.held(&branch));
+        if together[0].txid.n % 2 == 0 && !is_enlisted(&together[0].operations) && read_work(&together[0]).is_some() {
+            let may = |work: &Work| (self.kind == Kind::Leader || work.shares) && !is_enlisted(&work.operations);
+            let free = |branch: &Branch| !self.held(branch) && !self.live.locked(branch);
+            let joins = |work: &Work| may(work) && read_work(work).is_some_and(|branch| free(&branch));
             let others: Vec<Txid> = self.running.values().filter(|work| joins(work)).map(|work| work.txid).collect();
             together.extend(others.iter().filter_map(|txid| self.running.remove(txid)));
         }
@@ -522,10 +539,29 @@ impl Store {
         for work in together {
             votes.push((work.txid, self.vote(&work, &mut state, &mut ran, odds, dice)));
         }
-        if !ran.is_empty() {
-            self.ready.push(ran);
+        match self.kind {
+            Kind::Preparing => self.prepare_together(state, ran, &mut votes),
+            Kind::Leader if ran.is_empty() => {}
+            Kind::Leader => self.ready.push(ran),
+            Kind::Redo | Kind::Serial => panic!("nothing runs beside others there"),
         }
         Ballot { votes, ..Ballot::default() }
+    }
+
+    /// Those that share become one branch (R-SHARED).
+    fn prepare_together(&mut self, state: State, ran: Vec<Branch>, votes: &mut [(Txid, Vote)]) {
+        self.live = state;
+        if ran.len() > 1 {
+            let names: Vec<Txid> = ran.iter().map(|branch| branch.txid).collect();
+            names.iter().for_each(|txid| drop(self.live.prepared.remove(txid)));
+            votes.iter_mut().filter(|(txid, _)| names.contains(txid)).for_each(|(_, vote)| *vote = Vote::InGroup([].into()));
+            self.live.prepared.insert(names[0], Rc::new(PreparedBranch(ran)));
+            self.sharing.insert(names[0], names);
+            self.shared += 1;
+        }
+        if !broken(Mutation::YesBeforeForce) {
+            self.sync();
+        }
     }
 
     /// The local transactions that wait to be led by these markers, each with its own.
@@ -558,20 +594,23 @@ impl Store {
             return no(RefusalKind::Constraint, "the data forbids it");
         }
         if let [Operation::Enlisted { xid }] = work.operations[..] {
-            let found = state.prepared.get(&work.txid).is_some_and(|prepared| prepared.0.tag.0 == xid);
+            let found = state.prepared.get(&work.txid).is_some_and(|prepared| prepared.0[0].tag.0 == xid);
             return if found { Vote::Prepared([].into()) } else { no(RefusalKind::Conflict, "there is no such prepared branch") };
         }
         let Some(branch) = read_work(work) else { return Vote::ReadOnly(state.seen()) };
         match self.kind {
             Kind::Preparing => {
-                if (state.locked(&branch) || self.held(&branch)) && !broken(Mutation::NoLocks) {
+                // What those hold that it is to share a branch with is in nobody's way.
+                let own = |txid: &Txid| ran.iter().any(|own| own.txid == *txid);
+                if (state.locked_by_others(&branch, own) || self.held(&branch)) && !broken(Mutation::NoLocks) {
                     return no(RefusalKind::Conflict, "the row is locked");
                 }
                 if work.txid.decider == Decider::Leader(ParticipantId(self.index as u16)) {
                     self.ready.push(vec![branch]);
                     return Vote::Ready([].into());
                 }
-                state.prepared.insert(work.txid, Rc::new(PreparedBranch(branch)));
+                ran.push(branch.clone());
+                state.prepared.insert(work.txid, Rc::new(PreparedBranch(vec![branch])));
                 Vote::Prepared([].into())
             }
             Kind::Redo => {
@@ -607,13 +646,13 @@ impl Store {
 
     /// An application prepares a branch on its own connection, if the locks let it. Its marker keeps it from doing so after the end.
     pub(crate) fn enlist(&mut self, txid: Txid, operations: &[Operation]) -> bool {
-        let work = Work { txid, operations: operations.into(), timeout: 0, trace: None };
+        let work = Work { txid, operations: operations.into(), timeout: 0, trace: None, shares: false };
         let Some(branch) = read_work(&work) else { return false };
         let used = self.live.prepared.contains_key(&txid) || self.live.committed.contains(&txid) || txid.position() < self.live.floor;
         if used || self.live.locked(&branch) || self.held(&branch) {
             return false;
         }
-        self.live.prepared.insert(txid, Rc::new(PreparedBranch(branch)));
+        self.live.prepared.insert(txid, Rc::new(PreparedBranch(vec![branch])));
         self.sync();
         true
     }
@@ -694,21 +733,29 @@ impl Store {
         missing: &mut Vec<(Txid, MarkerEvidence)>,
         checker: &mut Checker,
     ) {
-        for &txid in &decision.txids {
-            match self.live.prepared.remove(&txid) {
-                Some(branch) => {
-                    let branch = branch.0.clone();
-                    self.live.run(&branch);
-                    if !broken(Mutation::MarkerForgotten) {
-                        self.live.committed.insert(txid);
-                    }
-                    checker.applied(self.index, branch.tag, &self.live);
-                    done.push(txid);
-                }
-                None if self.live.committed.contains(&txid) => missing.push((txid, MarkerEvidence::Committed)),
-                None if txid.position() < self.live.floor => missing.push((txid, MarkerEvidence::Unknowable)),
-                None => missing.push((txid, MarkerEvidence::RolledBack)),
+        let txid = decision.txids[0];
+        self.sharing.remove(&txid);
+        match self.live.prepared.remove(&txid) {
+            Some(prepared) => {
+                self.run_prepared(&prepared, checker);
+                done.push(txid);
             }
+            None if self.live.committed.contains(&txid) => missing.push((txid, MarkerEvidence::Committed)),
+            None if txid.position() < self.live.floor => missing.push((txid, MarkerEvidence::Unknowable)),
+            None => missing.push((txid, MarkerEvidence::RolledBack)),
+        }
+    }
+
+    /// Each has its marker.
+    fn run_prepared(&mut self, prepared: &PreparedBranch, checker: &mut Checker) {
+        for branch in &prepared.0 {
+            self.live.run(branch);
+            if !broken(Mutation::MarkerForgotten) {
+                self.live.committed.insert(branch.txid);
+            }
+        }
+        for branch in &prepared.0 {
+            checker.applied(self.index, branch.tag, &self.live);
         }
     }
 
@@ -840,21 +887,23 @@ impl Store {
 
     /// Somebody with a database client rolls a prepared branch back.
     pub(crate) fn roll_back_there(&mut self, checker: &mut Checker) {
-        if let Some((_, branch)) = self.live.prepared.pop_first() {
-            checker.by_hand(self.index, branch.0.tag);
+        if let Some((_, prepared)) = self.live.prepared.pop_first() {
+            prepared.0.iter().for_each(|branch| checker.by_hand(self.index, branch.tag));
             self.sync();
         }
     }
 
     fn resolve(&mut self, txid: Txid, commit: bool, checker: &mut Checker) {
-        if let Some(branch) = self.live.prepared.remove(&txid) {
-            checker.by_hand(self.index, branch.0.tag);
-            self.live.by_hand.insert(txid, commit);
+        if let Some(prepared) = self.live.prepared.remove(&txid) {
+            for branch in &prepared.0 {
+                checker.by_hand(self.index, branch.tag);
+                // Of those that are rolled back nothing is left that would name them.
+                if commit || branch.txid == txid {
+                    self.live.by_hand.insert(branch.txid, commit);
+                }
+            }
             if commit {
-                let branch = branch.0.clone();
-                self.live.run(&branch);
-                self.live.committed.insert(txid);
-                checker.applied(self.index, branch.tag, &self.live);
+                self.run_prepared(&prepared, checker);
             }
             self.sync();
         }
@@ -886,8 +935,14 @@ impl State {
     }
 
     fn locked(&self, branch: &Branch) -> bool {
-        let held = |key: &String| self.prepared.values().any(|p| p.0.writes.iter().any(|(k, _)| k == key));
-        branch.writes.iter().any(|(key, _)| held(key))
+        self.locked_by_others(branch, |_| false)
+    }
+
+    /// Whether a prepared branch, unless it is of one of these, has a lock that this one needs.
+    fn locked_by_others(&self, branch: &Branch, own: impl Fn(&Txid) -> bool) -> bool {
+        let others = self.prepared.iter().filter(|(txid, _)| !own(txid));
+        let mut held = others.flat_map(|(_, prepared)| &prepared.0).flat_map(|other| &other.writes);
+        held.any(|(key, _)| branch.writes.iter().any(|(own, _)| own == key))
     }
 
     /// Rows: all writes of a branch take effect, on top of what is there.
