@@ -11,10 +11,11 @@ use futures_util::StreamExt;
 use futures_util::future::{MaybeDone, join3, maybe_done};
 use lockstep_core::gid::Gid;
 use lockstep_core::{Operation, Owner, RefusalKind, Results, StatementResult, Txid, Value};
+use std::cmp::Ordering;
 use std::error::Error as _;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::task::{Poll, ready};
 use std::time::Duration;
 use tokio::time::timeout;
@@ -34,7 +35,7 @@ const RESET_PREPARED: &str = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL
     DISCARD SEQUENCES; SET default_transaction_read_only = on";
 
 /// What is the session user's to finish is prepared by the session user.
-const SAME_USER: &str = "RESET SESSION AUTHORIZATION; RESET ROLE";
+const SAME_USER: &[&str] = &["RESET SESSION AUTHORIZATION", "RESET ROLE"];
 
 /// NULL where nothing was written.
 const XID: &str = "SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.xid";
@@ -52,21 +53,33 @@ const BETWEEN: &str = "RELEASE SAVEPOINT lockstep; SET CONSTRAINTS ALL IMMEDIATE
     DISCARD TEMP; DISCARD SEQUENCES; CLOSE ALL; SAVEPOINT lockstep; SET LOCAL lock_timeout = 50";
 
 /// Behind the last of those that share one. The marker may wait for a lock as long as any.
-const BEHIND: &str =
-    "RELEASE SAVEPOINT lockstep; RESET SESSION AUTHORIZATION; RESET ROLE; SET CONSTRAINTS ALL IMMEDIATE; RESET lock_timeout";
+const BEHIND: &[&str] =
+    &["RELEASE SAVEPOINT lockstep", "RESET SESSION AUTHORIZATION", "RESET ROLE", "SET CONSTRAINTS ALL IMMEDIATE", "RESET lock_timeout"];
 
-/// Compiled once on a connection. The marker of a branch (R-MARKER): an owner that is not ours is NULL, which the table forbids (R-OWNER).
-/// Nothing is locked: a prepared branch would hold the lock against the next owner. It tells its transaction's number.
-pub const OWN_STATEMENTS: &str = "PREPARE lockstep_marker(bigint, integer, integer, bigint) AS INSERT INTO lockstep.branch(place, owner)
-        VALUES ($1, (SELECT slot FROM lockstep.owner WHERE slot = $2 AND epoch = $3 AND incarnation = $4))
+/// Compiled once on a connection. The markers of those that are one branch (R-MARKER): an owner that is not ours is NULL, which the table
+/// forbids (R-OWNER). Nothing is locked: a prepared branch would hold the lock against the next owner. Each tells the number of the local
+/// transaction.
+pub const OWN_STATEMENTS: &str = "PREPARE lockstep_markers(bigint[], integer, integer, bigint) AS INSERT INTO lockstep.branch(place, owner)
+        SELECT place, (SELECT slot FROM lockstep.owner WHERE slot = $2 AND epoch = $3 AND incarnation = $4)
+        FROM pg_catalog.unnest($1) AS m(place)
         RETURNING pg_catalog.pg_current_xact_id()::pg_catalog.xid";
 
 /// What stands behind a branch's statements.
 pub enum End<'a> {
     /// Nothing: it stays open, its commit decides (R-LR).
     Open,
-    /// It is prepared, with this owner's marker, under this name.
-    Prepare(Owner, &'a Gid),
+    /// It is prepared.
+    Prepare(&'a Naming<'a>),
+}
+
+/// How a branch is prepared.
+pub struct Naming<'a> {
+    /// Whose markers it gets.
+    pub owner: Owner,
+    /// Its name.
+    pub gid: Gid,
+    /// Of which transactions; the first has given it its name.
+    pub txids: &'a [Txid],
 }
 
 /// What became of a branch.
@@ -86,7 +99,7 @@ pub async fn run(connection: &mut Connection, operations: &[Operation], limits: 
     let steps = steps(operations, limits)?;
     let mut texts: Vec<&str> = steps.iter().map(|step| step.sql).collect();
     texts.extend(matches!(end, End::Open).then_some(LEAD));
-    if let End::Prepare(..) = end {
+    if let End::Prepare(_) = end {
         connection.compile_own(OWN_STATEMENTS).await?;
     }
     connection.compile(&texts).await?;
@@ -96,47 +109,79 @@ pub async fn run(connection: &mut Connection, operations: &[Operation], limits: 
     let sure = steps.iter().all(Step::expects_nothing) && steps.iter().any(|step| statement::writes(step.sql));
     let script = match end {
         // Whatever may still be refused is refused before the CSN is taken.
-        End::Open => format!("{SAME_USER}; SET CONSTRAINTS ALL IMMEDIATE; {}", connection.strict()),
-        End::Prepare(owner, gid) if sure => ending(connection, owner, gid),
-        End::Prepare(..) => format!("{SAME_USER}; {}; {XID}", connection.strict()),
+        End::Open => format!("{}; SET CONSTRAINTS ALL IMMEDIATE; {}", SAME_USER.join("; "), connection.strict()),
+        End::Prepare(naming) if sure => ending(connection, SAME_USER, naming).text,
+        End::Prepare(_) => format!("{}; {}; {XID}", SAME_USER.join("; "), connection.strict()),
     };
-    connection.preparing = sure && matches!(end, End::Prepare(..));
+    connection.preparing = sure && matches!(end, End::Prepare(_));
     let (results, mut played) = fly(connection, std::slice::from_ref(&steps), limits, &script).await;
-    // A failed transaction refuses the script's first statement: the rest is not begun.
-    connection.preparing &= !matches!(&played.error, Some(error) if played.done == 0 && error.code().is_some());
+    connection.preparing &= !refused_at_once(&played);
     let results = results?.remove(0);
-    let End::Prepare(owner, gid) = end else {
+    let End::Prepare(naming) = end else {
         return played.error.map_or(Ok(Ran::Open(results)), |error| Err(error.into()));
     };
     let mut ran = None;
+    let ending = ending(connection, SAME_USER, naming);
     if !sure {
         if let Some(error) = played.error {
             return Err(error.into());
         }
-        ran = number(&played);
+        ran = played.value(ending.marker).map(str::to_owned);
         if ran.is_none() {
             return Ok(Ran::ReadOnly(results));
         }
         connection.preparing = true;
-        played = script::play(&connection.client, &ending(connection, owner, gid)).await;
+        played = script::play(&connection.client, &ending.text).await;
     }
-    prepared(connection, gid.txid, ran, played)?;
+    prepared(connection, naming, &ending, ran, played)?;
     Ok(Ran::Prepared(results))
 }
 
-/// Runs several, one behind the other, in one local transaction, in one flight, and leaves it open to be led: what they returned. Whatever
-/// fails, of any of them, all are to be rolled back.
-pub async fn run_together(connection: &mut Connection, members: &[&[Operation]], limits: &Limits) -> Result<Vec<Results>, Failure> {
+/// A failed transaction refuses a script's first statement: the rest is not begun.
+fn refused_at_once(played: &Played) -> bool {
+    matches!(&played.error, Some(error) if played.done == 0 && error.code().is_some())
+}
+
+/// Runs several, one behind the other, in one local transaction, and ends as told, in one flight unless something is expected of them
+/// before they are prepared: what they returned. Whatever fails, of any of them, all are to be rolled back, as [`run`] says.
+pub async fn run_together(
+    connection: &mut Connection,
+    members: &[&[Operation]],
+    limits: &Limits,
+    end: End<'_>,
+) -> Result<Vec<Results>, Failure> {
     let members = members.iter().map(|operations| steps(operations, limits)).collect::<Result<Vec<_>, Failure>>()?;
     let mut texts: Vec<&str> = members.iter().flatten().map(|step| step.sql).collect();
-    texts.push(LEAD);
+    match end {
+        End::Open => texts.push(LEAD),
+        End::Prepare(_) => connection.compile_own(OWN_STATEMENTS).await?,
+    }
     connection.compile(&texts).await?;
     members.iter().flatten().try_for_each(|step| takes(connection.cached(step.sql).expect("just compiled"), step.parameters))?;
     connection.spoilt = true;
-    let script = format!("{BEHIND}; {}", connection.strict());
-    let (results, played) = fly(connection, &members, limits, &script).await;
+    let sure = members.iter().flatten().all(Step::expects_nothing);
+    let (script, prepares) = match end {
+        End::Prepare(naming) if sure => (ending(connection, BEHIND, naming).text, true),
+        End::Prepare(_) | End::Open => (format!("{}; {}", BEHIND.join("; "), connection.strict()), false),
+    };
+    connection.preparing = prepares;
+    let (results, mut played) = fly(connection, &members, limits, &script).await;
+    connection.preparing &= !refused_at_once(&played);
     let results = results?;
-    played.error.map_or(Ok(results), |error| Err(error.into()))
+    let End::Prepare(naming) = end else {
+        return played.error.map_or(Ok(results), |error| Err(error.into()));
+    };
+    let mut ending = ending(connection, BEHIND, naming);
+    if !prepares {
+        if let Some(error) = played.error {
+            return Err(error.into());
+        }
+        ending = self::ending(connection, SAME_USER, naming);
+        connection.preparing = true;
+        played = script::play(&connection.client, &ending.text).await;
+    }
+    prepared(connection, naming, &ending, None, played)?;
+    Ok(results)
 }
 
 /// Compiles what every branch needs. Left half way, it leaves a connection that is not used again.
@@ -309,7 +354,7 @@ impl Room<'_> {
 
     fn take(&self, bytes: usize) -> Result<(), Failure> {
         let refuse = |message| Err(Failure::refused(RefusalKind::Invalid, message));
-        let less = |left: &AtomicUsize, by| left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(by));
+        let less = |left: &AtomicUsize, by| left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(by));
         if less(&self.rows, 1).is_err() {
             return refuse(format!("the result has more than {} rows (result_rows)", self.limits.rows));
         }
@@ -356,53 +401,41 @@ fn unfit(error: tokio_postgres::Error) -> Failure {
     }
 }
 
-/// Writes the marker, prepares, and leaves the session as it was: one message. [`Part`] names its statements. PREPARE's own answer hides
-/// whether there was a transaction to prepare: that the marker was written right before it tells.
-fn ending(connection: &Connection, owner: Owner, gid: &Gid) -> String {
-    let (place, slot) = (place(gid.txid.position()), connection.slot % SLOTS);
-    let (epoch, incarnation) = (owner.epoch.0.cast_signed(), owner.incarnation.cast_signed());
-    format!(
-        "{SAME_USER}; {}; EXECUTE lockstep_marker({place}, {slot}, {epoch}, {incarnation}); PREPARE TRANSACTION '{gid}'; \
-        {RESET_PREPARED}",
-        connection.strict()
-    )
+/// What writes the markers, prepares, and leaves the session as it was: one message.
+struct Ending {
+    text: String,
+    /// Which of its statements, from 0, writes the markers; the next one prepares. Before a branch that is not sure to write is ended, the
+    /// question for its number ([`XID`]) stands there.
+    marker: usize,
 }
 
-/// The statements of an [`ending`], by number.
-enum Part {
-    SessionUser,
-    Role,
-    Strict,
-    Marker,
-    Prepare,
-    Reset,
-}
-
-impl Part {
-    /// The one that failed when so many were done.
-    fn behind(done: usize) -> Part {
-        const ALL: [Part; 5] = [Part::SessionUser, Part::Role, Part::Strict, Part::Marker, Part::Prepare];
-        ALL.into_iter().nth(done).unwrap_or(Part::Reset)
-    }
-}
-
-/// The transaction's number: the marker's, or what [`XID`] found in its place.
-fn number(played: &Played) -> Option<String> {
-    played.value(Part::Marker as usize).map(str::to_owned)
+/// Behind these statements. PREPARE's own answer hides whether there was a transaction to prepare: that the markers were written right before
+/// it tells.
+fn ending(connection: &Connection, behind: &[&str], Naming { owner, gid, txids }: &Naming<'_>) -> Ending {
+    let places: Vec<String> = txids.iter().map(|txid| place(txid.position()).to_string()).collect();
+    let (slot, epoch, incarnation) = (connection.slot % SLOTS, owner.epoch.0.cast_signed(), owner.incarnation.cast_signed());
+    let text = format!(
+        "{}; {}; EXECUTE lockstep_markers('{{{}}}', {slot}, {epoch}, {incarnation}); PREPARE TRANSACTION '{gid}'; {RESET_PREPARED}",
+        behind.join("; "),
+        connection.strict(),
+        places.join(",")
+    );
+    Ending { text, marker: behind.len() + 1 }
 }
 
 /// Whether an [`ending`] prepared the branch, and the transaction that `ran`, where that is known. `connection.preparing` stays unless it
 /// is certain, either way.
-fn prepared(connection: &mut Connection, txid: Txid, ran: Option<String>, played: Played) -> Result<(), Failure> {
-    let marked = number(&played);
+fn prepared(connection: &mut Connection, naming: &Naming<'_>, ending: &Ending, ran: Option<String>, played: Played) -> Result<(), Failure> {
+    let numbers = played.rows.iter().filter(|(statement, _)| *statement == ending.marker);
+    let marked = played.value(ending.marker).filter(|_| numbers.count() == naming.txids.len()).map(str::to_owned);
     let reset = played.error.is_none();
     if let Some(error) = played.error {
         connection.note(&error);
-        let failure = match Part::behind(played.done) {
-            Part::SessionUser | Part::Role | Part::Strict => Failure::from(error),
-            Part::Marker => marker_refused(error, txid),
-            Part::Prepare => return Err(not_prepared(error)),
-            Part::Reset => return yes(connection, ran, marked, reset),
+        let failure = match played.done.cmp(&ending.marker) {
+            Ordering::Less => Failure::from(error),
+            Ordering::Equal => marker_refused(error, naming.gid.txid),
+            Ordering::Greater if played.done == ending.marker + 1 => return Err(not_prepared(error)),
+            Ordering::Greater => return yes(connection, ran, marked, reset),
         };
         connection.preparing = matches!(failure, Failure::Lost(_));
         return Err(failure);

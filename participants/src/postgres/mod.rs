@@ -285,7 +285,7 @@ impl ResourceManager for Postgres {
 
     fn abilities(&self) -> Abilities {
         let two_phase = self.options.mode == PostgresMode::TwoPhase;
-        Abilities { leads: two_phase, keeps_acked: two_phase }
+        Abilities { leads: two_phase, keeps_acked: two_phase, shares: two_phase }
     }
 
     fn acked(&mut self, csn: Csn) -> Result<(), StoreError> {
@@ -336,8 +336,10 @@ impl ResourceManager for Postgres {
         let site = Site { session: Arc::clone(&session), options, applications };
         if let Some(late) = late {
             for work in batch.iter().cloned() {
-                let takes_turns =
-                    site.options.mode == PostgresMode::DatabaseLed && !matches!(work.operations[..], [Operation::Enlisted { .. }]);
+                let takes_turns = match site.options.mode {
+                    PostgresMode::DatabaseLed => !matches!(work.operations[..], [Operation::Enlisted { .. }]),
+                    PostgresMode::TwoPhase => work.shares && turns::shares(&work) && turns::writes(&work),
+                };
                 let branch = session.under_way().enter(work);
                 match takes_turns {
                     true => session.turns().enter(branch),
@@ -377,6 +379,7 @@ impl ResourceManager for Postgres {
         }
         let finished = runtime
             .block_on(bounded(async { two_phase::commit(&current.session, decided, options.finishers).await.map_err(Failure::broken) }))?;
+        current.session.under_way().decided(decided);
         let by_log = decided.iter().filter(|decided| decided.is_by_log());
         let highest = by_log.map(|decided| decided.csn).max().unwrap_or_default();
         current.state.highest = current.state.highest.max(highest);
@@ -390,10 +393,13 @@ impl ResourceManager for Postgres {
             let mut under_way = current.session.under_way();
             let voted: Vec<Txid> = txids.iter().copied().filter(|txid| !under_way.stop(*txid)).collect();
             let open: Vec<Local> = voted.iter().filter_map(|txid| under_way.take(*txid)).collect();
-            (open, voted.into_iter().filter(|txid| txid.decider != Decider::Leader(me)).collect::<Vec<_>>())
+            let by_itself = |txid: &Txid| txid.decider != Decider::Leader(me) && !open.iter().any(|local| local.txids.contains(txid));
+            let prepared: Vec<Txid> = voted.into_iter().filter(by_itself).collect();
+            (open, prepared)
         };
         runtime.block_on(bounded(async {
-            futures_util::future::join_all(open.into_iter().map(|local| work::take_back(&current.session, local.open))).await;
+            let taken_back = open.into_iter().map(|local| work::take_back(&current.session, local.open));
+            futures_util::future::try_join_all(taken_back).await.map_err(Failure::broken)?;
             two_phase::roll_back(&current.session, &prepared, options.finishers).await.map_err(Failure::broken)
         }))?;
         Ok(())

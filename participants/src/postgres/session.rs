@@ -1,5 +1,6 @@
 //! A session: who leads, and the connections that belong to it.
 
+use super::branch::Naming;
 use super::connection::{Connector, Lent, Pool, Started, lend, lend_at_once};
 use super::failure::Failure;
 use super::turns::Turns;
@@ -92,6 +93,11 @@ impl Session {
     /// The name of a branch here.
     pub fn gid(&self, txid: Txid) -> Gid {
         Gid { coord_id: self.owner.coord_id, participant: self.me, txid }
+    }
+
+    /// How those are prepared that are one branch: under the name of the first.
+    pub fn naming<'a>(&self, txids: &'a [Txid]) -> Naming<'a> {
+        Naming { owner: self.owner, gid: self.gid(txids[0]), txids }
     }
 
     /// Opens connections for branches before they are needed, one after another, until all are open or a branch comes: it would wait for

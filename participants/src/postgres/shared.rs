@@ -1,13 +1,14 @@
-//! Transactions that share a local transaction at a leader: they run one behind the other on one connection, and vote together. What
-//! fails together runs again, each by itself.
+//! Transactions that share a local transaction, at a leader, or a branch (R-SHARED): they run one behind the other on one connection, and
+//! vote together. What fails together runs again, each by itself.
 
-use super::branch;
+use super::PostgresMode;
+use super::branch::{self, End};
 use super::connection::{Lent, lend};
 use super::failure::Failure;
 use super::turns::STALLED;
 use super::work::{self, Begun, Open, Site};
 use crate::LateVotes;
-use lockstep_core::{Ballot, Operation, Txid, Vote};
+use lockstep_core::{Ballot, Operation, Results, Txid, Vote};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
@@ -57,7 +58,7 @@ async fn run_what_waits(site: Site, late: LateVotes) {
 async fn run_one(site: &Site, late: &LateVotes, connection: Lent, branch: Begun) {
     let (began, txid) = (Instant::now(), branch.work.txid);
     let vote = work::live(site, branch, Some(connection)).await;
-    if let Ok(Some(Vote::Ready(_))) = vote {
+    if let Ok(Some(Vote::Ready(_) | Vote::Prepared(_))) = vote {
         site.session.turns().ran(1, began.elapsed());
     }
     hand_over(late, txid, vote);
@@ -68,32 +69,48 @@ async fn run_together(site: &Site, late: &LateVotes, mut connection: Lent, branc
     let (began, many) = (Instant::now(), branches.len());
     let deadline = branches.iter().map(|branch| branch.deadline).min().expect("several run").min(began + PATIENCE);
     let members: Vec<&[Operation]> = branches.iter().map(|branch| &*branch.work.operations).collect();
-    let ran = timeout_at(deadline, branch::run_together(&mut connection, &members, &options.limits)).await;
-    let open = match ran {
+    let txids: Vec<Txid> = branches.iter().map(|branch| branch.work.txid).collect();
+    let naming = session.naming(&txids);
+    let end = match options.mode {
+        PostgresMode::DatabaseLed => End::Open,
+        PostgresMode::TwoPhase => End::Prepare(&naming),
+    };
+    let ran = timeout_at(deadline, branch::run_together(&mut connection, &members, &options.limits, end)).await;
+    let taken_back = match ran {
         Ok(Ok(results)) => {
             session.turns().ran(many, began.elapsed());
-            let held = session.under_way().hold(&branches, Open::Ours(connection));
+            let (open, vote): (_, fn(Results) -> Vote) = match options.mode {
+                PostgresMode::DatabaseLed => (Open::Ours(connection), Vote::Ready),
+                PostgresMode::TwoPhase => (Open::Prepared(txids[0]), Vote::InGroup),
+            };
+            let held = session.under_way().hold(&branches, open);
             match held {
                 Ok(()) => {
-                    let votes = branches.iter().zip(results).map(|(branch, results)| (branch.work.txid, Vote::Ready(results)));
-                    return late(Ok(Ballot { votes: votes.collect(), ..Ballot::default() }));
+                    let votes = txids.into_iter().zip(results.into_iter().map(vote)).collect();
+                    return late(Ok(Ballot { votes, ..Ballot::default() }));
                 }
                 // One was aborted while they ran.
-                Err(open) => open,
+                Err(open) => work::take_back(session, open).await.map_err(|failure| failure.refusal().message),
             }
         }
-        Ok(Err(failure)) => {
-            tracing::debug!(many, ?failure, "transactions that ran together run again, each by itself");
+        failed => {
+            tracing::debug!(many, ?failed, "transactions that ran together run again, each by itself");
             session.turns().failed(many);
-            Open::Ours(connection)
-        }
-        Err(_) => {
-            session.turns().failed(many);
-            Box::pin(connection.give_up()).await;
-            Open::Ours(connection)
+            let late = failed.is_err();
+            match connection.preparing {
+                true => work::undo(session, connection, txids[0]).await,
+                false => {
+                    if late {
+                        Box::pin(connection.give_up()).await;
+                    }
+                    work::take_back(session, Open::Ours(connection)).await.map_err(|failure| failure.refusal().message)
+                }
+            }
         }
     };
-    work::take_back(session, open).await;
+    if let Err(why) = taken_back {
+        return late(Err(why));
+    }
     for branch in branches {
         session.spawn(run_alone(site.clone(), late.clone(), branch));
     }

@@ -1,4 +1,4 @@
-//! Who runs next at a leader, and with whom: the lighter transactions are, the more of them share a local transaction, and its commit.
+//! Who runs next, and with whom, at a leader, and of those that may share a branch: the lighter transactions are, the more of them share a local transaction, and its commit.
 //! As many as there are connections may run at once; those that run long, or fail, run by themselves.
 
 use super::statement;
@@ -21,7 +21,7 @@ const COST: Duration = Duration::from_micros(100);
 /// So many times those that share must have run well before one more may share.
 const GOOD: u32 = 16;
 
-/// The queue before a leader's connections, and what was learned of those that came through it.
+/// The queue before the connections, and what was learned of those that came through it.
 pub struct Turns {
     waiting: VecDeque<Begun>,
     /// Tasks that run, one behind the other, what waits.
@@ -159,8 +159,13 @@ impl Turns {
     }
 }
 
+/// Whether it writes for certain.
+pub fn writes(work: &Work) -> bool {
+    work.operations.iter().any(|operation| matches!(operation, Operation::Statement { sql, .. } if statement::writes(sql)))
+}
+
 /// Whether others may run behind it in the same local transaction: it only reads and writes rows.
-fn shares(work: &Work) -> bool {
+pub fn shares(work: &Work) -> bool {
     work.operations.iter().all(|operation| match operation {
         Operation::Statement { sql, .. } => statement::touches_rows_only(sql),
         Operation::Enlisted { .. } | Operation::Put { .. } | Operation::Delete { .. } => false,
@@ -176,7 +181,7 @@ mod tests {
     fn waiting(n: u64, sql: &str, since: Instant) -> Begun {
         let txid = Txid { epoch: Epoch(1), n, decider: Decider::Leader(ParticipantId(0)) };
         let operations = [Operation::Statement { sql: sql.into(), parameters: Vec::new(), expect_rows: None }].into();
-        let work = Work { txid, operations, timeout: 0, trace: None };
+        let work = Work { txid, operations, timeout: 0, trace: None, shares: false };
         Begun { work, stop: Arc::default(), since, deadline: since + Duration::from_secs(1) }
     }
 

@@ -7,7 +7,7 @@ use super::session::Session;
 use crate::StoreError;
 use futures_util::future::join_all;
 use lockstep_core::gid::Gid;
-use lockstep_core::{Csn, Decided, MarkerEvidence, Txid};
+use lockstep_core::{Csn, Decided, MarkerEvidence, Position, Txid};
 use std::collections::HashSet;
 
 /// What phase two did.
@@ -26,9 +26,10 @@ enum Answer {
     Stuck(String),
 }
 
-/// Commits decided branches: each alone in its message, in flights on several connections, so that the server's forces overlap.
+/// Commits decided branches: each alone in its message, in flights on several connections, so that the server's forces overlap. The first
+/// stands for all that share a branch.
 pub async fn commit(session: &Session, decided: &[Decided], finishers: usize) -> Result<Finished, Failure> {
-    let all: Vec<(Csn, Txid)> = decided.iter().flat_map(|d| d.txids.iter().map(|txid| (d.csn, *txid))).collect();
+    let all: Vec<(Csn, Txid)> = decided.iter().filter_map(|decided| Some((decided.csn, *decided.txids.first()?))).collect();
     let answers = finish(session, &all.iter().map(|(_, txid)| *txid).collect::<Vec<_>>(), true, finishers).await?;
     let mut finished = Finished::default();
     let mut unknown = Vec::new();
@@ -115,6 +116,7 @@ pub async fn finish_by_hand(connection: &Connection, gid: &Gid, commit: bool) ->
     let key = place(gid.txid.position());
     match finish_one(connection, *gid, commit).await.map_err(Failure::broken)? {
         Answer::Done => {
+            remember_sharing(connection, gid, commit).await?;
             let sql = "UPDATE lockstep.heuristic SET done = true WHERE place = $1";
             connection.client.execute(sql, &[&key]).await.map(|_| None).map_err(broken)
         }
@@ -122,6 +124,9 @@ pub async fn finish_by_hand(connection: &Connection, gid: &Gid, commit: bool) ->
             // It may have been this very resolve, before a crash.
             let was = evidence(connection, &[gid.txid]).await.map_err(Failure::broken)?[0].1;
             let ours = matches!((was, commit), (MarkerEvidence::Committed, true) | (MarkerEvidence::RolledBack, false));
+            if ours {
+                remember_sharing(connection, gid, commit).await?;
+            }
             let sql = match ours {
                 true => "UPDATE lockstep.heuristic SET done = true WHERE place = $1",
                 false => "DELETE FROM lockstep.heuristic WHERE place = $1",
@@ -130,4 +135,22 @@ pub async fn finish_by_hand(connection: &Connection, gid: &Gid, commit: bool) ->
         }
         Answer::Stuck(why) => Ok(Some(why)),
     }
+}
+
+/// What an operator commits by hand is committed for all that share the branch: each is remembered. Their markers were written by one
+/// statement. (Of what is rolled back nothing is left that would name them; their Commit finds no marker.)
+async fn remember_sharing(connection: &Connection, gid: &Gid, commit: bool) -> Result<(), StoreError> {
+    if !commit {
+        return Ok(());
+    }
+    let key = place(gid.txid.position());
+    let sharing = "SELECT place FROM lockstep.branch WHERE place <> $1 AND xmin = (SELECT xmin FROM lockstep.branch WHERE place = $1)";
+    for row in connection.client.query(sharing, &[&key]).await.map_err(broken)? {
+        let Position { epoch, n } = position(row.get(0))?;
+        let txid = Txid { epoch, n, decider: gid.txid.decider };
+        let sql = "INSERT INTO lockstep.heuristic(place, txid, committed, done) VALUES ($1, $2, true, true) ON CONFLICT (place) DO NOTHING";
+        let values: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&place(txid.position()), &txid.to_string()];
+        connection.client.execute(sql, &values).await.map_err(broken)?;
+    }
+    Ok(())
 }

@@ -8,7 +8,7 @@ use super::own::{self, Own};
 use super::session::Session;
 use super::{PostgresOptions, not_open, two_phase};
 use crate::applications::Applications;
-use lockstep_core::{Decider, Marker, Operation, RefusalKind, Settle, Txid, Vote, Work};
+use lockstep_core::{Decided, Decider, Marker, Operation, RefusalKind, Settle, Txid, Vote, Work};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,12 +25,14 @@ pub struct Voted {
     pub open: Option<Open>,
 }
 
-/// What holds a transaction open that voted Ready.
+/// What holds a transaction open that voted Ready, or a branch that several share.
 pub enum Open {
     /// A connection of ours.
     Ours(Lent),
     /// An application's own.
     Applications(Own),
+    /// It is prepared, under the name of this one.
+    Prepared(Txid),
 }
 
 impl From<Vote> for Voted {
@@ -39,7 +41,7 @@ impl From<Vote> for Voted {
     }
 }
 
-/// A local transaction that is open, and of whom.
+/// A local transaction that is open, or prepared by several, and of whom.
 pub struct Local {
     /// In the order run.
     pub txids: Vec<Txid>,
@@ -68,7 +70,7 @@ pub struct Site {
 pub struct UnderWay {
     /// Those that have not voted yet.
     running: HashMap<Txid, Arc<Stop>>,
-    /// Those that voted Ready and stay open until their outcome.
+    /// Those that voted Ready and stay open until their outcome, and branches that several share.
     open: Vec<Local>,
 }
 
@@ -100,7 +102,7 @@ impl UnderWay {
         self.running.remove(&txid);
     }
 
-    /// These have voted Ready, unless one of them was told to stop: then what they hold open is given back.
+    /// These have voted, unless one of them was told to stop: then what they hold open is given back.
     pub fn hold(&mut self, branches: &[Begun], open: Open) -> Result<(), Open> {
         if branches.iter().any(|branch| branch.stop.is_told()) {
             return Err(open);
@@ -120,6 +122,13 @@ impl UnderWay {
     /// Takes all that are open.
     pub fn take_all(&mut self) -> Vec<Local> {
         std::mem::take(&mut self.open)
+    }
+
+    /// These are decided.
+    pub fn decided(&mut self, decided: &[Decided]) {
+        for decided in decided.iter().filter(|decided| decided.txids.len() > 1) {
+            drop(self.take(decided.txids[0]));
+        }
     }
 }
 
@@ -168,7 +177,7 @@ pub async fn live(site: &Site, branch: Begun, connection: Option<Lent>) -> Resul
         leftover
     };
     if let Some(open) = leftover {
-        take_back(session, open).await;
+        take_back(session, open).await.map_err(|failure| failure.refusal().message)?;
     }
     if let Vote::Prepared(_) = vote {
         Box::pin(two_phase::roll_back(session, &[txid], 1)).await.map_err(|failure| failure.refusal().message)?;
@@ -218,8 +227,8 @@ async fn run(site: &Site, branch: &Begun, connection: Option<Lent>) -> Result<Vo
         }
         Err(left) => return no(failed(left)),
     };
-    let gid = session.gid(work.txid);
-    let end = if led { End::Open } else { End::Prepare(session.owner, &gid) };
+    let naming = session.naming(std::slice::from_ref(&work.txid));
+    let end = if led { End::Open } else { End::Prepare(&naming) };
     let failure = match within(deadline, stop, branch::run(&mut connection, &work.operations, &options.limits, end)).await {
         Ok(Ok(Ran::Prepared(results))) => return Ok(Vote::Prepared(results).into()),
         Ok(Ok(Ran::Open(results))) => return Ok(Voted { vote: Vote::Ready(results), open: Some(Open::Ours(connection)) }),
@@ -238,15 +247,21 @@ async fn run(site: &Site, branch: &Begun, connection: Option<Lent>) -> Result<Vo
         }
         Err(left) => failed(left),
     };
-    // It may be prepared, or become so: a backend finishes what it was sent though nobody waits for it.
-    let pid = connection.pid;
+    undo(session, connection, work.txid).await?;
+    no(failure)
+}
+
+/// Rolls back a branch that may be prepared, or become so: a backend finishes what it was sent though nobody waits for it. An error: what
+/// became of it cannot be found out now.
+pub async fn undo(session: &Session, connection: Lent, name: Txid) -> Result<(), String> {
+    let (pid, gid) = (connection.pid, session.gid(name));
     drop(connection);
     let undone = Box::pin(async {
         session.end_backend(pid).await?;
-        two_phase::roll_back(session, &[work.txid], 1).await
+        two_phase::roll_back(session, &[name], 1).await
     });
     match timeout(PATIENCE, undone).await {
-        Ok(Ok(())) => no(failure),
+        Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(format!("what became of branch {gid} is not known: {}", error.refusal().message)),
         Err(_) => Err(format!("what became of branch {gid} is not known: the server does not answer")),
     }
@@ -282,13 +297,15 @@ async fn enlisted(session: &Session, txid: Txid, xid: u64) -> Result<(), Failure
     }
 }
 
-/// Ends what is open without effect.
-pub async fn take_back(session: &Arc<Session>, open: Open) {
+/// Ends what is open without effect. An error: what is prepared may still be so.
+pub async fn take_back(session: &Arc<Session>, open: Open) -> Result<(), Failure> {
     match open {
         Open::Ours(connection) => roll_back(session, connection).await,
         // Its application is told by the end of its attendance, and ends it.
         Open::Applications(own) => drop(own),
+        Open::Prepared(name) => Box::pin(two_phase::roll_back(session, &[name], 1)).await?,
     }
+    Ok(())
 }
 
 /// Rolls back. Where the server does not answer, the backend is ended, so that it holds no locks; nobody waits for that.
@@ -309,7 +326,7 @@ async fn roll_back(session: &Arc<Session>, mut connection: Lent) {
 pub async fn lead(session: &Session, markers: &[Marker], open: Option<Open>, patience: Duration) -> Vec<Outcome> {
     let all = |outcome: Outcome| vec![outcome; markers.len()];
     let mut connection = match open {
-        None => return all(Outcome::RolledBack(not_open())),
+        None | Some(Open::Prepared(_)) => return all(Outcome::RolledBack(not_open())),
         Some(Open::Ours(connection)) => connection,
         Some(Open::Applications(own)) => {
             return match timeout(PATIENCE, Box::pin(own::lead(session, &markers[0], own, patience))).await {

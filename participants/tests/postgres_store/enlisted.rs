@@ -22,8 +22,13 @@ fn prepared_by_an_application(lab: &Lab, url: &str, n: u64, statement: &str) -> 
 }
 
 fn vote(lab: &mut Lab, n: u64, xid: u64) -> Vote {
-    let work =
-        lockstep_core::Work { txid: lab.txid(n), operations: [Operation::Enlisted { xid }].into(), timeout: 20_000_000, trace: None };
+    let work = lockstep_core::Work {
+        txid: lab.txid(n),
+        operations: [Operation::Enlisted { xid }].into(),
+        timeout: 20_000_000,
+        trace: None,
+        shares: false,
+    };
     lab.store.prepare(&[work]).unwrap().votes.remove(0).1
 }
 

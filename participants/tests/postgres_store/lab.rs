@@ -98,7 +98,7 @@ impl Lab {
 
     pub fn work(&mut self, operations: Vec<Operation>) -> Work {
         self.n += 1;
-        Work { txid: self.txid(self.n), operations: operations.into(), timeout: 20_000_000, trace: None }
+        Work { txid: self.txid(self.n), operations: operations.into(), timeout: 20_000_000, trace: None, shares: false }
     }
 
     /// Numbers a transaction for each list of operations, and prepares them together.

@@ -104,7 +104,7 @@ fn connections_serve_both_kinds_of_transactions_whatever_their_types() {
     // One that this database decides alone; then one that is prepared, on the same connection.
     let alone = Txid { decider: Decider::Leader(ME), ..lab.txid(100) };
     let operations = [sql("INSERT INTO t VALUES (1)"), sql("SELECT 'fine'::mood")];
-    let work = Work { txid: alone, operations: operations.into(), timeout: 20_000_000, trace: None };
+    let work = Work { txid: alone, operations: operations.into(), timeout: 20_000_000, trace: None, shares: false };
     let voted = lab.store.prepare(&[work]).unwrap().votes.remove(0).1;
     assert!(matches!(voted, Vote::Ready(_)), "{voted:?}");
     lab.store.lead(&[marker(alone)]).unwrap();

@@ -30,6 +30,7 @@ fn what_is_started_anew_is_looked_at_first(cluster: &mut Cluster) {
         operations: [sql("SELECT 1")].into(),
         timeout: 20_000_000,
         trace: None,
+        shares: false,
     };
     assert!(store.prepare(&[work(1)]).is_ok());
     store.abort(&[work(1).txid]).unwrap();
@@ -75,6 +76,7 @@ fn tls_is_verified_as_configured(cluster: &Cluster) {
             operations: [sql("SELECT 1")].into(),
             timeout: 20_000_000,
             trace: None,
+            shares: false,
         };
         assert!(matches!(store.prepare(&[work]).unwrap().votes[0].1, Vote::ReadOnly(_)));
         assert_eq!(cluster.psql("postgres", ours), "t", "{mode:?}");

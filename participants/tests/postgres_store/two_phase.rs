@@ -47,7 +47,13 @@ fn what_a_leader_decided_is_no_evidence_about_the_log() {
     let mut lab = lab(STOCK);
     lab.commit(vec![sql("UPDATE stock SET n = 9 WHERE id = 1")]);
     let led = Txid { decider: Decider::Leader(ParticipantId(4)), ..lab.txid(5) };
-    let work = Work { txid: led, operations: [sql("UPDATE stock SET n = 8 WHERE id = 1")].into(), timeout: 20_000_000, trace: None };
+    let work = Work {
+        txid: led,
+        operations: [sql("UPDATE stock SET n = 8 WHERE id = 1")].into(),
+        timeout: 20_000_000,
+        trace: None,
+        shares: false,
+    };
     let ballot = lab.store.prepare(&[work]).unwrap();
     assert!(matches!(ballot.votes[0].1, Vote::Prepared(_)), "{:?}", ballot.votes);
     assert_eq!(lab.tell(led).done, [led]);
@@ -114,6 +120,7 @@ fn a_begin_that_fails_leaves_nothing() {
             operations: [sql("INSERT INTO item VALUES (1)")].into(),
             timeout: 20_000_000,
             trace: None,
+            shares: false,
         };
         let votes = store.prepare(&[work]).unwrap().votes;
         assert!(matches!(&votes[0].1, Vote::No(refusal) if refusal.message.contains("division by zero")), "{votes:?}");

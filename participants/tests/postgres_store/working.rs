@@ -67,8 +67,10 @@ impl Bench {
 
     /// All of them come at once.
     pub fn run(&self, transactions: Vec<(Txid, Vec<Operation>)>) {
-        let work =
-            |(txid, operations): (Txid, Vec<Operation>)| Work { txid, operations: operations.into(), timeout: 50_000_000, trace: None };
+        let work = |(txid, operations): (Txid, Vec<Operation>)| {
+            let shares = txid.decider == Decider::Log;
+            Work { txid, operations: operations.into(), timeout: 50_000_000, trace: None, shares }
+        };
         self.worker.send(SESSION, transactions.into_iter().map(|transaction| ToParticipant::Prepare(work(transaction))).collect());
     }
 
