@@ -356,16 +356,16 @@ impl Play {
                     abilities: actor.abilities,
                 }))
             }
-            ToParticipant::Prepare(Work { txid, .. }) => {
+            ToParticipant::Prepare(Work { txid, shares, .. }) => {
                 let leads = txid.decider == Decider::Leader(me);
                 let mut group_redo = Bytes::new();
                 let vote = match (below(input, 10), actor.kind) {
                     (8, _) => Vote::ReadOnly(none()),
                     (9, _) => Vote::No(Refusal::new(RefusalKind::Conflict, "in the way")),
                     (_, Kind::Preparing) if leads => Vote::Ready(none()),
-                    (_, Kind::Preparing) => {
+                    (n, Kind::Preparing) => {
                         actor.prepared.push(txid);
-                        Vote::Prepared(none())
+                        if shares && n < 4 { Vote::InGroup(none()) } else { Vote::Prepared(none()) }
                     }
                     (_, Kind::Redo) => Vote::Redo(Bytes::from_static(b"redo"), none()),
                     (_, Kind::Serial) => {

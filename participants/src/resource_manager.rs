@@ -52,7 +52,10 @@ pub trait ResourceManager: Send {
     /// Where a store that runs transactions beside each other may hand over votes that [`ResourceManager::prepare`] left out, from any
     /// thread, each once. Such a store is asked for further batches meanwhile, and is told of aborts of transactions that still run (it takes
     /// them back, and gives no vote on them). As a leader it hands over, in one ballot, the votes of those that share a local transaction:
-    /// Ready, all of them, readers too. They are led together, exactly, or taken back together: an abort of one is one of all.
+    /// Ready, all of them, readers too. They are led together, exactly, or taken back together: an abort of one is one of all. With
+    /// [`Abilities::shares`] so does a preparing store of those that are one branch: InGroup, all of them, of transactions that may share
+    /// ([`Work::shares`]); a decision then names them all, the first of them stands for all in [`Committed`], and what is aborted must be gone
+    /// for certain, because the others run again.
     fn vote_later(&mut self, late: LateVotes) {
         let _ = late;
     }

@@ -102,6 +102,12 @@ impl Coordinator {
         if let Some((txid, _)) = awaited.clone().find(|(txid, vote)| matches!(vote, Vote::InGroup(_)) && alone(txid)) {
             return Some(format!("it votes on {txid} as one of several, which it was not told it may be (R-SHARED)"));
         }
+        if kind == Kind::Preparing && awaited.clone().any(|(_, vote)| matches!(vote, Vote::InGroup(_))) {
+            let in_group = |vote: &Vote| matches!(vote, Vote::InGroup(_) | Vote::No(_));
+            if !ballot.group_redo.is_empty() || !ballot.votes.iter().all(|(_, vote)| in_group(vote)) {
+                return Some("of those that share a branch one votes by itself, or there is a redo (R-SHARED)".into());
+            }
+        }
         let led = awaited.any(|(txid, vote)| matches!(vote, Vote::InGroup(_)) && txid.decider != Decider::Log);
         let batch = ballot.votes.iter().filter(|(_, vote)| matches!(vote, Vote::InGroup(_))).count();
         (led && batch > 1 && !broken(Mutation::LedSharesBatch)).then(|| "a led transaction shares a batch with others (R-SERIAL)".into())

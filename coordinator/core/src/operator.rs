@@ -9,7 +9,7 @@ use crate::mutation::{Mutation, broken};
 use crate::outcomes::Fate;
 use crate::record::{AdminAction, DamageKind, Record};
 use crate::request::Reply;
-use crate::transaction::State;
+use crate::transaction::{BranchState, State};
 use crate::vote::{Kind, Refusal, RefusalKind};
 
 /// Safe mode is left with an epoch that leaves so many for later starts, at least: what a faulty store says must not use them up.
@@ -151,8 +151,19 @@ impl Coordinator {
     fn may_be_prepared(&self, txid: Txid, participant: ParticipantId) -> Result<(), String> {
         let follower = self.follower(participant);
         if let Some(transaction) = self.transactions.get(&txid) {
-            let part = transaction.branch(participant).map(drop);
-            return part.ok_or_else(|| format!("{txid} has no branch at `{}`", follower.name));
+            let branch = transaction.branch(participant).ok_or_else(|| format!("{txid} has no branch at `{}`", follower.name))?;
+            return match branch.state {
+                // It would be done to all that share the branch (R-SHARED).
+                BranchState::Asked(_) if self.may_share(transaction, participant) => {
+                    Err(format!("{txid} is decided as soon as `{}` votes on it, with others maybe: cancel it", follower.name))
+                }
+                BranchState::Following if self.sharing(participant, txid).len() > 1 => {
+                    Err(format!("{txid} is being decided with others that share its branch: they follow by themselves"))
+                }
+                BranchState::Idle | BranchState::Asked(_) | BranchState::Voted(..) | BranchState::Following | BranchState::Finished => {
+                    Ok(())
+                }
+            };
         }
         if txid.position() >= self.position() {
             return Err(format!("{txid} was never begun"));

@@ -137,7 +137,8 @@ pub struct CommitEntry {
 pub struct Payload {
     /// One for each entry, in order.
     pub entries: Vec<EntryPayload>,
-    /// Serial executors' redos, each for all entries that have a branch there.
+    /// Serial executors' redos, each for all entries that have a branch there; an empty one of a preparing store where these are one branch
+    /// (R-SHARED).
     pub groups: Vec<GroupRedo>,
     /// The traces of those entries (by their place) that are a part of one: what a later start sends again joins them. Here, because they
     /// are needed for exactly as long as the redos are: nothing is sent again once everyone has it. Of format 4 and newer.

@@ -302,11 +302,13 @@ impl Coordinator {
         self.asked.remove(&(participant, txid));
         match self.answer_for(participant, txid) {
             Answer::Nothing => {}
-            Answer::Commit(csn) if self.owes_branch(participant, csn, txid) => self.deliver(now, participant, csn, fx),
-            Answer::Commit(csn) => {
-                let decided = Decided { csn, txids: vec![txid], redo: bytes::Bytes::new(), trace: None };
-                self.send(participant, ToParticipant::Commit(decided), fx);
-            }
+            Answer::Commit(csn) => match self.owed_branch(participant, csn, txid) {
+                Some(at) => self.deliver(now, participant, at, fx),
+                None => {
+                    let decided = Decided { csn, txids: vec![txid], redo: bytes::Bytes::new(), trace: None };
+                    self.send(participant, ToParticipant::Commit(decided), fx);
+                }
+            },
             Answer::Abort => {
                 self.compare_by_hand(now, txid, Some(false), fx);
                 self.send(participant, ToParticipant::Abort(txid), fx);
@@ -327,9 +329,10 @@ impl Coordinator {
         }
     }
 
-    fn owes_branch(&self, participant: ParticipantId, csn: Csn, txid: Txid) -> bool {
-        let item = self.follower(participant).items.get(&csn);
-        item.is_some_and(|item| self.decisions[&item.decision].entries.iter().any(|entry| entry.txid == txid))
+    /// Under which CSN a store owes this branch, if it does.
+    fn owed_branch(&self, participant: ParticipantId, csn: Csn, txid: Txid) -> Option<Csn> {
+        let (at, item) = self.follower(participant).item_of(csn)?;
+        self.decisions[&item.decision].entries.iter().any(|entry| entry.txid == txid).then_some(at)
     }
 
     fn answer_for(&self, participant: ParticipantId, txid: Txid) -> Answer {
@@ -339,6 +342,8 @@ impl Coordinator {
         match (txid.epoch.cmp(&self.owner.epoch), state, fate) {
             (Ordering::Greater, ..) if broken(Mutation::NewerEpochAborts) => Answer::Abort,
             (Ordering::Greater, ..) => Answer::Nothing,
+            // It has written nothing anywhere: what is prepared under its name is left from before it ran again (R-SHARED).
+            (_, _, Some(Fate::Committed(read))) if read.lsn.is_none() && txid.decider == Decider::Log => Answer::Abort,
             // Even below the floor, where its fate is not kept any more.
             (_, Some(State::Committing(csn)), _) => Answer::Commit(csn),
             (_, _, Some(Fate::Committed(committed))) => Answer::Commit(committed.csn),
@@ -519,7 +524,7 @@ impl Coordinator {
     }
 
     /// Those whose branch at this store is one with that of this transaction: itself at least.
-    fn sharing(&self, participant: ParticipantId, txid: Txid) -> Vec<Txid> {
+    pub(crate) fn sharing(&self, participant: ParticipantId, txid: Txid) -> Vec<Txid> {
         let csn = self.transactions.get(&txid).and_then(Transaction::csn);
         let item = csn.and_then(|csn| self.follower(participant).item_of(csn));
         match item {

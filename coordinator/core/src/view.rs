@@ -103,11 +103,16 @@ impl Coordinator {
         if follower.kind != Kind::Preparing {
             return Prepared::default();
         }
-        let holds = |branch: &Branch| {
-            branch.participant == participant && matches!(branch.state, BranchState::Voted(_, Vote::Prepared(_)) | BranchState::Following)
+        let holds = |one: &Transaction, branch: &Branch| match &branch.state {
+            BranchState::Voted(_, Vote::Prepared(_)) => true,
+            // Those that share one count once.
+            BranchState::Following => one.csn().and_then(|csn| follower.item_of(csn)).is_none_or(|(at, _)| Some(at) == one.csn()),
+            BranchState::Voted(..) | BranchState::Idle | BranchState::Asked(_) | BranchState::Finished => false,
         };
-        let held =
-            self.transactions.values().filter_map(|one| one.branches.iter().find(|branch| holds(branch)).map(|branch| (one, branch)));
+        let held = self.transactions.values().filter_map(|one| {
+            let branch = one.branch(participant).filter(|branch| holds(one, branch))?;
+            Some((one, branch))
+        });
         let since: Vec<Time> = held.map(|(one, branch)| branch.times.voted.unwrap_or(one.began)).collect();
         let strangers = self.asked.iter().filter(|(holder, txid)| *holder == participant && !self.transactions.contains_key(txid)).count();
         // One that is asked about was there when the session began, or came since.

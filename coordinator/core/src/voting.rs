@@ -22,6 +22,8 @@ const GROUP_TRANSACTIONS: usize = 256;
 const GROUP_BYTES: usize = 8 << 20;
 /// The same bytes of a batch that ran in one local transaction, and so must share a record: far below what the log takes as one.
 const BATCH_RECORD_BYTES: usize = 64 << 20;
+/// The same bytes of one that may share a branch, which it shares a record with.
+const SHARED_BYTES: usize = BATCH_RECORD_BYTES / 128;
 /// The same bytes of one transaction: with all that stands beside them in its record, below what the log takes as one.
 const TRANSACTION_RECORD_BYTES: usize = 192 << 20;
 
@@ -99,8 +101,10 @@ impl Coordinator {
         let asked = |kind| of_kind(kind).any(|branch| matches!(branch.state, BranchState::Asked(_)));
         let mut ask: Vec<_> = idle(Kind::Redo).map(|branch| branch.participant).collect();
         if !asked(Kind::Preparing) {
-            // What an application has prepared holds its locks already: it is looked at before another database waits for its own.
-            let first = idle(Kind::Preparing).find(|branch| branch.enlisted()).or_else(|| idle(Kind::Preparing).next());
+            // What an application has prepared holds its locks already: it is looked at before another database waits for its own. Who can
+            // share a branch comes last (R-SHARED).
+            let turn = |branch: &&Branch| (!branch.enlisted(), self.follower(branch.participant).abilities.shares);
+            let first = idle(Kind::Preparing).min_by_key(turn);
             let next = first.map(|branch| branch.participant);
             ask.extend(next.filter(|next| !self.may_share_soon(transaction, *next)));
         }
@@ -124,11 +128,16 @@ impl Coordinator {
     /// R-SHARED: whether this branch may be one with others' at its store: everybody else has voted Yes, so nothing but the store's own vote
     /// is still to come.
     pub(crate) fn may_share(&self, transaction: &Transaction, participant: ParticipantId) -> bool {
-        let follower = self.follower(participant);
         let voted = |branch: &Branch| matches!(branch.state, BranchState::Voted(..)) || broken(Mutation::SharesEarly);
         let last = transaction.branches.iter().all(|branch| branch.participant == participant || voted(branch));
+        last && self.can_share(transaction, participant) && self.recorded_bytes(transaction.txid) <= SHARED_BYTES
+    }
+
+    fn can_share(&self, transaction: &Transaction, participant: ParticipantId) -> bool {
+        let follower = self.follower(participant);
         let able = follower.kind == Kind::Preparing && follower.abilities.shares && follower.role == Role::Database;
-        able && last && transaction.txid.decider == Decider::Log
+        let enlisted = transaction.branch(participant).is_some_and(Branch::enlisted);
+        able && !enlisted && transaction.txid.decider == Decider::Log
     }
 
     /// Whether only redo votes, which nobody waits for long, are missing for that.
@@ -136,8 +145,7 @@ impl Coordinator {
         let redo = |branch: &&Branch| self.follower(branch.participant).kind == Kind::Redo;
         let voted = |branch: &Branch| matches!(branch.state, BranchState::Voted(..));
         let mut others = transaction.branches.iter().filter(|branch| branch.participant != participant && !voted(branch)).peekable();
-        let able = self.follower(participant).abilities.shares && self.follower(participant).kind == Kind::Preparing;
-        able && others.peek().is_some() && others.all(|branch| redo(&branch))
+        self.can_share(transaction, participant) && others.peek().is_some() && others.all(|branch| redo(&branch))
     }
 
     fn ask(&mut self, now: Time, txid: Txid, participant: ParticipantId, fx: &mut Vec<Effect>) {

@@ -1227,6 +1227,62 @@ story!(
     }
 );
 
+/// Its votes on these, as one branch.
+fn shares(play: &mut Play, store: &str, txs: &[&str]) {
+    let votes = txs.iter().map(|tx| (txid(tx), Vote::InGroup([].into()))).collect();
+    play.says(store, FromParticipant::Ballot(Ballot { votes, ..Ballot::default() }));
+}
+
+const SHARES: Abilities = Abilities { leads: false, keeps_acked: false, shares: true };
+
+story!(
+    shared_branch,
+    "Two transactions share a branch at a preparing store, which is asked when everybody else has voted: one record, and one Commit (R-SHARED).",
+    play = Play::able(REMOTE, SHARES),
+    {
+        play.asks("add film 1", remote_film(1));
+        play.asks("add film 2", remote_film(2));
+        play.votes("index", &["1-1"]);
+        play.votes("index", &["1-2"]);
+        shares(&mut play, "pg", &["1-1", "1-2"]);
+        play.coordinator_dies_log_survives();
+        play.note("The branch is found by the name of the first.");
+        play.actor("pg").prepared = vec![txid("1-1")];
+        play.recovers(&["pg", "index"]);
+        play.asks_about("pg", "1-1");
+        play.note("Somebody has rolled it back: that is damage of both.");
+        play.says("pg", FromParticipant::NotPrepared(txid("1-1"), MarkerEvidence::RolledBack));
+    }
+);
+
+story!(
+    shared_branch_one_aborted,
+    "One of those that share a branch is aborted while their votes are on their way: they are void, and the others are voted on again.",
+    play = Play::able(&[("pg", Kind::Preparing), ("index", Kind::Redo), ("other", Kind::Redo)], SHARES),
+    {
+        play.asks("add film 1", remote_film(1));
+        play.asks("add a note", vec![row("pg"), put("other", "note-1", None)]);
+        play.votes("index", &["1-1"]);
+        play.votes("other", &["1-2"]);
+        play.disconnects("other");
+        shares(&mut play, "pg", &["1-1", "1-2"]);
+        play.note("The branch was rolled back. This time it is one of its own.");
+        play.yes("pg", "1-1");
+        play.forced();
+    }
+);
+
+story!(
+    shared_branch_left,
+    "What is prepared under the name of a transaction that has only read is left from before it ran again: it is never committed.",
+    play = Play::able(REMOTE, SHARES),
+    {
+        play.asks("look", vec![row("pg")]);
+        play.read_only("pg", "1-1");
+        play.asks_about("pg", "1-1");
+    }
+);
+
 story!(
     acked_row,
     "Before the log forgets what a preparing store was acked, the store writes down how far that is (R-STORELOSS).",
@@ -2047,12 +2103,19 @@ story!(
         play.note("A vote that is not its to give.");
         play.asks("add film 2", remote_film(2));
         play.says("pg", FromParticipant::Ballot(Ballot { votes: vec![(txid("1-2"), Vote::InGroup([].into()))], ..Ballot::default() }));
+        play.note("Not one of several, though it may be, and more than a vote.");
+        play.actor("pg").abilities = SHARES;
+        play.connects("pg");
+        play.asks("add film 3", remote_film(3));
+        play.votes("index", &["1-3"]);
+        let votes = vec![(txid("1-3"), Vote::InGroup([].into()))];
+        play.says("pg", FromParticipant::Ballot(Ballot { votes, group_redo: bytes::Bytes::from_static(b"redo") }));
         play.note("It speaks before it has said what it holds.");
         play.arrives("pg");
         play.asks_about("pg", "1-1");
         play.note("A leader commits what it was never told to.");
         play.asks("rename", vec![row("bank")]);
-        play.says("bank", FromParticipant::Led(vec![txid("1-3@p0")]));
+        play.says("bank", FromParticipant::Led(vec![txid("1-4@p0")]));
     }
 );
 

@@ -384,7 +384,11 @@ impl View<'_> {
         };
         for branch in transaction.branches.iter().filter(prepared) {
             for commit in [true, false] {
-                story.choices.push(self.plan(&AdminAction::Resolve { txid: transaction.txid, participant: branch.participant, commit }));
+                let order = AdminAction::Resolve { txid: transaction.txid, participant: branch.participant, commit };
+                if self.machine.allows(&order).is_err() {
+                    continue;
+                }
+                story.choices.push(self.plan(&order));
             }
         }
     }

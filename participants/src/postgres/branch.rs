@@ -15,7 +15,7 @@ use std::cmp::Ordering;
 use std::error::Error as _;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::task::{Poll, ready};
 use std::time::Duration;
 use tokio::time::timeout;
@@ -114,7 +114,7 @@ pub async fn run(connection: &mut Connection, operations: &[Operation], limits: 
         End::Prepare(_) => format!("{}; {}; {XID}", SAME_USER.join("; "), connection.strict()),
     };
     connection.preparing = sure && matches!(end, End::Prepare(_));
-    let (results, mut played) = fly(connection, std::slice::from_ref(&steps), limits, &script).await;
+    let (results, mut played) = fly(connection, std::slice::from_ref(&steps), limits, &script, &AtomicBool::default()).await;
     connection.preparing &= !refused_at_once(&played);
     let results = results?.remove(0);
     let End::Prepare(naming) = end else {
@@ -142,13 +142,15 @@ fn refused_at_once(played: &Played) -> bool {
     matches!(&played.error, Some(error) if played.done == 0 && error.code().is_some())
 }
 
-/// Runs several, one behind the other, in one local transaction, and ends as told, in one flight unless something is expected of them
-/// before they are prepared: what they returned. Whatever fails, of any of them, all are to be rolled back, as [`run`] says.
+/// Runs several, one behind the other, in one local transaction, and ends as told, in one flight unless something is to be looked at
+/// before they are prepared: what they returned. Whatever fails, of any of them, all are to be rolled back, as [`run`] says. `answered`: all
+/// their statements are.
 pub async fn run_together(
     connection: &mut Connection,
     members: &[&[Operation]],
     limits: &Limits,
     end: End<'_>,
+    answered: &AtomicBool,
 ) -> Result<Vec<Results>, Failure> {
     let members = members.iter().map(|operations| steps(operations, limits)).collect::<Result<Vec<_>, Failure>>()?;
     let mut texts: Vec<&str> = members.iter().flatten().map(|step| step.sql).collect();
@@ -159,13 +161,16 @@ pub async fn run_together(
     connection.compile(&texts).await?;
     members.iter().flatten().try_for_each(|step| takes(connection.cached(step.sql).expect("just compiled"), step.parameters))?;
     connection.spoilt = true;
-    let sure = members.iter().flatten().all(Step::expects_nothing);
+    let returns = |step: &Step<'_>| !connection.cached(step.sql).expect("just compiled").columns().is_empty();
+    let sure = members.iter().flatten().all(|step| step.expects_nothing() && !returns(step));
+    // One record is to hold what all of them return.
+    let limits = &Limits { result_bytes: limits.result_bytes / members.len().max(1), ..*limits };
     let (script, prepares) = match end {
         End::Prepare(naming) if sure => (ending(connection, BEHIND, naming).text, true),
         End::Prepare(_) | End::Open => (format!("{}; {}", BEHIND.join("; "), connection.strict()), false),
     };
     connection.preparing = prepares;
-    let (results, mut played) = fly(connection, &members, limits, &script).await;
+    let (results, mut played) = fly(connection, &members, limits, &script, answered).await;
     connection.preparing &= !refused_at_once(&played);
     let results = results?;
     let End::Prepare(naming) = end else {
@@ -254,6 +259,7 @@ async fn fly(
     members: &[Vec<Step<'_>>],
     limits: &Limits,
     script: &str,
+    answered: &AtomicBool,
 ) -> (Result<Vec<Results>, Failure>, Played) {
     let client = &connection.client;
     let compiled = |sql| connection.cached(sql).expect("just compiled");
@@ -268,7 +274,12 @@ async fn fly(
         }
     }
     let begin = client.batch_execute(if members.len() > 1 { BEGIN_SHARED } else { BEGIN });
-    let (begin, answers, played) = join3(begin, in_order(messages), script::play(client, script)).await;
+    let messages = async {
+        let answers = in_order(messages).await;
+        answered.store(true, Relaxed);
+        answers
+    };
+    let (begin, answers, played) = join3(begin, messages, script::play(client, script)).await;
     let results = begin.map_err(Failed::from).and_then(|()| answers.into_iter().collect::<Result<Vec<_>, Failed>>());
     match results {
         // Between two members stands an answer without a result.

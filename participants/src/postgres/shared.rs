@@ -9,11 +9,13 @@ use super::turns::STALLED;
 use super::work::{self, Begun, Open, Site};
 use crate::LateVotes;
 use lockstep_core::{Ballot, Operation, Results, Txid, Vote};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
-/// One that is still at work after so long is none of the others' business.
-const PATIENCE: Duration = Duration::from_millis(250);
+/// One whose statements are still at work after so long is none of the others' business.
+pub const PATIENCE: Duration = Duration::from_millis(250);
 
 /// Those that wait for their turn at this site are run, as many beside each other as it has room for. They vote when they are there.
 pub fn set_off(site: &Site, late: &LateVotes) {
@@ -67,7 +69,7 @@ async fn run_one(site: &Site, late: &LateVotes, connection: Lent, branch: Begun)
 async fn run_together(site: &Site, late: &LateVotes, mut connection: Lent, branches: Vec<Begun>) {
     let Site { session, options, .. } = site;
     let (began, many) = (Instant::now(), branches.len());
-    let deadline = branches.iter().map(|branch| branch.deadline).min().expect("several run").min(began + PATIENCE);
+    let deadline = branches.iter().map(|branch| branch.deadline).min().expect("several run");
     let members: Vec<&[Operation]> = branches.iter().map(|branch| &*branch.work.operations).collect();
     let txids: Vec<Txid> = branches.iter().map(|branch| branch.work.txid).collect();
     let naming = session.naming(&txids);
@@ -75,7 +77,15 @@ async fn run_together(site: &Site, late: &LateVotes, mut connection: Lent, branc
         PostgresMode::DatabaseLed => End::Open,
         PostgresMode::TwoPhase => End::Prepare(&naming),
     };
-    let ran = timeout_at(deadline, branch::run_together(&mut connection, &members, &options.limits, end)).await;
+    let answered = AtomicBool::default();
+    let ran = {
+        let mut running = pin!(branch::run_together(&mut connection, &members, &options.limits, end, &answered));
+        match timeout_at(deadline.min(began + PATIENCE), &mut running).await {
+            // It is forced, which takes what it takes.
+            Err(_) if answered.load(Relaxed) => timeout_at(deadline, running).await,
+            ran => ran,
+        }
+    };
     let taken_back = match ran {
         Ok(Ok(results)) => {
             session.turns().ran(many, began.elapsed());

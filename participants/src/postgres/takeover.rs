@@ -4,6 +4,7 @@
 use super::connection::{Connection, Connector, lend};
 use super::schema::{self, LOCK_CLASS, State, broken, number};
 use super::session::{Session, tag_prefix, wait_until_gone};
+use super::two_phase::ByHand;
 use super::{PostgresMode, PostgresOptions, examination, two_phase};
 use crate::{Recovered, StoreError};
 use lockstep_core::gid::Gid;
@@ -143,7 +144,7 @@ async fn finish_by_hand(connection: &Connection, session: &Session) -> Result<()
     for row in rows {
         let (txid, commit) = (row.get::<_, String>(0), row.get::<_, bool>(1));
         let txid: Txid = txid.parse().map_err(StoreError::Refused)?;
-        if let Some(why) = two_phase::finish_by_hand(connection, &session.gid(txid), commit).await? {
+        if let ByHand::NotNow(why) = two_phase::finish_by_hand(connection, &session.gid(txid), commit).await? {
             tracing::warn!(%why, "a branch is not finished yet as an operator has said");
         }
     }

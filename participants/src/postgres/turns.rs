@@ -1,6 +1,7 @@
 //! Who runs next, and with whom, at a leader, and of those that may share a branch: the lighter transactions are, the more of them share a local transaction, and its commit.
 //! As many as there are connections may run at once; those that run long, or fail, run by themselves.
 
+use super::shared::PATIENCE;
 use super::statement;
 use super::work::Begun;
 use lockstep_core::{Operation, Work};
@@ -96,7 +97,8 @@ impl Turns {
         if self.runners <= self.runners_wanted() || self.stalled(now) {
             let (most, mut bytes) = (self.size(), 0);
             while let Some(first) = self.waiting.front() {
-                let (more, shares) = (first.work.operations.iter().map(Operation::bytes).sum::<usize>(), shares(&first.work));
+                let more = first.work.operations.iter().map(Operation::bytes).sum::<usize>();
+                let shares = shares(&first.work) && first.deadline > now + PATIENCE;
                 if next.len() == most || (!next.is_empty() && (bytes + more > SHARE_BYTES || !shares)) {
                     break;
                 }

@@ -58,6 +58,14 @@ pub async fn roll_back(session: &Session, txids: &[Txid], finishers: usize) -> R
     Ok(())
 }
 
+/// Rolls back the branch of this name, for certain: whose it was may run again.
+pub async fn surely_roll_back(session: &Session, name: Txid) -> Result<(), Failure> {
+    match finish(session, &[name], false, 1).await?.pop() {
+        Some(Answer::Stuck(why)) => Err(Failure::Lost(why)),
+        Some(Answer::Done | Answer::Unknown) | None => Ok(()),
+    }
+}
+
 async fn finish(session: &Session, txids: &[Txid], commit: bool, finishers: usize) -> Result<Vec<Answer>, Failure> {
     let lanes = finishers.clamp(1, txids.len().max(1));
     let flights = txids.chunks(txids.len().div_ceil(lanes).max(1)).map(|txids| async move {
@@ -101,56 +109,72 @@ pub async fn evidence(connection: &Connection, txids: &[Txid]) -> Result<Vec<(Tx
     Ok(txids.iter().map(|txid| (*txid, tell(txid))).collect())
 }
 
-/// An operator's word: written down first, so that a crash in between changes nothing of it.
+/// An operator's word: written down first, so that a crash in between changes nothing of it. What several shared is told by the next session:
+/// an error ends this one.
 pub async fn resolve(connection: &Connection, gid: &Gid, commit: bool) -> Result<(), StoreError> {
     let sql = "INSERT INTO lockstep.heuristic(place, txid, committed, done) VALUES ($1, $2, $3, false)
         ON CONFLICT (place) DO UPDATE SET committed = excluded.committed WHERE NOT heuristic.done";
     let values: [&(dyn tokio_postgres::types::ToSql + Sync); 3] = [&place(gid.txid.position()), &gid.txid.to_string(), &commit];
     connection.client.execute(sql, &values).await.map_err(broken)?;
-    finish_by_hand(connection, gid, commit).await?.map_or(Ok(()), |why| Err(StoreError::Invalid(why)))
+    match finish_by_hand(connection, gid, commit).await? {
+        ByHand::Finished { shared_by: 0 } => Ok(()),
+        ByHand::Finished { shared_by } => Err(StoreError::Broken(format!(
+            "branch {gid} is committed by hand, and {shared_by} other transactions that shared it: each is told of"
+        ))),
+        ByHand::NotNow(why) => Err(StoreError::Invalid(why)),
+    }
 }
 
-/// Finishes a branch as an operator has said; why not, if that is not possible now. One that is gone already was finished otherwise, and
-/// nobody by hand: not remembered.
-pub async fn finish_by_hand(connection: &Connection, gid: &Gid, commit: bool) -> Result<Option<String>, StoreError> {
+/// What became of an operator's word.
+pub enum ByHand {
+    /// It is done, to so many other transactions too.
+    Finished { shared_by: usize },
+    /// Not possible now, and why.
+    NotNow(String),
+}
+
+/// Finishes a branch as an operator has said. One that is gone already was finished otherwise, and nobody by hand: not remembered.
+pub async fn finish_by_hand(connection: &Connection, gid: &Gid, commit: bool) -> Result<ByHand, StoreError> {
     let key = place(gid.txid.position());
     match finish_one(connection, *gid, commit).await.map_err(Failure::broken)? {
         Answer::Done => {
-            remember_sharing(connection, gid, commit).await?;
+            let shared_by = remember_sharing(connection, gid, commit).await?;
             let sql = "UPDATE lockstep.heuristic SET done = true WHERE place = $1";
-            connection.client.execute(sql, &[&key]).await.map(|_| None).map_err(broken)
+            connection.client.execute(sql, &[&key]).await.map_err(broken)?;
+            Ok(ByHand::Finished { shared_by })
         }
         Answer::Unknown => {
             // It may have been this very resolve, before a crash.
             let was = evidence(connection, &[gid.txid]).await.map_err(Failure::broken)?[0].1;
             let ours = matches!((was, commit), (MarkerEvidence::Committed, true) | (MarkerEvidence::RolledBack, false));
-            if ours {
-                remember_sharing(connection, gid, commit).await?;
-            }
+            let shared_by = if ours { remember_sharing(connection, gid, commit).await? } else { 0 };
             let sql = match ours {
                 true => "UPDATE lockstep.heuristic SET done = true WHERE place = $1",
                 false => "DELETE FROM lockstep.heuristic WHERE place = $1",
             };
-            connection.client.execute(sql, &[&key]).await.map(|_| None).map_err(broken)
+            connection.client.execute(sql, &[&key]).await.map_err(broken)?;
+            Ok(ByHand::Finished { shared_by })
         }
-        Answer::Stuck(why) => Ok(Some(why)),
+        Answer::Stuck(why) => Ok(ByHand::NotNow(why)),
     }
 }
 
-/// What an operator commits by hand is committed for all that share the branch: each is remembered. Their markers were written by one
-/// statement. (Of what is rolled back nothing is left that would name them; their Commit finds no marker.)
-async fn remember_sharing(connection: &Connection, gid: &Gid, commit: bool) -> Result<(), StoreError> {
+/// What an operator commits by hand is committed for all that share the branch: each is remembered; how many others there are. Their markers
+/// were written by one statement. (Of what is rolled back nothing is left that would name them; their Commit finds no marker.)
+async fn remember_sharing(connection: &Connection, gid: &Gid, commit: bool) -> Result<usize, StoreError> {
     if !commit {
-        return Ok(());
+        return Ok(0);
     }
     let key = place(gid.txid.position());
     let sharing = "SELECT place FROM lockstep.branch WHERE place <> $1 AND xmin = (SELECT xmin FROM lockstep.branch WHERE place = $1)";
-    for row in connection.client.query(sharing, &[&key]).await.map_err(broken)? {
+    let rows = connection.client.query(sharing, &[&key]).await.map_err(broken)?;
+    for row in &rows {
         let Position { epoch, n } = position(row.get(0))?;
         let txid = Txid { epoch, n, decider: gid.txid.decider };
-        let sql = "INSERT INTO lockstep.heuristic(place, txid, committed, done) VALUES ($1, $2, true, true) ON CONFLICT (place) DO NOTHING";
+        let sql = "INSERT INTO lockstep.heuristic(place, txid, committed, done) VALUES ($1, $2, true, true)
+            ON CONFLICT (place) DO UPDATE SET committed = true, done = true";
         let values: [&(dyn tokio_postgres::types::ToSql + Sync); 2] = [&place(txid.position()), &txid.to_string()];
         connection.client.execute(sql, &values).await.map_err(broken)?;
     }
-    Ok(())
+    Ok(rows.len())
 }

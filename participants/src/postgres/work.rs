@@ -258,7 +258,7 @@ pub async fn undo(session: &Session, connection: Lent, name: Txid) -> Result<(),
     drop(connection);
     let undone = Box::pin(async {
         session.end_backend(pid).await?;
-        two_phase::roll_back(session, &[name], 1).await
+        two_phase::surely_roll_back(session, name).await
     });
     match timeout(PATIENCE, undone).await {
         Ok(Ok(())) => Ok(()),
@@ -303,7 +303,7 @@ pub async fn take_back(session: &Arc<Session>, open: Open) -> Result<(), Failure
         Open::Ours(connection) => roll_back(session, connection).await,
         // Its application is told by the end of its attendance, and ends it.
         Open::Applications(own) => drop(own),
-        Open::Prepared(name) => Box::pin(two_phase::roll_back(session, &[name], 1)).await?,
+        Open::Prepared(name) => Box::pin(two_phase::surely_roll_back(session, name)).await?,
     }
     Ok(())
 }

@@ -277,7 +277,8 @@ fn what_several_share_and_a_hand_finishes_is_told_of_all() {
     for (commit, told) in [(true, vec![first, second, third]), (false, vec![first])] {
         let (_, mut store) = left_prepared();
         store.recover(owner(2), ME).unwrap();
-        store.resolve(first, commit).unwrap();
+        // The session that follows tells of the others.
+        assert_eq!(store.resolve(first, commit).is_err(), commit);
         let mut heuristics = store.recover(owner(3), ME).unwrap().heuristics;
         heuristics.sort();
         assert_eq!(heuristics, told.into_iter().map(|txid| (txid, commit)).collect::<Vec<_>>());
@@ -302,6 +303,21 @@ fn a_lock_that_one_waits_for_holds_up_only_that_one() {
         shop.settled(3);
         assert_eq!(shop.psql("SELECT string_agg(n::text, ',' ORDER BY id) FROM stock"), "10,9,9,4");
     }
+}
+
+/// Only their statements have to be quick: what is forced, or marked, takes what it takes.
+#[test]
+fn a_branch_that_several_share_is_prepared_however_long_it_takes() {
+    let shop = shop(PostgresMode::TwoPhase, STOCK);
+    let mut guard = Guard::new(&shop.url, "BEGIN; LOCK TABLE lockstep.branch IN SHARE MODE");
+    shop.run(TAKE_ONE.map(|(n, statement)| (n, if n == 2 { "UPDATE stock SET n = n - 1 WHERE id = 2 RETURNING n" } else { statement })));
+    let waits = "wait_event_type = 'Lock' AND clock_timestamp() - query_start > interval '500 ms'";
+    wait_for(&shop.url, &format!("SELECT count(*) = 1 {BACKENDS} AND {waits}"));
+    guard.run("COMMIT");
+    let (votes, together) = shop.votes(&[1, 2, 3]);
+    assert!(together == 3, "{votes:?}");
+    assert!(matches!(&votes[1], Vote::InGroup(results) if results[0].rows == [[lockstep_core::Value::Integer(8)]]), "{votes:?}");
+    shop.settled(3);
 }
 
 /// The backend ends while it prepares them: they are not, for certain, and run again.

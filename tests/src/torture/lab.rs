@@ -756,6 +756,8 @@ fn configuration(
             let servers = servers.context("real servers are not started")?;
             servers.runs += 1;
             let mode = if schedule.setting == Setting::ServersLed { "database-led" } else { "two-phase" };
+            // The fewer there are, the more transactions share a local transaction.
+            let connections = [1, 2, 8][schedule.seed as usize % 3];
             let url = database.context("real servers have a database")?;
             let name = url.rsplit("dbname=").next().unwrap_or_default();
             // By its port, so that what is sent there can be told from the rest.
@@ -766,7 +768,7 @@ fn configuration(
                 None => servers.search.url(),
             };
             format!(
-                "[[store]]\ntype = \"postgres\"\nname = \"db\"\nmode = \"{mode}\"\nsslmode = \"disable\"\npool_size = 8\nurl = \"{url}\"\n\
+                "[[store]]\ntype = \"postgres\"\nname = \"db\"\nmode = \"{mode}\"\nsslmode = \"disable\"\npool_size = {connections}\nurl = \"{url}\"\n\
                  connect_timeout_ms = 1000\n\
                  [[store]]\ntype = \"opensearch\"\nname = \"index\"\nnodes = [\"{search}\"]\nalias = \"run{}\"\n\
                  connect_timeout_ms = 500\nrequest_timeout_ms = 2000\n",

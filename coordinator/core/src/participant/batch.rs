@@ -204,7 +204,10 @@ impl Session {
                 continue;
             }
             match (kind, &vote) {
-                (_, Vote::No(_) | Vote::ReadOnly(_)) => {}
+                // What is listed under its name is left from before.
+                (_, Vote::No(_) | Vote::ReadOnly(_)) => {
+                    self.doubts.remove(txid);
+                }
                 (Kind::Preparing, Vote::Prepared(_)) if !self.decides(txid) => self.doubts.insert(now, txid),
                 (Kind::Preparing, Vote::Ready(_)) if self.decides(txid) => drop(self.voted.insert(txid)),
                 (kind, vote) => panic!("a {kind:?} store voted {vote:?} later"),

@@ -55,6 +55,10 @@ impl Session {
             }
         }
         if one_is_gone {
+            // It may have been listed meanwhile.
+            for work in &open {
+                self.doubts.remove(work.txid);
+            }
             votes.retain(|(_, vote)| !shares(vote));
             self.aborts.extend(open.iter().map(|work| work.txid));
             self.run_again(open.iter());

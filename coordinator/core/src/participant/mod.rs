@@ -271,7 +271,7 @@ impl Participant {
                     session.floor = session.floor.max(Some(below));
                     None
                 }
-                // Its outcome is on its way: nobody else's vote is to come.
+                // Its outcome is on its way: nobody else's vote is to come (R-SHARED).
                 ToParticipant::Resolve { txid, .. } if kind == Kind::Preparing && session.is_shared(txid) => None,
                 ToParticipant::Resolve { txid, commit } if kind == Kind::Preparing => {
                     session.resolves.push_back((txid, commit));

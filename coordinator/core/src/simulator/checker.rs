@@ -373,6 +373,12 @@ impl Checker {
             let led = self.by_txid.iter().filter(|((by, txid), _)| *by == LEADERS && txid.epoch >= epoch);
             led.for_each(|(_, tag)| self.asked[tag.0 as usize].lost = true);
         }
+        // That stores went on without a leader, and from where, nothing else tells: what it decided, they may lack.
+        let of_waiver =
+            |entry: &Entry| matches!(entry.record, Record::Followed { .. } | Record::Admin { action: AdminAction::Waive { .. }, .. });
+        if gone.iter().any(of_waiver) {
+            self.asked.iter_mut().filter(|asked| asked.waived).for_each(|asked| asked.lost = true);
+        }
         // A leader has let go of what was below a floor that the log does not hold any more.
         let floors = gone.iter().filter_map(|entry| if let Record::Floor { position } = entry.record { Some(position) } else { None });
         if let Some(floor) = floors.max() {

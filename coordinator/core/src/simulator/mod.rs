@@ -480,6 +480,12 @@ mod tests {
         check(1_122_180, &Options::default());
     }
 
+    /// With the order that waived a leader a log loses who has gone on without what it decided.
+    #[test]
+    fn a_waiver_that_the_log_has_lost() {
+        check(22_063, &Options::default());
+    }
+
     /// A store is connected again while the order that removes it is on its way to the disk.
     #[test]
     fn a_removed_store_is_not_let_in() {
