@@ -141,6 +141,7 @@ impl Play {
                 operations: [operation(input)].into(),
                 timeout: *one(input, &[5_000_000, 5_000_000, 0, 1, u64::MAX]),
                 trace: None,
+                shares: seldom(input, 2),
             }),
             8..=10 => ToParticipant::Commit(decided(input)),
             11 => ToParticipant::Abort(txid(input)),

@@ -109,7 +109,7 @@ fn content(store: &Sqlite) -> Vec<StatementResult> {
 }
 
 fn prepare(store: &mut Sqlite, operations: Vec<Operation>, n: u64) -> Ballot {
-    let work = Work { txid: txid(n), operations: operations.into(), timeout: 500_000, trace: None };
+    let work = Work { txid: txid(n), operations: operations.into(), timeout: 500_000, trace: None, shares: false };
     let ballot = store.prepare(&[work]).unwrap_or_else(|error| panic!("a client broke the store: {error}"));
     assert_eq!(ballot.votes.len(), 1);
     ballot
@@ -176,7 +176,7 @@ pub fn documents(data: &[u8]) {
     for store in &mut index.stores {
         let put = Operation::Put { key: key.into(), document: document.into(), condition: None };
         let beside = store.validator().and_then(|validator| validator.validate(std::slice::from_ref(&put)));
-        let work = Work { txid: txid(n), operations: [put].into(), timeout: 1_000_000, trace: None };
+        let work = Work { txid: txid(n), operations: [put].into(), timeout: 1_000_000, trace: None, shares: false };
         let ballot = store.prepare(&[work]).unwrap_or_else(|error| panic!("a client broke the store: {error}"));
         let vote = ballot.votes.into_iter().next().expect("one vote").1;
         assert!(beside.is_none_or(|beside| beside == vote), "two votes on one document");

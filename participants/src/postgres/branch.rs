@@ -26,7 +26,7 @@ const ROLL_BACK: Duration = Duration::from_secs(1);
 
 /// Takes back what the transaction may have left in the session (`set_config`, a role, session locks, a temporary table that would stand
 /// before another's of its name): behind its end, before another's statements are compiled. `DISCARD ALL` cannot share a message. What
-/// guards the connection outside of transactions is set anew ([`super::connection::Connector::guarded`]).
+/// guards the connection outside of transactions is set anew ([`super::connection::Purpose::Branches`]).
 pub const RESET: &str = "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; SELECT pg_catalog.pg_advisory_unlock_all(); \
     DISCARD TEMP; DISCARD SEQUENCES; CLOSE ALL; UNLISTEN *; SET default_transaction_read_only = on";
 
@@ -40,7 +40,7 @@ const SAME_USER: &[&str] = &["RESET SESSION AUTHORIZATION", "RESET ROLE"];
 /// NULL where nothing was written.
 const XID: &str = "SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.xid";
 
-/// A connection's transactions only read unless this begins them: see [`super::connection::Connector::guarded`].
+/// A connection's transactions only read unless this begins them: see [`super::connection::Purpose::Branches`].
 const BEGIN: &str = "BEGIN READ WRITE";
 
 /// The same of a local transaction that several share: a lock that is not free soon is none of the others' business. Each has a

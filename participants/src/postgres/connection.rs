@@ -56,12 +56,21 @@ pub struct Connector {
     /// What `pg_stat_activity` shows of them.
     application_name: Arc<str>,
     slots: Arc<AtomicU16>,
-    /// What runs outside of the transactions that it begins may not write.
-    guarded: bool,
-    /// The server ends no statement that takes long.
-    untimed: bool,
+    purpose: Purpose,
     /// When the session's server was started, µs since 1970.
     started: Option<Arc<Started>>,
+}
+
+/// What connections are for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Queries, and steps of our own.
+    Other,
+    /// Transactions that say that they write: a statement that meets none, because its BEGIN failed, is refused and not committed by itself.
+    Branches,
+    /// COMMIT PREPARED waits for a standby within its statement: a time-out at the server would end that wait and call it a success, so there
+    /// is none.
+    PhaseTwo,
 }
 
 /// Which server a session has begun at. Another one, or the same one started anew, may hold something older (R-STORELOSS).
@@ -110,8 +119,7 @@ impl Connector {
             tls,
             application_name: application_name.into(),
             slots: Arc::default(),
-            guarded: false,
-            untimed: false,
+            purpose: Purpose::Other,
             started: None,
         })
     }
@@ -121,21 +129,14 @@ impl Connector {
         Connector { application_name: application_name.into(), ..self.clone() }
     }
 
-    /// The same, for connections that must all be to one start of one server.
-    pub fn to(&self, started: Arc<Started>) -> Connector {
-        Connector { started: Some(started), ..self.clone() }
+    /// The same, for one session's connections, which must all be to one start of one server.
+    pub fn of_session(&self, tag: &str, started: &Arc<Started>) -> Connector {
+        Connector { started: Some(Arc::clone(started)), ..self.named(tag) }
     }
 
-    /// The same, for transactions that say that they write: a statement that meets none, because its BEGIN failed, is refused and not
-    /// committed by itself.
-    pub fn guarded(&self) -> Connector {
-        Connector { guarded: true, ..self.clone() }
-    }
-
-    /// The same, without a time-out at the server: COMMIT PREPARED waits for a standby within its statement, and a time-out there would end
-    /// that wait and call it a success.
-    pub fn untimed(&self) -> Connector {
-        Connector { untimed: true, ..self.clone() }
+    /// The same, for this.
+    pub fn meant_for(&self, purpose: Purpose) -> Connector {
+        Connector { purpose, ..self.clone() }
     }
 
     /// A pool of at most so many. The one that was used last is lent first: its backend has the catalog and the plans at hand.
@@ -193,7 +194,7 @@ impl Connector {
             }
             let started: i64 = row.get(3);
             self.started.as_ref().map_or(Ok(()), |expected| expected.check(started))?;
-            if self.guarded {
+            if self.purpose == Purpose::Branches {
                 // Not behind the back of who has made the database read-only.
                 if row.get(4) {
                     return Err(read_only());
@@ -238,7 +239,7 @@ impl Connector {
     fn settings(&self) -> String {
         let given = self.options.server.get_options().unwrap_or_default();
         let PostgresOptions { statement_timeout, lock_timeout, .. } = &*self.options;
-        let statement_timeout = if self.untimed { Duration::ZERO } else { *statement_timeout };
+        let statement_timeout = if self.purpose == Purpose::PhaseTwo { Duration::ZERO } else { *statement_timeout };
         format!(
             "{given} -c statement_timeout={} -c lock_timeout={} -c idle_in_transaction_session_timeout=0 -c client_encoding=UTF8",
             millis(statement_timeout),

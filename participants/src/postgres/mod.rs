@@ -411,18 +411,7 @@ impl ResourceManager for Postgres {
         let (session, patience) = (Arc::clone(&current.session), options.lock_timeout);
         let (led, rest) = {
             let mut under_way = session.under_way();
-            let mut led = Vec::new();
-            let mut left = markers;
-            while let Some(first) = left.first() {
-                let local = under_way.take(first.entry.txid);
-                let (own, others) = left.split_at(local.as_ref().map_or(1, |local| local.txids.len()).min(left.len()));
-                if let Some(Local { txids, .. }) = &local {
-                    let named = own.iter().map(|marker| marker.entry.txid);
-                    assert!(named.eq(txids.iter().copied()), "R-LR: the markers are of those that share a local transaction: {txids:?}");
-                }
-                led.push((own, local.map(|local| local.open)));
-                left = others;
-            }
+            let led = under_way.take_led(markers);
             // Of a batch that is led together, those that are not among these were refused elsewhere.
             (led, if alone { Vec::new() } else { under_way.take_all() })
         };

@@ -1,7 +1,7 @@
 //! A session: who leads, and the connections that belong to it.
 
 use super::branch::Naming;
-use super::connection::{Connector, Lent, Pool, Started, lend, lend_at_once};
+use super::connection::{Connector, Lent, Pool, Purpose, Started, lend, lend_at_once};
 use super::failure::Failure;
 use super::turns::Turns;
 use super::work::UnderWay;
@@ -50,13 +50,13 @@ impl Session {
         let nonce = std::hash::RandomState::new().hash_one(Instant::now()) as u32;
         let tag = format!("{}{nonce:08x}", tag_prefix(owner.coord_id, me));
         let started = Arc::<Started>::default();
-        let connector = connector.named(&tag).to(Arc::clone(&started));
+        let connector = connector.of_session(&tag, &started);
         Session {
             owner,
             me,
             tag,
-            branches: connector.guarded().pool(options.pool_size),
-            finishers: connector.untimed().pool(options.finishers),
+            branches: connector.meant_for(Purpose::Branches).pool(options.pool_size),
+            finishers: connector.meant_for(Purpose::PhaseTwo).pool(options.finishers),
             started,
             connector,
             under_way: Mutex::default(),

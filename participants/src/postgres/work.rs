@@ -119,6 +119,23 @@ impl UnderWay {
         Some(self.open.swap_remove(at))
     }
 
+    /// Takes the local transactions of these markers, each with its own markers; none where it is not open any more.
+    pub fn take_led<'a>(&mut self, markers: &'a [Marker]) -> Vec<(&'a [Marker], Option<Open>)> {
+        let mut led = Vec::new();
+        let mut left = markers;
+        while let Some(first) = left.first() {
+            let local = self.take(first.entry.txid);
+            let (own, others) = left.split_at(local.as_ref().map_or(1, |local| local.txids.len()).min(left.len()));
+            if let Some(Local { txids, .. }) = &local {
+                let named = own.iter().map(|marker| marker.entry.txid);
+                assert!(named.eq(txids.iter().copied()), "R-LR: the markers are of those that share a local transaction: {txids:?}");
+            }
+            led.push((own, local.map(|local| local.open)));
+            left = others;
+        }
+        led
+    }
+
     /// Takes all that are open.
     pub fn take_all(&mut self) -> Vec<Local> {
         std::mem::take(&mut self.open)

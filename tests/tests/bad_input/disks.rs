@@ -102,7 +102,13 @@ async fn what_a_failed_force_was_for_is_not_believed() -> anyhow::Result<()> {
 
 fn insert(n: u64, sql: &str) -> Work {
     let operation = Operation::Statement { sql: sql.into(), parameters: [].into(), expect_rows: None };
-    Work { txid: Txid { epoch: Epoch(1), n, decider: Decider::Log }, operations: [operation].into(), timeout: 0, trace: None }
+    Work {
+        txid: Txid { epoch: Epoch(1), n, decider: Decider::Log },
+        operations: [operation].into(),
+        timeout: 0,
+        trace: None,
+        shares: false,
+    }
 }
 
 /// Only the log's disk is full: nobody but the log can say so.
