@@ -101,7 +101,7 @@ impl ResourceManager for FragileStore {
         self.around("floor", |store| store.floor(below))
     }
 
-    fn resolve(&mut self, txid: Txid, commit: bool) -> Result<(), StoreError> {
+    fn resolve(&mut self, txid: Txid, commit: bool) -> Result<bool, StoreError> {
         self.around("resolve", |store| store.resolve(txid, commit))
     }
 

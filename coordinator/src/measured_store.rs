@@ -108,7 +108,7 @@ impl ResourceManager for MeasuredStore {
         timed(&self.other, || self.store.prepared())
     }
 
-    fn resolve(&mut self, txid: Txid, commit: bool) -> Result<(), StoreError> {
+    fn resolve(&mut self, txid: Txid, commit: bool) -> Result<bool, StoreError> {
         timed(&self.other, || self.store.resolve(txid, commit))
     }
 

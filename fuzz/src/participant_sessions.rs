@@ -258,9 +258,9 @@ impl Play {
                 StoreReport::Scanned(found.collect())
             }
             StoreCommand::Floor(_) => StoreReport::Floored,
-            StoreCommand::Resolve { txid, .. } => {
+            StoreCommand::Resolve { txid, commit } => {
                 store.prepared.retain(|prepared| *prepared != txid);
-                StoreReport::Resolved
+                StoreReport::Resolved(commit)
             }
             StoreCommand::List => StoreReport::Listed(input.ratio(1, 2).unwrap_or(true).then(|| store.prepared.clone())),
             StoreCommand::Tend(closed) => {

@@ -109,8 +109,9 @@ pub trait ResourceManager: Send {
         Ok(None)
     }
 
-    /// Preparing kinds only: an operator finishes a prepared branch by hand; it is remembered among [`Recovered::heuristics`].
-    fn resolve(&mut self, txid: Txid, _commit: bool) -> Result<(), StoreError> {
+    /// Preparing kinds only: an operator finishes a prepared branch by hand; it is remembered among [`Recovered::heuristics`]. Whether it was
+    /// committed: it may have been finished otherwise before, and then nothing is remembered.
+    fn resolve(&mut self, txid: Txid, _commit: bool) -> Result<bool, StoreError> {
         Err(StoreError::Broken(format!("this store holds no prepared branches: {txid} cannot be resolved")))
     }
 

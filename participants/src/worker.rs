@@ -309,7 +309,7 @@ impl Worker {
             StoreCommand::Scan { above, limit } => store.scan(above, limit).map(StoreReport::Scanned),
             StoreCommand::Floor(below) => store.floor(below).map(|()| StoreReport::Floored),
             StoreCommand::Resolve { txid, commit } => match store.resolve(txid, commit) {
-                Ok(()) => Ok(StoreReport::Resolved),
+                Ok(committed) => Ok(StoreReport::Resolved(committed)),
                 Err(StoreError::Invalid(why)) => {
                     tracing::warn!(%txid, %why, "a branch is not finished as an operator has said: it stays prepared");
                     Ok(StoreReport::Unresolved(why))

@@ -466,7 +466,7 @@ impl ResourceManager for Postgres {
         }))
     }
 
-    fn resolve(&mut self, txid: Txid, commit: bool) -> Result<(), StoreError> {
+    fn resolve(&mut self, txid: Txid, commit: bool) -> Result<bool, StoreError> {
         let (runtime, _, current) = self.current()?;
         runtime.block_on(bounded(async {
             let connection = current.session.finisher().await.map_err(Failure::broken)?;

@@ -111,14 +111,14 @@ pub async fn evidence(connection: &Connection, txids: &[Txid]) -> Result<Vec<(Tx
 
 /// An operator's word: written down first, so that a crash in between changes nothing of it. What several shared is told by the next session:
 /// an error ends this one.
-pub async fn resolve(connection: &Connection, gid: &Gid, commit: bool) -> Result<(), StoreError> {
+pub async fn resolve(connection: &Connection, gid: &Gid, commit: bool) -> Result<bool, StoreError> {
     let sql = "INSERT INTO lockstep.heuristic(place, txid, committed, done) VALUES ($1, $2, $3, false)
         ON CONFLICT (place) DO UPDATE SET committed = excluded.committed WHERE NOT heuristic.done";
     let values: [&(dyn tokio_postgres::types::ToSql + Sync); 3] = [&place(gid.txid.position()), &gid.txid.to_string(), &commit];
     connection.client.execute(sql, &values).await.map_err(broken)?;
     match finish_by_hand(connection, gid, commit).await? {
-        ByHand::Finished { shared_by: 0 } => Ok(()),
-        ByHand::Finished { shared_by } => Err(StoreError::Broken(format!(
+        ByHand::Finished { committed, shared_by: 0 } => Ok(committed),
+        ByHand::Finished { shared_by, .. } => Err(StoreError::Broken(format!(
             "branch {gid} is committed by hand, and {shared_by} other transactions that shared it: each is told of"
         ))),
         ByHand::NotNow(why) => Err(StoreError::Invalid(why)),
@@ -127,8 +127,8 @@ pub async fn resolve(connection: &Connection, gid: &Gid, commit: bool) -> Result
 
 /// What became of an operator's word.
 pub enum ByHand {
-    /// It is done, to so many other transactions too.
-    Finished { shared_by: usize },
+    /// It is finished: how, and with it how many other transactions.
+    Finished { committed: bool, shared_by: usize },
     /// Not possible now, and why.
     NotNow(String),
 }
@@ -141,19 +141,27 @@ pub async fn finish_by_hand(connection: &Connection, gid: &Gid, commit: bool) ->
             let shared_by = remember_sharing(connection, gid, commit).await?;
             let sql = "UPDATE lockstep.heuristic SET done = true WHERE place = $1";
             connection.client.execute(sql, &[&key]).await.map_err(broken)?;
-            Ok(ByHand::Finished { shared_by })
+            Ok(ByHand::Finished { committed: commit, shared_by })
         }
         Answer::Unknown => {
             // It may have been this very resolve, before a crash.
             let was = evidence(connection, &[gid.txid]).await.map_err(Failure::broken)?[0].1;
-            let ours = matches!((was, commit), (MarkerEvidence::Committed, true) | (MarkerEvidence::RolledBack, false));
+            let committed = match was {
+                MarkerEvidence::Committed => Some(true),
+                MarkerEvidence::RolledBack => Some(false),
+                MarkerEvidence::Unknowable => None,
+            };
+            let ours = committed == Some(commit);
             let shared_by = if ours { remember_sharing(connection, gid, commit).await? } else { 0 };
             let sql = match ours {
                 true => "UPDATE lockstep.heuristic SET done = true WHERE place = $1",
                 false => "DELETE FROM lockstep.heuristic WHERE place = $1",
             };
             connection.client.execute(sql, &[&key]).await.map_err(broken)?;
-            Ok(ByHand::Finished { shared_by })
+            Ok(match committed {
+                Some(committed) => ByHand::Finished { committed, shared_by },
+                None => ByHand::NotNow(format!("branch {gid} is gone, and nobody can tell how it ended: its outcome is no longer kept")),
+            })
         }
         Answer::Stuck(why) => Ok(ByHand::NotNow(why)),
     }

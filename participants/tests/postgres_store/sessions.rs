@@ -241,11 +241,22 @@ fn an_operators_word_is_remembered() {
     let mut lab = lab(STOCK);
     let (first, _) = lab.yes(vec![sql("UPDATE stock SET n = 0 WHERE id = 1")]);
     let (second, _) = lab.yes(vec![sql("UPDATE stock SET n = 0 WHERE id = 2")]);
-    lab.store.resolve(first, true).unwrap();
-    lab.store.resolve(second, false).unwrap();
+    assert!(lab.store.resolve(first, true).unwrap() && !lab.store.resolve(second, false).unwrap());
     assert_eq!((n(&lab, 1), n(&lab, 2), lab.prepared()), ("0".into(), "10".into(), String::new()));
     assert_eq!(lab.store.recover(owner(2), ME).unwrap().heuristics, [(first, true), (second, false)]);
     assert_eq!(lab.tell(second).not_prepared, [(second, lockstep_core::MarkerEvidence::RolledBack)]);
+}
+
+/// An order that comes too late changes nothing, and says what there is.
+#[test]
+fn an_operators_word_against_what_is_done_already_tells_how_it_ended() {
+    let mut lab = lab(STOCK);
+    let (first, _) = lab.yes(vec![sql("UPDATE stock SET n = 0 WHERE id = 1")]);
+    let (second, _) = lab.yes(vec![sql("UPDATE stock SET n = 0 WHERE id = 2")]);
+    lab.tell(first);
+    lab.psql(&format!("ROLLBACK PREPARED '{}'", lab.gid(2)));
+    assert!(lab.store.resolve(first, false).unwrap() && !lab.store.resolve(second, true).unwrap());
+    assert_eq!(lab.store.recover(owner(2), ME).unwrap().heuristics, []);
 }
 
 #[test]

@@ -144,8 +144,8 @@ pub enum StoreReport {
     Scanned(Vec<Marker>),
     /// After [`StoreCommand::Floor`].
     Floored,
-    /// After [`StoreCommand::Resolve`].
-    Resolved,
+    /// After [`StoreCommand::Resolve`]: the branch is finished, and whether it was committed: somebody else may have been faster.
+    Resolved(bool),
     /// After [`StoreCommand::Resolve`]: the branch stays as it is, and why. It is listed again, and asked about.
     Unresolved(String),
     /// After [`StoreCommand::List`]; `None` where applications cannot prepare any, and it is not asked again.

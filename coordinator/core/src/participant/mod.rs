@@ -82,7 +82,7 @@ enum Command {
     Settle(Settle),
     Scan,
     Floor,
-    Resolve { txid: Txid, commit: bool },
+    Resolve(Txid),
     List,
     Tend(Csn),
     Migrate(Ticket),
@@ -377,11 +377,11 @@ impl Participant {
                 }
                 effects.push(ParticipantEffect::Send(of, FromParticipant::Markers { markers, last }));
             }
-            (Command::Resolve { txid, commit }, StoreReport::Resolved) => {
+            (Command::Resolve(txid), StoreReport::Resolved(commit)) => {
                 session.doubts.remove(txid);
                 effects.push(ParticipantEffect::Send(of, FromParticipant::Resolved { txid, commit }));
             }
-            (Command::Resolve { txid, .. }, StoreReport::Unresolved(_)) => drop(session.doubts.remove(txid)),
+            (Command::Resolve(txid), StoreReport::Unresolved(_)) => drop(session.doubts.remove(txid)),
             (Command::List, StoreReport::Listed(prepared)) => session.listed(now, prepared),
             (Command::Tend(closed), StoreReport::Tended { progress, next }) => {
                 session.given = session.given.max(closed);

@@ -177,7 +177,7 @@ impl Session {
             return Some((StoreCommand::Scan { above, limit: SCAN_PIECE }, Command::Scan));
         }
         if let Some((txid, commit)) = self.resolves.pop_front() {
-            return Some((StoreCommand::Resolve { txid, commit }, Command::Resolve { txid, commit }));
+            return Some((StoreCommand::Resolve { txid, commit }, Command::Resolve(txid)));
         }
         if let Some(csn) = self.acked.take_if(|csn| *csn > self.progress.durable) {
             return Some((StoreCommand::Acked(csn), Command::Acked(csn)));

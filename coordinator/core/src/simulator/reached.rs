@@ -99,7 +99,7 @@ kinds!(report(StoreReport) {
     StoreReport::Recovered { .. } => Recovered, StoreReport::Prepared(_) => Prepared, StoreReport::Committed { .. } => Committed,
     StoreReport::Aborted => Aborted, StoreReport::Led(_) => Led, StoreReport::LedEach(_) => LedEach, StoreReport::Acked => Acked,
     StoreReport::Settled(_) => Settled, StoreReport::Unsettled(_) => Unsettled, StoreReport::Scanned(_) => Scanned, StoreReport::Floored => Floored,
-    StoreReport::Resolved => Resolved, StoreReport::Unresolved(_) => Unresolved, StoreReport::Listed(_) => Listed, StoreReport::Tended { .. } => Tended,
+    StoreReport::Resolved(_) => Resolved, StoreReport::Unresolved(_) => Unresolved, StoreReport::Listed(_) => Listed, StoreReport::Tended { .. } => Tended,
     StoreReport::Migrated(_) => Migrated, StoreReport::Broken(_) => Broken,
 });
 

@@ -376,10 +376,7 @@ impl Store {
             {
                 StoreReport::Unresolved("the disk is full".into())
             }
-            StoreCommand::Resolve { txid, commit } => {
-                self.resolve(*txid, *commit, checker);
-                StoreReport::Resolved
-            }
+            StoreCommand::Resolve { txid, commit } => self.resolve(*txid, *commit, checker),
             StoreCommand::List if broken(Mutation::NotListed) => StoreReport::Listed(None),
             StoreCommand::List => StoreReport::Listed(Some(self.live.prepared.keys().copied().collect())),
             StoreCommand::Tend(closed) => self.tend(now, *closed, dice),
@@ -893,19 +890,28 @@ impl Store {
         }
     }
 
-    fn resolve(&mut self, txid: Txid, commit: bool, checker: &mut Checker) {
-        if let Some(prepared) = self.live.prepared.remove(&txid) {
-            for branch in &prepared.0 {
-                checker.by_hand(self.index, branch.tag);
-                // Of those that are rolled back nothing is left that would name them.
-                if commit || branch.txid == txid {
-                    self.live.by_hand.insert(branch.txid, commit);
-                }
+    fn resolve(&mut self, txid: Txid, commit: bool, checker: &mut Checker) -> StoreReport {
+        let Some(prepared) = self.live.prepared.remove(&txid) else {
+            return match self.live.committed.contains(&txid) {
+                false if txid.position() < self.live.floor => StoreReport::Unresolved("nobody can tell".into()),
+                committed => StoreReport::Resolved(committed),
+            };
+        };
+        for branch in &prepared.0 {
+            checker.by_hand(self.index, branch.tag);
+            // Of those that are rolled back nothing is left that would name them.
+            if commit || branch.txid == txid {
+                self.live.by_hand.insert(branch.txid, commit);
             }
-            if commit {
-                self.run_prepared(&prepared, checker);
-            }
-            self.sync();
+        }
+        if commit {
+            self.run_prepared(&prepared, checker);
+        }
+        self.sync();
+        match commit && prepared.0.len() > 1 {
+            // The next session tells of each.
+            true => StoreReport::Broken("others shared it".into()),
+            false => StoreReport::Resolved(commit),
         }
     }
 
