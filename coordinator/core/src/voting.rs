@@ -101,10 +101,8 @@ impl Coordinator {
         let asked = |kind| of_kind(kind).any(|branch| matches!(branch.state, BranchState::Asked(_)));
         let mut ask: Vec<_> = idle(Kind::Redo).map(|branch| branch.participant).collect();
         if !asked(Kind::Preparing) {
-            // What an application has prepared holds its locks already: it is looked at before another database waits for its own. Who can
-            // share a branch comes last (R-SHARED).
-            let turn = |branch: &&Branch| (!branch.enlisted(), self.follower(branch.participant).abilities.shares);
-            let first = idle(Kind::Preparing).min_by_key(turn);
+            // What an application has prepared holds its locks already: it is looked at before another database waits for its own.
+            let first = idle(Kind::Preparing).find(|branch| branch.enlisted()).or_else(|| idle(Kind::Preparing).next());
             let next = first.map(|branch| branch.participant);
             ask.extend(next.filter(|next| !self.may_share_soon(transaction, *next)));
         }

@@ -226,7 +226,7 @@ impl Life {
         let alias = format!("life{}", NEXT.fetch_add(1, Ordering::Relaxed));
         // So that what is kept of outcomes is cut off within the test.
         let more = "[retention]\noutcomes_max = 20\n";
-        let configuration = database(&database_url, mode) + "pool_size = 8\n" + &search(search_url, &alias) + more;
+        let configuration = database(&database_url, mode) + "pool_size = 8\n" + &search(search_url, &alias) + LEDGER + more;
         Life { folder: tempfile::tempdir().expect("a folder"), configuration, database: database_url, running: None }
     }
 
@@ -300,19 +300,24 @@ impl Life {
     }
 }
 
-/// Rounds of the workload; in each also a transaction that the index refuses, so that the database has something to take back.
+/// Runs behind the database that prepares, and refuses what it does not know: the database has something to take back.
+const LEDGER: &str = "[[store]]\ntype = \"sqlite\"\nname = \"ledger\"\nmode = \"log-decided\"\n";
+
+/// Rounds of the workload; in each also a transaction that the ledger refuses, and one that the index does.
 async fn write_until(client: Client, enough: Arc<AtomicBool>) -> anyhow::Result<Vec<Told>> {
     let mut told = Vec::new();
     for round in 0.. {
-        let id = format!("refused{round}");
-        let refused = client
-            .transaction()
-            .sql("db", "INSERT INTO journal VALUES ($1, 'none')", params![id.clone()])
-            .put("index", "none", &serde_json::json!({ "_lockstep": 1 }))
-            .wait(Wait::Decided);
-        let outcome = workload::insist(&client, refused).await?;
-        ensure!(outcome.is_err(), "{id} was not refused");
-        told.push(Told { id, item: "none".into(), outcome: outcome.map(|receipt| receipt.csn.to_u64()) });
+        for by in ["ledger", "index"] {
+            let id = format!("refused{round}{by}");
+            let row = client.transaction().sql("db", "INSERT INTO journal VALUES ($1, 'none')", params![id.clone()]).wait(Wait::Decided);
+            let refused = match by {
+                "ledger" => row.sql(by, "INSERT INTO nowhere VALUES (1)", params![]),
+                _ => row.put(by, "none", &serde_json::json!({ "_lockstep": 1 })),
+            };
+            let outcome = workload::insist(&client, refused).await?;
+            ensure!(outcome.is_err(), "{id} was not refused");
+            told.push(Told { id, item: "none".into(), outcome: outcome.map(|receipt| receipt.csn.to_u64()) });
+        }
         told.extend(workload::run(&client, &format!("during{round}"), SIZE).await?);
         if enough.load(Ordering::Relaxed) {
             break;
