@@ -127,6 +127,11 @@ impl Bench {
         self.report(StoreReport::Prepared(Ballot { votes, group_redo: Default::default() }));
     }
 
+    /// How many votes each ballot has that was sent.
+    fn ballots(&self) -> Vec<usize> {
+        self.sent.iter().map(|message| if let FromParticipant::Ballot(ballot) = message { ballot.votes.len() } else { 0 }).collect()
+    }
+
     fn voted(&mut self) -> Vec<Txid> {
         let ballots = std::mem::take(&mut self.sent).into_iter().map(|message| match message {
             FromParticipant::Ballot(ballot) => ballot.votes,
@@ -525,8 +530,7 @@ fn votes_that_come_late_are_outcomes_of_their_own() {
     bench.step(late(&[b]));
     bench.step(late(&[a]));
     bench.step(late(&[c]));
-    let ballots: Vec<usize> = bench.sent.iter().map(|m| if let FromParticipant::Ballot(b) = m { b.votes.len() } else { 0 }).collect();
-    assert_eq!((ballots, bench.voted()), (vec![1, 1], vec![b, a]), "each by itself; the aborted one's is dropped");
+    assert_eq!((bench.ballots(), bench.voted()), (vec![1, 1], vec![b, a]), "each by itself; the aborted one's is dropped");
     bench.tell(ToParticipant::Lead(vec![marker(b, 1)]));
     bench.tell(ToParticipant::Lead(vec![marker(a, 2)]));
     assert!(matches!(bench.work(), Some(StoreCommand::Lead(markers)) if markers.len() == 2));
@@ -548,8 +552,7 @@ fn those_that_share_a_local_transaction_are_led_or_taken_back_together() {
     bench.vote(vec![]);
     bench.step(late(&[a, b]));
     bench.step(late(&[c, d]));
-    let ballots: Vec<usize> = bench.sent.iter().map(|m| if let FromParticipant::Ballot(b) = m { b.votes.len() } else { 0 }).collect();
-    assert_eq!((ballots, bench.voted()), (vec![2, 2], vec![a, b, c, d]));
+    assert_eq!((bench.ballots(), bench.voted()), (vec![2, 2], vec![a, b, c, d]));
     bench.tell(ToParticipant::Abort(a));
     bench.tell(ToParticipant::Lead(vec![marker(c, 1), marker(d, 2)]));
     assert!(matches!(bench.work(), Some(StoreCommand::Abort(txids)) if txids == [b, a]), "what ran on top of it, too");
@@ -627,8 +630,7 @@ fn those_that_share_a_branch_are_committed_or_taken_back_together() {
     bench.vote(vec![]);
     bench.step(together(&[a, b, c]));
     bench.step(together(&[d, e]));
-    let ballots: Vec<usize> = bench.sent.iter().map(|m| if let FromParticipant::Ballot(b) = m { b.votes.len() } else { 0 }).collect();
-    assert_eq!(ballots, [3, 2]);
+    assert_eq!(bench.ballots(), [3, 2]);
     bench.tell(ToParticipant::Resolve { txid: d, commit: true });
     assert_eq!(bench.work(), None, "its outcome is on its way");
     bench.tell(ToParticipant::Abort(b));
