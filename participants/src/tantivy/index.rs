@@ -45,8 +45,6 @@ pub(super) struct Writer {
 
 /// Operations that are handed to the indexing thread at once, at most.
 const HANDED_OVER: usize = 64;
-/// How much lower the priority of the index's own threads is.
-const BACKGROUND: i32 = 5;
 
 /// Segments of about one size that are merged into one.
 const MERGED: usize = 12;
@@ -68,21 +66,6 @@ impl Seen {
             None => self.snapshot.csn(key),
         }
     }
-}
-
-/// Runs this on a thread whose priority is low, as that of the threads that it starts will be: indexing and merging take what is left
-/// by those whom clients wait for.
-fn in_background<T: Send>(start: impl FnOnce() -> tantivy::Result<T> + Send) -> Result<T, StoreError> {
-    let run = || {
-        if let Err(error) = rustix::process::nice(BACKGROUND) {
-            tracing::debug!(%error, "the index's threads keep their priority");
-        }
-        start()
-    };
-    std::thread::scope(|threads| {
-        let thread = std::thread::Builder::new().name("index-writer".into()).spawn_scoped(threads, run).map_err(broken)?;
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)).map_err(broken)
-    })
 }
 
 fn merge_policy() -> LogMergePolicy {
@@ -147,7 +130,7 @@ impl Writer {
     fn start(index: Index, folder: &Path, fence: Fence, layout: Arc<Layout>, heap: usize) -> Result<Writer, StoreError> {
         register_tokenizers(&index);
         let options = IndexWriterOptions::builder().memory_budget_per_thread(heap).num_worker_threads(1).num_merge_threads(1).build();
-        let writer: IndexWriter = in_background(|| index.writer_with_options(options))?;
+        let writer: IndexWriter = index.writer_with_options(options).map_err(broken)?;
         writer.set_merge_policy(Box::new(merge_policy()));
         // A crash may leave files that the replayed operations would be given the names of again.
         writer.garbage_collect_files().wait().map_err(broken)?;

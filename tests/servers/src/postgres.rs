@@ -194,9 +194,9 @@ impl Cluster {
     pub fn processes(&self) -> Vec<u32> {
         let ids = std::fs::read_dir("/proc").into_iter().flatten().flatten().filter_map(|entry| {
             let folder = std::fs::read_link(entry.path().join("cwd")).ok()?;
-            let line = std::fs::read(entry.path().join("cmdline")).ok()?;
-            let is_ours =
-                folder.starts_with(self.data()) && (line.starts_with(b"postgres:") || line.windows(8).any(|part| part == b"postgres"));
+            // Not its command line: that is gone before its memory is, with which it holds up a new server.
+            let name = std::fs::read_to_string(entry.path().join("comm")).ok()?;
+            let is_ours = folder.starts_with(self.data()) && name.trim_end() == "postgres";
             entry.file_name().to_str()?.parse().ok().filter(|_| is_ours)
         });
         ids.collect()
