@@ -164,7 +164,7 @@ impl Cluster {
         let status = Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
         assert!(status.success());
         self.reap();
-        // A new server does not start beside backends of the old one; one that was only just forked has the server's own command line.
+        // A new server does not start beside backends of the old one.
         let until = Instant::now() + PATIENCE;
         while !self.processes().is_empty() {
             assert!(Instant::now() < until, "backends of the killed server stay");
