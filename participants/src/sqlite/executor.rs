@@ -69,6 +69,7 @@ impl Executor {
     pub fn recover(&mut self, writer: &mut Writer, owner: Owner, me: ParticipantId) -> Result<Recovered, StoreError> {
         writer.set_sync(Synchronous::Full)?;
         writer.begin()?;
+        writer.lengthen_log();
         State::keep_owner(writer, owner, me)?;
         writer.commit()?;
         writer.set_sync(Synchronous::Normal)?;

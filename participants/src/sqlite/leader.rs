@@ -31,10 +31,14 @@ pub struct Leader {
 }
 
 impl Leader {
-    /// Opens the file's bookkeeping.
+    /// Opens the file's bookkeeping. How far it has come its newest marker says: no commit writes the row of the state for that.
     pub fn open(writer: &mut Writer, checkpoint_frames: u32, checkpoint_interval: Duration) -> Result<Leader, StoreError> {
         writer.set_sync(Synchronous::Full)?;
-        let state = State::open(writer, MODE, TABLES)?;
+        let mut state = State::open(writer, MODE, TABLES)?;
+        let newest: Option<i64> = writer.conn().query_row("SELECT max(csn) FROM _lockstep_marker", [], |row| row.get(0)).map_err(broken)?;
+        if let Some(newest) = newest {
+            state.watermark = state.watermark.max(csn(newest).map_err(broken)?);
+        }
         Ok(Leader { state, open: Vec::new(), checkpoint_frames, checkpoint_interval })
     }
 
@@ -46,6 +50,7 @@ impl Leader {
     /// A new session: the owner is kept durably.
     pub fn recover(&mut self, writer: &mut Writer, owner: Owner, me: ParticipantId) -> Result<Recovered, StoreError> {
         writer.begin()?;
+        writer.lengthen_log();
         State::keep_owner(writer, owner, me)?;
         writer.commit()?;
         self.state.owner = Some(owner);
@@ -132,9 +137,8 @@ impl Leader {
             }
         }
         let highest = markers.iter().map(|marker| marker.entry.csn).max().unwrap_or_default();
-        self.state.watermark = self.state.watermark.max(highest);
-        self.state.keep_progress(writer)?;
         writer.commit()?;
+        self.state.watermark = self.state.watermark.max(highest);
         look_at_checkpoint(writer)?;
         if writer.frames_waiting() >= self.checkpoint_frames {
             writer.begin_checkpoint(self.state.watermark);
@@ -212,6 +216,7 @@ impl Leader {
         writer.begin()?;
         self.state.floor = below;
         self.state.keep_floor(writer)?;
+        self.state.keep_progress(writer)?;
         for sql in [
             "/*lockstep*/DELETE FROM _lockstep_marker WHERE csn IN (SELECT csn FROM _lockstep_outcome WHERE place < ?)",
             "/*lockstep*/DELETE FROM _lockstep_outcome WHERE place < ?",

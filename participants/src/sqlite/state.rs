@@ -12,7 +12,7 @@ use rusqlite::types::Type;
 pub struct State {
     /// Whom the file belongs to.
     pub owner: Option<Owner>,
-    /// Log-decided: everything up to here that concerns the file is in it. Leader: the highest CSN it has given.
+    /// Log-decided: everything up to here that concerns the file is in it. Leader: the highest CSN it has given; the row may be behind.
     pub watermark: Csn,
     /// The highest log-decided CSN ever seen here.
     pub highest: Csn,

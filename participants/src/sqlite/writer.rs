@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 
 /// Frames that the writer moves by itself after a checkpoint beside it, at most.
 const REST_FRAMES: u32 = 1_000;
+/// A write-ahead log is not made longer than this before it is needed, bytes.
+const LENGTHENED_MAX: u64 = 32 << 20;
 /// Frames of the write-ahead log that are let go to the disk together.
 const WRITTEN_BACK: u32 = 256;
 /// Bytes of the write-ahead log before its first frame, and of a frame beside its page.
@@ -313,6 +315,16 @@ impl Writer {
         let forced = path.map_or(Ok(()), checkpointer::force);
         self.forces.fetch_add(1, Ordering::Relaxed);
         forced.map_err(|error| StoreError::Broken(format!("SQLite's write-ahead log cannot be forced: {error}")))
+    }
+
+    /// In a transaction that has written nothing yet: makes the write-ahead log as long as it becomes until it starts over, so that no commit
+    /// pays for its growth. A disk that has no room for that has enough for the commits, perhaps.
+    pub fn lengthen_log(&self) {
+        let Some(path) = self.conn.path().filter(|path| !path.is_empty()) else { return };
+        let frames = u64::from(self.limits.checkpoint_frames + REST_FRAMES);
+        if let Err(error) = checkpointer::lengthen(Path::new(path), (WAL_HEADER + frames * self.frame).min(LENGTHENED_MAX)) {
+            tracing::debug!(%error, "the write-ahead log grows as it is written");
+        }
     }
 
     /// Begins a checkpoint beside the transactions, unless one is under way; the file holds everything up to `stored`.

@@ -102,7 +102,7 @@ fn a_torn_tail_of_the_write_ahead_log_loses_nothing_that_the_decision_log_holds(
         decisions.push(decided);
     }
     let expected = lab.dump();
-    let whole = std::fs::metadata(lab.folder.path().join("data.db-wal")).unwrap().len();
+    let whole = lab.written_log();
     let mut found = Vec::new();
     for part in 0..=16 {
         let image = lab.image();
@@ -130,7 +130,7 @@ fn many_frames_make_a_checkpoint_due_at_once() {
         durable = after_checkpoint(&mut lab, applied).progress.durable;
     }
     assert!(durable >= csn(18), "{durable}");
-    let wal = std::fs::metadata(lab.folder.path().join("data.db-wal")).unwrap().len();
+    let wal = lab.written_log();
     assert!(wal < 1_000_000, "the log starts over: {wal} bytes");
 }
 

@@ -68,6 +68,12 @@ pub fn lab_in(folder: TempDir, schema: &str, change: impl FnOnce(&mut SqliteOpti
 }
 
 impl Lab {
+    /// Bytes of the write-ahead log up to the last that is not zero: it is longer than what was ever written of it.
+    pub fn written_log(&self) -> u64 {
+        let log = std::fs::read(self.folder.path().join("data.db-wal")).unwrap();
+        log.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1)
+    }
+
     /// Numbers a transaction for each list of operations.
     pub fn batch(&mut self, transactions: Vec<Vec<Operation>>) -> Vec<Work> {
         transactions

@@ -2,8 +2,9 @@
 
 use crate::lab::{Lab, ME, csn, lab_with, lines, owner, work};
 use lockstep_core::{CommitEntry, Csn, Decider, EntryPayload, Epoch, Marker, Position, RequestKey, Settle, TraceContext, Txid, Vote, Work};
-use lockstep_participants::sqlite::SqliteMode;
+use lockstep_participants::sqlite::{Sqlite, SqliteMode, SqliteOptions};
 use lockstep_participants::{Led, ResourceManager, StoreError};
+use std::path::Path;
 
 const SCHEMA: &str = "CREATE TABLE t(id INTEGER PRIMARY KEY, v)";
 
@@ -116,6 +117,42 @@ fn the_floor_forgets_and_forbids() {
     assert_eq!(rolled_back(lab.store.lead(&[marker(2)]).unwrap()), "1-2@p1 began below the floor: its outcome can no longer be written");
     lab.store.floor(txid(1).position()).unwrap();
     assert!(matches!(lab.store.settle(&Settle::Txid(txid(2))), Err(StoreError::Invalid(_))), "it never sinks");
+}
+
+/// The newest marker says how far it has come; when that is forgotten, the row of the state does.
+#[test]
+fn how_far_it_has_come_outlives_the_markers() {
+    let mut lab = leader();
+    assert_eq!(led(&mut lab, &[1, 2, 3]), Led::Committed);
+    lab.store.floor(txid(4).position()).unwrap();
+    assert_eq!(lab.store.scan(Csn::ZERO, 10).unwrap(), []);
+    assert_eq!(lab.store.recover(owner(2), ME).unwrap().progress.durable, csn(3));
+}
+
+/// No commit pays for the growth of the write-ahead log, and what a crash has left in a shorter one is kept.
+#[test]
+fn the_write_ahead_log_is_long_before_it_is_written() {
+    let mut lab = leader();
+    let log = |path: &Path| path.with_file_name("data.db-wal");
+    let length = |path: &Path| std::fs::metadata(log(path)).unwrap().len();
+    let whole = 32 + 5_000 * (24 + 4_096);
+    assert_eq!(length(&lab.path), whole);
+    assert_eq!(led(&mut lab, &[1, 2, 3]), Led::Committed);
+    assert_eq!(length(&lab.path), whole);
+
+    let crashed = lockstep_servers::quick_folder().unwrap();
+    let path = crashed.path().join("data.db");
+    std::fs::copy(&lab.path, &path).unwrap();
+    let mut left = std::fs::read(log(&lab.path)).unwrap();
+    left.truncate(left.iter().rposition(|byte| *byte != 0).unwrap() + 1);
+    left.resize(left.len().next_multiple_of(4_096), 0);
+    std::fs::write(log(&path), left).unwrap();
+    let mut options = SqliteOptions::new(&path);
+    options.mode = SqliteMode::DatabaseLed;
+    let mut store = Sqlite::open(options).unwrap();
+    assert_eq!(store.recover(owner(2), ME).unwrap().progress.durable, csn(3));
+    assert_eq!(store.scan(Csn::ZERO, 10).unwrap(), [marker(1), marker(2), marker(3)]);
+    assert_eq!(length(&path), whole);
 }
 
 #[test]
