@@ -56,6 +56,7 @@ mod credentials;
 mod enlisted;
 mod enlistment;
 mod error;
+mod frame;
 mod ids;
 mod link;
 mod own_transaction;

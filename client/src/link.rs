@@ -6,11 +6,11 @@
 
 use crate::backoff::Backoff;
 use crate::credentials::Authorization;
+use crate::frame::{Frame, Framed, FramedRequest, transact};
 use crate::ids::{CoordinatorId, Position, uuid_bytes};
 use lockstep_proto::v1;
 use lockstep_proto::v1::transact_reply::Reply;
-use lockstep_proto::v1::transact_request::Request;
-use lockstep_proto::v1::transaction_service_client::TransactionServiceClient;
+use prost::Message;
 use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -20,6 +20,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_stream::Stream;
 use tonic::Code;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Endpoint;
 
 /// A frame takes so many requests at most …
@@ -51,7 +52,8 @@ pub(crate) struct Ask {
 
 #[derive(Debug)]
 pub(crate) enum Body {
-    Commit(v1::CommitRequest),
+    /// Boxed, as it is the largest: what waits is moved from map to map.
+    Commit(Box<v1::CommitRequest>),
     Inquire(v1::InquireRequest),
     Begin(v1::BeginRequest),
     Rollback(v1::RollbackRequest),
@@ -250,7 +252,7 @@ impl State {
     }
 
     /// Everything that waits, up to the limits of a frame. A daemon takes frames as large as a transaction may be, so no more goes into one.
-    fn frame(&mut self) -> v1::TransactRequests {
+    fn frame(&mut self) -> Frame {
         let largest = self.limits.map(|limits| limits.transaction_bytes).filter(|bytes| *bytes > 0);
         let largest = largest.map_or(usize::MAX, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
         let here = self.position.expect("Welcome brings a position");
@@ -273,16 +275,16 @@ impl State {
             }
             bytes += size;
             pending.sends += 1;
-            requests.push(v1::TransactRequest { id, request: Some(pending.ask.to_wire(position)) });
+            requests.push(Framed { id, request: Some(pending.ask.framed(position)) });
             self.sent.insert(id, pending);
         }
         let room = FRAME_REQUESTS.saturating_sub(requests.len()).min(self.rolled_back.len());
-        let roll_back = |rollback| v1::TransactRequest { id: 0, request: Some(Request::Rollback(rollback)) };
+        let roll_back = |rollback| Framed { id: 0, request: Some(FramedRequest::Rollback(rollback)) };
         requests.extend(self.rolled_back.drain(..room).map(roll_back));
         let room = FRAME_REQUESTS.saturating_sub(requests.len()).min(self.acknowledged.len());
-        let acknowledge = |txid| v1::TransactRequest { id: 0, request: Some(Request::Acknowledge(txid)) };
+        let acknowledge = |txid| Framed { id: 0, request: Some(FramedRequest::Acknowledge(txid)) };
         requests.extend(self.acknowledged.drain(..room).map(acknowledge));
-        v1::TransactRequests { requests }
+        Frame { requests }
     }
 
     fn advance(&mut self, position: v1::Position) {
@@ -312,13 +314,16 @@ impl Pending {
 }
 
 impl Ask {
-    fn to_wire(&self, position: Position) -> Request {
+    fn framed(&mut self, position: Position) -> FramedRequest {
         let position = Some(position.to_wire());
-        match &self.body {
-            Body::Commit(commit) => Request::Commit(v1::CommitRequest { position, ..commit.clone() }),
-            Body::Inquire(inquire) => Request::Inquire(v1::InquireRequest { position, ..inquire.clone() }),
-            Body::Begin(begin) => Request::Begin(v1::BeginRequest { position, ..begin.clone() }),
-            Body::Rollback(rollback) => Request::Rollback(v1::RollbackRequest { position, ..rollback.clone() }),
+        match &mut self.body {
+            Body::Commit(commit) => {
+                commit.position = position;
+                FramedRequest::Commit(commit.encode_to_vec().into())
+            }
+            Body::Inquire(inquire) => FramedRequest::Inquire(v1::InquireRequest { position, ..inquire.clone() }),
+            Body::Begin(begin) => FramedRequest::Begin(v1::BeginRequest { position, ..begin.clone() }),
+            Body::Rollback(rollback) => FramedRequest::Rollback(v1::RollbackRequest { position, ..rollback.clone() }),
         }
     }
 }
@@ -332,9 +337,9 @@ struct Frames {
 }
 
 impl Stream for Frames {
-    type Item = v1::TransactRequests;
+    type Item = Frame;
 
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<v1::TransactRequests>> {
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Frame>> {
         let link = self.link.clone();
         let mut state = link.state();
         if state.connection != self.connection {
@@ -371,9 +376,9 @@ async fn converse(link: &Arc<Link>, dial: &Dial, patience: Duration, backoff: &m
     let opening = async {
         let (endpoint, authorization) = dial()?;
         let channel = endpoint.connect().await.map_err(|error| with_causes(&error))?;
-        let mut service = TransactionServiceClient::with_interceptor(channel, authorization).max_decoding_message_size(REPLY_BYTES);
         let frames = Frames { link: link.clone(), connection, gathered: false };
-        let mut replies = service.transact(frames).await.map_err(|status| Ended::from_status(&status))?.into_inner();
+        let replies = transact(InterceptedService::new(channel, authorization), frames).await;
+        let mut replies = replies.map_err(|status| Ended::from_status(&status))?;
         let first = replies.message().await.map_err(|status| Ended::from_status(&status))?;
         let welcome = first.and_then(|first| first.replies.into_iter().find_map(into_welcome));
         link.welcomed(welcome.ok_or("the first message was no Welcome")?)?;

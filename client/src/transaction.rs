@@ -287,7 +287,7 @@ impl Transaction {
     }
 
     /// The whole request, if it keeps all limits.
-    fn request(&mut self) -> Result<v1::CommitRequest, CommitError> {
+    fn request(&mut self) -> Result<Box<v1::CommitRequest>, CommitError> {
         let invalid = |message: String| Err(CommitError::Invalid(message));
         if let Some(mistake) = self.mistake.take() {
             return invalid(mistake);
@@ -298,7 +298,7 @@ impl Transaction {
         if self.branches.is_empty() {
             return invalid("the transaction has no operation".into());
         }
-        let request = v1::CommitRequest {
+        let request = Box::new(v1::CommitRequest {
             key: Some(v1::RequestKey { key: key.to_bytes(), attempt: self.attempt }),
             position: None,
             branches: std::mem::take(&mut self.branches),
@@ -307,7 +307,7 @@ impl Transaction {
             wait_ms: 0,
             traceparent: std::mem::take(&mut self.traceparent),
             new_key,
-        };
+        });
         self.client.shared.link.limits().map_or(Ok(()), |limits| check_limits(&request, &limits)).map_err(CommitError::Invalid)?;
         Ok(request)
     }
@@ -345,10 +345,10 @@ impl IntoFuture for Inquiry {
 /// Sends one attempt, and follows it until its outcome is known or the deadline has passed. Gives the request back.
 async fn send(
     client: &Client,
-    mut request: v1::CommitRequest,
+    mut request: Box<v1::CommitRequest>,
     position: Option<Position>,
     deadline: Instant,
-) -> (v1::CommitRequest, Result<Receipt, CommitError>) {
+) -> (Box<v1::CommitRequest>, Result<Receipt, CommitError>) {
     let link = &client.shared.link;
     let bytes = request.encoded_len() + ENVELOPE;
     let (mut refreshes, mut first, mut told) = (0, position, None);
@@ -507,7 +507,7 @@ impl Ask {
         RequestId { key: Key::from_bytes(key.key.clone()), attempt: key.attempt, position }
     }
 
-    fn into_commit(self) -> v1::CommitRequest {
+    fn into_commit(self) -> Box<v1::CommitRequest> {
         match self.body {
             Body::Commit(commit) => commit,
             Body::Inquire(_) | Body::Begin(_) | Body::Rollback(_) => unreachable!("a commit is given back as a commit"),
