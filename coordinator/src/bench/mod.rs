@@ -130,7 +130,7 @@ pub fn run(arguments: BenchArgs) -> anyhow::Result<ExitCode> {
 
 /// The load of one measurement, in a process of its own; prints what it measured as JSON.
 pub fn run_load(arguments: LoadArgs) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let loaded = runtime.block_on(load::run(&arguments))?;
     println!("{}", serde_json::to_string(&loaded)?);
     Ok(ExitCode::SUCCESS)
