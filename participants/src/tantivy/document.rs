@@ -1,5 +1,6 @@
 //! Documents: what is refused before the vote, because Tantivy itself would take it silently and find it never.
 
+use super::plain::is_plain;
 use super::schema::{Body, FieldDeclaration, FieldKind, Layout};
 use lockstep_core::Csn;
 use serde_json::Value;
@@ -43,6 +44,9 @@ pub(super) fn check_key(key: &str) -> Result<(), String> {
 pub(super) fn check(layout: &Layout, limits: DocumentLimits, document: &str) -> Result<(), String> {
     if document.len() > limits.bytes {
         return Err(format!("the document has {} bytes; the limit is {}", document.len(), limits.bytes));
+    }
+    if matches!(layout.body, Body::Dynamic { .. }) && is_plain(document, limits.depth) {
+        return Ok(());
     }
     let value: Value = serde_json::from_str(document).map_err(|e| format!("the document is no JSON: {e}"))?;
     let Value::Object(members) = &value else {
@@ -141,14 +145,23 @@ fn check_any(name: &str, value: &Value, level: usize, limit: usize) -> Result<()
     }
 }
 
-/// Words as the tokenizer cuts them. Lower case makes a character at most half as long again, so that most texts need no look.
+/// Whether every word of a text is one that Tantivy takes.
+pub(super) fn is_indexable(text: &str) -> bool {
+    longest_word(text) <= MAX_TOKEN_LEN
+}
+
 fn check_words(name: &str, text: &str) -> Result<(), String> {
+    check_token(name, longest_word(text))
+}
+
+/// Bytes of the longest word, as the tokenizer cuts them, at most. Lower case makes a character at most half as long again, so that most
+/// texts need no look.
+fn longest_word(text: &str) -> usize {
     if text.len() <= MAX_TOKEN_LEN / 2 {
-        return Ok(());
+        return text.len();
     }
-    let lengths =
-        text.split(|c: char| !c.is_alphanumeric()).map(|word| word.chars().flat_map(char::to_lowercase).map(char::len_utf8).sum());
-    check_token(name, lengths.max().unwrap_or(0))
+    let words = text.split(|c: char| !c.is_alphanumeric());
+    words.map(|word| word.chars().flat_map(char::to_lowercase).map(char::len_utf8).sum()).max().unwrap_or(0)
 }
 
 fn check_token(name: &str, length: usize) -> Result<(), String> {

@@ -17,6 +17,7 @@ mod directory;
 mod document;
 mod index;
 mod manifest;
+mod plain;
 mod reader;
 mod schema;
 mod seal;
@@ -62,6 +63,9 @@ pub struct TantivyOptions {
 /// Bytes of an index whose checksums are read before it is opened, at most: a fraction of a second, and a start is to take no more than that.
 pub const CHECKED_AT_OPEN: u64 = 256 << 20;
 
+/// How long a decision may wait for others before it is indexed: for each of them alone two threads would be woken, beside the answer that
+/// is on its way, and found it is only after the next commit.
+const GATHER: Duration = Duration::from_millis(5);
 /// How often a commit under way is looked at.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -292,6 +296,10 @@ impl ResourceManager for Tantivy {
     /// A vote holds nothing here: there is nothing to forget.
     fn abort(&mut self, _txids: &[Txid]) -> Result<(), StoreError> {
         Ok(())
+    }
+
+    fn gather(&self) -> Duration {
+        self.options.commit_every.min(GATHER)
     }
 
     fn hurry(&mut self) {
