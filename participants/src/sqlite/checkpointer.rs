@@ -154,18 +154,28 @@ pub fn force(path: &Path) -> std::io::Result<()> {
 /// Makes the write-ahead log so long, if it is shorter, by zeros at its end, which SQLite takes for the end of what is in it. Nobody else may
 /// write it meanwhile. Written, not only allocated: a force of a file that grows takes half as long again, for it notes more than the pages.
 pub fn lengthen(path: &Path, bytes: u64) -> std::io::Result<()> {
-    static PIECE: [u8; 64 << 10] = [0; 64 << 10];
     let log = File::options().write(true).open(wal_of(path))?;
-    let mut end = log.metadata()?.len();
+    let end = log.metadata()?.len();
     if end >= bytes {
         return Ok(());
     }
-    while end < bytes {
-        let piece = &PIECE[..PIECE.len().min(usize::try_from(bytes - end).unwrap_or(usize::MAX))];
-        log.write_all_at(piece, end)?;
-        end += piece.len() as u64;
+    let lengthened = write_zeros(&log, end..bytes).and_then(|()| log.sync_all());
+    if lengthened.is_err() {
+        // On a full disk others need the room.
+        log.set_len(end)?;
     }
-    log.sync_all()
+    lengthened
+}
+
+fn write_zeros(file: &File, bytes: Range<u64>) -> std::io::Result<()> {
+    static PIECE: [u8; 64 << 10] = [0; 64 << 10];
+    let mut at = bytes.start;
+    while at < bytes.end {
+        let piece = &PIECE[..PIECE.len().min(usize::try_from(bytes.end - at).unwrap_or(usize::MAX))];
+        file.write_all_at(piece, at)?;
+        at += piece.len() as u64;
+    }
+    Ok(())
 }
 
 /// Forces the write-ahead log of a database file before that is opened, and has it read from the disk: after a failed force the kernel's
