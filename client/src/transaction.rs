@@ -507,9 +507,13 @@ impl Ask {
         RequestId { key: Key::from_bytes(key.key.clone()), attempt: key.attempt, position }
     }
 
+    /// As it was given: where it was sent from is not a part of it.
     fn into_commit(self) -> Box<v1::CommitRequest> {
         match self.body {
-            Body::Commit(commit) => commit,
+            Body::Commit(mut commit) => {
+                commit.position = None;
+                commit
+            }
             Body::Inquire(_) | Body::Begin(_) | Body::Rollback(_) => unreachable!("a commit is given back as a commit"),
         }
     }

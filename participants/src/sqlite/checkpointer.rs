@@ -20,6 +20,8 @@ use std::thread::JoinHandle;
 
 /// Forced writes of a checkpoint: the write-ahead log's, and the file's.
 pub const CHECKPOINT_FORCES: u64 = 2;
+/// The part of a disk's room that a write-ahead log may take before it is needed: one in so many.
+const ROOM_PART: u64 = 10;
 
 /// What the thread is asked for.
 enum Request {
@@ -153,10 +155,11 @@ pub fn force(path: &Path) -> std::io::Result<()> {
 
 /// Makes the write-ahead log so long, if it is shorter, by zeros at its end, which SQLite takes for the end of what is in it. Nobody else may
 /// write it meanwhile. Written, not only allocated: a force of a file that grows takes half as long again, for it notes more than the pages.
+/// Where that would take more than a part of the disk's room, it stays as it is.
 pub fn lengthen(path: &Path, bytes: u64) -> std::io::Result<()> {
     let log = File::options().write(true).open(wal_of(path))?;
     let end = log.metadata()?.len();
-    if end >= bytes {
+    if end >= bytes || !has_room(&log, bytes - end)? {
         return Ok(());
     }
     let lengthened = write_zeros(&log, end..bytes).and_then(|()| log.sync_all());
@@ -165,6 +168,13 @@ pub fn lengthen(path: &Path, bytes: u64) -> std::io::Result<()> {
         log.set_len(end)?;
     }
     lengthened
+}
+
+/// Whether so many bytes are a small part of what the disk has.
+fn has_room(file: &File, bytes: u64) -> std::io::Result<bool> {
+    let disk = rustix::fs::fstatvfs(file)?;
+    // One that counts no blocks has no limit.
+    Ok(disk.f_blocks == 0 || bytes <= disk.f_bavail.saturating_mul(disk.f_frsize) / ROOM_PART)
 }
 
 fn write_zeros(file: &File, bytes: Range<u64>) -> std::io::Result<()> {

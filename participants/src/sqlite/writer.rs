@@ -318,10 +318,10 @@ impl Writer {
     }
 
     /// In a transaction that has written nothing yet: makes the write-ahead log as long as it becomes until it starts over, so that no commit
-    /// pays for its growth. A disk that has no room for that has enough for the commits, perhaps.
+    /// pays for its growth. A disk that has little room for that has enough for the commits, perhaps.
     pub fn lengthen_log(&self) {
         let Some(path) = self.conn.path().filter(|path| !path.is_empty()) else { return };
-        let frames = u64::from(self.limits.checkpoint_frames + REST_FRAMES);
+        let frames = u64::from(self.limits.checkpoint_frames) + u64::from(REST_FRAMES);
         if let Err(error) = checkpointer::lengthen(Path::new(path), (WAL_HEADER + frames * self.frame).min(LENGTHENED_MAX)) {
             tracing::debug!(%error, "the write-ahead log grows as it is written");
         }

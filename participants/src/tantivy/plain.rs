@@ -5,6 +5,9 @@ use super::document::{MAX_NAME, is_indexable};
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use std::fmt;
 
+/// How the names begin that serde_json itself gives a meaning: the tree of such an object is another one.
+const MAGIC: &str = "$serde_json::private::";
+
 /// Whether this is a JSON object of which every value can be found by its path, whichever of two members of one name counts. If not, it
 /// takes [`super::document::check`] to say whether it can be taken after all, or why not.
 pub fn is_plain(document: &str, depth: usize) -> bool {
@@ -111,7 +114,11 @@ impl Visitor<'_> for Name {
     }
 
     fn visit_str<E: Error>(self, name: &str) -> Result<(), E> {
-        if name.len() <= MAX_NAME && !name.contains('\0') { Ok(()) } else { Err(E::custom("no name that can be indexed")) }
+        if name.len() <= MAX_NAME && !name.contains('\0') && !name.starts_with(MAGIC) {
+            Ok(())
+        } else {
+            Err(E::custom("no name that can be indexed"))
+        }
     }
 }
 
@@ -137,6 +144,8 @@ mod tests {
             ("{\"a\": 1e999}", false),
             ("{\"a\\u0000b\": 1}", false),
             ("{\"a\": }", false),
+            ("{\"a\": {\"$serde_json::private::RawValue\": 5}}", false),
+            ("{\"$serde_json::private::RawValue\": \"[1]\"}", false),
             (&long, false),
             (&word, false),
         ] {
