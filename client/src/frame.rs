@@ -1,13 +1,14 @@
 //! A frame of requests as it goes out: on the wire a `lockstep.v1.TransactRequests`, in which commits are encoded already. The transport
 //! takes what it sends; a request that is kept to be sent again is encoded where it lies, and not copied field by field before.
 
+use crate::credentials::AuthorizedChannel;
 use crate::link::REPLY_BYTES;
 use bytes::Bytes;
 use lockstep_proto::v1;
 use prost::{Message, Oneof};
-use tonic::client::{Grpc, GrpcService};
+use tokio_stream::Stream;
+use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::codegen::{Body, StdError};
 use tonic::{Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
@@ -44,18 +45,12 @@ pub(crate) enum FramedRequest {
 }
 
 /// `TransactionService.Transact`, of frames.
-pub(crate) async fn transact<T>(
-    service: T,
-    frames: impl tokio_stream::Stream<Item = Frame> + Send + 'static,
-) -> Result<Streaming<v1::TransactReplies>, Status>
-where
-    T: GrpcService<tonic::body::Body>,
-    T::Error: Into<StdError>,
-    T::ResponseBody: Body<Data = Bytes> + Send + 'static,
-    <T::ResponseBody as Body>::Error: Into<StdError> + Send,
-{
-    let mut grpc = Grpc::new(service).max_decoding_message_size(REPLY_BYTES);
-    grpc.ready().await.map_err(|error| Status::unavailable(format!("the connection is not ready: {}", error.into())))?;
+pub(crate) async fn transact(
+    channel: AuthorizedChannel,
+    frames: impl Stream<Item = Frame> + Send + 'static,
+) -> Result<Streaming<v1::TransactReplies>, Status> {
+    let mut grpc = Grpc::new(channel).max_decoding_message_size(REPLY_BYTES);
+    grpc.ready().await.map_err(|error| Status::unavailable(format!("the connection is not ready: {error}")))?;
     let path = PathAndQuery::from_static("/lockstep.v1.TransactionService/Transact");
     Ok(grpc.streaming(Request::new(frames), path, ProstCodec::default()).await?.into_inner())
 }

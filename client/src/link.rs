@@ -5,7 +5,7 @@
 //! never reused, so a second answer finds nobody.
 
 use crate::backoff::Backoff;
-use crate::credentials::Authorization;
+use crate::credentials::{Authorization, AuthorizedChannel};
 use crate::frame::{Frame, Framed, FramedRequest, transact};
 use crate::ids::{CoordinatorId, Position, uuid_bytes};
 use lockstep_proto::v1;
@@ -20,7 +20,6 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_stream::Stream;
 use tonic::Code;
-use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Endpoint;
 
 /// A frame takes so many requests at most …
@@ -377,7 +376,7 @@ async fn converse(link: &Arc<Link>, dial: &Dial, patience: Duration, backoff: &m
         let (endpoint, authorization) = dial()?;
         let channel = endpoint.connect().await.map_err(|error| with_causes(&error))?;
         let frames = Frames { link: link.clone(), connection, gathered: false };
-        let replies = transact(InterceptedService::new(channel, authorization), frames).await;
+        let replies = transact(AuthorizedChannel::new(channel, authorization), frames).await;
         let mut replies = replies.map_err(|status| Ended::from_status(&status))?;
         let first = replies.message().await.map_err(|status| Ended::from_status(&status))?;
         let welcome = first.and_then(|first| first.replies.into_iter().find_map(into_welcome));

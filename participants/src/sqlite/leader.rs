@@ -35,10 +35,9 @@ impl Leader {
     pub fn open(writer: &mut Writer, checkpoint_frames: u32, checkpoint_interval: Duration) -> Result<Leader, StoreError> {
         writer.set_sync(Synchronous::Full)?;
         let mut state = State::open(writer, MODE, TABLES)?;
-        let newest: Option<i64> = writer.conn().query_row("SELECT max(csn) FROM _lockstep_marker", [], |row| row.get(0)).map_err(broken)?;
-        if let Some(newest) = newest {
-            state.watermark = state.watermark.max(csn(newest).map_err(broken)?);
-        }
+        let newest = "SELECT coalesce(max(csn), 0) FROM _lockstep_marker";
+        let newest = writer.conn().query_row(newest, [], |row| csn(row.get(0)?)).map_err(broken)?;
+        state.watermark = state.watermark.max(newest);
         Ok(Leader { state, open: Vec::new(), checkpoint_frames, checkpoint_interval })
     }
 

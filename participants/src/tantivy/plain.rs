@@ -12,15 +12,10 @@ const MAGIC: &str = "$serde_json::private::";
 /// takes [`super::document::check`] to say whether it can be taken after all, or why not.
 pub fn is_plain(document: &str, depth: usize) -> bool {
     let mut json = serde_json::Deserializer::from_str(document);
-    Object { deeper: depth }.deserialize(&mut json).is_ok() && json.end().is_ok()
+    json.deserialize_map(Value { deeper: depth }).is_ok() && json.end().is_ok()
 }
 
-/// The document itself.
-struct Object {
-    deeper: usize,
-}
-
-/// A value inside of it.
+/// The document, or a value inside of it.
 #[derive(Clone, Copy)]
 struct Value {
     /// Objects and arrays that may lie inside one another here.
@@ -29,14 +24,6 @@ struct Value {
 
 /// The name of a member.
 struct Name;
-
-impl<'de> DeserializeSeed<'de> for Object {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
-        json.deserialize_map(Value { deeper: self.deeper })
-    }
-}
 
 impl<'de> DeserializeSeed<'de> for Value {
     type Value = ();

@@ -144,8 +144,7 @@ fn the_write_ahead_log_is_long_before_it_is_written() {
     let path = crashed.path().join("data.db");
     std::fs::copy(&lab.path, &path).unwrap();
     let mut left = std::fs::read(log(&lab.path)).unwrap();
-    left.truncate(left.iter().rposition(|byte| *byte != 0).unwrap() + 1);
-    left.resize(left.len().next_multiple_of(4_096), 0);
+    left.truncate(lab.written_log().next_multiple_of(4_096) as usize);
     std::fs::write(log(&path), left).unwrap();
     let mut options = SqliteOptions::new(&path);
     options.mode = SqliteMode::DatabaseLed;
