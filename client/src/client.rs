@@ -99,7 +99,7 @@ pub struct Limits {
 }
 
 impl Client {
-    /// Connects to a coordinator, for example at `http://127.0.0.1:7117`, with all defaults.
+    /// Connects to a coordinator, for example at `http://127.0.0.1:7117` or `unix:///run/lockstep/lockstepd.sock`, with all defaults.
     pub async fn connect(endpoint: impl Into<String>) -> Result<Client, ConnectError> {
         Client::builder(endpoint).connect().await
     }

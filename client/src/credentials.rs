@@ -56,8 +56,11 @@ impl Credentials {
         Credentials { token: Some(Token::File(file.into())), ..self }
     }
 
-    /// The endpoint, with TLS if it is `https`. Without a scheme it is `http`. Errors are sentences.
+    /// The endpoint, with TLS if it is `https`; `unix:///PATH` is a socket of this machine. Without a scheme it is `http`. Errors are sentences.
     pub fn endpoint(&self, endpoint: &str) -> Result<Endpoint, String> {
+        if let Some(path) = endpoint.strip_prefix("unix:") {
+            return self.socket(path.strip_prefix("//").unwrap_or(path));
+        }
         let text = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
         let address = Endpoint::from_shared(text).map_err(|error| error.to_string())?;
         match address.uri().scheme_str() {
@@ -69,8 +72,19 @@ impl Credentials {
                 Err("a token is given, and it would travel in the clear: the endpoint has to begin with https://".into())
             }
             Some("http") => Ok(address),
-            scheme => Err(format!("the scheme is {}, only http and https are spoken", scheme.unwrap_or("missing"))),
+            scheme => Err(format!("the scheme is {}, only http, https and unix are spoken", scheme.unwrap_or("missing"))),
         }
+    }
+
+    /// A token may travel there: nothing leaves the machine.
+    fn socket(&self, path: &str) -> Result<Endpoint, String> {
+        if !path.starts_with('/') {
+            return Err(format!("`{path}` is no absolute path of a socket, as in unix:///run/lockstep/lockstepd.sock"));
+        }
+        if self.ca_file.is_some() || self.identity.is_some() {
+            return Err("certificates are given, and TLS is not spoken over a socket: give a token, or an endpoint with https://".into());
+        }
+        Endpoint::from_shared(format!("unix://{path}")).map_err(|error| error.to_string())
     }
 
     /// Whether any of it is read from files, which may be replaced.
@@ -185,8 +199,11 @@ mod tests {
         for near in ["http://127.0.0.1:7117", "127.0.0.1:7117", "http://localhost:1", "http://[::1]:1"] {
             assert!(credentials.endpoint(near).is_ok(), "{near}");
         }
+        assert!(credentials.endpoint("unix:///run/lockstepd.sock").is_ok() && credentials.endpoint("unix:/run/lockstepd.sock").is_ok());
+        assert!(credentials.endpoint("unix://lockstepd.sock").unwrap_err().contains("no absolute path"));
+        assert!(Credentials::default().ca_file("x").endpoint("unix:///s").unwrap_err().contains("not spoken over a socket"));
         assert!(Credentials::default().ca_file("x").endpoint("http://127.0.0.1:1").unwrap_err().contains("need TLS"));
         assert!(Credentials::default().ca_file("/no/such").endpoint("https://h:1").unwrap_err().contains("/no/such"));
-        assert!(Credentials::default().endpoint("ftp://h:1").unwrap_err().contains("only http and https"));
+        assert!(Credentials::default().endpoint("ftp://h:1").unwrap_err().contains("only http, https and unix"));
     }
 }

@@ -1,6 +1,7 @@
 //! The daemon's configuration: one TOML file, overridden by the environment, overridden by flags. `lockstepd.example.toml` documents
 //! every key; a test holds it to these types and their defaults.
 
+use crate::security::socket::PATH_BYTES;
 use crate::service::PARTICIPANT_FRAME_BYTES;
 use crate::verification::Mapping;
 use crate::{security, traces};
@@ -22,6 +23,8 @@ pub struct Configuration {
     pub data_dir: PathBuf,
     /// Where to listen.
     pub listen: SocketAddr,
+    /// A Unix domain socket to listen on as well; none if absent.
+    pub socket: Option<PathBuf>,
     /// The stores, in the file's order.
     #[serde(rename = "store")]
     pub stores: Vec<Store>,
@@ -305,7 +308,7 @@ pub struct Limits {
     pub open_transactions: usize,
     /// Decided transactions that one store has not made durable.
     pub lag_transactions: usize,
-    /// Open connections, each of them to `listen` and to `http.listen`.
+    /// Open connections, each of them to `listen`, to `socket` and to `http.listen`.
     pub connections: usize,
     /// Open Transact streams.
     pub streams: usize,
@@ -471,6 +474,9 @@ pub struct Source {
     /// Where to listen; port 0 takes a free one
     #[arg(long, env = "LOCKSTEP_LISTEN", value_name = "IP:PORT", global = true)]
     pub listen: Option<String>,
+    /// A Unix domain socket to listen on as well, for who is on the same machine
+    #[arg(long, env = "LOCKSTEP_SOCKET", value_name = "PATH", global = true)]
+    pub socket: Option<String>,
     /// "human" or "json"
     #[arg(long, env = "LOCKSTEP_LOG_FORMAT", value_name = "FORMAT", global = true)]
     pub log_format: Option<String>,
@@ -537,6 +543,7 @@ impl Source {
         let mut set = |key: &str, value: Option<Value>| overrides.extend(value.map(|value| (key.to_string(), value)));
         set("data_dir", self.data_dir.clone().map(Value::String));
         set("listen", self.listen.clone().map(Value::String));
+        set("socket", self.socket.clone().map(Value::String));
         set("logging.format", self.log_format.clone().map(Value::String));
         set("logging.level", self.log_level.clone().map(Value::String));
         set("shutdown.deadline_ms", self.shutdown_deadline_ms.map(Value::Integer));
@@ -642,6 +649,7 @@ impl Configuration {
     fn checked(self) -> Result<Configuration, ConfigurationError> {
         self.check_stores()
             .and_then(|()| self.check_verify())
+            .and_then(|()| self.check_socket())
             .and_then(|()| self.check_http())
             .and_then(|()| self.check_security())
             .and_then(|()| self.traces.check())
@@ -710,6 +718,14 @@ impl Configuration {
             mappings.push(mapping);
         }
         Ok(())
+    }
+
+    fn check_socket(&self) -> Result<(), String> {
+        match self.socket.as_ref().map(|path| (path.as_os_str().len(), path.display())) {
+            Some((0, _)) => Err("socket is empty: leave it out, or give a path".into()),
+            Some((bytes, path)) if bytes > PATH_BYTES => Err(format!("socket = \"{path}\" has {bytes} bytes, at most {PATH_BYTES}")),
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn check_http(&self) -> Result<(), String> {
@@ -1043,6 +1059,7 @@ impl Default for Configuration {
         Configuration {
             data_dir: "./lockstep-data".into(),
             listen: SocketAddr::from(([127, 0, 0, 1], 7117)),
+            socket: None,
             stores: vec![
                 Store::Sqlite(SqliteStore {
                     name: "db".into(),
@@ -1210,6 +1227,9 @@ mod tests {
         assert!(refused("[[store]]\nname = \"db\"\ntype = \"oracle\"").contains("`oracle`"));
         let error = Source { set: vec!["limits.streems=1".into()], ..Source::default() }.apply("").unwrap_err();
         assert!(error.0.contains("`streems`"), "{error}");
+        let error = Source { socket: Some("s".repeat(101)), ..Source::default() }.apply("").unwrap_err();
+        assert!(error.0.contains("socket = \"sss") && error.0.contains("101 bytes, at most 100"), "{error}");
+        assert!(refused("socket = \"\"").contains("socket is empty"));
         let error = Source { listen: Some("nonsense".into()), ..Source::default() }.apply("").unwrap_err();
         assert!(error.0.contains("listen = \"nonsense\""), "{error}");
     }

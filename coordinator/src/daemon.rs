@@ -4,6 +4,7 @@ use crate::configuration::Configuration;
 use crate::engine_handle::{EngineHandle, RunningEngine, Stopped};
 use crate::log::backup;
 use crate::security::Security;
+use crate::security::socket::Socket;
 use crate::shutdown::Signals;
 use crate::{engine, http, service, service_manager};
 use anyhow::Context;
@@ -49,7 +50,7 @@ impl From<Exit> for ExitCode {
 pub async fn run(configuration: Arc<Configuration>, options: Options, began: Instant) -> anyhow::Result<Exit> {
     let mut signals = Signals::take().context("cannot take over SIGTERM and SIGINT")?;
     let security = Security::load(&configuration)?;
-    let listeners = 1 + usize::from(configuration.http.listen.is_some());
+    let listeners = 1 + usize::from(configuration.socket.is_some()) + usize::from(configuration.http.listen.is_some());
     service_manager::make_room(configuration.limits.connections.saturating_mul(listeners));
     if configuration.security.insecure && !configuration.listen.ip().is_loopback() {
         warn!(listen = %configuration.listen, "off loopback without TLS and authentication, as security.insecure insists: whoever reaches the port may do anything");
@@ -57,6 +58,11 @@ pub async fn run(configuration: Arc<Configuration>, options: Options, began: Ins
     let listener =
         TcpListener::bind(configuration.listen).await.with_context(|| format!("cannot listen on {} (listen)", configuration.listen))?;
     let address = listener.local_addr()?;
+    let socket = configuration
+        .socket
+        .as_deref()
+        .map(|path| Socket::bind(path).with_context(|| format!("cannot listen on {} (socket)", path.display())));
+    let socket = socket.transpose()?;
     let http = match configuration.http.listen {
         Some(http) => Some(TcpListener::bind(http).await.with_context(|| format!("cannot listen on {http} (http.listen)"))?),
         None => None,
@@ -88,8 +94,13 @@ pub async fn run(configuration: Arc<Configuration>, options: Options, began: Ins
             ended(closed.clone()),
         ));
     }
-    let server = tokio::spawn(service::serve(handle.clone(), Arc::clone(&configuration), Arc::clone(&security), listener, ended(closed)));
+    let reached_at = socket.as_ref().map(|socket| socket.path().to_owned());
+    let server =
+        tokio::spawn(service::serve(handle.clone(), Arc::clone(&configuration), Arc::clone(&security), listener, socket, ended(closed)));
     announce(address, options.port_file.as_deref())?;
+    if let Some(path) = reached_at {
+        println!("listening on unix://{}", path.display());
+    }
     if let Some(address) = watched_at {
         let scheme = if configuration.security.tls() { "https" } else { "http" };
         println!("metrics on {scheme}://{address}/metrics");

@@ -385,7 +385,7 @@ impl EngineHandle {
     fn audit(&self, caller: &Caller, operator: &str, what: &str, reason: &str) -> Audit {
         Audit {
             who: caller.who(),
-            origin: caller.address().map_or_else(String::new, |address| address.to_string()),
+            origin: caller.origin().map_or_else(String::new, |origin| origin.to_string()),
             operator: operator.into(),
             what: what.into(),
             reason: reason.into(),

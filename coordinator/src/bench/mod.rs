@@ -1,7 +1,7 @@
 //! `lockstepd bench`: what Lockstep costs, as ratios of things measured in one run.
 //!
 //! Every row alternates the two sides that it compares, several times, and gives the median of the ratios with their spread: single
-//! figures of a busy machine mean little.
+//! figures of a busy machine mean little. Clients are processes of the same machine, and reach the daemon by its socket.
 
 mod baseline;
 mod load;
@@ -210,10 +210,10 @@ async fn coordinator_alone(clients: usize, seconds: u64) -> anyhow::Result<(Load
     let folder = tempfile::tempdir()?;
     let mut launch = Launch::this_program(&folder.path().join("data"))?;
     launch.arguments = two_databases(folder.path())?;
-    let mut daemon = Daemon::start(launch).await?;
-    let _participants = [Participant::start(&daemon.url(), "a", &[])?, Participant::start(&daemon.url(), "b", &[])?];
+    let mut daemon = Daemon::start(launch.with_socket()).await?;
+    let _participants = [Participant::start(&daemon.local_url(), "a", &[])?, Participant::start(&daemon.local_url(), "b", &[])?];
     let before = daemon.wait_for(PATIENCE, all_up).await?.forces;
-    let loaded = load_process(&daemon.url(), clients, seconds, Awaited::Applied, Shape::TwoDatabases).await?;
+    let loaded = load_process(&daemon.local_url(), clients, seconds, Awaited::Applied, Shape::TwoDatabases).await?;
     let forces = daemon.status().await?.forces - before;
     daemon.stop().await?;
     Ok((loaded, forces))
@@ -239,18 +239,19 @@ async fn start(arguments: &BenchArgs, report: &mut Report) -> anyhow::Result<()>
         let folder = tempfile::tempdir()?;
         let mut launch = Launch::this_program(&folder.path().join("data"))?;
         launch.arguments = two_databases(folder.path())?;
-        let mut daemon = Daemon::start(launch).await?;
-        let silent = [Participant::start(&daemon.url(), "a", &["--silent"])?, Participant::start(&daemon.url(), "b", &["--silent"])?];
+        let mut daemon = Daemon::start(launch.with_socket()).await?;
+        let silent =
+            [Participant::start(&daemon.local_url(), "a", &["--silent"])?, Participant::start(&daemon.local_url(), "b", &["--silent"])?];
         daemon.wait_for(PATIENCE, all_up).await?;
         while daemon.status().await?.committed < UNAPPLIED {
-            load_process(&daemon.url(), 128, 1, Awaited::Decided, Shape::TwoDatabases).await?;
+            load_process(&daemon.local_url(), 128, 1, Awaited::Decided, Shape::TwoDatabases).await?;
         }
         daemon.kill();
         drop(silent);
         let began = Instant::now();
         daemon.start_again().await?;
-        let _participants = [Participant::start(&daemon.url(), "a", &[])?, Participant::start(&daemon.url(), "b", &[])?];
-        load::one_at_two_databases(&daemon.url()).await?;
+        let _participants = [Participant::start(&daemon.local_url(), "a", &[])?, Participant::start(&daemon.local_url(), "b", &[])?];
+        load::one_at_two_databases(&daemon.local_url()).await?;
         first.push(began.elapsed().as_secs_f64());
         let applied = |status: &StatusReply| status.participants.iter().all(|participant| participant.lag == 0);
         daemon.wait_for(PATIENCE, applied).await?;
@@ -268,11 +269,11 @@ async fn memory(arguments: &BenchArgs, report: &mut Report) -> anyhow::Result<()
     let folder = tempfile::tempdir()?;
     let mut daemon = Daemon::start(launch(folder.path(), Mode::LogDecided)?).await?;
     daemon.wait_until_serving().await?;
-    load::prepare(&daemon.url()).await?;
+    load::prepare(&daemon.local_url()).await?;
     let (mut done, mut half): (u64, Option<(u64, f64, f64)>) = (0, None);
     // Whether it grows is shown by two measurements.
     while done < arguments.transactions || half.is_none_or(|(half_way, ..)| half_way == done) {
-        done += load_process(&daemon.url(), 128, arguments.seconds, Awaited::Applied, Shape::RowAndDocument).await?.transactions;
+        done += load_process(&daemon.local_url(), 128, arguments.seconds, Awaited::Applied, Shape::RowAndDocument).await?.transactions;
         let (resident, log) = (resident_bytes(&daemon)? as f64 / MIB, daemon.status().await?.log_bytes as f64 / MIB);
         eprintln!("memory: {done} of {} transactions: {resident:.0} MiB resident, {log:.0} MiB of log", arguments.transactions);
         let (half_way, resident_half, log_half) = *half.get_or_insert((done, resident, log));
@@ -372,10 +373,10 @@ async fn lockstep(mode: Mode, clients: usize, seconds: u64, wait: Awaited) -> an
     let folder = tempfile::tempdir()?;
     let mut daemon = Daemon::start(launch(folder.path(), mode)?).await?;
     daemon.wait_until_serving().await?;
-    load::prepare(&daemon.url()).await?;
+    load::prepare(&daemon.local_url()).await?;
     let forces = |status: StatusReply| status.forces + status.participants.iter().map(|participant| participant.forces).sum::<u64>();
     let before = forces(daemon.status().await?);
-    let loaded = load_process(&daemon.url(), clients, seconds, wait, Shape::RowAndDocument).await?;
+    let loaded = load_process(&daemon.local_url(), clients, seconds, wait, Shape::RowAndDocument).await?;
     let forced = forces(daemon.status().await?) - before;
     daemon.stop().await?;
     Ok((loaded, forced))
@@ -390,7 +391,7 @@ fn launch(folder: &Path, mode: Mode) -> anyhow::Result<Launch> {
         std::fs::write(&file, stores)?;
         launch.arguments = vec!["--config".into(), file.display().to_string()];
     }
-    Ok(launch)
+    Ok(launch.with_socket())
 }
 
 /// The load, in a process of its own; ended with the future.

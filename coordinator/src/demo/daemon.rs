@@ -45,9 +45,20 @@ impl Launch {
         Ok(Launch { program, data_dir: data_dir.to_path_buf(), arguments: Vec::new(), environment: Vec::new() })
     }
 
+    /// Also listens on a Unix domain socket.
+    pub fn with_socket(mut self) -> Launch {
+        let socket = self.socket().display().to_string();
+        self.arguments.extend(["--socket".into(), socket]);
+        self
+    }
+
     /// Where the daemon's output goes.
     pub fn log_file(&self) -> PathBuf {
         self.beside("daemon.log")
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.beside("daemon.sock")
     }
 
     fn port_file(&self) -> PathBuf {
@@ -115,6 +126,11 @@ impl Daemon {
     /// Where it listens, as clients write it.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Where a daemon that was launched [`Launch::with_socket`] is reached on its own machine.
+    pub fn local_url(&self) -> String {
+        format!("unix://{}", self.launch.socket().display())
     }
 
     /// Its process id, while it runs.

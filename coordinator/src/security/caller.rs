@@ -4,6 +4,7 @@ use super::Security;
 use super::credentials::{self, Holder};
 use super::quota::Quota;
 use super::settings::{Principal, Role};
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,11 +20,25 @@ pub struct Account {
     streams: Option<Arc<Semaphore>>,
 }
 
+/// Where a connection comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// An address.
+    Network(SocketAddr),
+    /// This machine, over the socket; as the kernel knows who connected.
+    Local {
+        /// Its user id.
+        user: u32,
+        /// Its process id, where that is told.
+        process: Option<i32>,
+    },
+}
+
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug)]
 pub struct Peer {
     /// Where from.
-    pub address: SocketAddr,
+    pub origin: Origin,
     /// What its certificate says, if it showed one.
     pub(super) certificate: Option<Arc<Certificate>>,
     /// Whether a request was let in: until then the connection has little time.
@@ -46,7 +61,7 @@ struct Inner {
     security: Arc<Security>,
     account: Option<Arc<Account>>,
     proof: Proof,
-    address: Option<SocketAddr>,
+    origin: Option<Origin>,
     /// The credentials under which the proof was looked at last.
     looked_at: AtomicU64,
 }
@@ -57,6 +72,26 @@ pub(super) enum Proof {
     None,
     Token([u8; 32]),
     Certificate(Arc<Certificate>),
+}
+
+impl Origin {
+    /// Whether nothing that it sends has been on a network.
+    pub fn is_this_machine(self) -> bool {
+        match self {
+            Origin::Network(address) => address.ip().is_loopback(),
+            Origin::Local { .. } => true,
+        }
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Network(address) => write!(f, "{address}"),
+            Origin::Local { user, process: Some(process) } => write!(f, "socket, user {user}, process {process}"),
+            Origin::Local { user, process: None } => write!(f, "socket, user {user}"),
+        }
+    }
 }
 
 impl Account {
@@ -82,14 +117,8 @@ impl Account {
 }
 
 impl Caller {
-    pub(super) fn new(
-        security: Arc<Security>,
-        account: Option<Arc<Account>>,
-        proof: Proof,
-        address: Option<SocketAddr>,
-        print: u64,
-    ) -> Caller {
-        Caller(Arc::new(Inner { security, account, proof, address, looked_at: AtomicU64::new(print) }))
+    pub(super) fn new(security: Arc<Security>, account: Option<Arc<Account>>, proof: Proof, origin: Option<Origin>, print: u64) -> Caller {
+        Caller(Arc::new(Inner { security, account, proof, origin, looked_at: AtomicU64::new(print) }))
     }
 
     /// Of a request that the gate has let in.
@@ -108,8 +137,8 @@ impl Caller {
     }
 
     /// Where it calls from.
-    pub fn address(&self) -> Option<SocketAddr> {
-        self.0.address
+    pub fn origin(&self) -> Option<Origin> {
+        self.0.origin
     }
 
     /// For the audit log: the principal, or that nobody was asked.

@@ -1,16 +1,16 @@
 //! Connections, before anything is asked on them: so many at most, TLS where it is spoken, and little time until the first request is let in.
 
-use super::caller::{Certificate, Peer};
+use super::caller::{Certificate, Origin, Peer};
+use super::socket::Socket;
 use super::{Security, credentials};
 use std::io;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -30,6 +30,21 @@ pub struct Connection {
 enum Io {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    Local(UnixStream),
+}
+
+/// What is listened on.
+pub enum Listener {
+    /// A port: TLS, if it is configured.
+    Port(TcpListener),
+    /// A socket of this machine: never TLS, for nothing leaves the kernel.
+    Socket(Socket),
+}
+
+/// What was accepted.
+enum Accepted {
+    Port(TcpStream),
+    Socket(UnixStream),
 }
 
 /// Connections that are ready and not taken up yet.
@@ -37,50 +52,71 @@ const READY: usize = 64;
 /// After an error of the system (no descriptors left): how long until the next try.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Takes connections until nobody wants them any more; `most` at once, the rest are closed at once.
-pub fn take(listener: TcpListener, security: Arc<Security>, most: usize) -> mpsc::Receiver<Connection> {
+/// Takes connections until nobody wants them any more; `most` at once at each listener, the rest are closed at once.
+pub fn take(listeners: impl IntoIterator<Item = Listener>, security: &Arc<Security>, most: usize) -> mpsc::Receiver<Connection> {
     let (sender, connections) = mpsc::channel(READY);
-    tokio::spawn(async move {
-        let slots = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
-        loop {
-            let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
-                () = sender.closed() => return,
-            };
-            let (stream, address) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    debug!(%error, "a connection could not be taken");
-                    sleep(PAUSE).await;
-                    continue;
-                }
-            };
-            let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-                if security.may_shout() {
-                    warn!(%address, "there are {most} connections, as many as there may be (limits.connections): this one is closed");
-                }
-                continue;
-            };
-            let (security, sender) = (Arc::clone(&security), sender.clone());
-            tokio::spawn(async move {
-                match open(stream, address, &security, slot).await {
-                    Ok(connection) => drop(sender.send(connection).await),
-                    Err(why) => debug!(%address, %why, "a connection came to nothing"),
-                }
-            });
-        }
-    });
+    for listener in listeners {
+        tokio::spawn(take_at(listener, Arc::clone(security), most, sender.clone()));
+    }
     connections
 }
 
-async fn open(stream: TcpStream, address: SocketAddr, security: &Security, slot: OwnedSemaphorePermit) -> io::Result<Connection> {
-    stream.set_nodelay(true)?;
+async fn take_at(listener: Listener, security: Arc<Security>, most: usize, sender: mpsc::Sender<Connection>) {
+    let slots = Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS)));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = sender.closed() => return,
+        };
+        let (stream, origin) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                debug!(%error, "a connection could not be taken");
+                sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
+            if security.may_shout() {
+                warn!(%origin, "there are {most} connections, as many as there may be (limits.connections): this one is closed");
+            }
+            continue;
+        };
+        let (security, sender) = (Arc::clone(&security), sender.clone());
+        tokio::spawn(async move {
+            match open(stream, origin, &security, slot).await {
+                Ok(connection) => drop(sender.send(connection).await),
+                Err(why) => debug!(%origin, %why, "a connection came to nothing"),
+            }
+        });
+    }
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<(Accepted, Origin)> {
+        match self {
+            Listener::Port(listener) => {
+                let (stream, address) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok((Accepted::Port(stream), Origin::Network(address)))
+            }
+            Listener::Socket(socket) => {
+                let stream = socket.accept().await?;
+                let peer = stream.peer_cred()?;
+                Ok((Accepted::Socket(stream), Origin::Local { user: peer.uid(), process: peer.pid() }))
+            }
+        }
+    }
+}
+
+async fn open(stream: Accepted, origin: Origin, security: &Security, slot: OwnedSemaphorePermit) -> io::Result<Connection> {
     let limit = Duration::from_millis(security.settings.handshake_ms);
     let deadline = Box::pin(sleep(limit));
     let current = security.current();
-    let (io, certificate) = match &current.tls {
-        None => (Io::Plain(stream), None),
-        Some(config) => {
+    let (io, certificate) = match (stream, &current.tls) {
+        (Accepted::Socket(stream), _) => (Io::Local(stream), None),
+        (Accepted::Port(stream), None) => (Io::Plain(stream), None),
+        (Accepted::Port(stream), Some(config)) => {
             let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the TLS handshake took too long (security.handshake_ms)");
             let stream = timeout(limit, TlsAcceptor::from(Arc::clone(config)).accept(stream)).await.map_err(late)??;
             let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
@@ -89,7 +125,7 @@ async fn open(stream: TcpStream, address: SocketAddr, security: &Security, slot:
             (Io::Tls(Box::new(stream)), certificate)
         }
     };
-    let peer = Peer { address, certificate, proven: Arc::new(AtomicBool::new(false)) };
+    let peer = Peer { origin, certificate, proven: Arc::new(AtomicBool::new(false)) };
     Ok(Connection { io, peer, deadline: Some(deadline), _slot: slot })
 }
 
@@ -125,6 +161,7 @@ impl AsyncRead for Connection {
         match &mut self.io {
             Io::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
             Io::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
+            Io::Local(stream) => Pin::new(stream).poll_read(context, buffer),
         }
     }
 }
@@ -134,6 +171,7 @@ impl AsyncWrite for Connection {
         match &mut self.io {
             Io::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
             Io::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
+            Io::Local(stream) => Pin::new(stream).poll_write(context, bytes),
         }
     }
 
@@ -141,6 +179,7 @@ impl AsyncWrite for Connection {
         match &mut self.io {
             Io::Plain(stream) => Pin::new(stream).poll_flush(context),
             Io::Tls(stream) => Pin::new(stream).poll_flush(context),
+            Io::Local(stream) => Pin::new(stream).poll_flush(context),
         }
     }
 
@@ -148,6 +187,7 @@ impl AsyncWrite for Connection {
         match &mut self.io {
             Io::Plain(stream) => Pin::new(stream).poll_shutdown(context),
             Io::Tls(stream) => Pin::new(stream).poll_shutdown(context),
+            Io::Local(stream) => Pin::new(stream).poll_shutdown(context),
         }
     }
 
@@ -155,6 +195,7 @@ impl AsyncWrite for Connection {
         match &mut self.io {
             Io::Plain(stream) => Pin::new(stream).poll_write_vectored(context, slices),
             Io::Tls(stream) => Pin::new(stream).poll_write_vectored(context, slices),
+            Io::Local(stream) => Pin::new(stream).poll_write_vectored(context, slices),
         }
     }
 
@@ -162,6 +203,7 @@ impl AsyncWrite for Connection {
         match &self.io {
             Io::Plain(stream) => stream.is_write_vectored(),
             Io::Tls(stream) => stream.is_write_vectored(),
+            Io::Local(stream) => stream.is_write_vectored(),
         }
     }
 }

@@ -73,7 +73,7 @@ impl Gate {
             && status.code() != Code::Unimplemented
             && self.security.may_shout()
         {
-            let (peer, path): (_, String) = (peer.map(|peer| peer.address), path.chars().take(100).collect());
+            let (peer, path): (_, String) = (peer.map(|peer| peer.origin), path.chars().take(100).collect());
             warn!(?peer, path, why = status.message(), "a request is refused");
         }
         passed

@@ -11,6 +11,7 @@ pub mod gate;
 pub mod pages;
 mod quota;
 pub mod settings;
+pub mod socket;
 #[cfg(test)]
 mod tests;
 
@@ -129,8 +130,8 @@ impl Security {
 
     /// Who sends this request. `authorization`: its header of that name.
     pub fn admit(self: &Arc<Security>, peer: Option<&Peer>, authorization: Option<&[u8]>) -> Result<Caller, Status> {
-        let (current, address) = (self.current(), peer.map(|peer| peer.address));
-        let caller = |account, proof| Caller::new(Arc::clone(self), account, proof, address, current.print);
+        let (current, origin) = (self.current(), peer.map(|peer| peer.origin));
+        let caller = |account, proof| Caller::new(Arc::clone(self), account, proof, origin, current.print);
         let admitted = if !self.asks() {
             caller(None, Proof::None)
         } else if let Some(header) = authorization {

@@ -1,6 +1,7 @@
 //! Plain HTTP: the same connections and the same proofs. A browser asks for the token by itself, as a password (basic authentication).
 
-use super::connections::{self, Connection};
+use super::caller::Origin;
+use super::connections::{self, Connection, Listener};
 use super::{Caller, Peer, Role, Security};
 use crate::connections::Bounded;
 use crate::engine_handle::EngineHandle;
@@ -33,7 +34,7 @@ pub async fn serve(
     ended: impl Future<Output = ()> + Send + 'static,
 ) -> io::Result<()> {
     let address = listener.local_addr()?;
-    let doors = Doors { connections: connections::take(listener, Arc::clone(&security), most), address };
+    let doors = Doors { connections: connections::take([Listener::Port(listener)], &security, most), address };
     let router = router.layer(from_fn_with_state((security, engine), guard));
     axum::serve(Bounded::new(doors), router.into_make_service_with_connect_info::<Peer>()).with_graceful_shutdown(ended).await
 }
@@ -44,7 +45,7 @@ async fn guard(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let open = PROBES.contains(&request.uri().path()) && peer.address.ip().is_loopback();
+    let open = PROBES.contains(&request.uri().path()) && peer.origin.is_this_machine();
     match judge(&security, &engine, &peer, &request) {
         Ok(caller) => {
             request.headers_mut().remove(header::AUTHORIZATION);
@@ -122,7 +123,7 @@ impl axum::serve::Listener for Doors {
     }
 
     fn local_addr(&self) -> io::Result<Peer> {
-        Ok(Peer { address: self.address, certificate: None, proven: Arc::default() })
+        Ok(Peer { origin: Origin::Network(self.address), certificate: None, proven: Arc::default() })
     }
 }
 

@@ -17,8 +17,10 @@ pub use participants::PARTICIPANT_FRAME_BYTES;
 
 use crate::configuration::Configuration;
 use crate::engine_handle::{EngineGone, EngineHandle, Phase, Registered};
+use crate::security::Security;
+use crate::security::connections::{self, Listener};
 use crate::security::gate::Gate;
-use crate::security::{Security, connections};
+use crate::security::socket::Socket;
 use lockstep_proto::v1::admin_service_server::AdminServiceServer;
 use lockstep_proto::v1::participant_service_server::ParticipantServiceServer;
 use lockstep_proto::v1::transaction_service_server::TransactionServiceServer;
@@ -65,6 +67,7 @@ pub async fn serve(
     configuration: Arc<Configuration>,
     security: Arc<Security>,
     listener: TcpListener,
+    socket: Option<Socket>,
     ended: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), tonic::transport::Error> {
     let limits = &configuration.limits;
@@ -82,7 +85,8 @@ pub async fn serve(
     let participants = ParticipantServiceServer::new(participants::Participants(context.clone()))
         .max_decoding_message_size(limits.participant_frame_bytes)
         .max_encoding_message_size(limits.participant_frame_bytes);
-    let incoming = connections::take(listener, Arc::clone(&security), limits.connections);
+    let listeners = [Some(Listener::Port(listener)), socket.map(Listener::Socket)].into_iter().flatten();
+    let incoming = connections::take(listeners, &security, limits.connections);
     let gate = Gate { security, engine };
     let (closing, closed) = oneshot::channel();
     let ended = async {

@@ -39,7 +39,7 @@ impl ParticipantService for Participants {
 
     async fn attend(&self, request: Request<Streaming<v1::FromParticipant>>) -> Result<Response<Sent>, Status> {
         let caller = Caller::of(&request)?;
-        let peer = caller.address();
+        let peer = caller.origin();
         let mut frames = request.into_inner();
         let first = frames.message().await?.and_then(|frame| frame.messages.into_iter().next()).and_then(|message| message.message);
         let Some(From::Attend(attend)) = first else {

@@ -61,7 +61,7 @@ impl Server {
         let ended = async {
             let _ = ended.await;
         };
-        tokio::spawn(serve(engine.clone(), Arc::new(configuration), Security::none(), listener, ended));
+        tokio::spawn(serve(engine.clone(), Arc::new(configuration), Security::none(), listener, None, ended));
         let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
         Server { engine, address, channel, messages: Some(messages), _open: open }
     }

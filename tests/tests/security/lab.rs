@@ -74,7 +74,8 @@ impl Lab {
         let file = at.join("lockstepd.toml");
         std::fs::write(&file, configuration)?;
         let arguments = vec!["--config".into(), file.display().to_string()];
-        let daemon = Daemon::start(Launch { program: program(), data_dir: at.join("data"), arguments, environment: Vec::new() }).await?;
+        let launch = Launch { program: program(), data_dir: at.join("data"), arguments, environment: Vec::new() };
+        let daemon = Daemon::start(launch.with_socket()).await?;
         let lab = Lab { folder, daemon };
         lab.wait_until_serving().await?;
         Ok(lab)

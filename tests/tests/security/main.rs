@@ -7,3 +7,4 @@ mod lab;
 mod log_formats;
 mod proofs;
 mod secrets;
+mod socket;
