@@ -36,7 +36,7 @@ impl Daemon {
                 let service = AdminServiceClient::with_interceptor(channel, authorization).max_decoding_message_size(64 << 20);
                 Ok(Daemon { service, endpoint: text })
             }
-            Ok(Err(error)) if text.starts_with("https") => Err(unreachable(&text, &causes(&error))),
+            Ok(Err(error)) if !text.starts_with("http://") => Err(unreachable(&text, &causes(&error))),
             Ok(Err(_)) => Err(unreachable(&text, "nobody listens there")),
             Err(_) => Err(unreachable(&text, &format!("no answer within {PATIENCE:?}"))),
         }

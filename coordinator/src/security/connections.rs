@@ -97,7 +97,6 @@ impl Listener {
         match self {
             Listener::Port(listener) => {
                 let (stream, address) = listener.accept().await?;
-                stream.set_nodelay(true)?;
                 Ok((Accepted::Port(stream), Origin::Network(address)))
             }
             Listener::Socket(socket) => {
@@ -110,6 +109,9 @@ impl Listener {
 }
 
 async fn open(stream: Accepted, origin: Origin, security: &Security, slot: OwnedSemaphorePermit) -> io::Result<Connection> {
+    if let Accepted::Port(stream) = &stream {
+        stream.set_nodelay(true)?;
+    }
     let limit = Duration::from_millis(security.settings.handshake_ms);
     let deadline = Box::pin(sleep(limit));
     let current = security.current();

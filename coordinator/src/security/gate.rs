@@ -11,6 +11,7 @@ use tonic::codegen::http::header::AUTHORIZATION;
 use tonic::codegen::http::{Request, Response};
 use tonic::{Code, Status};
 use tower::{Layer, Service};
+use tracing::field::display;
 use tracing::warn;
 
 /// Puts the gate before a service.
@@ -73,8 +74,8 @@ impl Gate {
             && status.code() != Code::Unimplemented
             && self.security.may_shout()
         {
-            let (peer, path): (_, String) = (peer.map(|peer| peer.origin), path.chars().take(100).collect());
-            warn!(?peer, path, why = status.message(), "a request is refused");
+            let (peer, path): (_, String) = (peer.map(|peer| display(peer.origin)), path.chars().take(100).collect());
+            warn!(peer, path, why = status.message(), "a request is refused");
         }
         passed
     }

@@ -16,6 +16,7 @@ use std::task::{Context as Poller, Poll, ready};
 use tokio::sync::mpsc::Receiver;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::field::display;
 use tracing::{info, warn};
 
 /// The service.
@@ -39,7 +40,7 @@ impl ParticipantService for Participants {
 
     async fn attend(&self, request: Request<Streaming<v1::FromParticipant>>) -> Result<Response<Sent>, Status> {
         let caller = Caller::of(&request)?;
-        let peer = caller.origin();
+        let peer = caller.origin().map(display);
         let mut frames = request.into_inner();
         let first = frames.message().await?.and_then(|frame| frame.messages.into_iter().next()).and_then(|message| message.message);
         let Some(From::Attend(attend)) = first else {
@@ -50,7 +51,7 @@ impl ParticipantService for Participants {
         let (sender, queue) = tokio::sync::mpsc::channel(self.0.configuration.limits.participant_queue);
         let (engine, participant, name) = (self.0.engine.clone(), store.id, store.name.clone());
         let session = engine.attend(participant, Outbox::Stream(sender));
-        info!(participant = &*name, session = session.0, version = attend.version, ?peer, "a remote participant attends");
+        info!(participant = &*name, session = session.0, version = attend.version, peer, "a remote participant attends");
         tokio::spawn(async move {
             match receive(&engine, &caller, participant, session, frames).await {
                 Ok(()) => info!(participant = &*name, session = session.0, "a remote participant has left"),

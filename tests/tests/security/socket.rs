@@ -32,6 +32,10 @@ async fn it_takes_tokens_and_no_tls_and_outlives_a_crash() -> anyhow::Result<()>
     let (exit, text) = run_cli(line);
     ensure!(exit == Exit::Attention || exit == Exit::Ok, "{text}");
 
+    let (exit, text) = run_cli(["lockstep", "--endpoint", "unix:///no/such/lockstepd.sock", "status"].map(String::from).to_vec());
+    ensure!(exit == Exit::Unreachable);
+    says(&text, &["no daemon answers at unix:///no/such/lockstepd.sock", "No such file or directory"]);
+
     // What `kill -9` leaves is replaced, and a client finds its way back.
     lab.daemon.kill();
     ensure!(Path::new(socket.trim_start_matches("unix://")).exists(), "nobody was there to remove it");
