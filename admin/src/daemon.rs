@@ -20,13 +20,12 @@ impl Daemon {
     pub(crate) async fn connect(endpoint: &str, credentials: &Credentials) -> Result<Daemon, Failure> {
         let text =
             if endpoint.contains("://") || endpoint.starts_with("unix:") { endpoint.to_owned() } else { format!("http://{endpoint}") };
-        let usage = |message: String| {
-            Failure {
+        let usage = |message: String| Failure {
             exit: Exit::Usage,
             message: format!("`{endpoint}` cannot be used: {message}"),
-            hint: "give --endpoint or LOCKSTEP_ENDPOINT as for example http://127.0.0.1:7117, unix:///run/lockstep/lockstepd.sock, or https://… with --ca-file and --token-file"
+            hint: "give --endpoint or LOCKSTEP_ENDPOINT as for example http://127.0.0.1:7117, unix:///run/lockstep/lockstepd.sock, \
+                   or https://… with --ca-file and --token-file"
                 .into(),
-        }
         };
         let address = credentials.endpoint(&text).map_err(usage)?;
         let authorization = credentials.authorization().map_err(usage)?;
