@@ -74,7 +74,9 @@ pub fn understands(arguments: impl IntoIterator<Item = impl Into<OsString> + Clo
 
 fn serve(configuration: Configuration, options: Options, began: Instant) -> anyhow::Result<Exit> {
     telemetry::start(&configuration.logging)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // The other half of the processors is the engine's, the committer's and the stores': more threads would wake each other for nothing.
+    let threads = std::thread::available_parallelism().map_or(1, |processors| processors.get().div_ceil(2));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
     let exit = runtime.block_on(daemon::run(Arc::new(configuration), options, began));
     // What still runs are clients' streams and reads: nothing that has to be finished.
     runtime.shutdown_background();

@@ -18,6 +18,7 @@ use lockstep_core::{
     Alarm, Audit, Ballot, CoordId, Coordinator, Effect, Entry, Event, FromParticipant, LogId, Lsn, ParticipantId, Reply, Request,
     SessionId, Ticket, Time, ToParticipant, TraceContext, TraceId, Txid, Wait,
 };
+use lockstep_participants::look_out::{LOOK_OUT, look_out};
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -66,6 +67,8 @@ pub fn start(configuration: &Configuration, began: Instant) -> anyhow::Result<Ru
         appends: Vec::new(),
         force: false,
         forget: Vec::new(),
+        asked: false,
+        votes_come_soon: false,
         watches: Watches::default(),
         hold: Weak::new(),
         held: false,
@@ -100,6 +103,10 @@ struct Engine {
     appends: Vec<Entry>,
     force: bool,
     forget: Vec<Lsn>,
+    /// A Prepare has just gone to a store of this process.
+    asked: bool,
+    /// After the last one something came within [`LOOK_OUT`].
+    votes_come_soon: bool,
     watches: Watches,
     /// Somebody copies the stores and the log.
     hold: Weak<()>,
@@ -147,7 +154,20 @@ impl Engine {
         }
     }
 
-    fn wait(&self) -> Result<EngineMessage, RecvTimeoutError> {
+    /// After a Prepare a vote is looked for, if one came at once after the last.
+    fn wait(&mut self) -> Result<EngineMessage, RecvTimeoutError> {
+        if !std::mem::take(&mut self.asked) {
+            return self.sleep();
+        }
+        let began = Instant::now();
+        let seen = if self.votes_come_soon { look_out(&self.messages) } else { None };
+        let message = seen.map_or_else(|| self.sleep(), Ok);
+        self.votes_come_soon = began.elapsed() < LOOK_OUT;
+        message
+    }
+
+    /// Sleeps until something comes or is due.
+    fn sleep(&self) -> Result<EngineMessage, RecvTimeoutError> {
         let due = self.machine.next_deadline().map(|at| self.shared.instant(at));
         let due = match (due, &self.stopping) {
             (Some(due), Some((deadline, _))) => Some(due.min(*deadline)),
@@ -358,6 +378,7 @@ impl Engine {
         for (participant, session, messages) in self.outgoing.drain(..) {
             let Some((current, outbox)) = self.sessions[participant.0 as usize].as_ref() else { continue };
             if *current == session {
+                self.asked |= matches!(outbox, Outbox::Worker(_)) && messages.iter().any(|m| matches!(m, ToParticipant::Prepare(_)));
                 hit_before_send(&messages);
                 if outbox.send(session, messages).is_err() {
                     lost.push((participant, session));

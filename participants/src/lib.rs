@@ -4,6 +4,7 @@ pub mod applications;
 pub mod conformance;
 #[cfg(any(feature = "tantivy", feature = "opensearch"))]
 mod document_redo;
+pub mod look_out;
 mod resource_manager;
 mod worker;
 pub use resource_manager::*;

@@ -4,6 +4,7 @@
 //! The loop: take everything that has arrived, let the machine choose the store's next command, carry it out, send what came of it.
 //! While the store works the inbox fills; that is what makes the next batch.
 
+use crate::look_out::look_out;
 use crate::resource_manager::{Committed, Led, Reader, Recovered, ResourceManager, StoreError, Tended, Validator};
 use lockstep_core::{
     Ballot, FromParticipant, Kind, Participant, ParticipantEffect, ParticipantEvent, Refusal, RefusalKind, SessionId, Settle, StoreCommand,
@@ -154,6 +155,11 @@ impl Worker {
 
     /// Waits until something arrives or is due.
     fn wait(&mut self) {
+        if self.machine.awaits_lead()
+            && let Some(first) = look_out(&self.inbox)
+        {
+            return self.take(first);
+        }
         let first = match self.machine.next_deadline() {
             None => self.inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
             Some(due) => self.inbox.recv_timeout(Duration::from_micros(due.0.saturating_sub(self.now().0))),

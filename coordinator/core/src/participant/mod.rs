@@ -204,6 +204,12 @@ impl Participant {
         [migration, own].into_iter().flatten().min()
     }
 
+    /// Whether its own local transaction is open and voted on, and nothing but the coordinator's next step is missing for its outcome (R-LR).
+    pub fn awaits_lead(&self) -> bool {
+        let voted = |session: &Session| matches!(session.batch, batch::Batch::Voted { .. }) && session.lead.is_none();
+        self.kind == Kind::Leader && self.running.is_none() && self.session.as_ref().is_some_and(voted)
+    }
+
     /// The session that is up, if one is.
     pub fn session(&self) -> Option<SessionId> {
         self.session.as_ref().map(|s| s.id)
