@@ -1,8 +1,10 @@
 //! The connection to the daemon, and what its errors mean here.
 
 use crate::{Exit, Failure};
-use lockstep_client::{AuthorizedChannel, Credentials};
+use lockstep_client::{AuthorizedChannel, Credentials, with_scheme};
 use lockstep_proto::v1::admin_service_client::AdminServiceClient;
+use std::error::Error;
+use std::io::{self, ErrorKind};
 use std::time::Duration;
 use tonic::{Code, Response, Status};
 
@@ -18,8 +20,7 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     pub(crate) async fn connect(endpoint: &str, credentials: &Credentials) -> Result<Daemon, Failure> {
-        let text =
-            if endpoint.contains("://") || endpoint.starts_with("unix:") { endpoint.to_owned() } else { format!("http://{endpoint}") };
+        let text = with_scheme(endpoint);
         let usage = |message: String| Failure {
             exit: Exit::Usage,
             message: format!("`{endpoint}` cannot be used: {message}"),
@@ -35,8 +36,7 @@ impl Daemon {
                 let service = AdminServiceClient::with_interceptor(channel, authorization).max_decoding_message_size(64 << 20);
                 Ok(Daemon { service, endpoint: text })
             }
-            Ok(Err(error)) if !text.starts_with("http://") => Err(unreachable(&text, &causes(&error))),
-            Ok(Err(_)) => Err(unreachable(&text, "nobody listens there")),
+            Ok(Err(error)) => Err(not_connected(&text, root_cause(&error))),
             Err(_) => Err(unreachable(&text, &format!("no answer within {PATIENCE:?}"))),
         }
     }
@@ -84,12 +84,23 @@ pub(crate) fn failure(endpoint: &str, status: &Status) -> Failure {
 }
 
 /// The last of the causes says most.
-fn causes(error: &dyn std::error::Error) -> String {
+fn root_cause<'a>(error: &'a (dyn Error + 'static)) -> &'a (dyn Error + 'static) {
     let mut last = error;
     while let Some(cause) = last.source() {
         last = cause;
     }
-    last.to_string()
+    last
+}
+
+fn not_connected(endpoint: &str, cause: &(dyn Error + 'static)) -> Failure {
+    match cause.downcast_ref::<io::Error>().map(io::Error::kind) {
+        Some(ErrorKind::PermissionDenied) => Failure {
+            hint: "the socket is for the daemon's user and its group (mode 660): be of that group, or use the port".into(),
+            ..unreachable(endpoint, &cause.to_string())
+        },
+        Some(ErrorKind::ConnectionRefused) => unreachable(endpoint, "nobody listens there"),
+        Some(_) | None => unreachable(endpoint, &cause.to_string()),
+    }
 }
 
 fn unreachable(endpoint: &str, why: &str) -> Failure {

@@ -35,6 +35,11 @@ pub struct Authorization {
 /// A connection whose requests say who sends them.
 pub type AuthorizedChannel = InterceptedService<Channel, Authorization>;
 
+/// An endpoint as it is meant: without a scheme it is `http`.
+pub fn with_scheme(endpoint: &str) -> String {
+    if endpoint.contains("://") || endpoint.starts_with("unix:") { endpoint.to_owned() } else { format!("http://{endpoint}") }
+}
+
 impl Credentials {
     /// The authorities that the daemon's certificate has to be of, PEM.
     pub fn ca_file(self, file: impl Into<PathBuf>) -> Credentials {
@@ -61,8 +66,7 @@ impl Credentials {
         if let Some(path) = endpoint.strip_prefix("unix:") {
             return self.socket(path.strip_prefix("//").unwrap_or(path));
         }
-        let text = if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") };
-        let address = Endpoint::from_shared(text).map_err(|error| error.to_string())?;
+        let address = Endpoint::from_shared(with_scheme(endpoint)).map_err(|error| error.to_string())?;
         match address.uri().scheme_str() {
             Some("https") => address.tls_config(self.tls()?).map_err(|error| crate::link::with_causes(&error)),
             Some("http") if self.ca_file.is_some() || self.identity.is_some() => {

@@ -70,7 +70,7 @@ mod value;
 
 pub use begun::{Begin, Begun};
 pub use client::{Builder, Client, Description, Limits, Store};
-pub use credentials::{Authorization, AuthorizedChannel, Credentials};
+pub use credentials::{Authorization, AuthorizedChannel, Credentials, with_scheme};
 pub use enlisted::Enlisted;
 pub use enlistment::{EnlistError, Enlistment};
 pub use error::{Aborted, CallError, CommitError, ConnectError, Reason, RowError};

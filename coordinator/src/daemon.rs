@@ -4,7 +4,7 @@ use crate::configuration::Configuration;
 use crate::engine_handle::{EngineHandle, RunningEngine, Stopped};
 use crate::log::backup;
 use crate::security::Security;
-use crate::security::socket::Socket;
+use crate::security::socket::SocketFile;
 use crate::shutdown::Signals;
 use crate::{engine, http, service, service_manager};
 use anyhow::Context;
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tracing::{error, info, warn};
 
@@ -58,17 +58,14 @@ pub async fn run(configuration: Arc<Configuration>, options: Options, began: Ins
     let listener =
         TcpListener::bind(configuration.listen).await.with_context(|| format!("cannot listen on {} (listen)", configuration.listen))?;
     let address = listener.local_addr()?;
-    let socket = configuration
-        .socket
-        .as_deref()
-        .map(|path| Socket::bind(path).with_context(|| format!("cannot listen on {} (socket)", path.display())));
-    let socket = socket.transpose()?;
+    std::fs::create_dir_all(&configuration.data_dir)
+        .with_context(|| format!("cannot make the data folder {} (data_dir)", configuration.data_dir.display()))?;
+    // The file is there until all else has ended.
+    let (socket, socket_file) = configuration.socket.as_deref().map(listen_at).transpose()?.unzip();
     let http = match configuration.http.listen {
         Some(http) => Some(TcpListener::bind(http).await.with_context(|| format!("cannot listen on {http} (http.listen)"))?),
         None => None,
     };
-    std::fs::create_dir_all(&configuration.data_dir)
-        .with_context(|| format!("cannot make the data folder {} (data_dir)", configuration.data_dir.display()))?;
     backup::refuse_unfinished(&configuration.data_dir)?;
     let starting = Arc::clone(&configuration);
     let engine = tokio::task::spawn_blocking(move || engine::start(&starting, began));
@@ -94,12 +91,11 @@ pub async fn run(configuration: Arc<Configuration>, options: Options, began: Ins
             ended(closed.clone()),
         ));
     }
-    let reached_at = socket.as_ref().map(|socket| socket.path().to_owned());
     let server =
         tokio::spawn(service::serve(handle.clone(), Arc::clone(&configuration), Arc::clone(&security), listener, socket, ended(closed)));
     announce(address, options.port_file.as_deref())?;
-    if let Some(path) = reached_at {
-        println!("listening on unix://{}", path.display());
+    if let Some(file) = &socket_file {
+        println!("listening on unix://{}", file.path().display());
     }
     if let Some(address) = watched_at {
         let scheme = if configuration.security.tls() { "https" } else { "http" };
@@ -131,6 +127,12 @@ pub async fn run(configuration: Arc<Configuration>, options: Options, began: Ins
         export.end().await;
     }
     Ok(exit)
+}
+
+/// Clients name it by an absolute path.
+fn listen_at(socket: &Path) -> anyhow::Result<(UnixListener, SocketFile)> {
+    let bound = std::path::absolute(socket).and_then(|path| SocketFile::bind(&path));
+    bound.with_context(|| format!("cannot listen on {} (socket)", socket.display()))
 }
 
 /// No new transactions; what is decided is finished, up to the deadline. A second signal ends it at once: nothing is lost by that.

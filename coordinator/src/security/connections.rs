@@ -1,7 +1,6 @@
 //! Connections, before anything is asked on them: so many at most, TLS where it is spoken, and little time until the first request is let in.
 
 use super::caller::{Certificate, Origin, Peer};
-use super::socket::Socket;
 use super::{Security, credentials};
 use std::io;
 use std::pin::Pin;
@@ -10,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -38,13 +37,7 @@ pub enum Listener {
     /// A port: TLS, if it is configured.
     Port(TcpListener),
     /// A socket of this machine: never TLS, for nothing leaves the kernel.
-    Socket(Socket),
-}
-
-/// What was accepted.
-enum Accepted {
-    Port(TcpStream),
-    Socket(UnixStream),
+    Socket(UnixListener),
 }
 
 /// Connections that are ready and not taken up yet.
@@ -68,10 +61,12 @@ async fn take_at(listener: Listener, security: Arc<Security>, most: usize, sende
             accepted = listener.accept() => accepted,
             () = sender.closed() => return,
         };
-        let (stream, origin) = match accepted {
+        let (io, origin) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                debug!(%error, "a connection could not be taken");
+                if security.may_shout() {
+                    warn!(%error, "a connection could not be taken");
+                }
                 sleep(PAUSE).await;
                 continue;
             }
@@ -84,7 +79,7 @@ async fn take_at(listener: Listener, security: Arc<Security>, most: usize, sende
         };
         let (security, sender) = (Arc::clone(&security), sender.clone());
         tokio::spawn(async move {
-            match open(stream, origin, &security, slot).await {
+            match open(io, origin, &security, slot).await {
                 Ok(connection) => drop(sender.send(connection).await),
                 Err(why) => debug!(%origin, %why, "a connection came to nothing"),
             }
@@ -93,32 +88,32 @@ async fn take_at(listener: Listener, security: Arc<Security>, most: usize, sende
 }
 
 impl Listener {
-    async fn accept(&self) -> io::Result<(Accepted, Origin)> {
+    async fn accept(&self) -> io::Result<(Io, Origin)> {
         match self {
             Listener::Port(listener) => {
                 let (stream, address) = listener.accept().await?;
-                Ok((Accepted::Port(stream), Origin::Network(address)))
+                Ok((Io::Plain(stream), Origin::Network(address)))
             }
-            Listener::Socket(socket) => {
-                let stream = socket.accept().await?;
+            Listener::Socket(listener) => {
+                let (stream, _) = listener.accept().await?;
                 let peer = stream.peer_cred()?;
-                Ok((Accepted::Socket(stream), Origin::Local { user: peer.uid(), process: peer.pid() }))
+                // Where it cannot be seen from here, it is 0.
+                let process = peer.pid().filter(|process| *process > 0);
+                Ok((Io::Local(stream), Origin::Local { user: peer.uid(), process }))
             }
         }
     }
 }
 
-async fn open(stream: Accepted, origin: Origin, security: &Security, slot: OwnedSemaphorePermit) -> io::Result<Connection> {
-    if let Accepted::Port(stream) = &stream {
+async fn open(io: Io, origin: Origin, security: &Security, slot: OwnedSemaphorePermit) -> io::Result<Connection> {
+    if let Io::Plain(stream) = &io {
         stream.set_nodelay(true)?;
     }
     let limit = Duration::from_millis(security.settings.handshake_ms);
     let deadline = Box::pin(sleep(limit));
     let current = security.current();
-    let (io, certificate) = match (stream, &current.tls) {
-        (Accepted::Socket(stream), _) => (Io::Local(stream), None),
-        (Accepted::Port(stream), None) => (Io::Plain(stream), None),
-        (Accepted::Port(stream), Some(config)) => {
+    let (io, certificate) = match (io, &current.tls) {
+        (Io::Plain(stream), Some(config)) => {
             let late = |_| io::Error::new(io::ErrorKind::TimedOut, "the TLS handshake took too long (security.handshake_ms)");
             let stream = timeout(limit, TlsAcceptor::from(Arc::clone(config)).accept(stream)).await.map_err(late)??;
             let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
@@ -126,9 +121,25 @@ async fn open(stream: Accepted, origin: Origin, security: &Security, slot: Owned
             let certificate = holder.map(|holder| Arc::new(Certificate { holder, authorities: current.authorities }));
             (Io::Tls(Box::new(stream)), certificate)
         }
+        (io, _) => (io, None),
     };
     let peer = Peer { origin, certificate, proven: Arc::new(AtomicBool::new(false)) };
     Ok(Connection { io, peer, deadline: Some(deadline), _slot: slot })
+}
+
+/// Bytes both ways.
+trait Stream: AsyncRead + AsyncWrite + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
+
+impl Io {
+    fn stream(&mut self) -> Pin<&mut dyn Stream> {
+        match self {
+            Io::Plain(stream) => Pin::new(stream),
+            Io::Tls(stream) => Pin::new(stream),
+            Io::Local(stream) => Pin::new(stream),
+        }
+    }
 }
 
 impl Connection {
@@ -160,45 +171,25 @@ impl Connected for Connection {
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.in_time(context)?;
-        match &mut self.io {
-            Io::Plain(stream) => Pin::new(stream).poll_read(context, buffer),
-            Io::Tls(stream) => Pin::new(stream).poll_read(context, buffer),
-            Io::Local(stream) => Pin::new(stream).poll_read(context, buffer),
-        }
+        self.io.stream().poll_read(context, buffer)
     }
 }
 
 impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.io {
-            Io::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
-            Io::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
-            Io::Local(stream) => Pin::new(stream).poll_write(context, bytes),
-        }
+        self.io.stream().poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.io {
-            Io::Plain(stream) => Pin::new(stream).poll_flush(context),
-            Io::Tls(stream) => Pin::new(stream).poll_flush(context),
-            Io::Local(stream) => Pin::new(stream).poll_flush(context),
-        }
+        self.io.stream().poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.io {
-            Io::Plain(stream) => Pin::new(stream).poll_shutdown(context),
-            Io::Tls(stream) => Pin::new(stream).poll_shutdown(context),
-            Io::Local(stream) => Pin::new(stream).poll_shutdown(context),
-        }
+        self.io.stream().poll_shutdown(context)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, context: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        match &mut self.io {
-            Io::Plain(stream) => Pin::new(stream).poll_write_vectored(context, slices),
-            Io::Tls(stream) => Pin::new(stream).poll_write_vectored(context, slices),
-            Io::Local(stream) => Pin::new(stream).poll_write_vectored(context, slices),
-        }
+        self.io.stream().poll_write_vectored(context, slices)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -19,7 +19,7 @@ pub use caller::{Account, Caller, Peer};
 pub use settings::{Principal, Role, Settings};
 
 use crate::configuration::Configuration;
-use caller::{Certificate, Proof};
+use caller::{Certificate, Origin, Proof};
 use credentials::{Credentials, Digester};
 use lockstep_proto::v1;
 use quota::Quota;
@@ -120,8 +120,8 @@ impl Security {
             let sentence = match (self.asks(), self.settings.tls()) {
                 (true, true) => format!("TLS is spoken, and {} principals may call", self.accounts.len()),
                 (true, false) => format!("{} principals may call, without TLS", self.accounts.len()),
-                (false, true) => "TLS is spoken, and whoever reaches the port may do anything".to_string(),
-                (false, false) => "whoever reaches the port may do anything, without TLS".to_string(),
+                (false, true) => "TLS is spoken, and whoever reaches the daemon may do anything".to_string(),
+                (false, false) => "whoever reaches the daemon may do anything, without TLS".to_string(),
             };
             findings.push(finding(if self.settings.insecure { "warning" } else { "ok" }, sentence, ""));
         }
@@ -142,7 +142,8 @@ impl Security {
             self.judge_certificate(certificate)?;
             caller(Some(Arc::clone(self.holder(certificate)?)), Proof::Certificate(Arc::clone(certificate)))
         } else {
-            let or = if self.settings.client_ca_file.is_some() { ", or connect with a client certificate" } else { "" };
+            let takes_certificates = self.settings.client_ca_file.is_some() && !matches!(origin, Some(Origin::Local { .. }));
+            let or = if takes_certificates { ", or connect with a client certificate" } else { "" };
             return Err(Status::unauthenticated(format!(
                 "say who you are: send a token (`authorization: Bearer TOKEN`; --token-file in `lockstep`){or}"
             )));

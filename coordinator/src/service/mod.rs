@@ -20,7 +20,6 @@ use crate::engine_handle::{EngineGone, EngineHandle, Phase, Registered};
 use crate::security::Security;
 use crate::security::connections::{self, Listener};
 use crate::security::gate::Gate;
-use crate::security::socket::Socket;
 use lockstep_proto::v1::admin_service_server::AdminServiceServer;
 use lockstep_proto::v1::participant_service_server::ParticipantServiceServer;
 use lockstep_proto::v1::transaction_service_server::TransactionServiceServer;
@@ -28,7 +27,7 @@ use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{RwLock, Semaphore, oneshot, watch};
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
@@ -67,7 +66,7 @@ pub async fn serve(
     configuration: Arc<Configuration>,
     security: Arc<Security>,
     listener: TcpListener,
-    socket: Option<Socket>,
+    socket: Option<UnixListener>,
     ended: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), tonic::transport::Error> {
     let limits = &configuration.limits;
