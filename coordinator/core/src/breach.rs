@@ -90,7 +90,7 @@ impl Coordinator {
 
     fn ballot_breach(&self, participant: ParticipantId, session: SessionId, ballot: &Ballot) -> Option<String> {
         let kind = self.follower(participant).kind;
-        let mut named = FxHashSet::default();
+        let mut named = FxHashSet::with_capacity_and_hasher(ballot.votes.len(), Default::default());
         if let Some((twice, _)) = ballot.votes.iter().find(|(txid, _)| !named.insert(*txid)) {
             return Some(format!("it votes twice on {twice}"));
         }

@@ -4,6 +4,7 @@ use crate::ids::{Csn, Epoch, Lsn, ParticipantId, Position, Time, Txid};
 use crate::mutation::{Mutation, broken};
 use crate::operation::{Results, StatementResult};
 use crate::request::{Aborted, RequestKey};
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{BuildHasher, DefaultHasher, Hasher};
 
@@ -211,8 +212,10 @@ impl Outcomes {
         let below = |known: &&Known| known.txid.position() < floor;
         for known in earlier.values().chain(self.own.iter().take_while(below)) {
             assert!(!matches!(known.fate, Fate::Running), "the floor passes a running transaction: {}", known.txid);
-            if self.by_key.get(&known.key).is_some_and(|named| *named < floor) {
-                self.by_key.remove(&known.key);
+            if let Entry::Occupied(named) = self.by_key.entry(known.key.clone())
+                && *named.get() < floor
+            {
+                named.remove();
             }
             self.results_bytes -= known.fate.results_bytes();
         }

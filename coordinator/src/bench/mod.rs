@@ -5,6 +5,7 @@
 
 mod baseline;
 mod load;
+mod machine;
 mod no_op;
 mod report;
 mod servers;
@@ -53,6 +54,8 @@ pub struct BenchArgs {
 /// What there is to measure.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 enum Rows {
+    /// The state machine alone
+    Machine,
     /// The coordinator alone
     Coordinator,
     /// SQLite and Tantivy over SQLite alone
@@ -151,6 +154,9 @@ async fn measure(arguments: &BenchArgs, report: &mut Report) -> anyhow::Result<(
     }
     warn_of_memory_files()?;
     let wanted = |rows: Rows| arguments.only.is_empty() || arguments.only.contains(&rows);
+    if wanted(Rows::Machine) {
+        machine_alone(arguments, report);
+    }
     if wanted(Rows::Coordinator) {
         coordinator(arguments, report).await?;
     }
@@ -184,6 +190,18 @@ async fn measure(arguments: &BenchArgs, report: &mut Report) -> anyhow::Result<(
         }
     }
     Ok(())
+}
+
+/// Nothing but the protocol.
+fn machine_alone(arguments: &BenchArgs, report: &mut Report) {
+    for (name, pair) in machine::PAIRS {
+        let mut row = Row::new(format!("the state machine alone, on one core, transactions a second: {name}"));
+        for round in 0..arguments.rounds {
+            row.push(machine::per_second(pair));
+            eprintln!("machine, {name}: round {round}: {:.0}/s", row.last());
+        }
+        report.rows.push(row);
+    }
 }
 
 /// The coordinator alone, between two participants that do nothing, over a bare group commit.

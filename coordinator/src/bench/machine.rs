@@ -1,14 +1,22 @@
-//! The machine alone: transactions a second on one core, with a redo participant and a serial executor in groups of 32, and with two
-//! preparing participants. `cargo run --release -p lockstep-core --example speed`
+//! The machine alone, on one core: a log and participants that say Yes at once.
 
 use bytes::Bytes;
 use lockstep_core::{
     Ballot, BranchRequest, Config, CoordId, Coordinator, Effect, Event, FromParticipant, Hello, Identity, Kind, LogId, Lsn, Operation,
-    ParticipantConfig, ParticipantId, Position, Progress, Reply, Request, RequestKey, Role, SessionId, Ticket, Time, ToParticipant, Txid,
-    Value, Vote, Wait,
+    Owner, ParticipantConfig, ParticipantId, Position, Progress, Reply, Request, RequestKey, Role, SessionId, Ticket, Time, ToParticipant,
+    Txid, Value, Vote, Wait,
 };
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// What each transaction touches, and how that is called.
+pub const PAIRS: [(&str, Pair); 2] = [
+    ("an index and a serial executor", [(Kind::Redo, Role::Index), (Kind::Serial, Role::Database)]),
+    ("two preparing databases", [(Kind::Preparing, Role::Database), (Kind::Preparing, Role::Database)]),
+];
+
+/// Two participants.
+pub type Pair = [(Kind, Role); 2];
 
 const TRANSACTIONS: u64 = 1_000_000;
 const IN_FLIGHT: u64 = 32;
@@ -17,42 +25,21 @@ const SESSION: SessionId = SessionId(1);
 /// that keeps too many refuses.
 const PACE: u64 = 10;
 
-/// As in the daemon.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-fn main() {
-    measure("redo and serial executor", [(Kind::Redo, Role::Index), (Kind::Serial, Role::Database)]);
-    measure("two preparing participants", [(Kind::Preparing, Role::Database), (Kind::Preparing, Role::Database)]);
-}
-
-fn measure(name: &str, kinds: [(Kind, Role); 2]) {
-    let mut play = Play::new(kinds);
-    let began = Instant::now();
+/// Transactions a second: of the machine's steps, and not of making up what is asked.
+pub fn per_second(pair: Pair) -> f64 {
+    let mut play = Play::new(pair);
+    let mut stepped = Duration::ZERO;
     for first in (0..TRANSACTIONS).step_by(IN_FLIGHT as usize) {
-        for n in first..first + IN_FLIGHT {
-            let request = request(n, play.machine.position(), kinds);
-            play.step(Event::Commit(Ticket(n), request));
+        let requests: Vec<_> = (first..first + IN_FLIGHT).map(|n| (Ticket(n), request(n, play.machine.position(), pair))).collect();
+        let began = Instant::now();
+        for (ticket, request) in requests {
+            play.step(Event::Commit(ticket, request));
         }
         play.settle();
+        stepped += began.elapsed();
     }
-    let seconds = began.elapsed().as_secs_f64();
     assert_eq!(play.committed, TRANSACTIONS, "what is not committed is not measured");
-    println!(
-        "{name}: {:.0} transactions/s, {:.0} ns each, {} committed, {} outcomes kept, {} MB resident",
-        play.committed as f64 / seconds,
-        seconds * 1e9 / play.committed as f64,
-        play.committed,
-        play.machine.status().outcomes,
-        resident_mb()
-    );
-}
-
-/// This process's memory; 0 where the system does not tell.
-fn resident_mb() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.trim().strip_suffix(" kB")).map_or(0, |kb| kb.parse::<u64>().unwrap_or(0) / 1024)
+    play.committed as f64 / stepped.as_secs_f64()
 }
 
 /// The machine, and participants and a log that say Yes at once.
@@ -61,6 +48,7 @@ struct Play {
     kinds: [Kind; 2],
     now: Time,
     effects: Vec<Effect>,
+    welcomed: Vec<(ParticipantId, Owner)>,
     votes: [Vec<Txid>; 2],
     commits: [Vec<(u64, Vec<Txid>)>; 2],
     durable: Option<Lsn>,
@@ -68,20 +56,20 @@ struct Play {
 }
 
 impl Play {
-    fn new(kinds: [(Kind, Role); 2]) -> Play {
+    fn new(pair: Pair) -> Play {
         let participant = |(n, (kind, role)): (usize, &(Kind, Role))| ParticipantConfig {
             name: format!("p{n}"),
             kind: *kind,
             role: *role,
             standalone: false,
         };
-        let config = Config { participants: kinds.iter().enumerate().map(participant).collect(), ..Config::default() };
+        let config = Config { participants: pair.iter().enumerate().map(participant).collect(), ..Config::default() };
         let identity = Identity { coord_id: CoordId(1), log_id: LogId(2), incarnation: 3 };
         let mut effects = Vec::new();
         let machine = Coordinator::start(config, identity, Vec::new(), Time(0), &mut effects).expect("an empty log starts");
-        let kinds = kinds.map(|(kind, _)| kind);
+        let kinds = pair.map(|(kind, _)| kind);
         let (votes, commits) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
-        let mut play = Play { machine, kinds, now: Time(0), effects, votes, commits, durable: None, committed: 0 };
+        let mut play = Play { machine, kinds, now: Time(0), effects, welcomed: Vec::new(), votes, commits, durable: None, committed: 0 };
         play.take_effects();
         for p in 0..2 {
             play.step(Event::SessionUp(ParticipantId(p), SESSION));
@@ -101,7 +89,8 @@ impl Play {
     }
 
     fn take_effects(&mut self) {
-        for effect in std::mem::take(&mut self.effects) {
+        let mut effects = std::mem::take(&mut self.effects);
+        for effect in effects.drain(..) {
             match effect {
                 Effect::Append { lsn, .. } => self.durable = Some(lsn),
                 Effect::Reply(_, Reply::Committed(_)) => self.committed += 1,
@@ -111,12 +100,14 @@ impl Play {
                 Effect::Send(p, _, ToParticipant::Commit(decided)) => {
                     self.commits[p.0 as usize].push((decided.csn.to_u64(), decided.txids))
                 }
-                Effect::Send(p, _, ToParticipant::Welcome { owner, .. }) => {
-                    let hello = Hello { highest_epoch: owner.epoch, ..Hello::of_nothing(self.kinds[p.0 as usize]) };
-                    self.say(p.0 as usize, FromParticipant::Hello(hello));
-                }
+                Effect::Send(p, _, ToParticipant::Welcome { owner, .. }) => self.welcomed.push((p, owner)),
                 Effect::Send(..) | Effect::ForgetPayload(_) | Effect::ForgetBelow(_) | Effect::Alarm(_) => {}
             }
+        }
+        self.effects = effects;
+        for (p, owner) in std::mem::take(&mut self.welcomed) {
+            let hello = Hello { highest_epoch: owner.epoch, ..Hello::of_nothing(self.kinds[p.0 as usize]) };
+            self.say(p.0 as usize, FromParticipant::Hello(hello));
         }
     }
 
@@ -170,12 +161,12 @@ fn vote(kind: Kind) -> Vote {
 }
 
 /// A row at a database, a document at an index.
-fn request(n: u64, position: Position, kinds: [(Kind, Role); 2]) -> Request {
+fn request(n: u64, position: Position, pair: Pair) -> Request {
     let operation = |role| match role {
         Role::Database => Operation::Statement { sql: "UPDATE t".into(), parameters: vec![Value::Integer(n as i64)], expect_rows: None },
         Role::Index => Operation::Put { key: n.to_string(), document: "{}".into(), condition: None },
     };
-    let branch = |p: usize| BranchRequest { participant: ParticipantId(p as u16), operations: [operation(kinds[p].1)].into() };
+    let branch = |p: usize| BranchRequest { participant: ParticipantId(p as u16), operations: [operation(pair[p].1)].into() };
     let branches = vec![branch(0), branch(1)];
     let key = RequestKey { key: Arc::from(&n.to_be_bytes()[..]), attempt: 1 };
     Request { key, position, new_key: true, hash: n, branches, wait: Wait::Applied, timeout: 0, deadline: Time(u64::MAX), trace: None }
