@@ -77,6 +77,10 @@ impl ResourceManager for FragileStore {
         self.store.gather()
     }
 
+    fn hurry(&mut self) {
+        self.store.hurry();
+    }
+
     fn commit(&mut self, decided: &[Decided], closed: Csn) -> Result<Committed, StoreError> {
         self.around("commit", |store| store.commit(decided, closed))
     }

@@ -1,12 +1,15 @@
 //! The daemon's socket: who is on the same machine needs no TLS there, and has to say who they are all the same.
 
-use crate::lab::{Lab, program, run_cli, says};
+use crate::lab::{LIMIT, Lab, program, run_cli, says};
 use anyhow::{Context, ensure};
 use lockstep::Exit;
 use lockstep_client::{Client, Credentials};
 use lockstep_proto::v1;
 use lockstepd::demo::daemon::{Daemon, Launch};
 use std::path::Path;
+use std::time::Instant;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_takes_tokens_and_no_tls_and_outlives_a_crash() -> anyhow::Result<()> {
@@ -42,6 +45,30 @@ async fn it_takes_tokens_and_no_tls_and_outlives_a_crash() -> anyhow::Result<()>
     lab.daemon.start_again().await?;
     lab.wait_until_serving().await?;
     ensure!(shop.query("db", "SELECT 1", []).await?.rows.len() == 1);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_says_nothing_there_ends_and_others_have_room() -> anyhow::Result<()> {
+    let lab = Lab::start("handshake_ms = 500\n[limits]\nconnections = 20").await?;
+    let socket = lab.daemon.local_url();
+    let mut idle = Vec::new();
+    for said in [&b""[..], b"GET / HTTP/1.1\r\n\r\n", &[0xff; 70_000]].iter().cycle().take(60) {
+        let mut connection = UnixStream::connect(socket.trim_start_matches("unix://")).await?;
+        // It may be closed while it is still being written to.
+        let _ = connection.write_all(said).await;
+        idle.push(connection);
+    }
+    let until = Instant::now() + LIMIT;
+    let shown = Credentials::default().token_file(lab.token_file("shop"));
+    while let Err(error) = Client::builder(&socket).credentials(shown.clone()).connect().await {
+        ensure!(Instant::now() < until, "no room for a client: {error}");
+    }
+    for mut connection in idle {
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(LIMIT, connection.read_to_end(&mut rest)).await;
+        ensure!(ended.is_ok(), "a connection that says nothing of use is kept for ever");
+    }
     Ok(())
 }
 
