@@ -50,6 +50,7 @@ const EXIT_CODES: &str = "Exit codes: 0 ended as asked; 1 could not start (demo:
 /// The whole program, from its arguments to its exit code.
 pub fn run() -> ExitCode {
     let began = Instant::now();
+    crate::allocator::give_back_of_ended_threads();
     let CommandLine { source, port_file, command } = CommandLine::parse();
     match command.unwrap_or(Command::Serve) {
         Command::Demo(arguments) => or_complain(demo::run(arguments)),

@@ -1,5 +1,6 @@
 //! lockstepd, the coordinator's daemon: runs what `lockstep_core` decides, in the order in which it decides.
 
+mod allocator;
 pub mod bench;
 mod cli;
 pub mod committer;
@@ -32,7 +33,3 @@ pub mod workers;
 pub use cli::{run, understands};
 pub use lockstep_log as log;
 pub use lockstep_log::failpoints;
-
-/// Requests, votes and redos are made on one thread and freed on another.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -4,8 +4,8 @@ use crate::ids::{Csn, Epoch, Lsn, ParticipantId, Position, Time, Txid};
 use crate::mutation::{Mutation, broken};
 use crate::operation::{Results, StatementResult};
 use crate::request::{Aborted, RequestKey};
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use hashbrown::HashTable;
+use std::collections::{BTreeMap, VecDeque};
 use std::hash::{BuildHasher, DefaultHasher, Hasher};
 
 /// Statement results by store.
@@ -83,11 +83,10 @@ pub struct ResultLimits {
 /// All requests that are still known.
 #[derive(Debug)]
 pub struct Outcomes {
-    /// Of earlier starts.
-    earlier: BTreeMap<Position, Known>,
-    /// Of this start.
-    own: Run,
-    by_key: HashMap<RequestKey, Position, Keyed>,
+    kept: Kept,
+    /// Where the request of each key is; its key is read there.
+    by_key: HashTable<Position>,
+    keyed: Keyed,
     /// Those whose results are kept, or were until their client had them; oldest first.
     with_results: VecDeque<Position>,
     /// Memory that kept results take, bytes.
@@ -99,14 +98,14 @@ pub struct Outcomes {
 impl Outcomes {
     /// None known, nothing forgotten. The secret keeps clients from choosing keys that collide.
     pub fn new(limits: ResultLimits, secret: u64) -> Outcomes {
-        let (earlier, own, by_key) = (BTreeMap::new(), Run::default(), HashMap::with_hasher(Keyed(secret)));
-        Outcomes { earlier, own, by_key, with_results: VecDeque::new(), results_bytes: 0, limits, floor: Position::default() }
+        let (kept, by_key, with_results) = (Kept::default(), HashTable::new(), VecDeque::new());
+        Outcomes { kept, by_key, keyed: Keyed(secret), with_results, results_bytes: 0, limits, floor: Position::default() }
     }
 
     /// A start is under way: all that begins from here on becomes known in the order of its numbers, without a gap.
     pub fn begin(&mut self, position: Position) {
-        assert!(self.own.is_empty(), "one start after the other");
-        self.own = Run { epoch: position.epoch, first: position.n, forgotten: 0, chunks: VecDeque::new() };
+        assert!(self.kept.own.is_empty(), "one start after the other");
+        self.kept.own = Run { epoch: position.epoch, first: position.n, forgotten: 0, chunks: VecDeque::new() };
     }
 
     /// The first position that is still known.
@@ -116,7 +115,7 @@ impl Outcomes {
 
     /// How many are known.
     pub fn len(&self) -> usize {
-        self.earlier.len() + self.own.len()
+        self.kept.earlier.len() + self.kept.own.len()
     }
 
     /// Whether none is known.
@@ -126,7 +125,7 @@ impl Outcomes {
 
     /// The request under this name.
     pub fn by_key(&self, key: &RequestKey) -> Option<&Known> {
-        self.by_key.get(key).map(|position| self.by_position(*position).expect("a key belongs to a known request"))
+        self.by_key.find(self.keyed.hash_one(key), |at| self.kept.named(*at).key == *key).map(|at| self.kept.named(*at))
     }
 
     /// The request of this transaction.
@@ -136,25 +135,29 @@ impl Outcomes {
 
     /// The request that began at this position.
     pub fn by_position(&self, position: Position) -> Option<&Known> {
-        if position.epoch == self.own.epoch { self.own.get(position.n) } else { self.earlier.get(&position) }
-    }
-
-    fn by_position_mut(&mut self, position: Position) -> Option<&mut Known> {
-        if position.epoch == self.own.epoch { self.own.get_mut(position.n) } else { self.earlier.get_mut(&position) }
+        self.kept.get(position)
     }
 
     /// All, oldest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Known> {
-        self.earlier.values().chain(self.own.iter())
+        self.kept.earlier.values().chain(self.kept.own.iter())
     }
 
     /// A request becomes known.
     pub fn insert(&mut self, known: Known) {
-        let position = known.txid.position();
-        let named = self.by_key.insert(known.key.clone(), position);
+        let (position, hash) = (known.txid.position(), self.keyed.hash_one(&known.key));
         let again = broken(Mutation::KeyRunsAgain) || broken(Mutation::AbortedKeyRuns);
-        assert!(named.is_none_or(|earlier| earlier == position) || again, "R-KEY: two transactions under one key: {}", known.txid);
-        self.insert_beside(known);
+        match self.by_key.find_mut(hash, |at| self.kept.named(*at).key == known.key) {
+            Some(named) => {
+                assert!(*named == position || again, "R-KEY: two transactions under one key: {}", known.txid);
+                *named = position;
+                self.insert_beside(known);
+            }
+            None => {
+                self.insert_beside(known);
+                self.by_key.insert_unique(hash, position, |at| self.keyed.hash_one(&self.kept.named(*at).key));
+            }
+        }
     }
 
     /// A transaction becomes known whose key is another's already, and stays so: what clients were told is not taken back.
@@ -162,18 +165,14 @@ impl Outcomes {
         let position = known.txid.position();
         assert!(position >= self.floor, "a transaction below the floor becomes known: {}", known.txid);
         self.note_results(position, &known.fate);
-        if position.epoch == self.own.epoch {
-            self.own.push(known);
-        } else {
-            self.earlier.insert(position, known);
-        }
+        self.kept.insert(known);
         self.drop_excess_results();
     }
 
     /// A running request gets its fate, once and for ever (I2).
     pub fn settle(&mut self, txid: Txid, now: Time, fate: Fate) {
         self.note_results(txid.position(), &fate);
-        let known = self.by_position_mut(txid.position()).expect("only a known request is settled");
+        let known = self.kept.get_mut(txid.position()).expect("only a known request is settled");
         assert!(matches!(known.fate, Fate::Running), "I2: the outcome of {txid} would be reversed");
         (known.fate, known.settled) = (fate, Some(now));
         self.drop_excess_results();
@@ -181,7 +180,7 @@ impl Outcomes {
 
     /// A transaction that was begun is told what it asks for.
     pub fn identify(&mut self, txid: Txid, hash: u64) {
-        let known = self.by_position_mut(txid.position()).expect("only a known request is identified");
+        let known = self.kept.get_mut(txid.position()).expect("only a known request is identified");
         assert!(matches!(known.fate, Fate::Running), "R-KEY: {txid} is settled, and would become another request");
         known.hash = hash;
     }
@@ -207,19 +206,15 @@ impl Outcomes {
 
     /// Forgets everything below; the record that says so is durable.
     pub fn raise_floor(&mut self, floor: Position) {
-        let kept = self.earlier.split_off(&floor);
-        let earlier = std::mem::replace(&mut self.earlier, kept);
-        let below = |known: &&Known| known.txid.position() < floor;
-        for known in earlier.values().chain(self.own.iter().take_while(below)) {
+        for known in self.kept.below(floor) {
             assert!(!matches!(known.fate, Fate::Running), "the floor passes a running transaction: {}", known.txid);
-            if let Entry::Occupied(named) = self.by_key.entry(known.key.clone())
-                && *named.get() < floor
-            {
+            // Another's key stays: only one stands under it.
+            if let Ok(named) = self.by_key.find_entry(self.keyed.hash_one(&known.key), |at| *at == known.txid.position()) {
                 named.remove();
             }
             self.results_bytes -= known.fate.results_bytes();
         }
-        self.own.forget_below(floor);
+        self.kept.forget_below(floor);
         self.floor = self.floor.max(floor);
         while self.with_results.front().is_some_and(|position| *position < floor) {
             self.with_results.pop_front();
@@ -244,12 +239,55 @@ impl Outcomes {
     }
 
     fn forget_results(&mut self, position: Position) {
-        let Some(known) = self.by_position_mut(position) else { return };
+        let Some(known) = self.kept.get_mut(position) else { return };
         let bytes = known.fate.results_bytes();
         if let Some(results) = known.fate.results_mut() {
             *results = None;
         }
         self.results_bytes -= bytes;
+    }
+}
+
+/// Requests by position.
+#[derive(Debug, Default)]
+struct Kept {
+    /// Of earlier starts.
+    earlier: BTreeMap<Position, Known>,
+    /// Of this start.
+    own: Run,
+}
+
+impl Kept {
+    fn get(&self, position: Position) -> Option<&Known> {
+        if position.epoch == self.own.epoch { self.own.get(position.n) } else { self.earlier.get(&position) }
+    }
+
+    fn get_mut(&mut self, position: Position) -> Option<&mut Known> {
+        if position.epoch == self.own.epoch { self.own.get_mut(position.n) } else { self.earlier.get_mut(&position) }
+    }
+
+    /// The one that a key leads to.
+    fn named(&self, position: Position) -> &Known {
+        self.get(position).expect("a key belongs to a known request")
+    }
+
+    fn insert(&mut self, known: Known) {
+        let position = known.txid.position();
+        if position.epoch == self.own.epoch {
+            self.own.push(known);
+        } else {
+            self.earlier.insert(position, known);
+        }
+    }
+
+    fn below(&self, floor: Position) -> impl Iterator<Item = &Known> {
+        let own = self.own.iter().take_while(move |known| known.txid.position() < floor);
+        self.earlier.range(..floor).map(|(_, known)| known).chain(own)
+    }
+
+    fn forget_below(&mut self, floor: Position) {
+        self.earlier = self.earlier.split_off(&floor);
+        self.own.forget_below(floor);
     }
 }
 
