@@ -18,7 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// What the machine may depend on at run time.
-const PURE: &[&str] = &["bytes", "serde", "rustc-hash"];
+const PURE: &[&str] = &["bytes", "serde", "rustc-hash", "hashbrown"];
 
 /// What a pure machine has no use for.
 const IMPURE: &[&str] =
