@@ -354,6 +354,12 @@ mod tests {
         assert_eq!(met.never(), NEVER);
     }
 
+    /// Two stores were told of floors that the log has lost: the one that comes later with the lower one does not lower it again.
+    #[test]
+    fn the_higher_of_two_lost_floors_stays() {
+        check(786_892_892, &Options::default());
+    }
+
     /// An operator skips a redo whose outcome is below the floor already.
     #[test]
     fn skip_below_the_floor() {
