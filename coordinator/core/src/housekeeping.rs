@@ -170,8 +170,10 @@ impl Coordinator {
     }
 
     /// Nothing below it will be known any more. Behind what was acked: the floor for branches rests on that.
+    /// Never below one that is on its way to the disk: the newest record counts.
     pub(crate) fn append_floor(&mut self, floor: Position, fx: &mut Vec<Effect>) {
-        self.floor_pending = self.floor_pending.max(Some(floor));
+        let floor = self.floor_pending.map_or(floor, |pending| pending.max(floor));
+        self.floor_pending = Some(floor);
         if self.forgetting_held {
             self.floor_held = self.floor_held.max(Some(floor));
             return;

@@ -455,12 +455,7 @@ impl Coordinator {
         let (told, floor) = (hello.floor, self.outcomes.floor());
         match told > floor {
             // The loss was accepted: what is below it is known to nobody any more, and the log holds that again.
-            true if told.epoch < self.loss_accepted => {
-                // Nor does a second store lower what a first one has raised, and what is on its way to the disk.
-                if self.floor_pending.is_none_or(|next| told > next) {
-                    self.append_floor(told, fx);
-                }
-            }
+            true if told.epoch < self.loss_accepted => self.append_floor(told, fx),
             true => {
                 let [told, floor] = [told, floor].map(|Position { epoch, n }| format!("{epoch}-{n}"));
                 self.log_lost(format!("store `{name}` was told to forget what is below {told}, but the log's floor is {floor}"), fx);
