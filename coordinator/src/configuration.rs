@@ -568,7 +568,7 @@ fn without_passwords(sentence: &str) -> String {
 /// Cuts at commas, but not within quotes and brackets.
 fn pairs_of(text: &str) -> Vec<&str> {
     let (mut quote, mut depth) = (None, 0usize);
-    let mut separates = |c: char| match (quote, c) {
+    let separates = |c: char| match (quote, c) {
         (Some(open), c) => {
             quote = Some(open).filter(|open| *open != c);
             false
@@ -587,7 +587,7 @@ fn pairs_of(text: &str) -> Vec<&str> {
         }
         (None, c) => c == ',' && depth == 0,
     };
-    text.split(|c| separates(c)).collect()
+    text.split(separates).collect()
 }
 
 /// A TOML scalar, or else the text as it stands: `--set listen=127.0.0.1:0` needs no quotes.

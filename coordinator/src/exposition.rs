@@ -33,6 +33,9 @@ pub fn text(status: &StatusReply, meters: &Meters) -> String {
 type Number = Gauge<i64>;
 type Seconds = Gauge<f64, AtomicU64>;
 
+/// A metric's name, its help, and how it is read.
+type Reading<Of, Figure> = (&'static str, &'static str, fn(&Of) -> Figure);
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Outcome {
     outcome: &'static str,
@@ -102,7 +105,7 @@ fn log(registry: &mut Registry, status: &StatusReply) {
 
 fn stores(registry: &mut Registry, stores: &[ParticipantStatus]) {
     let label = |store: &ParticipantStatus| Store { store: store.name.clone(), r#type: store.r#type.clone(), kind: store.kind.clone() };
-    let numbers: [(&str, &str, fn(&ParticipantStatus) -> u64); 4] = [
+    let numbers: [Reading<ParticipantStatus, u64>; 4] = [
         ("store_up", "1 while the store's session is up", |store| u64::from(store.session == "up")),
         ("store_lag_transactions", "Decided transactions that it has not applied", |store| store.lag),
         ("store_stuck_transactions", "Those of them that it says it cannot apply now", |store| store.stuck),
@@ -130,7 +133,7 @@ fn stores(registry: &mut Registry, stores: &[ParticipantStatus]) {
 }
 
 fn pools(registry: &mut Registry, stores: &[ParticipantStatus]) {
-    let numbers: [(&str, &str, fn(&ConnectionPool) -> u32); 4] = [
+    let numbers: [Reading<ConnectionPool, u32>; 4] = [
         ("store_pool_connections_max", "Connections that a pool may open to its store", |pool| pool.limit),
         ("store_pool_connections", "Connections that are open", |pool| pool.open),
         ("store_pool_connections_lent", "Those of them that are lent", |pool| pool.lent),

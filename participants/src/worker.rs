@@ -75,6 +75,9 @@ struct Shared {
     recoveries: AtomicU64,
 }
 
+/// Takes what there is to send out of the list.
+type Outbox = Box<dyn FnMut(&mut Vec<FromWorker>) + Send>;
+
 /// A worker: the machine, its store, and both directions.
 pub struct Worker {
     machine: Participant,
@@ -82,7 +85,7 @@ pub struct Worker {
     inbox: Receiver<ToWorker>,
     gate: Arc<Gate>,
     shared: Arc<Shared>,
-    outbox: Box<dyn FnMut(&mut Vec<FromWorker>) + Send>,
+    outbox: Outbox,
     /// `Time(0)` of this worker.
     origin: Instant,
     effects: Vec<ParticipantEffect>,

@@ -104,8 +104,7 @@ impl Outcomes {
 
     /// A start is under way: all that begins from here on becomes known in the order of its numbers, without a gap.
     pub fn begin(&mut self, position: Position) {
-        assert!(self.kept.own.is_empty(), "one start after the other");
-        self.kept.own = Run { epoch: position.epoch, first: position.n, forgotten: 0, chunks: VecDeque::new() };
+        self.kept.begin(position);
     }
 
     /// The first position that is still known.
@@ -115,7 +114,7 @@ impl Outcomes {
 
     /// How many are known.
     pub fn len(&self) -> usize {
-        self.kept.earlier.len() + self.kept.own.len()
+        self.kept.len()
     }
 
     /// Whether none is known.
@@ -140,7 +139,7 @@ impl Outcomes {
 
     /// All, oldest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Known> {
-        self.kept.earlier.values().chain(self.kept.own.iter())
+        self.kept.iter()
     }
 
     /// A request becomes known.
@@ -258,6 +257,19 @@ struct Kept {
 }
 
 impl Kept {
+    fn begin(&mut self, position: Position) {
+        assert!(self.own.is_empty(), "one start after the other");
+        self.own = Run { epoch: position.epoch, first: position.n, forgotten: 0, chunks: VecDeque::new() };
+    }
+
+    fn len(&self) -> usize {
+        self.earlier.len() + self.own.len()
+    }
+
+    fn iter(&self) -> impl DoubleEndedIterator<Item = &Known> {
+        self.earlier.values().chain(self.own.iter())
+    }
+
     fn get(&self, position: Position) -> Option<&Known> {
         if position.epoch == self.own.epoch { self.own.get(position.n) } else { self.earlier.get(&position) }
     }

@@ -1,7 +1,10 @@
 //! `lockstepd demo`: the point of it all, in three acts, on real input, against a real daemon in a process of its own.
 //!
-//! 1. [`race`]: many clients write the same keys at once. 2. [`half_write`]: writes die between the two stores. 3. [`crash`]: the
-//! daemon is killed again and again. The same is done by naive dual writes first, where that makes sense.
+//! 1. [`race`]: many clients write the same keys at once.
+//! 2. [`half_write`]: writes die between the two stores.
+//! 3. [`crash`]: the daemon is killed again and again.
+//!
+//! The same is done by naive dual writes first, where that makes sense.
 
 pub mod catalogue;
 pub mod contents;
