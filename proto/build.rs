@@ -7,7 +7,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
     let encoded = prost_encode(&descriptors);
     std::fs::write(out.join("descriptors.bin"), encoded)?;
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    let mut types = prost_build::Config::new();
+    types.enable_type_names();
+    tonic_prost_build::configure().bytes(".").codec_path("crate::weight::Codec").compile_fds_with_config(descriptors, types)?;
     Ok(())
 }
 

@@ -218,7 +218,10 @@ impl Slip<'_> {
     fn withdraw(&self) -> Option<Asked> {
         let why = self.link.trouble();
         let Pending { ask, sends, .. } = self.take()?;
-        Some(if sends == 0 { Asked::NotSent { ask, why } } else { Asked::NoAnswer { ask, why } })
+        Some(match sends {
+            0 => Asked::NotSent { ask, why: format!("{why}; the deadline was over before it was sent") },
+            _ => Asked::NoAnswer { ask, why },
+        })
     }
 
     fn take(&self) -> Option<Pending> {

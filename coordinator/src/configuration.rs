@@ -304,7 +304,7 @@ pub struct Limits {
     pub document_bytes: usize,
     /// A document's key.
     pub key_bytes: usize,
-    /// Transactions that are not decided yet.
+    /// Transactions that are not decided yet. Together they may have so many times `transaction_bytes`.
     pub open_transactions: usize,
     /// Decided transactions that one store has not made durable.
     pub lag_transactions: usize,

@@ -446,7 +446,7 @@ impl Engine {
             breaks: &breaks,
             now: self.shared.now(),
             space: self.committer.space(),
-            forces: self.metrics.forces.load(std::sync::atomic::Ordering::Relaxed),
+            forces: self.metrics.forces.load(std::sync::atomic::Ordering::Relaxed) + lockstep_log::engine_forces(),
             uptime: self.began.elapsed(),
             serving_after: self.serving_after,
             mended_after: self.mended_after,

@@ -10,5 +10,7 @@ pub mod v1 {
 /// Words of damage, for whoever shows it.
 pub mod damage;
 
+pub mod weight;
+
 /// All descriptors, for the reflection service.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -2,7 +2,7 @@
 
 use crate::workload::{self, Told};
 use anyhow::{Context, bail, ensure};
-use lockstep_client::{Client, CommitError, RequestId, Transaction, Wait, params};
+use lockstep_client::{Client, CommitError, Reason, RequestId, Transaction, Wait, params};
 use lockstepd::demo::daemon::{Daemon, Launch};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -18,6 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const AT_ONCE: usize = 32;
 /// What is written after a start.
 const MORE: Load = Load { clients: 2, transactions: 2, items: 5, big_every: 0 };
+/// Bytes of the largest document that is taken (`limits.document_bytes`).
+pub const LARGEST: usize = 1 << 20;
 /// The table of the contents, beside those of the workload.
 const CONTENTS: &str = "CREATE TABLE content (id TEXT PRIMARY KEY NOT NULL, content TEXT NOT NULL)";
 
@@ -45,7 +47,7 @@ pub struct Load {
     pub transactions: usize,
     /// Items that all of them write.
     pub items: usize,
-    /// Of so many transactions of a client one is as big as a redo may be, 1 MiB; 0: none is.
+    /// Of so many transactions one has the largest document that there may be; 0: none has.
     pub big_every: usize,
 }
 
@@ -97,8 +99,8 @@ pub async fn run(
             for n in 0..load.transactions {
                 let id = format!("{name}-{who}-{n}");
                 let item = format!("item-{}", (who + n * 7) % load.items);
-                let big = load.big_every > 0 && n % load.big_every == who % load.big_every;
-                let bytes = if big { 1_000_000 } else { [20, 200, 9_000][(who + n) % 3] };
+                let big = load.big_every > 0 && (who * load.transactions + n) % load.big_every == 0;
+                let bytes = if big { LARGEST - document(&id, &item, "").to_string().len() } else { [20, 200, 9_000][(who + n) % 3] };
                 let wait = [Wait::Decided, Wait::Applied, Wait::Visible][(who * 5 + n) % 3];
                 let sent = now();
                 let (request, outcome) = one(&client, &id, &item, bytes, wait).await.with_context(|| format!("transaction {id}"))?;
@@ -124,6 +126,8 @@ async fn one(client: &Client, id: &str, item: &str, bytes: usize, wait: Wait) ->
     let answer = transaction(client, id, item, bytes).idempotency_key(id).position(position).wait(wait).deadline(PATIENCE).commit().await;
     match answer {
         Ok(receipt) => Ok((request, Ok(receipt.csn.to_u64()))),
+        // Nothing that is written here breaks a rule: what is refused is tested no more than what is not written.
+        Err(CommitError::Aborted(aborted)) if aborted.reason == Reason::Invalid => bail!("refused: {}", aborted.message),
         Err(CommitError::Aborted(aborted)) => Ok((request, Err(aborted.message))),
         Err(error) => Err(error.into()),
     }
@@ -138,16 +142,20 @@ fn transaction(client: &Client, id: &str, item: &str, bytes: usize) -> Transacti
         .sql("db", "INSERT INTO journal VALUES (?1, ?2)", params![id, item])
         .sql("db", counted, params![item, id])
         .sql("db", "INSERT INTO content VALUES (?1, ?2)", params![id, content.as_str()])
-        .put("index", item, &serde_json::json!({ "item": item, "last": id, "content": content }))
+        .put("index", item, &document(id, item, &content))
 }
 
-/// So many characters that follow from the name and cannot be compressed away.
+fn document(id: &str, item: &str, content: &str) -> serde_json::Value {
+    serde_json::json!({ "item": item, "last": id, "content": content })
+}
+
+/// So many characters that follow from the name and cannot be compressed away, in words: an index refuses a long one.
 fn content(id: &str, bytes: usize) -> String {
     let seed = id.bytes().fold(0u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(byte.into()));
     let mut random = ChaCha8Rng::seed_from_u64(seed);
-    let mut text = String::with_capacity(bytes + 16);
+    let mut text = String::with_capacity(bytes + 17);
     while text.len() < bytes {
-        write!(text, "{:016x}", random.random::<u64>()).expect("a string takes everything");
+        write!(text, "{:016x} ", random.random::<u64>()).expect("a string takes everything");
     }
     text.truncate(bytes);
     text

@@ -1,10 +1,12 @@
-//! Bit flips and missing pieces anywhere in the log's folder, after a clean stop: the daemon refuses in a sentence that names the record or
-//! the file, or nothing that anybody was told is wrong.
+//! Bit flips and missing pieces anywhere in the log's folder, after a clean stop and after `kill -9`: the daemon refuses in a sentence that
+//! names the record, or that is listed here; or nothing that anybody was told is wrong. After `kill -9` damage can make the newest records look
+//! like ones that were never finished: then a store that is further proves the loss, or no store had them.
 //!
 //! `LOG_DAMAGE_SEEDS` is how many damages there are (default 60; three times as many of the log alone), `LOG_DAMAGE_SEED` the first of
 //! them (default 1).
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
+use lockstep_client::Client;
 use lockstep_core::*;
 use lockstep_tests::power_loss::Image;
 use lockstep_tests::witness::{self, Load, Testimony, Verdict};
@@ -13,9 +15,13 @@ use lockstepd::demo::daemon::{Daemon, Launch};
 use lockstepd::log::{DecisionLog, Options, SledLog};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rusqlite::Connection;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
+use tokio::sync::watch;
 
 const LOAD: Load = Load { clients: 6, transactions: 10, items: 5, big_every: 0 };
 /// Starts in the life of the log.
@@ -26,6 +32,38 @@ const CONFIGURATION: &str = "
 outcomes_max = 60
 results_max = 60
 ";
+/// Added where it is killed: so small that it dies with some of its records settled, and some in each file.
+const SMALL: &str = "
+[log]
+write_ahead_bytes = 131072
+";
+/// What is said where no record can be named: `LOG` is the folder, `#` a number. And why that is right.
+const SENTENCES: &[(&str, &str)] = &[
+    ("the decision log in LOG is damaged: LOG/ahead-# is missing; restore the folder as a whole", "it names the file"),
+    (
+        "the decision log in LOG is damaged: LOG/ahead-# holds records, and the rest of the log knows nothing of it; restore the folder as a whole",
+        "the engine has lost everything, so it is the file that is named",
+    ),
+    (
+        "the decision log in LOG is damaged: its engine cannot make sense of its files; restore them",
+        "the engine has ended by a panic before it had a record",
+    ),
+    (
+        "cannot open the decision log in LOG: Read corrupted data at file offset None backtrace ()",
+        "the engine's settings or its snapshot, in which no record stands",
+    ),
+    (
+        "cannot open the decision log in LOG: Read corrupted data at file offset Some(Inline(#)) backtrace ()",
+        "a page of the engine, read before it knows of which records",
+    ),
+    ("cannot read the decision log in LOG: Read corrupted data at file offset Some(Inline(#)) backtrace ()", "the same, later"),
+    (
+        "cannot open the decision log in LOG: Unsupported: failed to open database that may have been created using a sled version earlier than #.#",
+        "the version in the engine's settings, in which no record stands",
+    ),
+    ("safe mode: store `db` has seen CSN #.#, but the log ends at #.#", "no record is there to be named: it names what proves the loss"),
+    ("safe mode: store `index` has seen CSN #.#, but the log ends at #.#", "the same"),
+];
 
 /// The log alone, and many more damages, half of them at records that are kept for ever: whatever is there afterwards is what was there
 /// before, without a hole; at most the newest records are missing, which the stores can prove (R-LOGLOSS).
@@ -40,13 +78,12 @@ fn no_damage_makes_a_hole_in_the_log() -> anyhow::Result<()> {
     for seed in first..first + from_environment("LOG_DAMAGE_SEEDS", 60) * 3 {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let mut image = healthy.clone();
-        let (file, damage, at) = hurt(&mut image, &mut random);
-        let what = format!("seed {seed}: {damage:?} at byte {at} of {}", file.display());
+        let what = format!("seed {seed}: {}", hurt(&mut image, Ended::Stopped, &mut random));
         let folder = scratch.path().join("hurt");
         image.write(&folder)?;
         match SledLog::inspect(folder.join("log")) {
-            Err(error) if is_a_sentence(&error.to_string()) => refused += 1,
-            Err(error) => failures.push(format!("{what}: the refusal names neither record nor file: {error}")),
+            Err(error) if is_a_sentence(&error.to_string(), &folder.join("log")) => refused += 1,
+            Err(error) => failures.push(format!("{what}: the refusal names no record, and is not listed: {error}")),
             Ok(found) => match hole(&whole, &found) {
                 Some(lsn) => failures.push(format!("{what}: record {lsn} is gone or another, and nobody noticed")),
                 None if found.last().map(|entry| entry.lsn) == whole.last().map(|entry| entry.lsn) => same += 1,
@@ -99,6 +136,16 @@ fn grow(folder: &Path) -> anyhow::Result<Image> {
     Image::read(folder)
 }
 
+/// Of what is sent or told only after the daemon's death.
+const NEVER: u64 = u64::MAX;
+/// The write-ahead files, and what their frames begin with; each at the beginning of a block.
+const AHEAD: [&str; 2] = ["log/ahead-0", "log/ahead-1"];
+const FRAME: &[u8] = b"LSWA";
+const FRAME_HEADER: usize = 44;
+const BLOCK: usize = 4096;
+/// So many of the newest frames are lost at most.
+const FRAMES: usize = 16;
+
 /// Stands in records that are kept, so that they are found in the files.
 const KEPT: &str = "kept-for-ever";
 
@@ -147,40 +194,137 @@ enum Damage {
     Delete,
 }
 
+/// How the daemon ended before its log was damaged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Ended {
+    Stopped,
+    Killed,
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn damage_of_the_log_is_refused_or_harmless() -> anyhow::Result<()> {
+    damage(Ended::Stopped).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_of_the_log_after_kill_9_is_refused_or_harmless_or_proven() -> anyhow::Result<()> {
+    damage(Ended::Killed).await
+}
+
+async fn damage(ended: Ended) -> anyhow::Result<()> {
     let scratch = tempfile::tempdir()?;
-    let (healthy, told) = live(scratch.path()).await?;
-    let mut seen: BTreeMap<String, (u32, u32)> = BTreeMap::new();
+    let life = live(scratch.path(), ended).await?;
+    let mut seen: BTreeMap<String, Seen> = BTreeMap::new();
     let mut failures = Vec::new();
     let first = from_environment("LOG_DAMAGE_SEED", 1);
     for seed in first..first + from_environment("LOG_DAMAGE_SEEDS", 60) {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let mut image = healthy.clone();
-        let (file, damage, at) = hurt(&mut image, &mut random);
-        let what = format!("seed {seed}: {damage:?} at byte {at} of {}", file.display());
+        let mut image = life.image.clone();
+        let what = format!("seed {seed}: {}", hurt(&mut image, ended, &mut random));
         let data = scratch.path().join("hurt/data");
         image.write(&data)?;
-        let verdict = judge_twice(scratch.path(), &data, &told).await.context(what.clone())?;
-        let seen = seen.entry(format!("{damage:?}").split('(').next().unwrap_or_default().to_string()).or_default();
-        match verdict {
-            Verdict::Right { .. } => seen.0 += 1,
-            Verdict::Refused(sentence) if is_a_sentence(&sentence) => seen.1 += 1,
-            Verdict::Refused(sentence) => failures.push(format!("{what}: the refusal names neither record nor file: {sentence}")),
-            Verdict::Wrong(error) => failures.push(format!("{what}: {error:#}")),
+        let left = Left::of(&data.join("log"));
+        let verdict = judge_twice(scratch.path(), &data, &left.told(&life)).await.context(what.clone())?;
+        let seen = seen.entry(what.split([' ', '(']).nth(2).unwrap_or_default().to_string()).or_default();
+        if let Err(error) = seen.take(verdict, &left, &life, &data.join("log")) {
+            failures.push(format!("{what}: {error:#}"));
         }
         std::fs::remove_dir_all(&data)?;
     }
     ensure!(failures.is_empty(), "{} of them:\n{}", failures.len(), failures.join("\n\n"));
-    for (damage, (harmless, refused)) in seen {
-        println!("{damage}: {harmless} harmless, {refused} refused");
-    }
+    println!("after it was {ended:?}: {seen:#?}");
     Ok(())
 }
 
-/// A log with everything in it, stopped cleanly; and what its clients were told.
-async fn live(scratch: &Path) -> anyhow::Result<(Image, Vec<Testimony>)> {
-    std::fs::write(scratch.join("lockstepd.toml"), CONFIGURATION)?;
+/// What a log can still be read as.
+enum Left {
+    Refused,
+    /// Up to this CSN.
+    Records(u64),
+}
+
+impl Left {
+    fn of(log: &Path) -> Left {
+        SledLog::inspect(log).map_or(Left::Refused, |entries| Left::Records(entries.iter().filter_map(last_csn).max().unwrap_or(0)))
+    }
+
+    /// What must be there: of what only the log's newest records held, and they are gone, either is right, but whole.
+    fn told(&self, life: &Life) -> Vec<Testimony> {
+        let gone = |csn: &u64| *csn > life.proven && matches!(self, Left::Records(end) if csn > end);
+        let relaxed = |testimony: &Testimony| match testimony.told.outcome.as_ref().is_ok_and(gone) {
+            true => Testimony { since: NEVER, ..testimony.clone() },
+            false => testimony.clone(),
+        };
+        life.told.iter().map(relaxed).collect()
+    }
+}
+
+/// What came of one kind of damage.
+#[derive(Default, Debug)]
+struct Seen {
+    harmless: u32,
+    refused: u32,
+    /// A store knows more than is left of the log (R-LOGLOSS).
+    proven: u32,
+    /// No store knows more, so that nobody can tell the newest records from ones that were never finished.
+    unseen: u32,
+}
+
+impl Seen {
+    /// An error if it is not what is promised.
+    fn take(&mut self, verdict: Verdict, left: &Left, life: &Life, log: &Path) -> anyhow::Result<()> {
+        let counted = match (verdict, left) {
+            (Verdict::Wrong(error), _) => return Err(error),
+            (Verdict::Refused(sentence), _) if !is_a_sentence(&sentence, log) => {
+                bail!("the refusal names no record, and is not listed: {sentence}")
+            }
+            (Verdict::Refused(_), Left::Refused) => &mut self.refused,
+            (Verdict::Refused(sentence), Left::Records(_)) => {
+                ensure!(sentence.starts_with("safe mode: "), "the log can be read, and yet: {sentence}");
+                &mut self.proven
+            }
+            (Verdict::Right { .. }, Left::Refused) => bail!("the log cannot be read, and the daemon answers"),
+            (Verdict::Right { .. }, Left::Records(end)) => {
+                ensure!(*end >= life.proven, "a store has seen CSN {}, the log ends at {end}, and the daemon answers", life.proven);
+                if *end == life.newest { &mut self.harmless } else { &mut self.unseen }
+            }
+        };
+        *counted += 1;
+        Ok(())
+    }
+}
+
+fn last_csn(entry: &Entry) -> Option<u64> {
+    let Record::Commit(group) = &entry.record else { return None };
+    group.entries.iter().map(|entry| entry.csn.to_u64()).max()
+}
+
+/// What a daemon has left, undamaged.
+struct Life {
+    image: Image,
+    /// What its clients were told.
+    told: Vec<Testimony>,
+    /// The highest CSN that the database has seen: it can prove that the log had it.
+    proven: u64,
+    /// The highest CSN in the log.
+    newest: u64,
+}
+
+impl Life {
+    fn ended(image: Image, told: Vec<Testimony>) -> anyhow::Result<Life> {
+        let folder = tempfile::tempdir()?;
+        image.write(folder.path())?;
+        let newest = SledLog::inspect(folder.path().join("log"))?.iter().filter_map(last_csn).max().unwrap_or(0);
+        let database = Connection::open(folder.path().join("db.sqlite"))?;
+        let proven: i64 = database.query_row("SELECT highest FROM _lockstep_state", [], |row| row.get(0))?;
+        Ok(Life { image, told, proven: proven.cast_unsigned(), newest })
+    }
+}
+
+/// A log with everything in it, whose daemon has ended like this.
+async fn live(scratch: &Path, ended: Ended) -> anyhow::Result<Life> {
+    let small = if ended == Ended::Killed { SMALL } else { "" };
+    std::fs::write(scratch.join("lockstepd.toml"), CONFIGURATION.to_string() + small)?;
     let data = scratch.join("healthy/data");
     let mut daemon = Daemon::start(launch(scratch, &data)).await?;
     let mut told = Vec::new();
@@ -190,14 +334,43 @@ async fn live(scratch: &Path) -> anyhow::Result<(Image, Vec<Testimony>)> {
         }
         let client = workload::connect(&daemon.url()).await?;
         witness::prepare(&client).await?;
-        let load = Load { big_every: if start == 1 { 10 } else { 0 }, ..LOAD };
-        told.extend(witness::run(&client, &format!("start{start}"), load, || 0).await?);
+        let (name, load) = (format!("start{start}"), Load { big_every: if start == 1 { 25 } else { 0 }, ..LOAD });
+        if start + 1 == STARTS && ended == Ended::Killed {
+            let (image, more) = killed(&mut daemon, &client, name, load).await?;
+            return Life::ended(image, [told, more].concat());
+        }
+        told.extend(witness::run(&client, &name, load, || 0).await?);
         if start + 1 == STARTS {
             daemon.wait_for(Duration::from_secs(30), |status| status.floor.is_some_and(|floor| floor.epoch > 0)).await?;
         }
         daemon.stop().await?;
     }
-    Ok((Image::read(&data)?, told))
+    Life::ended(Image::read(&data)?, told)
+}
+
+/// Kills it while clients write. What they are told by another start was not told when this one died.
+async fn killed(daemon: &mut Daemon, client: &Client, name: String, load: Load) -> anyhow::Result<(Image, Vec<Testimony>)> {
+    let (era, looks) = (Arc::<AtomicU64>::default(), watch::Sender::new(0));
+    let mut looked = looks.subscribe();
+    let now = {
+        let era = era.clone();
+        move || {
+            looks.send_modify(|looks| *looks += 1);
+            era.load(SeqCst)
+        }
+    };
+    let running = {
+        let client = client.clone();
+        tokio::spawn(async move { witness::run(&client, &name, load, now).await })
+    };
+    // A transaction looks twice: before it is sent, and when it is answered.
+    looked.wait_for(|looks| *looks >= load.clients * load.transactions).await?;
+    daemon.kill_running()?;
+    let image = Image::read(&daemon.launch().data_dir)?;
+    era.store(NEVER, SeqCst);
+    daemon.start_again().await?;
+    let told = running.await??;
+    Ok((image, told))
 }
 
 /// The second start finds what the first one left.
@@ -208,12 +381,41 @@ async fn judge_twice(scratch: &Path, data: &Path, told: &[Testimony]) -> anyhow:
     }
 }
 
-/// Damages one file of the log, in a place where something stands; says which, how, and where.
-fn hurt(image: &mut Image, random: &mut ChaCha8Rng) -> (PathBuf, Damage, usize) {
+/// Damages one file of the log, in a place where something stands; says how, and where.
+fn hurt(image: &mut Image, ended: Ended, random: &mut ChaCha8Rng) -> String {
+    if ended == Ended::Killed && random.random_bool(0.25) {
+        let frames = random.random_range(1..=FRAMES);
+        unwrite(image, frames);
+        return format!("Unwrite({frames})");
+    }
+    let (file, damage, at) = hurt_file(image, ended, random);
+    format!("{damage:?} at byte {at} of {}", file.display())
+}
+
+/// The newest frames are as before they were written.
+fn unwrite(image: &mut Image, frames: usize) {
+    let mut all = Vec::new();
+    for name in AHEAD {
+        let content = image.0[Path::new(name)].as_deref().expect("it is a file");
+        let begun = content.chunks_exact(BLOCK).enumerate().filter(|(_, block)| block.starts_with(FRAME));
+        all.extend(begun.map(|(n, block)| (u64::from_le_bytes(block[16..24].try_into().expect("eight bytes")), name, n * BLOCK)));
+    }
+    all.sort_unstable();
+    for (_, name, at) in all.into_iter().rev().take(frames) {
+        let content = image.0.get_mut(Path::new(name)).and_then(Option::as_mut).expect("it is a file");
+        content[at..at + FRAME_HEADER].fill(0);
+    }
+}
+
+fn hurt_file(image: &mut Image, ended: Ended, random: &mut ChaCha8Rng) -> (PathBuf, Damage, usize) {
     let files: Vec<PathBuf> =
         image.0.iter().filter(|(name, content)| name.starts_with("log") && content.is_some()).map(|(name, _)| name.clone()).collect();
-    // Most of the log is one file.
-    let file = if random.random_bool(0.8) { PathBuf::from("log/db") } else { files[random.random_range(0..files.len())].clone() };
+    // Most of the log is one file; what a crash leaves to be done is in two others.
+    let file = match ended {
+        Ended::Killed if random.random_bool(0.6) => PathBuf::from(AHEAD[random.random_range(0..AHEAD.len())]),
+        Ended::Killed | Ended::Stopped if random.random_bool(0.8) => PathBuf::from("log/db"),
+        Ended::Killed | Ended::Stopped => files[random.random_range(0..files.len())].clone(),
+    };
     let length = [16, 512, 4096, 100_000, 2 << 20][random.random_range(0..5)];
     let damage = match random.random_range(0..10) {
         0..4 => Damage::Flip,
@@ -275,9 +477,25 @@ impl Damage {
     }
 }
 
-fn is_a_sentence(refusal: &str) -> bool {
-    let names = ["record ", "LSN ", "CSN ", "epoch ", "/log"].iter().any(|name| refusal.contains(name));
-    names && !refusal.contains("panicked")
+/// Whether a refusal names a record by its LSN, or is one of [`SENTENCES`].
+fn is_a_sentence(refusal: &str, log: &Path) -> bool {
+    let sentence = plain(refusal, log);
+    sentence.contains("record #") || SENTENCES.iter().any(|(listed, _)| sentence == *listed)
+}
+
+/// What was said, at the end of the daemon's output if it came from there, without what differs from one damage to the other.
+fn plain(refusal: &str, log: &Path) -> String {
+    let said = refusal.lines().last().unwrap_or_default();
+    let said = said.strip_prefix("lockstepd: ").unwrap_or(said).replace(&log.display().to_string(), "LOG");
+    let mut plain = String::new();
+    for c in said.chars() {
+        match c {
+            '0'..='9' if plain.ends_with('#') => {}
+            '0'..='9' => plain.push('#'),
+            c => plain.push(c),
+        }
+    }
+    plain
 }
 
 fn launch(scratch: &Path, data: &Path) -> Launch {

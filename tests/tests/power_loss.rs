@@ -1,24 +1,31 @@
 //! Power loss under the whole machine: sled, SQLite and Tantivy in one daemon. A life of the daemon is recorded once; then the power is
 //! lost at many moments of it, each time with other remains of what was not forced, and the daemon is started on them. Everything that
-//! anybody was told before that moment is there, in both stores; of the rest each transaction is whole or not there.
+//! anybody was told before that moment is there, in both stores; of the rest each transaction is whole or not there. After every single
+//! answer of a life that part is looked at which decides.
 //!
 //! `POWER_LOSS_SEEDS` is how often the power is lost for each life (default 6); `POWER_LOSS_SEED` is the first seed (default 1).
 
 use anyhow::{Context, anyhow, bail, ensure};
+use lockstep_core::Record;
 use lockstep_tests::power_loss::{Disk, Event, Image, Journal, Loss, Names, Shadow};
 use lockstep_tests::witness::{self, Load, Testimony, Verdict};
 use lockstep_tests::workload;
 use lockstepd::demo::daemon::{Daemon, Launch};
+use lockstepd::log::SledLog;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use std::path::PathBuf;
+use rusqlite::Connection;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-const LOAD: Load = Load { clients: 6, transactions: 8, items: 5, big_every: 6 };
+const LOAD: Load = Load { clients: 6, transactions: 8, items: 5, big_every: 17 };
 /// How long a life writes: long enough that stores are durable, and payloads forgotten for it.
 const LIFE: Duration = Duration::from_millis(2_600);
 /// Lives, one after the other on the remains of the one before.
 const LIVES: u64 = 3;
+/// Of so many rounds of a life one has the largest documents, or a life would be all of them.
+const BIG_ROUNDS: u32 = 4;
 
 /// Small, so that what is forced is in all states of settling.
 const LOG: &str = "
@@ -39,12 +46,12 @@ name = "index"
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_acknowledged_survives_power_loss() -> anyhow::Result<()> {
-    survive(None).await
+    survive(None, Decider::Log).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_acknowledged_survives_power_loss_with_a_leading_database() -> anyhow::Result<()> {
-    survive(Some(LED)).await
+    survive(Some(LED), Decider::Database).await
 }
 
 /// Forces are what does it: where they are told done and not done, something acknowledged is gone, and that is noticed. Of the log
@@ -54,6 +61,8 @@ async fn everything_acknowledged_survives_power_loss_with_a_leading_database() -
 async fn without_forces_something_acknowledged_is_lost_and_that_is_noticed() -> anyhow::Result<()> {
     let scratch = Scratch::new(None)?;
     let lived = scratch.live("life", LIFE * 2, Vec::new()).await?;
+    let missed = Decider::Log.answers_for(&lived, Some("log/")).expect_err("without the log's forces, every answer is held");
+    ensure!(format!("{missed:#}").contains("was told committed"), "{missed:#}");
     // If a store is ahead of what is left of the log, that is noticed first (R-LOGLOSS): so a few more are tried.
     let (mut log, mut seed) = (Verdicts::default(), from_environment("POWER_LOSS_SEED", 1));
     for _ in 0..10 {
@@ -97,12 +106,22 @@ struct Verdicts {
     wrong: u32,
 }
 
-async fn survive(configuration: Option<&str>) -> anyhow::Result<()> {
+/// Who decides: what it holds is committed.
+#[derive(Clone, Copy, Debug)]
+enum Decider {
+    Log,
+    Database,
+}
+
+async fn survive(configuration: Option<&str>, decider: Decider) -> anyhow::Result<()> {
     let scratch = Scratch::new(configuration)?;
     let first = from_environment("POWER_LOSS_SEED", 1);
     let mut told = Vec::new();
     for life in 0..LIVES {
         let lived = scratch.live(&format!("life{life}"), LIFE, told).await?;
+        if life == 0 {
+            decider.answers_for(&lived, None)?;
+        }
         let mut remains = None;
         for names in [Names::Strict, Names::Journaled] {
             let (mut disk, mut done) = (lived.disk.clone().with(names), 0);
@@ -155,7 +174,81 @@ async fn lie(scratch: &Scratch, lived: &Life, prefix: &str, events: usize, seed:
     Ok(verdicts)
 }
 
+impl Decider {
+    /// Just after each answer everything is lost that was not forced: what was told by then is held all the same. `lies`: the forces of what
+    /// begins with this do nothing once clients are served.
+    fn answers_for(self, lived: &Life, lies: Option<&str>) -> anyhow::Result<()> {
+        let (mut disk, mut done, mut random) = (lived.disk.clone(), 0, ChaCha8Rng::seed_from_u64(0));
+        lived.play(&mut disk, &mut done, lived.ready)?;
+        lies.into_iter().for_each(|prefix| disk.lie_about(prefix));
+        let (mut held, mut remains) = (BTreeSet::new(), Image::default());
+        let answers = lived.answers();
+        let mut looked = 0;
+        for after in answers.iter().copied() {
+            lived.play(&mut disk, &mut done, after)?;
+            let mut image = disk.after(Loss::All, &lived.journal, &mut random);
+            image.0.retain(|name, _| self.needs(name));
+            // Clients whose transactions were forced as one are answered one by one.
+            if image != remains {
+                held = self.decided_on(&image).with_context(|| format!("{self:?}, all lost after event {after}"))?;
+                (remains, looked) = (image, looked + 1);
+            }
+            lived.agree(after, &held).with_context(|| format!("{self:?}, all lost after event {after}"))?;
+        }
+        println!("{} answers, {looked} times other remains", answers.len());
+        Ok(())
+    }
+
+    fn needs(self, name: &Path) -> bool {
+        match self {
+            Decider::Log => name.starts_with("log"),
+            Decider::Database => name.to_string_lossy().starts_with("db.sqlite"),
+        }
+    }
+
+    /// The names of the transactions that are committed, says what is left.
+    fn decided_on(self, image: &Image) -> anyhow::Result<BTreeSet<String>> {
+        let folder = tempfile::tempdir()?;
+        image.write(folder.path())?;
+        match self {
+            Decider::Log => Ok(SledLog::inspect(folder.path().join("log"))?.into_iter().flat_map(|entry| keys(entry.record)).collect()),
+            Decider::Database => {
+                let database = Connection::open(folder.path().join("db.sqlite"))?;
+                let mut rows = database.prepare("SELECT id FROM journal")?;
+                Ok(rows.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?)
+            }
+        }
+    }
+}
+
+/// The keys of the requests that this record commits.
+fn keys(record: Record) -> Vec<String> {
+    let Record::Commit(group) = record else { return Vec::new() };
+    group.entries.iter().map(|entry| String::from_utf8_lossy(&entry.key.key).into_owned()).collect()
+}
+
 impl Life {
+    /// Events until each answer, each number once.
+    fn answers(&self) -> BTreeSet<usize> {
+        self.told.iter().map(|told| told.since as usize).filter(|since| *since > 0).collect()
+    }
+
+    /// What was told until this event is what is held, either way.
+    fn agree(&self, after: usize, held: &BTreeSet<String>) -> anyhow::Result<()> {
+        for Testimony { told, .. } in self.told.iter().filter(|testimony| testimony.since as usize <= after) {
+            match &told.outcome {
+                Ok(csn) => ensure!(held.contains(&told.id), "I7: {} was told committed (CSN {csn}) and is lost", told.id),
+                Err(why) => ensure!(!held.contains(&told.id), "I7: {} was told aborted ({why}) and is held", told.id),
+            }
+        }
+        Ok(())
+    }
+
+    /// The largest there may be are among what was told committed.
+    fn has_large(&self) -> bool {
+        self.told.iter().any(|testimony| testimony.bytes > witness::LARGEST / 2 && testimony.told.outcome.is_ok())
+    }
+
     /// Moments in order, from this event on: any, just before a force ends, and just after an answer.
     fn moments(&self, from: usize, first_seed: u64) -> Vec<Moment> {
         let events = self.journal.events();
@@ -229,9 +322,8 @@ impl Scratch {
         let client = workload::connect(&daemon.url()).await?;
         witness::prepare(&client).await?;
         let (ready, began, mut lengths) = (length(), Instant::now(), Vec::new());
-        for round in 0.. {
-            // Not all of them are big, or a life would be all of them.
-            let load = Load { big_every: if round == 0 { LOAD.big_every } else { 0 }, ..LOAD };
+        for round in 0_u32.. {
+            let load = Load { big_every: if round % BIG_ROUNDS == 0 { LOAD.big_every } else { 0 }, ..LOAD };
             let running = {
                 let (client, name, length) = (client.clone(), format!("{name}-{round}"), length.clone());
                 tokio::spawn(async move { witness::run(&client, &name, load, length).await })
@@ -244,7 +336,7 @@ impl Scratch {
                 daemon.start_again().await?;
             }
             lengths.extend(running.await??);
-            if began.elapsed() > lasts {
+            if round > 0 && began.elapsed() > lasts {
                 break;
             }
         }
@@ -253,7 +345,9 @@ impl Scratch {
         std::fs::remove_file(&file)?;
         let events = |length| journal.events_at(length) as u64;
         told.extend(lengths.into_iter().map(|told| Testimony { sent: events(told.sent), since: events(told.since), ..told }));
-        Ok(Life { disk, ready: journal.events_at(ready), journal, told })
+        let life = Life { disk, ready: journal.events_at(ready), journal, told };
+        ensure!(life.has_large(), "{name} wrote none of the largest documents");
+        Ok(life)
     }
 
     /// Starts a daemon on these remains and judges what it says.

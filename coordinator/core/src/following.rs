@@ -157,7 +157,7 @@ impl Coordinator {
         }
     }
 
-    /// A decision can be read at a participant.
+    /// A decision can be read at a participant, or was given up there (R-SKIP).
     pub(crate) fn applied(&mut self, now: Time, participant: ParticipantId, csn: Csn, fx: &mut Vec<Effect>) {
         let item = self.follower_mut(participant).items.get_mut(&csn).expect("what is applied is owed");
         if item.applied {
@@ -172,6 +172,10 @@ impl Coordinator {
         let mut here = Vec::new();
         for (i, entry) in decision.covered(participant, entry) {
             here.push(entry.txid);
+            // It has not said so itself.
+            if broken(Mutation::SkippedCounts) && self.follower(participant).progress.applied < csn {
+                continue;
+            }
             for redo in decision.payload.entries[i].redos.iter().filter(|redo| redo.participant == participant) {
                 for write in &redo.keys {
                     self.keys.settled(participant, &write.key, entry.csn);

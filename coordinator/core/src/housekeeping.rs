@@ -144,6 +144,7 @@ impl Coordinator {
     fn rescan(&mut self, now: Time, participant: ParticipantId, fx: &mut Vec<Effect>) {
         if let Scan::Again(at) = self.follower(participant).scan
             && at <= now
+            && !broken(Mutation::ScannedOnce)
         {
             self.begin_scan(participant, crate::ids::Csn::ZERO, Scan::Again(Time(u64::MAX)), fx);
         }

@@ -1,4 +1,4 @@
-//! Who and when: the identities of PROTOCOL §1.
+//! Who and when: who takes part, and the numbers that say what was before what.
 //!
 //! All of them are plain numbers that order themselves; none is drawn here. Random ones (`CoordId`, `LogId`, the incarnation) are
 //! handed in by whoever drives the machine.

@@ -12,7 +12,6 @@ use crate::record::{DamageKind, Marker, Payload};
 use crate::trace::Traced;
 use crate::transaction::{Branch, BranchState, State, Transaction};
 use crate::vote::{Kind, Refusal};
-use rustc_hash::FxHashSet;
 
 impl Coordinator {
     /// The leader has committed these: that is the decision.
@@ -24,7 +23,7 @@ impl Coordinator {
         }
     }
 
-    /// The leader has rolled these back, for certain: the only way from Deciding to Aborted.
+    /// The leader has rolled these back, for certain: a way from Deciding to Aborted, beside an 'A' marker in their place ([`Self::settled`]).
     pub(crate) fn not_led(&mut self, now: Time, leader: ParticipantId, txids: Vec<Txid>, refusal: Refusal, fx: &mut Vec<Effect>) {
         for txid in txids {
             if let Some(csn) = self.deciding_csn(txid) {
@@ -153,12 +152,13 @@ impl Coordinator {
         self.record_damage(now, leader, txid, DamageKind::CommittedByHand, None, reason.into(), None, fx);
     }
 
+    /// It enters the tables as if it had been led from here, and comes true at once.
     fn adopt_marker(&mut self, now: Time, marker: Marker, fx: &mut Vec<Effect>) {
         let Marker { entry, payload, groups, trace } = marker;
         let (txid, csn, everyone) = (entry.txid, entry.csn, entry.branches.clone());
         self.last_csn = self.last_csn.max(csn);
-        let fate = Fate::Running;
-        let known = Known { txid, key: entry.key.clone(), hash: entry.request_hash, since: now, settled: None, fate };
+        let (key, hash) = (entry.key.clone(), entry.request_hash);
+        let known = Known { txid, key, hash, since: now, settled: None, fate: Fate::Running };
         match self.outcomes.by_key(&entry.key) {
             None => self.outcomes.insert(known),
             Some(_) => self.outcomes.insert_beside(known),
@@ -177,10 +177,8 @@ impl Coordinator {
         }
         let keys: Vec<_> = payload.redos.iter().flat_map(|redo| redo.keys.iter().map(|w| (redo.participant, w.key.clone()))).collect();
         let payload = Payload::of_one(payload, groups, trace);
-        let mut decision = Decision { entries: vec![entry], payload, lsn: None, decided: false, since: now, open_items: 0 };
-        decision.open_items = self.put_items(now, &decision, &FxHashSet::default());
-        self.decisions.insert(csn, decision);
         self.deciding.insert(csn);
+        self.reserve(now, Decision { entries: vec![entry], payload, lsn: None, decided: false, since: now, open_items: 0 });
         self.finish_durable_branches(txid, csn);
         self.decided(now, csn, fx);
         for (participant, key) in keys {
@@ -256,7 +254,7 @@ impl Coordinator {
         }
     }
 
-    /// R-LR's own insert, or the leader's own roll-back, has decided against it.
+    /// R-LR's own insert, or the leader's own roll-back, has decided against it: the only way from Deciding to Aborted.
     fn take_back(&mut self, now: Time, txid: Txid, csn: Csn, leader: ParticipantId, refusal: Refusal, fx: &mut Vec<Effect>) {
         assert_eq!(txid.decider, crate::ids::Decider::Leader(leader), "R-DECIDER: {txid} is not decided there");
         assert!(self.is_open_no_more(csn), "only an open CSN is taken back: {csn}");

@@ -10,16 +10,22 @@
 //! # Reading order
 //!
 //! 1. The words: [`ids`], [`gid`], [`operation`], [`vote`], [`record`], [`request`], [`message`], [`trace`].
-//! 2. The contract: [`event`]. A driver feeds [`Event`]s to [`Coordinator::step`] and carries out the [`Effect`]s, in order. It owes
-//!    the machine three things: `Append` is answered by `Durable` only once the record survives power loss; a session is an ordered
-//!    stream that loses nothing before it ends; `Tick` comes when [`Coordinator::next_deadline`] is due.
-//! 3. The coordinator: [`coordinator`] is its state and where each event goes. Then in the order of a transaction's life:
+//! 2. The contract: [`config`] (limits and time-outs) and [`event`]. A driver feeds [`Event`]s to [`Coordinator::step`] and carries out
+//!    the [`Effect`]s, in order. It owes the machine three things: `Append` is answered by `Durable` only once the record survives power
+//!    loss; a session is an ordered stream that loses nothing before it ends; `Tick` comes when [`Coordinator::next_deadline`] is due.
+//! 3. What the coordinator keeps: [`transaction`] (one between its request and its end), [`decision`] (what votes become, until all have
+//!    it), [`follower`] (a participant, as it is seen from here), [`outcomes`] (what became of every request that is still known), `keys`
+//!    (documents under way, for conditions), `audit` (who ordered what).
+//! 4. What it does with that: [`coordinator`] is all of its state, and where each event goes. Then in the order of a transaction's life:
 //!    `requests` (clients), `voting` (phase one and **the decision**), `following` (phase two), `leading` (a database decides),
-//!    `sessions` (what a participant is told when it comes back), `store_loss` (does it hold less than it once did?), `breach` (what it may
-//!    not say), `housekeeping` (time), `operator` (a person's hand), `removal` (a store that is given up), `waiver` (a leader that a person
-//!    does not wait for), `late` (what a leader tells below the floor), `telling` (what is told of a traced one), `recovery` (the start:
-//!    replay fills the same tables, and then the ordinary resends run).
-//! 4. The participant's end: [`participant`] (its `mod.rs` has an order of its own).
+//!    `housekeeping` (time: deadlines, resends, forgetting).
+//! 5. What comes in between: `sessions` (what a participant is told when it comes back), `store_loss` (does it hold less than it once
+//!    did?), `breach` (what it may not say), `operator` (a person's hand), `removal` (a store that is given up), `waiver` (a leader that a
+//!    person does not wait for), `late` (what a leader tells below the floor), [`recovery`] (the start: replay fills the same tables, and
+//!    then the ordinary resends run).
+//! 6. Who looks on: [`view`] (what it shows of itself), `telling` (the spans of a traced transaction).
+//! 7. The participant's end: [`participant`] (its `mod.rs` has an order of its own).
+//! 8. Why all of it is needed: [`mutation`] takes one rule away, `simulator` shows what is missed then (feature `simulator`).
 //!
 //! Rule names (R-…) and invariants (I1–I12) are those of `docs/protocol.md`. Assertions of the protocol stay on in release builds: a
 //! coordinator that finds its own promise broken stops rather than goes on.

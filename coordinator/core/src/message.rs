@@ -47,7 +47,7 @@ pub enum ToParticipant {
     Closed(Csn),
     /// Outcomes of transactions before this position are no longer asked for; markers below it may go, and none may be inserted.
     Floor(Position),
-    /// An operator's word on a prepared branch (§9): finish it by hand and remember that.
+    /// An operator's word on a prepared branch: finish it by hand and remember that.
     Resolve {
         /// The branch.
         txid: Txid,

@@ -81,6 +81,8 @@ mutations! {
     UnansweredArrives, "an index's fence, R-SKIP", "an index applies a request that it never answered, after its redo was given up";
     FirstAckEnds, "all acks, not the first", "the first ack ends a transaction";
     SkipBeforeDamage, "R-SKIP", "a redo is given up before its Damage is durable";
+    LeaderVotesEarly, "R-LR", "a leader is asked before everybody else has voted, and its Yes decides";
+    ScannedOnce, "R-LR", "a leader at which an older session may still commit is not looked at again";
     SettleReads, "R-LR", "recovery reads that there is no marker, and inserts none";
     OneScanIsEnough, "R-LR: several leaders", "what waits for leaders to be scanned waits for one of them";
     FloorBeforeScan, "R-LR: the floor", "the floor passes what a leader that has not been scanned may have decided";
@@ -92,11 +94,13 @@ mutations! {
     FullLogRuns, "R-FULL", "a full log takes new transactions";
     PausedRuns, "a backup", "new transactions are taken while servers are copied";
     LogLossUnseen, "R-LOGLOSS", "nobody looks whether stores know more than the log";
+    LostCsnUnseen, "R-LOGLOSS", "a store that knows a CSN above where the log ends says nothing of the log";
     PresumesUnheard, "R-LOGLOSS", "presumed abort does not wait for the stores' evidence";
     StoreLossUnseen, "R-STORELOSS", "a store that reports less than it has acked is let in";
     OwnerLossUnseen, "R-STORELOSS", "a store that keeps an older owner than it has answered is let in";
     MarkerLossUnseen, "R-STORELOSS", "a leader that has lost a marker is let in";
     AckedNotForced, "R-STORELOSS", "records are forgotten before Acked is durable";
+    EndedNotSent, "R-STORELOSS", "a start does not send again what was ended, as if every store had it durably";
     LeaderAcked, "R-STORELOSS", "how far a leader has come is recorded, as if it had to show a marker of that CSN";
     // Sessions and questions
     KeepsWorking, "R-SESSION", "a store keeps its open batch over the end of a session";
@@ -115,6 +119,7 @@ mutations! {
     NoExclusion, "R-COND", "two undecided writers of a document may be conditional";
     OneSidedExclusion, "R-COND", "an unconditional write may follow an undecided conditional one";
     ConditionsNotRebuilt, "R-COND", "after a start, decided writes that are not applied are not known to conditions";
+    SkippedCounts, "R-COND", "a write that was given up counts for conditions";
     ConditionsBeforeScan, "R-COND", "conditions are tested before the leaders are scanned";
     // Clients
     KeyRunsAgain, "R-KEY", "a request that is sent again runs again";

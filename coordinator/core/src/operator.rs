@@ -1,4 +1,4 @@
-//! What an operator may do by hand: recorded first, forced, then done (PROTOCOL §9).
+//! What an operator may do by hand: recorded first, forced, then done.
 
 use crate::coordinator::{Coordinator, Pending, Phase};
 use crate::event::Effect;

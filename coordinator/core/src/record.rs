@@ -1,4 +1,4 @@
-//! What stands in the decision log (PROTOCOL §4). Encoding, checksum and chunks are the log's own business.
+//! What stands in the decision log. Encoding, checksum and chunks are the log's own business.
 
 use crate::ids::{CoordId, Csn, Epoch, LogId, Lsn, ParticipantId, Position, Txid};
 use crate::operation::{KeyWrite, Results};
@@ -222,7 +222,7 @@ pub enum DamageKind {
     Skipped,
 }
 
-/// What an operator may do (PROTOCOL §9).
+/// What an operator may do (docs/protocol.md: when people step in).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum AdminAction {
     /// Finish a prepared branch by hand.

@@ -211,6 +211,9 @@ impl Coordinator {
 
     fn take_epoch(&mut self, now: Time, fx: &mut Vec<Effect>) {
         self.owner.epoch = self.owner.epoch.next();
+        if broken(Mutation::CsnRestarts) {
+            self.last_csn = Csn::ZERO;
+        }
         self.epochs.push((self.owner.epoch, self.owner.incarnation));
         self.outcomes.begin(self.position());
         let record = Record::Epoch { epoch: self.owner.epoch, incarnation: self.owner.incarnation, at_ms: self.wall_ms(now) };
@@ -310,6 +313,8 @@ impl Coordinator {
                 match self.follower(participant).kind {
                     _ if self.follower(participant).removed => {}
                     _ if entry.txid.decider == Decider::Leader(participant) => {}
+                    // Applied, but it may be durable at preparing stores alone.
+                    Kind::Serial | Kind::Redo if ended.contains(&entry.txid) && broken(Mutation::EndedNotSent) => {}
                     Kind::Serial => match places.iter_mut().find(|(p, _, item)| *p == participant && item.is_none()) {
                         Some(place) => place.1 = entry.csn,
                         None => places.push((participant, entry.csn, None)),

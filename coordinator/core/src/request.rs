@@ -1,4 +1,4 @@
-//! What clients ask and what they are told (PROTOCOL §8).
+//! What clients ask and what they are told (R-KEY).
 
 use crate::ids::{Csn, LogId, ParticipantId, Position, Time, Token, Txid};
 use crate::operation::{Operation, Results};

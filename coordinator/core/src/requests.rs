@@ -1,4 +1,4 @@
-//! Clients: what they ask, and what they are told (PROTOCOL §8).
+//! Clients: what they ask, and what they are told (R-KEY).
 
 use crate::coordinator::{Coordinator, Phase, Settling, Timer};
 use crate::event::Effect;

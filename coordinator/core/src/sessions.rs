@@ -1,4 +1,4 @@
-//! Sessions, and what participants ask when one begins (PROTOCOL §5).
+//! Sessions, and what participants ask when one begins (docs/protocol.md: sessions and questions).
 
 use crate::coordinator::{Coordinator, Pending, Phase};
 use crate::event::{Alarm, Effect};
@@ -415,7 +415,7 @@ impl Coordinator {
         self.judge_by_hand(now, fx);
     }
 
-    /// What was finished by hand is not asked about any more; its outcome is presumed, or settled at its decider, all the same (§9).
+    /// What was finished by hand is not asked about any more; its outcome is presumed, or settled at its decider, all the same.
     pub(crate) fn judge_by_hand(&mut self, now: Time, fx: &mut Vec<Effect>) {
         for (txid, participant) in self.unjudged() {
             match txid.decider {
@@ -442,7 +442,7 @@ impl Coordinator {
     fn examine_log(&mut self, participant: ParticipantId, hello: &Hello, fx: &mut Vec<Effect>) {
         let name = self.follower(participant).name.clone();
         self.highest_epoch_seen = self.highest_epoch_seen.max(hello.highest_epoch).max(hello.highest.epoch());
-        if let Some(end) = self.log_end(hello.highest.epoch()).filter(|end| hello.highest > *end) {
+        if let Some(end) = self.log_end(hello.highest.epoch()).filter(|end| hello.highest > *end && !broken(Mutation::LostCsnUnseen)) {
             let sentence = format!("store `{name}` has seen CSN {}, but the log ends at {end}", hello.highest);
             self.log_lost(sentence, fx);
         }
@@ -478,6 +478,8 @@ impl Coordinator {
             _ if epoch < self.loss_accepted => None,
             _ if epoch >= self.owner.epoch => Some(self.last_log_csn),
             Some(end) => Some(*end),
+            // The newest Commit of all is never forgotten: above its epoch there was none.
+            None if self.ends.last_key_value().is_none_or(|(newest, _)| *newest < epoch) => Some(Csn::new(epoch, 0)),
             None => (self.outcomes.floor().epoch < epoch).then(|| Csn::new(epoch, 0)),
         }
     }
@@ -533,7 +535,7 @@ impl Coordinator {
         }
     }
 
-    /// If the decision is known (committed: true) and is not what was done by hand somewhere, that is damage (PROTOCOL §9).
+    /// If the decision is known (committed: true) and is not what was done by hand somewhere, that is damage (I12).
     pub(crate) fn compare_by_hand(&mut self, now: Time, txid: Txid, outcome: Option<bool>, fx: &mut Vec<Effect>) {
         let Some(committed) = outcome else { return };
         let everywhere = (txid, ParticipantId(0))..=(txid, ParticipantId(u16::MAX));

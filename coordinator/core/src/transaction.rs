@@ -30,7 +30,7 @@ pub struct Transaction {
     pub timer: Option<Time>,
 }
 
-/// PROTOCOL §2, from the request to the end. `Ended` and `Aborted` are fates in [`crate::outcomes`].
+/// The life of a transaction, from the request to the end. `Ended` and `Aborted` are fates in [`crate::outcomes`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum State {
     /// It has an id; what it does is still to come. May still abort, and does at its deadline.

@@ -106,6 +106,9 @@ impl Coordinator {
             let next = first.map(|branch| branch.participant);
             ask.extend(next.filter(|next| !self.may_share_soon(transaction, *next)));
         }
+        if broken(Mutation::LeaderVotesEarly) {
+            ask.extend(idle(Kind::Leader).map(|branch| branch.participant));
+        }
         if !ask.is_empty() {
             return Next::Ask(ask);
         }
@@ -166,19 +169,13 @@ impl Coordinator {
         fx.push(Effect::Send(participant, session, ToParticipant::Prepare(work)));
     }
 
+    /// A participant's votes. One No ends a transaction; the last Yes of those that ran together decides them, and every other Yes gets
+    /// its transaction on.
     pub(crate) fn ballot(&mut self, now: Time, participant: ParticipantId, session: SessionId, ballot: Ballot, fx: &mut Vec<Effect>) {
+        self.abort_what_no_record_takes(now, participant, session, &ballot, fx);
         // What a preparing store leads it leads by itself.
         let together = self.follower(participant).kind != Kind::Preparing;
         let in_batch = |vote: &Vote| matches!(vote, Vote::InGroup(_)) || (together && matches!(vote, Vote::Ready(_)));
-        for (txid, bytes) in self.too_large(participant, session, &ballot) {
-            let sentence =
-                format!("its redos and results have {bytes} bytes: a record of the log takes at most {TRANSACTION_RECORD_BYTES} of one");
-            self.abort(now, txid, Some(participant), Refusal::new(RefusalKind::Invalid, sentence), fx);
-        }
-        for txid in self.beyond_record(participant, session, &ballot) {
-            let sentence = "too much is to be committed at once: the other transactions of its batch fill the log's record";
-            self.abort(now, txid, Some(participant), Refusal::new(RefusalKind::Busy, sentence), fx);
-        }
         // R-SERIAL, R-SHARED: one of them was aborted meanwhile; its Abort is on its way, and the others run again.
         let stays = if together { Mutation::RestOfBatchStays } else { Mutation::RestOfBranchStays };
         let taken_back =
@@ -189,22 +186,15 @@ impl Coordinator {
                 continue;
             }
             let refusal = if let Vote::No(refusal) = &vote { Some(refusal.clone()) } else { None };
-            let voted = match &vote {
+            let agreed = match &vote {
                 vote if in_batch(vote) => &mut batch,
                 Vote::Ready(_) => &mut ready,
                 _ => &mut others,
             };
-            let transaction = self.transactions.get_mut(&txid).expect("awaited");
-            let branch = transaction.branch_mut(participant).expect("awaited");
-            let (word, asked) = (vote.word(), branch.times.asked.unwrap_or(now));
-            (branch.state, branch.times.voted) = (BranchState::Voted(session, vote), Some(now));
-            if let Some(traced) = transaction.trace {
-                let stretch = Stretch::Prepare { participant, vote: Some(word), refusal: refusal.as_ref().map(|refusal| refusal.kind) };
-                self.tell_trace(Span { context: traced.context, txid, csn: None, began: asked, ended: now, stretch }, fx);
-            }
+            self.take_vote(now, txid, participant, session, vote, fx);
             match refusal {
                 Some(refusal) => self.abort(now, txid, Some(participant), refusal, fx),
-                None => voted.push(txid),
+                None => agreed.push(txid),
             }
         }
         self.batch_voted(now, participant, batch, ballot.group_redo, fx);
@@ -212,6 +202,38 @@ impl Coordinator {
             self.lead(now, participant, ready, fx);
         }
         self.advance_all(now, others, fx);
+    }
+
+    /// The vote that was awaited stands with its branch.
+    fn take_vote(&mut self, now: Time, txid: Txid, participant: ParticipantId, session: SessionId, vote: Vote, fx: &mut Vec<Effect>) {
+        let transaction = self.transactions.get_mut(&txid).expect("awaited");
+        let branch = transaction.branch_mut(participant).expect("awaited");
+        let refusal = if let Vote::No(refusal) = &vote { Some(refusal.kind) } else { None };
+        let stretch = Stretch::Prepare { participant, vote: Some(vote.word()), refusal };
+        let began = branch.times.asked.unwrap_or(now);
+        (branch.state, branch.times.voted) = (BranchState::Voted(session, vote), Some(now));
+        if let Some(traced) = transaction.trace {
+            self.tell_trace(Span { context: traced.context, txid, csn: None, began, ended: now, stretch }, fx);
+        }
+    }
+
+    fn abort_what_no_record_takes(
+        &mut self,
+        now: Time,
+        participant: ParticipantId,
+        session: SessionId,
+        ballot: &Ballot,
+        fx: &mut Vec<Effect>,
+    ) {
+        for (txid, bytes) in self.too_large(participant, session, ballot) {
+            let sentence =
+                format!("its redos and results have {bytes} bytes: a record of the log takes at most {TRANSACTION_RECORD_BYTES} of one");
+            self.abort(now, txid, Some(participant), Refusal::new(RefusalKind::Invalid, sentence), fx);
+        }
+        for txid in self.beyond_record(participant, session, ballot) {
+            let sentence = "too much is to be committed at once: the other transactions of its batch fill the log's record";
+            self.abort(now, txid, Some(participant), Refusal::new(RefusalKind::Busy, sentence), fx);
+        }
     }
 
     /// Those whose redos and results alone, with these votes, are more than a record takes; and how many bytes.
@@ -313,10 +335,14 @@ impl Coordinator {
         if broken(Mutation::BatchOutOfOrder) {
             txids.reverse();
         }
+        if broken(Mutation::CsnAtBegin) {
+            // A record is in CSN order, however its CSNs are taken.
+            txids.sort();
+        }
         let (entries, payloads): (Vec<_>, Vec<_>) = txids.iter().map(|txid| self.take_csn(now, *txid)).unzip();
         let trace = |(at, txid): (usize, &Txid)| Some((at as u32, self.transactions[txid].trace?.context));
         let payload = Payload { entries: payloads, groups, traces: txids.iter().enumerate().filter_map(trace).collect() };
-        let key = self.last_csn;
+        let key = entries.last().expect("a decision has entries").csn;
         let group = CommitGroup { entries: entries.clone(), payload: Some(payload.clone()) };
         let lsn = self.append(Record::Commit(group), Some(Pending::Decision(key)), fx);
         self.last_log_csn = key;
@@ -360,6 +386,13 @@ impl Coordinator {
         let mut entry = CommitEntry { txid, csn, key, request_hash, at_ms, branches: Vec::new() };
         let mut payload = EntryPayload { results: results_of(transaction), redos: Vec::new() };
         for branch in &mut transaction.branches {
+            if broken(Mutation::LeaderVotesEarly) && !matches!(branch.state, BranchState::Voted(..)) {
+                // It is decided without those that have not voted.
+                if matches!(branch.state, BranchState::Asked(_)) {
+                    branch.state = BranchState::Finished;
+                }
+                continue;
+            }
             let BranchState::Voted(_, vote) = std::mem::replace(&mut branch.state, BranchState::Following) else {
                 panic!("I3: {txid} is decided without the vote of {}", branch.participant);
             };
@@ -378,25 +411,21 @@ impl Coordinator {
     }
 
     fn next_csn(&mut self, txid: Txid) -> Csn {
-        let n = if self.last_csn.epoch() == self.owner.epoch { self.last_csn.n() + 1 } else { 1 };
-        let csn = match () {
-            () if broken(Mutation::CsnAtBegin) => Csn::new(txid.epoch, txid.n),
-            () if broken(Mutation::CsnRestarts) => Csn::new(Epoch(1), self.counts.committed + self.deciding.len() as u64 + 1),
-            () => Csn::new(self.owner.epoch, n),
-        };
-        let rises = csn > self.last_csn || broken(Mutation::CsnAtBegin) || broken(Mutation::CsnRestarts);
-        assert!(rises, "R-ORDER: CSNs never go back");
+        let epoch = if broken(Mutation::CsnRestarts) { Epoch(1) } else { self.owner.epoch };
+        let n = if self.last_csn.epoch() == epoch { self.last_csn.n() + 1 } else { 1 };
+        let csn = if broken(Mutation::CsnAtBegin) { Csn::new(txid.epoch, txid.n) } else { Csn::new(epoch, n) };
+        assert!(csn > self.last_csn || broken(Mutation::CsnAtBegin), "R-ORDER: CSNs never go back");
         self.last_csn = self.last_csn.max(csn);
         csn
     }
 
     /// From now on every new session of a participant learns of this redo before it takes a Prepare (R-REDO).
-    fn reserve(&mut self, now: Time, mut decision: Decision) {
+    pub(crate) fn reserve(&mut self, now: Time, mut decision: Decision) {
         decision.open_items = self.put_items(now, &decision, &FxHashSet::default());
         self.decisions.insert(decision.key(), decision);
     }
 
-    /// The one way to Aborted: before the decision, or by a leader's own word (R-LR).
+    /// The one way to Aborted before the decision is on its way. Behind that there is only R-LR's own: see `take_back`.
     pub(crate) fn abort(&mut self, now: Time, txid: Txid, at: Option<ParticipantId>, refusal: Refusal, fx: &mut Vec<Effect>) {
         self.set_timer(txid, None);
         let transaction = self.transactions.remove(&txid).expect("only a live transaction is aborted");

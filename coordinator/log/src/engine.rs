@@ -1,7 +1,8 @@
 //! Sled 0.34, where everything ends up that is kept. It is not durable as it comes. What is done about it, and why:
 //!
-//! - its `flush` writes and does not sync: after it, [`Engine::force`] syncs the file through a handle of its own. That handle lives as
-//!   long as the engine, because the kernel reports a failed write-back once to each handle, and sled's flusher only logs what it is told;
+//! - it writes and does not sync, and trusts what it wrote: what it calls in the place of a sync is replaced by one (`sled_sync`);
+//! - its flusher only logs that a write failed: [`Engine::force`] syncs the file once more, through a handle of its own. That handle lives
+//!   as long as the engine, because the kernel reports a failed write-back once to each;
 //! - its flusher thread is the only one that cleans segments: it runs, or the file grows for ever;
 //! - what is bigger than a quarter of a segment goes to `blobs/`, unsynced: records are cut into chunks, segments are big enough for
 //!   every page of chunks, and should a blob appear all the same it is synced with the rest;
@@ -36,9 +37,7 @@ use std::time::{Duration, Instant};
 /// Bytes of a segment of sled's file, for the life of the log. A quarter of it, the limit for a page, holds 128 chunks; a page splits
 /// at 16, and grows beyond that only while its neighbours are merged into it.
 pub const SEGMENT: usize = 2 << 20;
-/// Bytes that changes between two forces may cost, as [`cost`] estimates them. Sled uses a segment again after it has written two others
-/// to the end, so a force falls between its moving a page and its overwriting the segment that the page was in, even if it writes eight
-/// times as much.
+/// Bytes that changes between two forces may cost, as [`cost`] estimates them.
 const UNFORCED_MAX: usize = 512 << 10;
 /// What the names of its snapshots begin with …
 const SNAPSHOT: &str = "snap.";

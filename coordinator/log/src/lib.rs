@@ -1,4 +1,4 @@
-//! The decision log: the one place where a decision becomes durable (PROTOCOL §4).
+//! The decision log: the one place where a decision becomes durable (docs/protocol.md: the decision log).
 
 pub mod backup;
 mod engine;
@@ -12,6 +12,7 @@ mod recovery;
 mod report;
 mod settler;
 mod sled_log;
+mod sled_sync;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ pub use format::VERSION;
 pub use inspection::{BranchFate, Inspection};
 pub use report::{Owed, Report};
 pub use sled_log::{Options, SledLog};
+pub use sled_sync::forces as engine_forces;
 pub use snapshot::Snapshot;
 pub use words::{Line, key_text, kind_word, line};
 

@@ -1,4 +1,4 @@
-//! The exclusive lock on a log's folder, held for life (PROTOCOL §6): one appender on this machine.
+//! The exclusive lock on a log's folder, held for life (R-FENCE): one appender on this machine.
 
 use super::LogError;
 use std::fs::{File, TryLockError};

@@ -14,6 +14,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tempfile::TempDir;
 
+/// The function that sled takes for a sync is ours, in whatever order things are linked.
+#[test]
+fn what_sled_writes_is_forced_by_it() {
+    let (folder, before) = (folder(), engine_forces());
+    let mut log = open(folder.path());
+    log.append(&[commit(1, 100)]).unwrap();
+    drop(log);
+    assert!(engine_forces() > before);
+}
+
 fn folder() -> TempDir {
     tempfile::tempdir().expect("a temp folder")
 }

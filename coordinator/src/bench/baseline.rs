@@ -19,7 +19,7 @@ pub const TABLE: &str = "CREATE TABLE item (id INTEGER PRIMARY KEY, body TEXT NO
 pub const UPSERT: &str =
     "INSERT INTO item VALUES ($1, $2, 1) ON CONFLICT (id) DO UPDATE SET body = excluded.body, version = item.version + 1";
 /// 100 bytes.
-pub const BODY: &str = "the quick brown fox jumps over the lazy dog and then sits down to rest in the shade of an old tree...";
+pub const BODY: &str = "the quick brown fox jumps over the lazy dog and then sits down to rest in the shade of an old tree..";
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 

@@ -17,10 +17,12 @@ use crate::demo::daemon::{Daemon, Launch};
 use crate::demo::{self, Output};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use load::{Awaited, Loaded, Shape};
+use load::{Awaited, Loaded, Proof, Shape};
+use lockstep_client::Client;
 use lockstep_proto::v1::StatusReply;
 use report::{Report, Row};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -45,10 +47,15 @@ pub struct BenchArgs {
     /// What to print on stdout
     #[arg(long, value_enum, default_value_t = Output::Table)]
     output: Output,
-    /// Measure a daemon that runs already instead: its stores are `db`, with the table
-    /// `item (id INTEGER PRIMARY KEY, body TEXT NOT NULL, version INTEGER NOT NULL)`, and `index`
+    /// Measure a daemon that runs already instead. Each transaction writes a row at each of its databases, which need the table
+    /// `item (id INTEGER PRIMARY KEY, body TEXT NOT NULL, version INTEGER NOT NULL)`, and its document at each of its indexes
     #[arg(long, value_name = "URL", conflicts_with_all = ["only", "rounds", "transactions"])]
     endpoint: Option<String>,
+    /// Of that daemon, only this store (repeatable)
+    #[arg(long, value_name = "NAME", requires = "endpoint")]
+    store: Vec<String>,
+    #[command(flatten)]
+    proof: Proof,
 }
 
 /// What there is to measure.
@@ -96,6 +103,8 @@ const UNAPPLIED: u64 = 10_000;
 /// statfs(2).
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 const RAMFS_MAGIC: u64 = 0x8584_58f6;
+/// How often it is looked what the daemon holds.
+const LOOK: Duration = Duration::from_millis(250);
 /// How long anything is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -147,10 +156,7 @@ pub fn run_no_op(arguments: NoOpArgs) -> anyhow::Result<ExitCode> {
 
 async fn measure(arguments: &BenchArgs, report: &mut Report) -> anyhow::Result<()> {
     if let Some(url) = &arguments.endpoint {
-        for clients in [1, 8, 32, 128] {
-            report.curve.push(load_process(url, clients, arguments.seconds, Awaited::Applied, Shape::RowAndDocument).await?);
-        }
-        return Ok(());
+        return running(arguments, report, url).await;
     }
     warn_of_memory_files()?;
     let wanted = |rows: Rows| arguments.only.is_empty() || arguments.only.contains(&rows);
@@ -192,6 +198,26 @@ async fn measure(arguments: &BenchArgs, report: &mut Report) -> anyhow::Result<(
     Ok(())
 }
 
+/// A daemon that runs already, on whatever stores it has.
+async fn running(arguments: &BenchArgs, report: &mut Report, url: &str) -> anyhow::Result<()> {
+    let client = Client::builder(url).credentials(arguments.proof.credentials()).connect().await?;
+    let there = client.describe().await?.stores;
+    if let Some(unknown) = arguments.store.iter().find(|name| there.iter().all(|store| store.name != **name)) {
+        let names: Vec<_> = there.iter().map(|store| store.name.as_str()).collect();
+        anyhow::bail!("there is no store `{unknown}` (--store): there are {}", names.join(", "));
+    }
+    let wanted = there.iter().filter(|store| arguments.store.is_empty() || arguments.store.contains(&store.name));
+    let (databases, indexes): (Vec<_>, Vec<_>) = wanted.partition(|store| store.role == "database");
+    let names = |stores: Vec<&lockstep_client::Store>| stores.into_iter().map(|store| store.name.clone()).collect();
+    let shape = Shape { databases: names(databases), indexes: names(indexes), bare: false };
+    for clients in [1, 8, 32, 128] {
+        eprintln!("{clients} clients");
+        let load = LoadArgs::new(url, clients, arguments.seconds, Awaited::Applied, shape.clone());
+        report.curve.push(load_process(&LoadArgs { proof: arguments.proof.clone(), ..load }).await?);
+    }
+    Ok(())
+}
+
 /// Nothing but the protocol.
 fn machine_alone(arguments: &BenchArgs, report: &mut Report) {
     for (name, pair) in machine::PAIRS {
@@ -227,21 +253,22 @@ async fn coordinator(arguments: &BenchArgs, report: &mut Report) -> anyhow::Resu
 async fn coordinator_alone(clients: usize, seconds: u64) -> anyhow::Result<(Loaded, u64)> {
     let folder = tempfile::tempdir()?;
     let mut launch = Launch::this_program(&folder.path().join("data"))?;
-    launch.arguments = two_databases(folder.path())?;
+    launch.arguments = remote_stores(folder.path(), [("a", "database", "preparing"), ("b", "database", "preparing")])?;
     let mut daemon = Daemon::start(launch.with_socket()).await?;
     let _participants = [Participant::start(&daemon.local_url(), "a", &[])?, Participant::start(&daemon.local_url(), "b", &[])?];
     let before = daemon.wait_for(PATIENCE, all_up).await?.forces;
-    let loaded = load_process(&daemon.local_url(), clients, seconds, Awaited::Applied, Shape::TwoDatabases).await?;
+    let load = LoadArgs::new(&daemon.local_url(), clients, seconds, Awaited::Applied, Shape::two_bare_databases());
+    let loaded = load_process(&load).await?;
     let forces = daemon.status().await?.forces - before;
     daemon.stop().await?;
     Ok((loaded, forces))
 }
 
-/// The arguments of a daemon with two remote databases, `a` and `b`.
-fn two_databases(folder: &Path) -> anyhow::Result<Vec<String>> {
+/// The arguments of a daemon with two remote stores: name, role and kind of each.
+fn remote_stores(folder: &Path, stores: [(&str, &str, &str); 2]) -> anyhow::Result<Vec<String>> {
     let file = folder.join("lockstepd.toml");
-    let store = |name: &str| format!("[[store]]\ntype = \"remote\"\nname = \"{name}\"\nrole = \"database\"\nkind = \"preparing\"\n");
-    std::fs::write(&file, store("a") + &store("b"))?;
+    let store = |(name, role, kind)| format!("[[store]]\ntype = \"remote\"\nname = {name:?}\nrole = {role:?}\nkind = {kind:?}\n");
+    std::fs::write(&file, stores.map(store).concat())?;
     Ok(vec!["--config".into(), file.display().to_string()])
 }
 
@@ -249,27 +276,30 @@ fn all_up(status: &StatusReply) -> bool {
     status.participants.iter().all(|participant| participant.session == "up")
 }
 
-/// A start with [`UNAPPLIED`] decided transactions of 200 bytes that neither of two databases has acknowledged.
+/// A start with [`UNAPPLIED`] decided transactions that neither a database nor an index has acknowledged; the index's redo, of 200 bytes
+/// each, is in the log.
 async fn start(arguments: &BenchArgs, report: &mut Report) -> anyhow::Result<()> {
     let mut first = Row::new(format!("seconds from exec to the first new commit, {UNAPPLIED} unapplied"));
     let mut all = Row::new(format!("seconds from exec until all is applied, {UNAPPLIED} unapplied"));
     for round in 0..arguments.rounds {
         let folder = tempfile::tempdir()?;
         let mut launch = Launch::this_program(&folder.path().join("data"))?;
-        launch.arguments = two_databases(folder.path())?;
+        launch.arguments = remote_stores(folder.path(), [("a", "database", "preparing"), ("b", "index", "redo")])?;
         let mut daemon = Daemon::start(launch.with_socket()).await?;
-        let silent =
-            [Participant::start(&daemon.local_url(), "a", &["--silent"])?, Participant::start(&daemon.local_url(), "b", &["--silent"])?];
+        let url = daemon.local_url();
+        let silent = [Participant::start(&url, "a", &["--silent"])?, Participant::start(&url, "b", &["--silent", "--redo", "200"])?];
         daemon.wait_for(PATIENCE, all_up).await?;
-        while daemon.status().await?.committed < UNAPPLIED {
-            load_process(&daemon.local_url(), 128, 1, Awaited::Decided, Shape::TwoDatabases).await?;
-        }
+        let load = LoadArgs::new(&url, 128, PATIENCE.as_secs(), Awaited::Decided, Shape::bare_database_and_index());
+        let loaded = load_process(&LoadArgs { transactions: UNAPPLIED, ..load }).await?;
+        anyhow::ensure!(loaded.transactions == UNAPPLIED, "only {} transactions were decided within {PATIENCE:?}", loaded.transactions);
+        let lags: Vec<u64> = daemon.status().await?.participants.iter().map(|store| store.lag).collect();
+        anyhow::ensure!(lags == [UNAPPLIED; 2], "{lags:?} are not applied");
         daemon.kill();
         drop(silent);
         let began = Instant::now();
         daemon.start_again().await?;
-        let _participants = [Participant::start(&daemon.local_url(), "a", &[])?, Participant::start(&daemon.local_url(), "b", &[])?];
-        load::one_at_two_databases(&daemon.local_url()).await?;
+        let _participants = [Participant::start(&url, "a", &[])?, Participant::start(&url, "b", &["--redo", "200"])?];
+        load::one_more(&url, &Shape::bare_database_and_index()).await?;
         first.push(began.elapsed().as_secs_f64());
         let applied = |status: &StatusReply| status.participants.iter().all(|participant| participant.lag == 0);
         daemon.wait_for(PATIENCE, applied).await?;
@@ -281,37 +311,68 @@ async fn start(arguments: &BenchArgs, report: &mut Report) -> anyhow::Result<()>
     Ok(())
 }
 
-/// What a daemon on embedded stores, with default settings, holds after many transactions.
+/// What a daemon on embedded stores, with default settings, holds while many transactions run.
 async fn memory(arguments: &BenchArgs, report: &mut Report) -> anyhow::Result<()> {
-    const MIB: f64 = (1 << 20) as f64;
     let folder = tempfile::tempdir()?;
     let mut daemon = Daemon::start(launch(folder.path(), Mode::LogDecided)?).await?;
     daemon.wait_until_serving().await?;
     load::prepare(&daemon.local_url()).await?;
-    let (mut done, mut half): (u64, Option<(u64, f64, f64)>) = (0, None);
-    // Whether it grows is shown by two measurements.
-    while done < arguments.transactions || half.is_none_or(|(half_way, ..)| half_way == done) {
-        done += load_process(&daemon.local_url(), 128, arguments.seconds, Awaited::Applied, Shape::RowAndDocument).await?.transactions;
-        let (resident, log) = (resident_bytes(&daemon)? as f64 / MIB, daemon.status().await?.log_bytes as f64 / MIB);
-        eprintln!("memory: {done} of {} transactions: {resident:.0} MiB resident, {log:.0} MiB of log", arguments.transactions);
-        let (half_way, resident_half, log_half) = *half.get_or_insert((done, resident, log));
-        if half_way < arguments.transactions / 2 {
-            half = Some((done, resident, log));
-        } else if half_way < done && done >= arguments.transactions {
-            for (what, value) in [
-                ("resident memory after that many transactions, MiB", resident),
-                ("resident memory over what it was half-way", resident / resident_half),
-                ("folder of the log, MiB", log),
-                ("folder of the log over what it was half-way", log / log_half),
-            ] {
-                let mut row = Row::new(format!("{what} ({done})"));
-                row.push(value);
-                report.rows.push(row);
-            }
+    let load = LoadArgs::new(&daemon.local_url(), 128, u64::from(u32::MAX), Awaited::Applied, Shape::row_and_document());
+    let load = LoadArgs { transactions: arguments.transactions, ..load };
+    let mut load = pin!(load_process(&load));
+    let mut held = vec![Held::by(&daemon).await?];
+    let loaded = loop {
+        tokio::select! {
+            loaded = &mut load => break loaded?,
+            () = tokio::time::sleep(LOOK) => held.push(Held::by(&daemon).await?),
         }
-    }
+    };
+    held.push(Held::by(&daemon).await?);
     daemon.stop().await?;
+    let done = loaded.transactions;
+    let mut row = |what: String, value: f64| {
+        let mut row = Row::new(what);
+        row.push(value);
+        report.rows.push(row);
+    };
+    row(format!("transactions a second, 128 clients, {done} transactions"), loaded.per_second());
+    for (what, of) in [("resident memory", Held::resident as fn(&Held) -> f64), ("folder of the log", Held::log)] {
+        let quarter = |n: u64| {
+            let during: Vec<f64> = held.iter().filter(|held| held.committed * 4 / done.max(1) == n).map(of).collect();
+            during.iter().sum::<f64>() / during.len() as f64
+        };
+        let second_half = held.iter().filter(|held| held.committed >= done / 2).map(of);
+        row(format!("{what} after {done} transactions, MiB"), held.last().map_or(0.0, of));
+        row(format!("{what}, the most in the second half, MiB"), second_half.fold(0.0, f64::max));
+        row(format!("{what}, mean of the last quarter over that of the third"), quarter(3) / quarter(2));
+    }
     Ok(())
+}
+
+/// What a daemon holds at a moment.
+struct Held {
+    committed: u64,
+    resident_bytes: u64,
+    log_bytes: u64,
+}
+
+impl Held {
+    async fn by(daemon: &Daemon) -> anyhow::Result<Held> {
+        let (resident_bytes, status) = (resident_bytes(daemon)?, daemon.status().await?);
+        let held = Held { committed: status.committed, resident_bytes, log_bytes: status.log_bytes };
+        eprint!("\rmemory: {} transactions: {:.0} MiB resident, {:.0} MiB of log ", held.committed, held.resident(), held.log());
+        Ok(held)
+    }
+
+    /// MiB.
+    fn resident(&self) -> f64 {
+        self.resident_bytes as f64 / f64::from(1 << 20)
+    }
+
+    /// MiB.
+    fn log(&self) -> f64 {
+        self.log_bytes as f64 / f64::from(1 << 20)
+    }
 }
 
 fn resident_bytes(daemon: &Daemon) -> anyhow::Result<u64> {
@@ -394,7 +455,7 @@ async fn lockstep(mode: Mode, clients: usize, seconds: u64, wait: Awaited) -> an
     load::prepare(&daemon.local_url()).await?;
     let forces = |status: StatusReply| status.forces + status.participants.iter().map(|participant| participant.forces).sum::<u64>();
     let before = forces(daemon.status().await?);
-    let loaded = load_process(&daemon.local_url(), clients, seconds, wait, Shape::RowAndDocument).await?;
+    let loaded = load_process(&LoadArgs::new(&daemon.local_url(), clients, seconds, wait, Shape::row_and_document())).await?;
     let forced = forces(daemon.status().await?) - before;
     daemon.stop().await?;
     Ok((loaded, forced))
@@ -413,10 +474,9 @@ fn launch(folder: &Path, mode: Mode) -> anyhow::Result<Launch> {
 }
 
 /// The load, in a process of its own; ended with the future.
-async fn load_process(url: &str, clients: usize, seconds: u64, wait: Awaited, shape: Shape) -> anyhow::Result<Loaded> {
+async fn load_process(load: &LoadArgs) -> anyhow::Result<Loaded> {
     let mut command = tokio::process::Command::new(std::env::current_exe()?);
-    command.arg("bench-load").arg("--endpoint").arg(url).arg("--clients").arg(clients.to_string());
-    command.arg("--seconds").arg(seconds.to_string()).arg("--wait").arg(word(&wait)).arg("--shape").arg(word(&shape));
+    command.arg("bench-load").args(load.arguments());
     let output =
         command.stdin(Stdio::null()).stderr(Stdio::inherit()).kill_on_drop(true).output().await.context("cannot start the load")?;
     anyhow::ensure!(output.status.success(), "the load failed ({})", output.status);

@@ -3,7 +3,7 @@
 use crate::service::participant_messages::{from_participant_out, to_participant};
 use anyhow::Context;
 use clap::Args;
-use lockstep_core::{Ballot, FromParticipant, Hello, Kind, Owner, ToParticipant, Vote};
+use lockstep_core::{Ballot, FromParticipant, Hello, Kind, Owner, Progress, ToParticipant, Vote};
 use lockstep_proto::v1;
 use lockstep_proto::v1::participant_service_client::ParticipantServiceClient;
 use tokio::sync::mpsc;
@@ -22,6 +22,9 @@ pub struct NoOpArgs {
     /// Acknowledge nothing that is decided
     #[arg(long)]
     silent: bool,
+    /// Follow as an index, with a redo of so many bytes
+    #[arg(long, value_name = "BYTES")]
+    redo: Option<usize>,
 }
 
 /// Frames that wait to be sent.
@@ -41,13 +44,20 @@ pub async fn attend(arguments: &NoOpArgs) -> anyhow::Result<()> {
         let mut ballot = Ballot::default();
         for message in frame.messages {
             match to_participant(message).map_err(anyhow::Error::msg)? {
-                ToParticipant::Welcome { owner, .. } => messages.push(hello(owner)),
-                ToParticipant::Prepare(work) => ballot.votes.push((work.txid, Vote::Prepared([].into()))),
-                ToParticipant::Commit(_) if arguments.silent => {}
-                ToParticipant::Commit(decided) => messages.extend(decided.txids.into_iter().map(FromParticipant::Committed)),
+                ToParticipant::Welcome { owner, .. } => messages.push(hello(owner, arguments.kind())),
+                ToParticipant::Prepare(work) => ballot.votes.push((work.txid, arguments.vote())),
+                ToParticipant::Commit(_) | ToParticipant::Closed(_) if arguments.silent => {}
+                ToParticipant::Commit(decided) if arguments.kind() == Kind::Preparing => {
+                    messages.extend(decided.txids.into_iter().map(FromParticipant::Committed));
+                }
+                // All of them have come before this: nothing overtakes.
+                ToParticipant::Closed(csn) if arguments.kind() == Kind::Redo => {
+                    messages.push(FromParticipant::Progress(Progress { applied: csn, durable: csn }));
+                }
                 ToParticipant::Close => return Ok(()),
                 ToParticipant::Reserve(_)
                 | ToParticipant::Open
+                | ToParticipant::Commit(_)
                 | ToParticipant::Abort(_)
                 | ToParticipant::Lead(_)
                 | ToParticipant::Settle(_)
@@ -69,6 +79,19 @@ pub async fn attend(arguments: &NoOpArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn hello(owner: Owner) -> FromParticipant {
-    FromParticipant::Hello(Hello { highest_epoch: owner.epoch, ..Hello::of_nothing(Kind::Preparing) })
+impl NoOpArgs {
+    fn kind(&self) -> Kind {
+        if self.redo.is_some() { Kind::Redo } else { Kind::Preparing }
+    }
+
+    fn vote(&self) -> Vote {
+        match self.redo {
+            Some(bytes) => Vote::Redo(vec![0; bytes].into(), [].into()),
+            None => Vote::Prepared([].into()),
+        }
+    }
+}
+
+fn hello(owner: Owner, kind: Kind) -> FromParticipant {
+    FromParticipant::Hello(Hello { highest_epoch: owner.epoch, ..Hello::of_nothing(kind) })
 }

@@ -1,7 +1,7 @@
 //! The rows with real servers: PostgreSQL and OpenSearch, started here, on the disk of temporary files.
 
 use super::baseline::{self, Measured, TABLE, UPSERT, Writer};
-use super::load::{self, Awaited, Loaded, Shape};
+use super::load::{self, Awaited, LoadArgs, Loaded, Shape};
 use super::report::{Report, Row};
 use super::{BenchArgs, PATIENCE, Rows, load_process};
 use crate::demo::daemon::{Daemon, Launch};
@@ -141,7 +141,7 @@ async fn both(clusters: &mut Clusters, node: &str, mode: PostgresMode, seconds: 
     let naive = block_in_place(|| naive_dual_write(&url, node, &clusters.name(), seconds))?;
     let url = clusters.database(0)?;
     let stores = database("db", &url, mode) + &index(node, &clusters.name());
-    Ok((naive, lockstep(&stores, true, seconds, Shape::RowAndDocument).await?))
+    Ok((naive, lockstep(&stores, true, seconds, Shape::row_and_document()).await?))
 }
 
 /// Two clusters in two-phase mode, over the same by hand with no coordinator log.
@@ -153,7 +153,7 @@ async fn two_clusters(arguments: &BenchArgs, report: &mut Report, clusters: &mut
         let by_hand = by_hand(&urls, Duration::from_secs(arguments.seconds)).await?;
         let urls = [clusters.database(0)?, clusters.database(1)?];
         let stores = database("a", &urls[0], PostgresMode::TwoPhase) + &database("b", &urls[1], PostgresMode::TwoPhase);
-        let both = lockstep(&stores, false, arguments.seconds, Shape::TwoTables).await?;
+        let both = lockstep(&stores, false, arguments.seconds, Shape::two_tables()).await?;
         eprintln!("{what}: round {round}: {:.0}/s over {:.0}/s", both.per_second(), by_hand.per_second());
         ratios.push(both.per_second() / by_hand.per_second());
     }
@@ -310,7 +310,7 @@ async fn lockstep(stores: &str, with_index: bool, seconds: u64, shape: Shape) ->
     } else {
         load::prepare_two(&daemon.url()).await?;
     }
-    let loaded = load_process(&daemon.url(), CLIENTS, seconds, Awaited::Applied, shape).await?;
+    let loaded = load_process(&LoadArgs::new(&daemon.url(), CLIENTS, seconds, Awaited::Applied, shape)).await?;
     daemon.stop().await?;
     Ok(loaded)
 }

@@ -1,4 +1,4 @@
-//! OpenSearch and Elasticsearch, over their REST API: a search index that votes by redo (DESIGN §3).
+//! OpenSearch and Elasticsearch, over their REST API: a search index that votes by redo (R-REDO).
 //!
 //! Prepare checks every document against the index's real mapping, as the server has it, and hands the documents back as the redo:
 //! nothing is written before the decision. Phase two is `_bulk`, with the CSN as the document's external version: a repeat is a 200, an

@@ -1,4 +1,4 @@
-//! Tantivy, embedded: a search index that votes by redo (DESIGN §3).
+//! Tantivy, embedded: a search index that votes by redo (R-REDO).
 //!
 //! Prepare checks every document against the declaration and Tantivy's limits, and hands the documents back as the redo: nothing is
 //! written before the decision. Phase two deletes by key and adds, in CSN order as far as known, many transactions to one commit of the

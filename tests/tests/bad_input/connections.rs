@@ -74,6 +74,12 @@ async fn garbage_inside_grpc_is_told_to_its_sender() -> anyhow::Result<()> {
     let status = raw(&lab, "/lockstep.v1.TransactionService/Commit", vec![0; 9_000_000]).await?;
     assert_eq!(status.code(), Code::OutOfRange, "{status}");
     says(status.message(), &["found 9000000 bytes", "8388608"]);
+    // Empty parts, two bytes each, that would be a hundred times as large in memory: requests (1) of a frame, branches (3) of a commit.
+    for (method, part) in [("/lockstep.v1.TransactionService/Transact", [0x0a, 0]), ("/lockstep.v1.TransactionService/Commit", [0x1a, 0])] {
+        let status = raw(&lab, method, part.repeat(4_000_000)).await?;
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+        says(status.message(), &["a message of 8000000 bytes", "in memory; at most 48777216"]);
+    }
 
     // On a stream it ends the stream, with the limit's name; what came before it is done and answered.
     let mut wire = lab.wire().await?;

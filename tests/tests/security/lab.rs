@@ -19,13 +19,14 @@ pub const LIMIT: Duration = Duration::from_secs(30);
 pub const LOOK: Duration = Duration::from_millis(10);
 
 /// Name, roles, and what else stands in its table. Each has a token of its own.
-const PRINCIPALS: [(&str, &str, &str); 7] = [
+const PRINCIPALS: [(&str, &str, &str); 8] = [
     ("shop", "client", "stores = [\"db\", \"index\"]\ncertificates = [\"dns:shop-host\"]"),
     ("rival", "client", ""),
     ("narrow", "client", "stores = [\"index\"]"),
     ("hasty", "client", "requests_per_second = 5\ntransaction_bytes = 2000\nstreams = 1"),
     ("far", "participant", "stores = [\"far\"]"),
     ("eye", "viewer", ""),
+    ("gauge", "client viewer", ""),
     ("ops", "operator", ""),
 ];
 
@@ -67,7 +68,8 @@ impl Lab {
         for (name, roles, extra) in PRINCIPALS {
             std::fs::write(at.join(name), format!("{}\n", token(name)))?;
             configuration += &format!(
-                "[[principal]]\nname = \"{name}\"\nroles = [\"{roles}\"]\ntoken_file = \"{}\"\n{extra}\n",
+                "[[principal]]\nname = \"{name}\"\nroles = {:?}\ntoken_file = \"{}\"\n{extra}\n",
+                roles.split(' ').collect::<Vec<_>>(),
                 at.join(name).display()
             );
         }

@@ -2,6 +2,7 @@
 
 mod access;
 mod audit;
+mod benchmark;
 mod connections;
 mod lab;
 mod log_formats;

@@ -5,8 +5,8 @@ use super::contract::{ParticipantEffect, StoreCommand};
 use super::limits::{COMMIT_BYTES, COMMIT_MAX, RETRY_INTERVAL};
 use super::session::{Phase, Session};
 use super::{Command, Next};
-use crate::ids::{Csn, Time};
-use crate::message::{Decided, FromParticipant, Progress};
+use crate::ids::{Csn, Time, Txid};
+use crate::message::{Decided, FromParticipant, MarkerEvidence, Progress};
 use crate::mutation::{Mutation, broken};
 use crate::vote::Kind;
 use std::sync::Arc;
@@ -161,6 +161,20 @@ impl Session {
         self.untended = true;
         let progress = self.trusted(kind, progress);
         self.advance(progress, repeated && kind != Kind::Preparing, effects);
+    }
+
+    /// What the coordinator hears of them, one by one.
+    pub(super) fn tell_committed(
+        &self,
+        done: Vec<Txid>,
+        not_prepared: Vec<(Txid, MarkerEvidence)>,
+        stuck: Vec<(Csn, String)>,
+        effects: &mut Vec<ParticipantEffect>,
+    ) {
+        let acks = done.into_iter().map(FromParticipant::Committed);
+        let misses = not_prepared.into_iter().map(|(txid, evidence)| FromParticipant::NotPrepared(txid, evidence));
+        let troubles = stuck.into_iter().map(|(csn, why)| FromParticipant::Stuck(csn, why));
+        effects.extend(acks.chain(misses).chain(troubles).map(|message| ParticipantEffect::Send(self.id, message)));
     }
 
     /// R-SKIP: it counts as applied.

@@ -2,6 +2,7 @@
 
 use super::batch::{Batch, same_transactions};
 use super::contract::ParticipantEffect;
+use super::limits::SCAN_PIECE;
 use super::session::{Phase, Session};
 use crate::ids::{Decider, Time, Txid};
 use crate::message::{FromParticipant, Work};
@@ -130,9 +131,22 @@ impl Session {
         None
     }
 
+    /// What became of the open batch, or of those that share an open local transaction beside others.
+    pub(super) fn led(&mut self, txids: Vec<Txid>, outcome: Result<(), Refusal>, effects: &mut Vec<ParticipantEffect>) {
+        self.close_batch(outcome.is_ok(), effects);
+        self.untended = true;
+        let message = match outcome {
+            Ok(()) => FromParticipant::Led(txids),
+            Err(refusal) => FromParticipant::NotLed(txids, refusal),
+        };
+        self.send(message, effects);
+    }
+
     /// What became of the transactions that a preparing store led.
     pub(super) fn led_each(&mut self, txids: &[Txid], outcomes: Vec<(Txid, Result<(), Refusal>)>, effects: &mut Vec<ParticipantEffect>) {
         assert!(outcomes.iter().map(|(txid, _)| txid).eq(txids), "R-LR: one outcome for each, in the order given");
+        self.close_batch(true, effects);
+        self.untended = true;
         let mut committed = Vec::new();
         for (txid, outcome) in outcomes {
             self.voted.remove(&txid);
@@ -144,6 +158,15 @@ impl Session {
         if !committed.is_empty() {
             self.send(FromParticipant::Led(committed), effects);
         }
+    }
+
+    /// A piece of the markers that stand there. If there are more, the next piece is due, unless another scan has been asked for meanwhile.
+    pub(super) fn scanned(&mut self, markers: Vec<Marker>, effects: &mut Vec<ParticipantEffect>) {
+        let last = markers.len() < SCAN_PIECE;
+        if !last && self.scan.is_none() {
+            self.scan = markers.last().map(|marker| marker.entry.csn);
+        }
+        self.send(FromParticipant::Markers { markers, last }, effects);
     }
 
     /// Questions that only a leader can answer.

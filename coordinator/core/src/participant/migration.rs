@@ -1,7 +1,7 @@
 //! Changes of the schema: outside every transaction, when the store has come to rest.
 
 use super::Participant;
-use super::contract::ParticipantEffect;
+use super::contract::{ParticipantEffect, StoreReport};
 use super::limits::{MIGRATION_PATIENCE, MIGRATIONS_MAX};
 use crate::ids::{Ticket, Time};
 use crate::vote::{Refusal, RefusalKind};
@@ -31,5 +31,14 @@ impl Participant {
             let refusal = Refusal::new(RefusalKind::Timeout, "the store did not come to rest in 30 s; nothing was changed");
             effects.push(ParticipantEffect::Migrated(late.ticket, Err(refusal)));
         }
+    }
+}
+
+/// What its caller is told.
+pub(super) fn result(report: &StoreReport) -> Result<String, Refusal> {
+    match report {
+        StoreReport::Migrated(result) => result.clone(),
+        StoreReport::Broken(why) => Err(Refusal::new(RefusalKind::Unavailable, why.clone())),
+        other => panic!("the store answered a migration with {other:?}"),
     }
 }

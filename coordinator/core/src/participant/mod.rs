@@ -37,7 +37,7 @@ pub use limits::*;
 use crate::ids::{Csn, Owner, SessionId, Ticket, Time, Txid};
 use crate::message::{Decided, FromParticipant, Hello, Progress, Settle, ToParticipant, Work};
 use crate::mutation::{Mutation, broken};
-use crate::vote::{Abilities, Kind, Refusal, RefusalKind};
+use crate::vote::{Abilities, Kind};
 use gathering::Gathering;
 use migration::Migration;
 use owner::highest_epoch;
@@ -302,18 +302,12 @@ impl Participant {
         }
     }
 
+    /// The store has carried out its command. What that means is its session's to say; only a migration's caller waits outside.
     fn report(&mut self, now: Time, report: StoreReport, effects: &mut Vec<ParticipantEffect>) {
         let Running { session: of, command } = self.running.take().expect("a report follows its command");
         // A migration's caller is outside every session.
         if let Command::Migrate(ticket) = command {
-            effects.push(ParticipantEffect::Migrated(
-                ticket,
-                match &report {
-                    StoreReport::Migrated(result) => result.clone(),
-                    StoreReport::Broken(why) => Err(Refusal::new(RefusalKind::Unavailable, why.clone())),
-                    other => panic!("the store answered a migration with {other:?}"),
-                },
-            ));
+            effects.push(ParticipantEffect::Migrated(ticket, migration::result(&report)));
         }
         let live = self.session.as_mut().filter(|s| s.id == of);
         if let StoreReport::Broken(why) = report {
@@ -328,72 +322,37 @@ impl Participant {
         let Some(session) = live else { return };
         match (command, report) {
             (Command::Recover, StoreReport::Recovered { progress, highest, prepared, heuristics, floor, exclusive }) => {
-                let previous = self.previous;
+                let (kind, abilities) = (self.kind, self.abilities);
+                let (owner, highest_epoch) = (self.previous, highest_epoch(self.previous, highest, &prepared));
                 self.previous = self.owner;
-                session.recovered(now, previous, progress, &prepared);
-                let highest_epoch = highest_epoch(previous, highest, &prepared);
-                let (kind, owner) = (self.kind, previous.filter(|_| !broken(Mutation::OwnerUnchecked)));
-                let hello = Hello {
-                    kind,
-                    owner,
-                    progress,
-                    highest,
-                    prepared,
-                    heuristics,
-                    floor,
-                    exclusive,
-                    highest_epoch,
-                    abilities: self.abilities,
-                };
-                effects.push(ParticipantEffect::Send(of, FromParticipant::Hello(hello)));
+                session.recovered(now, owner, progress, &prepared);
+                let owner = owner.filter(|_| !broken(Mutation::OwnerUnchecked));
+                let hello = Hello { kind, owner, progress, highest, prepared, heuristics, floor, exclusive, highest_epoch, abilities };
+                session.send(FromParticipant::Hello(hello), effects);
             }
             (Command::Prepare(work), StoreReport::Prepared(ballot)) => session.prepared(now, self.kind, work, ballot, effects),
             (Command::Commit { decided, closed }, StoreReport::Committed { progress, done, not_prepared, stuck }) => {
                 session.given = session.given.max(closed);
                 session.committed(now, self.kind, &decided, progress, &stuck, effects);
-                let acks = done.into_iter().map(FromParticipant::Committed);
-                let misses = not_prepared.into_iter().map(|(txid, evidence)| FromParticipant::NotPrepared(txid, evidence));
-                let troubles = stuck.into_iter().map(|(csn, why)| FromParticipant::Stuck(csn, why));
-                effects.extend(acks.chain(misses).chain(troubles).map(|m| ParticipantEffect::Send(of, m)));
+                session.tell_committed(done, not_prepared, stuck, effects);
             }
             (Command::Abort, StoreReport::Aborted) | (Command::Floor, StoreReport::Floored) => {}
-            (Command::Lead(txids), StoreReport::Led(result)) => {
-                session.close_batch(result.is_ok(), effects);
-                session.untended = true;
-                let message = match result {
-                    Ok(()) => FromParticipant::Led(txids),
-                    Err(refusal) => FromParticipant::NotLed(txids, refusal),
-                };
-                effects.push(ParticipantEffect::Send(of, message));
-            }
-            (Command::Lead(txids), StoreReport::LedEach(outcomes)) => {
-                session.close_batch(true, effects);
-                session.untended = true;
-                session.led_each(&txids, outcomes, effects);
-            }
+            (Command::Lead(txids), StoreReport::Led(result)) => session.led(txids, result, effects),
+            (Command::Lead(txids), StoreReport::LedEach(outcomes)) => session.led_each(&txids, outcomes, effects),
             (Command::Acked(csn), StoreReport::Acked) => session.advance(Progress { applied: csn, durable: csn }, true, effects),
             (Command::Settle(what), StoreReport::Settled(marker)) => {
-                effects.push(ParticipantEffect::Send(of, FromParticipant::Settled(what, marker)));
+                session.send(FromParticipant::Settled(what, marker), effects);
             }
             (Command::Settle(_), StoreReport::Unsettled(_)) => {}
-            (Command::Scan, StoreReport::Scanned(markers)) => {
-                let last = markers.len() < SCAN_PIECE;
-                if !last && session.scan.is_none() {
-                    session.scan = markers.last().map(|m| m.entry.csn);
-                }
-                effects.push(ParticipantEffect::Send(of, FromParticipant::Markers { markers, last }));
-            }
+            (Command::Scan, StoreReport::Scanned(markers)) => session.scanned(markers, effects),
             (Command::Resolve(txid), StoreReport::Resolved(commit)) => {
                 session.doubts.remove(txid);
-                effects.push(ParticipantEffect::Send(of, FromParticipant::Resolved { txid, commit }));
+                session.send(FromParticipant::Resolved { txid, commit }, effects);
             }
             (Command::Resolve(txid), StoreReport::Unresolved(_)) => drop(session.doubts.remove(txid)),
             (Command::List, StoreReport::Listed(prepared)) => session.listed(now, prepared),
             (Command::Tend(closed), StoreReport::Tended { progress, next }) => {
-                session.given = session.given.max(closed);
-                session.tend_at = next;
-                let progress = session.trusted(self.kind, progress);
-                session.advance(progress, false, effects);
+                session.tended(self.kind, closed, progress, next, effects);
             }
             (Command::Migrate(_), StoreReport::Migrated(_)) => session.untended = true,
             (command, report) => panic!("the store answered {command:?} with {report:?}"),

@@ -4,7 +4,7 @@ use super::batch::Batch;
 use super::contract::{ParticipantEffect, StoreCommand};
 use super::session::{Phase, Session};
 use super::{Command, Next};
-use crate::ids::Csn;
+use crate::ids::{Csn, Time};
 use crate::message::{FromParticipant, Progress};
 use crate::mutation::{Mutation, broken};
 use crate::vote::Kind;
@@ -54,5 +54,13 @@ impl Session {
         self.untended = false;
         self.tend_at = None;
         Some((StoreCommand::Tend(closed), Command::Tend(closed)))
+    }
+
+    /// It was tended with this limit, and wants to be again at that time.
+    pub(super) fn tended(&mut self, kind: Kind, closed: Csn, progress: Progress, next: Option<Time>, effects: &mut Vec<ParticipantEffect>) {
+        self.given = self.given.max(closed);
+        self.tend_at = next;
+        let progress = self.trusted(kind, progress);
+        self.advance(progress, false, effects);
     }
 }

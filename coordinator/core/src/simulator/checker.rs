@@ -1,4 +1,4 @@
-//! The invariants (PROTOCOL §10). It knows what clients asked and were told, what stood durably in a log or in a leader's markers, what
+//! The invariants I1 to I12, and some rules beside them. It knows what clients asked and were told, what stood durably in a log or in a leader's markers, what
 //! stores did, and what was said aloud: damage, alarms. It knows nothing of how.
 
 use super::store::State;
@@ -422,8 +422,13 @@ impl Checker {
         self.retired.contains(&log_id.0)
     }
 
-    /// A copy of a log begins a life of its own. `lives`: its original is up; if not, no store follows that until it is again. What was told
-    /// before is both's.
+    /// Whether a store has followed this start.
+    pub(crate) fn is_followed(&self, owner: Owner) -> bool {
+        self.kept.iter().any(|(_, epoch, incarnation)| (*epoch, *incarnation) == (owner.epoch, owner.incarnation))
+    }
+
+    /// A copy of a log begins a life of its own. `lives`: its original is up, and a store follows it; if not, none does until it is started
+    /// again. What was told before is both's.
     pub(crate) fn log_cloned(&mut self, from: usize, to: usize, lives: bool) {
         (self.cloned, self.two_logs) = (true, true);
         self.followed = lives.then_some(from).into_iter().collect();
@@ -589,7 +594,7 @@ impl Checker {
         } else if !stands(log) && !stands(LEADERS) {
             Some("I11: it is not durably decided at that CSN")
         } else if asked.writes.iter().any(|w| lagging(&w)) {
-            Some("§8: a store that the client waits for has not applied it")
+            Some("Clients: a store that the client waits for has not applied it")
         } else {
             None
         };
@@ -647,7 +652,7 @@ impl Checker {
         });
         if let Some((i, asked)) = missing {
             let decided = asked.decided_at().expect("due");
-            self.violation(format!("§8: store {store} is said to have reached {csn}, but Tag({i}) at {decided} is not visible there"));
+            self.violation(format!("Clients: store {store} is said to have reached {csn}, but Tag({i}) at {decided} is not visible there"));
         }
     }
 
@@ -664,7 +669,6 @@ impl Checker {
         for (i, asked) in self.asked.iter().enumerate() {
             let tag = Tag(i as u64);
             let there = |store: usize| stores[store].history.iter().any(|applied| applied.tag == tag);
-            let anywhere = asked.writes.iter().any(|w| there(w.store));
             // From its removal on nobody looks after a store: it may lose what it had.
             let unattended = |store: usize| self.is_removed(store) && asked.ever_applied.contains(&store);
             let settled = |store: usize| there(store) || self.damage.contains(&(store, tag)) || unattended(store);
@@ -676,7 +680,9 @@ impl Checker {
                 // A store that has followed a start which the log does not hold can tell, and is asked.
                 let promised = asked.told.iter().any(|(_, told)| matches!(told, Told::Committed(_)));
                 let provable = asked.writes.iter().any(|w| self.has_kept_another(w.store, starts));
-                let deviates = anywhere || (promised && provable);
+                // Where it is but in stores that were removed, an operator has given up what they could tell.
+                let shown = asked.writes.iter().any(|w| there(w.store) && !self.is_removed(w.store));
+                let deviates = shown || (promised && provable);
                 let agree = asked.below || !deviates || (everywhere && !aborted);
                 let store_lost = asked.writes.iter().any(|w| self.is_store_lost(w.store));
                 let said = self.log_alarm || store_lost || self.damage.iter().any(|(_, damaged)| *damaged == tag);

@@ -331,6 +331,73 @@ pub(super) const SCHEDULES: &[Schedule] = &[
         },
     },
     Schedule {
+        name: "a condition on a document whose write was given up",
+        misses: &[Mutation::SkippedCounts],
+        misses_both: None,
+        setup: || {
+            let absent = Write { condition: Some(Condition::Absent), ..Write::of(1, "k") };
+            let requests = vec![vec![Write::of(0, "a"), Write::of(1, "k")], vec![Write::of(0, "b"), absent]];
+            Setup { wait: Wait::Applied, ..Setup::new(&[Kind::Preparing, Kind::Redo], requests) }
+        },
+        way: |w| {
+            w.hold(Step::Client(1));
+            w.leave_unanswered(1)?;
+            w.until("its database has it", |w| w.answered(0))?;
+            let (txid, participant) = (w.txid_of(0)?, ParticipantId(1));
+            w.checker.by_hand(1, super::checker::Tag(0));
+            w.order(AdminAction::Skip { txid, participant });
+            w.until("it is given up", |w| w.machine.as_ref().is_some_and(|m| !m.damage.is_empty() && m.followers()[1].items.is_empty()))?;
+            w.release(Step::Client(1));
+            w.rest()?;
+            // With another fault it may be aborted for that.
+            match w.fault.is_some() || w.seats[1].store.durable.documents.contains_key("k") {
+                true => Ok(()),
+                false => Err(Stop::Broken("R-COND: a condition is tested against a write that was given up".into())),
+            }
+        },
+    },
+    Schedule {
+        name: "an index loses what was ended",
+        misses: &[Mutation::EndedNotSent],
+        misses_both: None,
+        setup: || {
+            let requests = vec![vec![Write::of(0, "a"), Write::of(1, "k")], vec![Write::of(0, "b"), Write::of(1, "m")]];
+            Setup::new(&[Kind::Preparing, Kind::Redo], requests)
+        },
+        way: |w| {
+            w.hold(Step::Client(1));
+            (w.seats[1].store.lazy, w.seats[1].store.shows_early) = (true, true);
+            w.until("the first is found", |w| w.answered(0))?;
+            // A round of housekeeping, which notes that it has ended. The next decision forces that.
+            w.pass(3)?;
+            w.release(Step::Client(1));
+            w.until("the second is found", |w| w.answered(1))?;
+            w.die()?;
+            w.lose_store(1);
+            w.rest()
+        },
+    },
+    Schedule {
+        name: "a backend of an earlier start commits after its leader was scanned",
+        misses: &[],
+        misses_both: Some([Mutation::LeaderOwnerUnchecked, Mutation::ScannedOnce]),
+        setup: || Setup { pooled: true, ..led_beside_another() },
+        way: |w| {
+            w.held = vec![Step::Client(1)];
+            w.leave_a_backend(0)?;
+            w.hold(Step::Client(0));
+            w.die()?;
+            w.until("all are there", |w| (0..3).all(|store| w.is_open(store)))?;
+            w.release(Step::LeftBehind(0));
+            w.go(Step::LeftBehind(0))?;
+            // Until it is looked at again.
+            w.pass(5)?;
+            w.go(Step::Client(1))?;
+            w.until("the other is found", |w| w.answered(1))?;
+            w.rest()
+        },
+    },
+    Schedule {
         name: "a log is put back by command, and a store is away",
         misses: &[Mutation::RestoredPresumes],
         misses_both: None,

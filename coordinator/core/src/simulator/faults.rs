@@ -1,4 +1,4 @@
-//! What goes wrong in one run: drawn once per seed, because a uniform mixture finds few bugs (PROTOCOL §10).
+//! What goes wrong in one run: drawn once per seed, because a uniform mixture finds few bugs.
 //! `swarm` makes it wider: up to five stores of a kind, coordinators that take over one after another, and any fault switched off.
 
 use super::dice::Dice;

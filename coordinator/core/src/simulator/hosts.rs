@@ -240,7 +240,8 @@ impl World {
                 let mut copy = self.disks[0].copy();
                 (copy.appender, copy.examined) = (second, copy.last());
                 self.disks.push(copy);
-                self.checker.log_cloned(0, 1, self.hosts[0].machine.is_some());
+                let lives = self.hosts[0].machine.as_ref().is_some_and(|machine| self.checker.is_followed(machine.owner()));
+                self.checker.log_cloned(0, 1, lives);
                 self.hosts.push(Host::new(1, self.actors.len()));
                 self.after(1, Happening::StartCoordinator(second));
                 let found_out = self.dice.log_between(100_000, 5_000_000);
@@ -457,8 +458,10 @@ impl World {
             return;
         }
         let waits = self.climate.config.loss_strict || self.now < self.hosts[host].started.after(self.climate.config.loss_wait);
+        // One that was removed is not heard: an operator has given up what it could tell.
+        let heard = |i: &usize| *i != to.0 as usize && !self.checker.is_removed(*i);
         let knows = |i: &usize| self.actors[*i].store.live.history.iter().any(|applied| applied.tag == tag);
-        let witness = (0..self.actors.len()).filter(|i| *i != to.0 as usize).find(knows);
+        let witness = (0..self.actors.len()).filter(heard).find(knows);
         if let Some(witness) = witness.filter(|i| waits || machine.followers()[*i].evidence || self.checker.is_unheard(*i)) {
             self.checker.violation(format!(
                 "R-LOGLOSS: {to} is told to abort {txid} ({tag:?}), of which the log has lost the decision, though store {witness} has applied it"

@@ -256,11 +256,13 @@ mod tests {
         (Mutation::WatermarkApart, 12),
         (Mutation::IndexWatermarkApart, 6),
         (Mutation::FirstAckEnds, 3),
+        (Mutation::LeaderVotesEarly, 2),
         (Mutation::SkipBeforeDamage, 160),
         (Mutation::FailedAppendAborts, 95),
         (Mutation::ForceTriedAgain, 47),
         (Mutation::FullLogRuns, 1),
         (Mutation::LogLossUnseen, 12),
+        (Mutation::LostCsnUnseen, 194),
         (Mutation::PresumesUnheard, 325),
         (Mutation::StoreLossUnseen, 13),
         (Mutation::LeaderAcked, 548),
@@ -358,6 +360,12 @@ mod tests {
     #[test]
     fn the_higher_of_two_lost_floors_stays() {
         check(786_892_892, &Options::default());
+    }
+
+    /// A log that is put back has no decision of its last epoch, but a floor in it; a store has seen what was decided later in that epoch.
+    #[test]
+    fn a_log_that_has_lost_all_decisions_of_an_epoch_is_noticed() {
+        check(725_525_293, &Options::default());
     }
 
     /// An operator skips a redo whose outcome is below the floor already.
