@@ -477,9 +477,9 @@ fn launch(folder: &Path, mode: Mode) -> anyhow::Result<Launch> {
 async fn load_process(load: &LoadArgs) -> anyhow::Result<Loaded> {
     let mut command = tokio::process::Command::new(std::env::current_exe()?);
     command.arg("bench-load").args(load.arguments());
-    let output =
-        command.stdin(Stdio::null()).stderr(Stdio::inherit()).kill_on_drop(true).output().await.context("cannot start the load")?;
-    anyhow::ensure!(output.status.success(), "the load failed ({})", output.status);
+    let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await.context("cannot start the load")?;
+    let why = || String::from_utf8_lossy(&output.stderr).trim_start_matches("lockstepd:").trim().to_owned();
+    anyhow::ensure!(output.status.success(), "the load failed ({}): {}", output.status, why());
     serde_json::from_slice(&output.stdout).context("the load's answer")
 }
 
