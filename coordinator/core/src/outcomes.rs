@@ -124,7 +124,8 @@ impl Outcomes {
 
     /// The request under this name.
     pub fn by_key(&self, key: &RequestKey) -> Option<&Known> {
-        self.by_key.find(self.keyed.hash_one(key), |at| self.kept.named(*at).key == *key).map(|at| self.kept.named(*at))
+        let at = self.by_key.find(self.keyed.hash_one(key), |at| self.kept.named(*at).known.key == *key)?;
+        Some(&self.kept.named(*at).known)
     }
 
     /// The request of this transaction.
@@ -134,44 +135,41 @@ impl Outcomes {
 
     /// The request that began at this position.
     pub fn by_position(&self, position: Position) -> Option<&Known> {
-        self.kept.get(position)
+        self.kept.get(position).map(|named| &named.known)
     }
 
     /// All, oldest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Known> {
-        self.kept.iter()
+        self.kept.iter().map(|named| &named.known)
     }
 
     /// A request becomes known.
     pub fn insert(&mut self, known: Known) {
         let (position, hash) = (known.txid.position(), self.keyed.hash_one(&known.key));
         let again = broken(Mutation::KeyRunsAgain) || broken(Mutation::AbortedKeyRuns);
-        match self.by_key.find_mut(hash, |at| self.kept.named(*at).key == known.key) {
+        match self.by_key.find_mut(hash, |at| self.kept.named(*at).known.key == known.key) {
             Some(named) => {
                 assert!(*named == position || again, "R-KEY: two transactions under one key: {}", known.txid);
                 *named = position;
-                self.insert_beside(known);
+                self.keep(known, hash);
             }
             None => {
-                self.insert_beside(known);
-                self.by_key.insert_unique(hash, position, |at| self.keyed.hash_one(&self.kept.named(*at).key));
+                self.keep(known, hash);
+                self.by_key.insert_unique(hash, position, |at| self.kept.named(*at).hash);
             }
         }
     }
 
     /// A transaction becomes known whose key is another's already, and stays so: what clients were told is not taken back.
     pub fn insert_beside(&mut self, known: Known) {
-        let position = known.txid.position();
-        assert!(position >= self.floor, "a transaction below the floor becomes known: {}", known.txid);
-        self.note_results(position, &known.fate);
-        self.kept.insert(known);
-        self.drop_excess_results();
+        let hash = self.keyed.hash_one(&known.key);
+        self.keep(known, hash);
     }
 
     /// A running request gets its fate, once and for ever (I2).
     pub fn settle(&mut self, txid: Txid, now: Time, fate: Fate) {
         self.note_results(txid.position(), &fate);
-        let known = self.kept.get_mut(txid.position()).expect("only a known request is settled");
+        let Named { known, .. } = self.kept.get_mut(txid.position()).expect("only a known request is settled");
         assert!(matches!(known.fate, Fate::Running), "I2: the outcome of {txid} would be reversed");
         (known.fate, known.settled) = (fate, Some(now));
         self.drop_excess_results();
@@ -179,7 +177,7 @@ impl Outcomes {
 
     /// A transaction that was begun is told what it asks for.
     pub fn identify(&mut self, txid: Txid, hash: u64) {
-        let known = self.kept.get_mut(txid.position()).expect("only a known request is identified");
+        let Named { known, .. } = self.kept.get_mut(txid.position()).expect("only a known request is identified");
         assert!(matches!(known.fate, Fate::Running), "R-KEY: {txid} is settled, and would become another request");
         known.hash = hash;
     }
@@ -205,10 +203,10 @@ impl Outcomes {
 
     /// Forgets everything below; the record that says so is durable.
     pub fn raise_floor(&mut self, floor: Position) {
-        for known in self.kept.below(floor) {
+        for Named { known, hash } in self.kept.below(floor) {
             assert!(!matches!(known.fate, Fate::Running), "the floor passes a running transaction: {}", known.txid);
             // Another's key stays: only one stands under it.
-            if let Ok(named) = self.by_key.find_entry(self.keyed.hash_one(&known.key), |at| *at == known.txid.position()) {
+            if let Ok(named) = self.by_key.find_entry(*hash, |at| *at == known.txid.position()) {
                 named.remove();
             }
             self.results_bytes -= known.fate.results_bytes();
@@ -218,6 +216,14 @@ impl Outcomes {
         while self.with_results.front().is_some_and(|position| *position < floor) {
             self.with_results.pop_front();
         }
+    }
+
+    fn keep(&mut self, known: Known, hash: u64) {
+        let position = known.txid.position();
+        assert!(position >= self.floor, "a transaction below the floor becomes known: {}", known.txid);
+        self.note_results(position, &known.fate);
+        self.kept.insert(Named { known, hash });
+        self.drop_excess_results();
     }
 
     fn note_results(&mut self, position: Position, fate: &Fate) {
@@ -238,7 +244,7 @@ impl Outcomes {
     }
 
     fn forget_results(&mut self, position: Position) {
-        let Some(known) = self.kept.get_mut(position) else { return };
+        let Some(Named { known, .. }) = self.kept.get_mut(position) else { return };
         let bytes = known.fate.results_bytes();
         if let Some(results) = known.fate.results_mut() {
             *results = None;
@@ -247,13 +253,26 @@ impl Outcomes {
     }
 }
 
+/// A request, and the hash of its name.
+#[derive(Debug)]
+struct Named {
+    known: Known,
+    hash: u64,
+}
+
 /// Requests by position.
 #[derive(Debug, Default)]
 struct Kept {
     /// Of earlier starts.
-    earlier: BTreeMap<Position, Known>,
+    earlier: BTreeMap<Position, Named>,
     /// Of this start.
     own: Run,
+}
+
+impl Named {
+    fn position(&self) -> Position {
+        self.known.txid.position()
+    }
 }
 
 impl Kept {
@@ -266,35 +285,35 @@ impl Kept {
         self.earlier.len() + self.own.len()
     }
 
-    fn iter(&self) -> impl DoubleEndedIterator<Item = &Known> {
+    fn iter(&self) -> impl DoubleEndedIterator<Item = &Named> {
         self.earlier.values().chain(self.own.iter())
     }
 
-    fn get(&self, position: Position) -> Option<&Known> {
+    fn get(&self, position: Position) -> Option<&Named> {
         if position.epoch == self.own.epoch { self.own.get(position.n) } else { self.earlier.get(&position) }
     }
 
-    fn get_mut(&mut self, position: Position) -> Option<&mut Known> {
+    fn get_mut(&mut self, position: Position) -> Option<&mut Named> {
         if position.epoch == self.own.epoch { self.own.get_mut(position.n) } else { self.earlier.get_mut(&position) }
     }
 
     /// The one that a key leads to.
-    fn named(&self, position: Position) -> &Known {
+    fn named(&self, position: Position) -> &Named {
         self.get(position).expect("a key belongs to a known request")
     }
 
-    fn insert(&mut self, known: Known) {
-        let position = known.txid.position();
+    fn insert(&mut self, named: Named) {
+        let position = named.position();
         if position.epoch == self.own.epoch {
-            self.own.push(known);
+            self.own.push(named);
         } else {
-            self.earlier.insert(position, known);
+            self.earlier.insert(position, named);
         }
     }
 
-    fn below(&self, floor: Position) -> impl Iterator<Item = &Known> {
-        let own = self.own.iter().take_while(move |known| known.txid.position() < floor);
-        self.earlier.range(..floor).map(|(_, known)| known).chain(own)
+    fn below(&self, floor: Position) -> impl Iterator<Item = &Named> {
+        let own = self.own.iter().take_while(move |named| named.position() < floor);
+        self.earlier.range(..floor).map(|(_, named)| named).chain(own)
     }
 
     fn forget_below(&mut self, floor: Position) {
@@ -311,7 +330,7 @@ struct Run {
     first: u64,
     /// How many of the first chunk are forgotten.
     forgotten: usize,
-    chunks: VecDeque<Vec<Known>>,
+    chunks: VecDeque<Vec<Named>>,
 }
 
 impl Run {
@@ -330,35 +349,35 @@ impl Run {
         (i >= self.forgotten).then_some((i / Run::CHUNK, i % Run::CHUNK))
     }
 
-    fn get(&self, n: u64) -> Option<&Known> {
+    fn get(&self, n: u64) -> Option<&Named> {
         let (chunk, i) = self.place(n)?;
         self.chunks.get(chunk)?.get(i)
     }
 
-    fn get_mut(&mut self, n: u64) -> Option<&mut Known> {
+    fn get_mut(&mut self, n: u64) -> Option<&mut Named> {
         let (chunk, i) = self.place(n)?;
         self.chunks.get_mut(chunk)?.get_mut(i)
     }
 
-    fn iter(&self) -> impl DoubleEndedIterator<Item = &Known> {
+    fn iter(&self) -> impl DoubleEndedIterator<Item = &Named> {
         self.chunks.iter().enumerate().flat_map(|(i, chunk)| chunk[if i == 0 { self.forgotten } else { 0 }..].iter())
     }
 
-    fn push(&mut self, known: Known) {
+    fn push(&mut self, named: Named) {
         let next = self.first + (self.forgotten + self.len()) as u64;
-        assert_eq!(known.txid.n, next, "transactions of a start become known in their order");
+        assert_eq!(named.known.txid.n, next, "transactions of a start become known in their order");
         match self.chunks.back_mut() {
-            Some(last) if last.len() < Run::CHUNK => last.push(known),
+            Some(last) if last.len() < Run::CHUNK => last.push(named),
             _ => {
                 let mut chunk = Vec::with_capacity(Run::CHUNK);
-                chunk.push(known);
+                chunk.push(named);
                 self.chunks.push_back(chunk);
             }
         }
     }
 
     fn forget_below(&mut self, floor: Position) {
-        let below = if floor.epoch < self.epoch { 0 } else { self.iter().take_while(|known| known.txid.position() < floor).count() };
+        let below = if floor.epoch < self.epoch { 0 } else { self.iter().take_while(|named| named.position() < floor).count() };
         self.forgotten += below;
         while self.forgotten >= Run::CHUNK {
             self.chunks.pop_front();
