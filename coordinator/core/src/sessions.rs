@@ -478,9 +478,11 @@ impl Coordinator {
             _ if epoch < self.loss_accepted => None,
             _ if epoch >= self.owner.epoch => Some(self.last_log_csn),
             Some(end) => Some(*end),
-            // The newest Commit of all is never forgotten: above its epoch there was none.
-            None if self.ends.last_key_value().is_none_or(|(newest, _)| *newest < epoch) => Some(Csn::new(epoch, 0)),
-            None => (self.outcomes.floor().epoch < epoch).then(|| Csn::new(epoch, 0)),
+            None => {
+                // The newest Commit of all is never forgotten: above its epoch there was none.
+                let above_all = self.ends.last_key_value().is_none_or(|(newest, _)| *newest < epoch);
+                (above_all || self.outcomes.floor().epoch < epoch).then(|| Csn::new(epoch, 0))
+            }
         }
     }
 

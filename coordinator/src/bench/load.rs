@@ -1,6 +1,6 @@
 //! The load: clients in a process of their own, and what they saw.
 
-use super::{ITEMS, PATIENCE};
+use super::{ITEMS, PATIENCE, word};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use hdrhistogram::Histogram;
@@ -96,7 +96,7 @@ impl LoadArgs {
 
     /// As the arguments of a process.
     pub fn arguments(&self) -> Vec<OsString> {
-        let wait = self.wait.to_possible_value().expect("no value is skipped").get_name().to_owned();
+        let wait = word(&self.wait);
         let numbers = [self.clients as u64, self.seconds, self.transactions].map(|number| number.to_string());
         let [clients, seconds, transactions] = &numbers;
         let own =

@@ -1,5 +1,5 @@
-//! The invariants I1 to I12, and some rules beside them. It knows what clients asked and were told, what stood durably in a log or in a leader's markers, what
-//! stores did, and what was said aloud: damage, alarms. It knows nothing of how.
+//! The invariants I1 to I12, and some rules beside them. It knows what clients asked and were told, what stood durably in a log or in a
+//! leader's markers, what stores did, and what was said aloud: damage, alarms. It knows nothing of how.
 
 use super::store::State;
 use crate::vote::Kind;

@@ -169,6 +169,14 @@ impl SmallWorld {
         self.unbroken()
     }
 
+    /// What this way alone promises, unless something else goes wrong on it.
+    fn holds_without_faults(&self, promise: bool, broken: &str) -> Way {
+        match promise || self.fault.is_some() {
+            true => Ok(()),
+            false => Err(Stop::Broken(broken.into())),
+        }
+    }
+
     /// Dies with what it had not forced. What it is asked afterwards it is asked by hand.
     fn die(&mut self) -> Way {
         self.go(Step::CrashCoordinator { keeps: false })
@@ -350,10 +358,8 @@ pub(super) const SCHEDULES: &[Schedule] = &[
             w.release(Step::Client(1));
             w.rest()?;
             // With another fault it may be aborted for that.
-            match w.fault.is_some() || w.seats[1].store.durable.documents.contains_key("k") {
-                true => Ok(()),
-                false => Err(Stop::Broken("R-COND: a condition is tested against a write that was given up".into())),
-            }
+            let written = w.seats[1].store.durable.documents.contains_key("k");
+            w.holds_without_faults(written, "R-COND: a condition is tested against a write that was given up")
         },
     },
     Schedule {
@@ -720,10 +726,8 @@ pub(super) const SCHEDULES: &[Schedule] = &[
             w.release(Step::Back(1));
             w.rest()?;
             // With another fault, in another start: see docs/testing.md.
-            match w.fault.is_some() || w.machine.as_ref().is_some_and(|machine| machine.damage.is_empty()) {
-                true => Ok(()),
-                false => Err(Stop::Broken("I12: damage is recorded, and there is none".into())),
-            }
+            let undamaged = w.machine.as_ref().is_some_and(|machine| machine.damage.is_empty());
+            w.holds_without_faults(undamaged, "I12: damage is recorded, and there is none")
         },
     },
     Schedule {
